@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Pretrain: `torchrun --nproc-per-node N launch/pretrain.py model=tiny data.path=DIR run.name=NAME`.
+
+Plain `python launch/pretrain.py` runs one process. Options are Hydra's: see configs/ and `--help`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmtrain.cli import hydra_entry
+from mmtrain.config import PretrainConfig
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Check everything, then join the other processes and train."""
+    from mmtrain.parallel import mesh
+    from mmtrain.train.folder import RunFolder
+    from mmtrain.train.inputs import RunInputs
+    from mmtrain.train.optimizer import check_optimizer
+    from mmtrain.train.stage import RunPlan, scaled_phases
+    from mmtrain.train.trainer import Trainer
+
+    device = mesh.pick_device(config.cluster)
+    check_optimizer(config.optim, device.type)
+    phases = scaled_phases(config.stage)
+    plan = RunPlan(phases, mesh.world_size(), config.parallel.micro_batch_rows)
+    folder = RunFolder(config)
+    folder.resume_from()
+    inputs = RunInputs(config.data, phases, config.model.vocab_size)
+
+    context = mesh.start(config.cluster)
+    try:
+        for line in Trainer(config, context, plan, inputs, folder).run():
+            print(line, flush=True)
+    finally:
+        mesh.stop()
+
+
+if __name__ == "__main__":
+    hydra_entry(pretrain, CONFIGS)

@@ -1,0 +1,110 @@
+"""Initial weights: Xavier with DeepNorm gains, the same to the bit on any layout and device.
+
+Every element is a pure function of (seed, parameter name, index in the full parameter): a shard fills its own part and
+needs no other, so a model built on the meta device and sharded is initialised without ever being whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from mmtrain.config import ModelConfig
+
+_CHUNK = 1 << 22  # elements filled at once; bounds the int64 scratch to 32 MiB a buffer
+
+
+def build_model(config: ModelConfig, device: torch.device | str = "cpu", seed: int = 1234) -> nn.Module:
+    """A model with initial weights, whole, on one device, in fp32 (for tests, tools and decoding)."""
+    model = meta_model(config).to_empty(device=device)
+    initialise(model, seed)
+    return model
+
+
+def meta_model(config: ModelConfig) -> nn.Module:
+    """A model without memory, to be sharded, given memory and then filled by :func:`initialise` or a checkpoint."""
+    from mmtrain.model.model import HybridLM
+
+    with torch.device("meta"):
+        return HybridLM(config)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """Fill every parameter (plain or DTensor) and buffer of a HybridLM that has memory.
+
+    Norm weights are 1. Everything else is Xavier-uniform, U(-a, a) with a = gain sqrt(6 / (fan_in + fan_out))
+    (MiniMax-01 section 4.2 says Xavier with DeepNorm's factors). The gain is beta for value and output projections and
+    feed-forward matrices, as DeepNorm defines, and 1 for queries, keys, gates, router, embedding and head; which
+    matrices MiniMax scaled is not stated.
+    """
+    config: ModelConfig = model.config
+    for module in model.modules():
+        if hasattr(module, "reset_buffers"):
+            module.reset_buffers()
+    for name, parameter in model.named_parameters():
+        if "norm" in name.rsplit(".", 2)[-2]:
+            parameter.fill_(1.0)
+        else:
+            _fill(parameter, name, seed, config)
+
+
+def _fill(parameter: Tensor, name: str, seed: int, config: ModelConfig) -> None:
+    if isinstance(parameter, DTensor):
+        _, offset = compute_local_shape_and_global_offset(
+            parameter.shape, parameter.device_mesh, parameter.placements
+        )
+        local = parameter.to_local()
+    else:
+        local, offset = parameter, (0,) * parameter.ndim
+    rows = local.shape[0] if local.numel() else 0
+    row_size = local.numel() // max(rows, 1)
+    step = max(1, _CHUNK // max(row_size, 1))
+    key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little", signed=True)
+    for start in range(0, rows, step):
+        part = local[start : start + step]
+        index = _global_index(part.shape, (offset[0] + start, *offset[1:]), parameter.shape, part.device)
+        part.copy_(_uniform(index, key).mul_(_bound(name, index, parameter.shape, config)))
+
+
+def _global_index(shape: torch.Size, offset: tuple[int, ...], full: torch.Size, device: torch.device) -> Tensor:
+    """Index of each element of a part in the flattened full parameter, int64."""
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    for size, start, whole in zip(shape, offset, full, strict=True):
+        index = index[..., None] * whole + torch.arange(start, start + size, device=device)
+    return index
+
+
+def _uniform(index: Tensor, key: int) -> Tensor:
+    """Uniform in (-1, 1) from a 64-bit mix of (key, index) (the finaliser of SplitMix64); fp32, 24 random bits."""
+    z = index * -7046029254386353131 + key  # 0x9E3779B97F4A7C15, wrapping
+    z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    bits = _shift(z ^ _shift(z, 31), 40)
+    return (bits.float() + 0.5).mul_(2.0**-23).sub_(1.0)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _bound(name: str, index: Tensor, full: torch.Size, config: ModelConfig) -> Tensor | float:
+    """Xavier bound of each element: one number, or a tensor where rows of one parameter differ."""
+    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    fan_out, fan_in = full[-2], full[-1]
+    if leaf == "qkv_proj":  # three matrices, interleaved by head
+        fan_out //= 3
+        row_in_head = index // full[1] % (3 * config.head_dim)
+        gain = torch.where(row_in_head >= 2 * config.head_dim, config.beta, 1.0)
+    else:
+        gain = config.beta if leaf in _BETA else 1.0
+    return gain * math.sqrt(6.0 / (fan_in + fan_out))
+
+
+_BETA = frozenset({"out_proj", "o_proj", "v_proj", "w13_E2FD", "w2_EDF", "w13_2FD", "w2_DF"})

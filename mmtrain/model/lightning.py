@@ -1,0 +1,79 @@
+"""Lightning (decayed linear) attention, the mixer of seven layers in eight.
+
+Legend: T tokens, D model width, H heads, K head dimension, I = H * K.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmkernels import lightning_attention
+from torch import Tensor, nn
+
+from mmtrain.config import ModelConfig
+from mmtrain.model.attention import AttentionCall, LocalAttention
+from mmtrain.model.cache import LightningCache
+from mmtrain.model.norm import RMSNorm
+from mmtrain.model.packing import Packing
+
+
+def decay_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
+    """Slopes s of the decay exp(-s) a token, one a head, from the *global* head and layer index.
+
+    s[h, l] = 2^(-8h/H) * (1 - l/(L-1) + 1e-5), h = 1..H, l = 0..L-1 counting softmax layers too (the released
+    modeling code). Head counts that are no power of two interpolate as ALiBi does.
+    """
+    factor = 1.0 - layer / max(num_layers - 1, 1) + 1e-5
+    return [slope * factor for slope in _head_slopes(num_heads)]
+
+
+def _head_slopes(num_heads: int) -> list[float]:
+    if math.log2(num_heads).is_integer():
+        return [2.0 ** (-8.0 * h / num_heads) for h in range(1, num_heads + 1)]
+    below = 2 ** math.floor(math.log2(num_heads))
+    return _head_slopes(below) + _head_slopes(2 * below)[0::2][: num_heads - below]
+
+
+class LightningAttention(nn.Module):
+    """out = W_o (sigmoid(W_gate x) * RMSNorm(o)), o_t = sum_{j<=t} exp(-s (t-j)) (q_t . k_j) v_j.
+
+    q, k, v = SiLU(W_qkv x), with no scale, softmax, denominator or RoPE; the norm spans all heads (MiniMax-01 section
+    2.2 and Fig. 3, details from the released code). Rows of W_qkv are interleaved by head: K of q, K of k, K of v.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, inner = config.num_heads, config.head_dim, config.inner_size
+        self._slopes = decay_slopes(config.num_heads, layer, config.num_layers)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner, bias=False)
+        self.output_gate = nn.Linear(config.hidden_size, inner, bias=False)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.norm = RMSNorm(inner, config.lightning_norm_eps)
+        self.register_buffer("slopes_H", torch.empty(config.num_heads, dtype=torch.float32), persistent=False)
+        self.reset_buffers()
+        self.attention: AttentionCall = LocalAttention()
+
+    def reset_buffers(self) -> None:
+        """Fill the slopes; called again after a meta-device model is given memory."""
+        if not self.slopes_H.is_meta:
+            self.slopes_H.copy_(torch.tensor(self._slopes))
+
+    def forward(self, x_TD: Tensor, packing: Packing, cache: LightningCache | None = None) -> Tensor:
+        """Mix tokens of the same document; x and result are [T, D].
+
+        With a cache, the tokens continue the cached document, whose state is updated in place.
+        """
+        qkv_THX = F.silu(self.qkv_proj(x_TD)).unflatten(-1, (self.num_heads, 3 * self.head_dim))
+        q_THK, k_THK, v_THK = qkv_THX.split(self.head_dim, dim=-1)
+        if cache is None:
+            o_THK = self.attention.lightning(q_THK, k_THK, v_THK, self.slopes_H, packing)
+        else:
+            o_BTHK, cache.state = lightning_attention(
+                q_THK[None], k_THK[None], v_THK[None], self.slopes_H,
+                initial_state=cache.state, output_final_state=True,
+            )  # fmt: skip
+            o_THK = o_BTHK[0]
+        gate_TI = torch.sigmoid(self.output_gate(x_TD))
+        return self.out_proj(gate_TI * self.norm(o_THK.flatten(-2)))

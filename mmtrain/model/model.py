@@ -1,0 +1,78 @@
+"""The language model: embedding, layers, norm, head, loss.
+
+Legend: T tokens (all rows of a micro-batch, flattened), D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmtrain.config import ModelConfig
+from mmtrain.model.block import Block
+from mmtrain.model.cache import DecodeCache
+from mmtrain.model.loss import linear_cross_entropy
+from mmtrain.model.norm import RMSNorm
+from mmtrain.model.packing import Packing
+from mmtrain.model.rope import rope_table
+from mmtrain.model.router import RouterStats
+
+
+class LossOutput(NamedTuple):
+    """What a training step needs of a micro-batch.
+
+    Attributes:
+        ce_sum: scalar, cross-entropy summed over labelled tokens, in nats.
+        aux_loss: scalar, auxiliary losses summed over layers, coefficients included; 0 without experts.
+        router: one entry a layer of experts.
+    """
+
+    ce_sum: Tensor
+    aux_loss: Tensor
+    router: list[RouterStats]
+
+
+class HybridLM(nn.Module):
+    """A decoder of lightning and softmax layers with a mixture of experts in each (MiniMax-01 section 2).
+
+    Attributes:
+        rope_base: RoPE base; phases of training set it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.rope_base = config.rope_base
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(
+        self, tokens_T: Tensor, packing: Packing, labels_T: Tensor | None = None, cache: DecodeCache | None = None
+    ) -> LossOutput | Tensor:
+        """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
+
+        Args:
+            tokens_T: int64 [T].
+            packing: the documents that the tokens belong to.
+            labels_T: next tokens.
+            cache: what decoding remembers; the tokens continue its one document, and it is updated in place.
+        """
+        h_TD = self.embed_tokens(tokens_T)
+        rope = rope_table(packing.position_ids_T, self.config.rotary_dim, self.rope_base)
+        router: list[RouterStats] = []
+        for i, layer in enumerate(self.layers):
+            h_TD, stats = layer(h_TD, packing, rope, None if cache is None else cache.layers[i])
+            if stats is not None:
+                router.append(stats)
+        if cache is not None:
+            cache.length += tokens_T.shape[0]
+        h_TD = self.norm(h_TD)
+        if labels_T is None:
+            return self.lm_head(h_TD)
+        ce_sum = linear_cross_entropy(h_TD, self.lm_head.weight, labels_T, self.config.loss_chunk_tokens)
+        aux_loss = sum((stats.aux_loss for stats in router), start=torch.zeros_like(ce_sum))
+        return LossOutput(ce_sum, aux_loss, router)

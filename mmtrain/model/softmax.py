@@ -1,0 +1,42 @@
+"""Grouped-query softmax attention with partial RoPE, the mixer of every eighth layer.
+
+Legend: T tokens, D model width, H heads, G key/value heads, K head dimension.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmtrain.config import ModelConfig
+from mmtrain.model.attention import AttentionCall, LocalAttention, causal_softmax
+from mmtrain.model.cache import SoftmaxCache
+from mmtrain.model.packing import Packing
+from mmtrain.model.rope import RopeTable, apply_rope
+
+
+class SoftmaxAttention(nn.Module):
+    """Causal softmax attention, scale 1/sqrt(K), RoPE on the first `rotary_dim` dimensions (MiniMax-01 section 2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim, kv_size = config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.inner_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.inner_size, config.hidden_size, bias=False)
+        self.attention: AttentionCall = LocalAttention()
+
+    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: SoftmaxCache | None = None) -> Tensor:
+        """Mix tokens of the same document; x and result are [T, D].
+
+        With a cache, the tokens continue the cached document, and their keys and values are added to it.
+        """
+        q_THK = self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        k_TGK = self.k_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        v_TGK = self.v_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        q_THK, k_TGK = apply_rope(q_THK, rope), apply_rope(k_TGK, rope)
+        if cache is None:
+            o_THK = self.attention.softmax(q_THK, k_TGK, v_TGK, packing)
+        else:
+            o_THK = causal_softmax(q_THK, *cache.append(k_TGK, v_TGK))
+        return self.o_proj(o_THK.flatten(-2))

@@ -1,0 +1,111 @@
+"""From a plain nested dict (what Hydra composes) to typed, frozen-in-shape dataclasses, refusing unknown options."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mmtrain.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+_SUFFIX = {
+    "": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+
+
+def parse_count(value: int | float | str, option: str) -> int:
+    """Read a count of tokens or steps: ``8192``, ``2e6``, ``"16M"``, ``"7.2T"`` or, in powers of two, ``"128Ki"``.
+
+    Raises:
+        ConfigError: not a non-negative whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ConfigError(option, value, "not a count", "write a number such as 8192, 16M, 7.2T or 128Ki")
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE]\+?\d+)?)\s*(K|M|B|T|Ki|Mi|Gi|Ti|)\s*", value)
+        if match is None:
+            raise ConfigError(option, value, "not a count", "write a number such as 8192, 16M, 7.2T or 128Ki")
+        number = float(match[1]) * _SUFFIX[match[2]]
+    else:
+        number = float(value)
+    if not 0 <= number < float("inf") or abs(number - round(number)) > 1e-6 * max(1.0, number):
+        raise ConfigError(option, value, "not a whole number of at least 0", "write a number such as 8192 or 16M")
+    return round(number)
+
+
+class Count(int):
+    """A whole number that YAML may write with a suffix (see :func:`parse_count`)."""
+
+
+def build(cls: type[T], values: Any, path: str = "") -> T:
+    """Build dataclass `cls` from nested `values`, checking names and types.
+
+    Args:
+        cls: a dataclass whose field types are built-ins, :class:`Count`, dataclasses, lists or optionals of these.
+        values: a mapping of its fields; missing fields take the class's defaults.
+        path: dotted option name of `values`, for messages.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest known one), a missing required field, or a wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(path or "config", values, "expected a group of options", f"see {cls.__name__}'s fields")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in fields:
+            raise ConfigError(_join(path, name), values[name], "unknown option", nearest(str(name), fields))
+    made = {}
+    for name, field in fields.items():
+        if name in values:
+            made[name] = _convert(hints[name], values[name], _join(path, name))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(_join(path, name), "(missing)", "required", "give it a value")
+    return cls(**made)
+
+
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _convert(hint: Any, value: Any, option: str) -> Any:
+    """Convert one value to the annotated type, or raise ConfigError naming the option."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(arg for arg in args if arg is not type(None)), value, option)
+    if value == "???":
+        raise ConfigError(option, "???", "required", f"give it on the command line: {option}=...")
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(option, value, "expected a list", "write it as [a, b]")
+        return [_convert(args[0], item, f"{option}[{i}]") for i, item in enumerate(value)]
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, option)  # type: ignore[type-var]
+    if hint is Count:
+        return Count(parse_count(value, option))
+    return _convert_plain(hint, value, option)
+
+
+def _convert_plain(hint: type, value: Any, option: str) -> Any:
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[0-9.eE+-]+(/[0-9.eE+-]+)?", value):
+        numerator, _, denominator = value.partition("/")  # YAML reads 1e-4 and 1/64 as text
+        try:
+            return float(numerator) / float(denominator or 1)
+        except (ValueError, ZeroDivisionError):
+            pass
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(option, value, f"expected {hint.__name__}, got {type(value).__name__}", "correct the value")

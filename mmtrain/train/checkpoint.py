@@ -1,0 +1,122 @@
+"""Checkpoints with torch's distributed checkpoint: every rank writes its shards, and a folder appears when whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
+
+from mmtrain.errors import ConfigError
+from mmtrain.train.folder import latest_checkpoint
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: everything else follows from the configuration.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: tokens consumed.
+    """
+
+    step: int = 0
+    tokens: int = 0
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: dict[str, Any]
+) -> Path:
+    """Write `folder`/step-N: weights, optimizer state, progress and the configuration. Collective.
+
+    Shards go to a scratch folder that is renamed when all ranks have written theirs, so a checkpoint under its final
+    name is always whole, and an interrupted one leaves the older ones as they were.
+    """
+    final = folder / f"step-{progress.step:08d}"
+    scratch = folder / f"{final.name}.writing"
+    if dist.get_rank() == 0 and scratch.exists():
+        shutil.rmtree(scratch)
+    dist.barrier()
+    weights, moments = get_state_dict(model, optimizer)
+    _quietly(dcp.save, {"model": weights, "optimizer": moments}, checkpoint_id=scratch)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        (scratch / "meta.json").write_text(json.dumps({**asdict(progress), "config": config}, indent=1) + "\n")
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(scratch, final)
+    dist.barrier()
+    return final
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
+    """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
+
+    Raises:
+        ConfigError: the checkpoint is of a model with other shapes or names.
+    """
+    if optimizer is None:
+        weights = get_model_state_dict(model)
+        _read(path, {"model": weights})
+        set_model_state_dict(model, weights)
+    else:
+        weights, moments = get_state_dict(model, optimizer)
+        _read(path, {"model": weights, "optimizer": moments})
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    return read_progress(path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The progress and configuration that a checkpoint recorded."""
+    return json.loads((path / "meta.json").read_text())
+
+
+def read_progress(path: Path) -> Progress:
+    """Where the run stood."""
+    meta = read_meta(path)
+    return Progress(meta["step"], meta["tokens"])
+
+
+def find_checkpoint(option: str, path: str) -> Path:
+    """The newest complete checkpoint at or below `path`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = latest_checkpoint(Path(path))
+    if found is None:
+        raise ConfigError(option, path, "holds no complete checkpoint", "give a run folder or one of its checkpoints")
+    return found
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints (0 keeps all); on the main process only."""
+    complete = sorted(p for p in folder.glob("step-*") if (p / "meta.json").is_file())
+    for path in complete[:-keep] if keep else []:
+        shutil.rmtree(path)
+
+
+def _read(path: Path, state: dict[str, Any]) -> None:
+    try:
+        _quietly(dcp.load, state, checkpoint_id=path)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "Missing key" in text or "ize mismatch" in text:
+            raise ConfigError("checkpoint", path, f"is of another model ({text[:160]})", "use its model") from error
+        raise
+
+
+def _quietly(call: Any, *args: Any, **kwargs: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecations
+        call(*args, **kwargs)

@@ -1,0 +1,113 @@
+"""The corpora of a run, opened and checked before anything else starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from mmdata.errors import DataError
+from mmdata.indexed import IndexedCorpus, check_token_range
+from mmdata.loader import Rows
+from mmdata.mixture import Mixture
+from mmdata.split import split_documents
+from mmdata.stream import RowStream
+from mmdata.tokenizer import Tokenizer, load_tokenizer
+
+from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
+from mmtrain.errors import ConfigError
+from mmtrain.train.stage import phase_seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """Documents of one corpus: all of it, or those with the ids given (int64)."""
+
+    corpus: IndexedCorpus
+    documents: np.ndarray | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read."""
+        return self.corpus.num_tokens == 0 or (self.documents is not None and len(self.documents) == 0)
+
+
+class RunInputs:
+    """Tokenizer, training streams and held-out rows of a run.
+
+    Raises:
+        ConfigError: the tokenizer has more tokens than the model.
+        DataError: a corpus or tokenizer is missing, truncated, corrupt or empty, or holds ids beyond the vocabulary.
+    """
+
+    def __init__(self, data: DataConfig, phases: list[PhaseConfig], vocab_size: int) -> None:
+        self.data, self.phases, self.vocab_size = data, phases, vocab_size
+        self.tokenizer = load_tokenizer(data.tokenizer or _tokenizer_path(data.all_sources[0].path))
+        if self.tokenizer.vocab_size > vocab_size:
+            raise ConfigError(
+                "model.vocab_size", vocab_size, f"the tokenizer has {self.tokenizer.vocab_size} tokens",
+                f"give model.vocab_size={self.tokenizer.vocab_size} or more, or another data.tokenizer",
+            )  # fmt: skip
+        self._splits: dict[str, tuple[Split, Split | None]] = {}
+        for source in self._all_sources():
+            self._splits[source.path] = self._open(source.path)
+        for index in range(len(phases)):  # too little text for a row is found here
+            self.train_stream(index)
+
+    def train_stream(self, phase_index: int) -> Rows:
+        """The rows of a phase: a mixture where it has several sources; every phase has an order of its own."""
+        phase, seed = self.phases[phase_index], phase_seed(self.data.seed, phase_index)
+        sources = phase.sources or self.data.all_sources
+        streams = [
+            self._stream(self._splits[source.path][0], phase.seq_len, seed, self.data.packing) for source in sources
+        ]
+        return streams[0] if len(streams) == 1 else Mixture(streams, [source.weight for source in sources], seed)
+
+    def valid_stream(self, seq_len: int) -> RowStream | None:
+        """Held-out rows of the first source, or None where there are none; the same rows at each validation."""
+        valid = self._splits[self.data.all_sources[0].path][1]
+        if valid is None or valid.is_empty or self.data.valid_rows == 0:
+            return None
+        try:
+            return self._stream(valid, seq_len, self.data.seed, "concat")
+        except DataError:  # less than a row of held-out text: pad it
+            return self._stream(valid, seq_len, self.data.seed, "best_fit")
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each token stands for, int32 [tokenizer's vocabulary]."""
+        counts = np.zeros(self.vocab_size, dtype=np.int32)
+        counts[: self.tokenizer.vocab_size] = self.tokenizer.token_bytes()
+        return counts
+
+    def _all_sources(self) -> list[SourceConfig]:
+        return [*self.data.all_sources, *(s for phase in self.phases for s in phase.sources or [])]
+
+    def _open(self, path: str) -> tuple[Split, Split | None]:
+        folder = Path(path)
+        if folder.is_dir():
+            train = IndexedCorpus(folder / "train")
+            check_token_range(train, self.vocab_size)
+            held = IndexedCorpus(folder / "valid") if (folder / "valid.idx").is_file() else None
+            return Split(train), None if held is None else Split(held)
+        corpus = IndexedCorpus(folder)
+        check_token_range(corpus, self.vocab_size)
+        train_ids, valid_ids = split_documents(corpus, self.data.valid_fraction, self.data.seed)
+        return Split(corpus, train_ids), Split(corpus, valid_ids)
+
+    def _stream(self, split: Split, seq_len: int, seed: int, packing: str) -> RowStream:
+        return RowStream(
+            split.corpus, seq_len=seq_len, seed=seed, packing=packing, eod_id=self.tokenizer.eod_id,
+            documents=split.documents, vocab_size=self.vocab_size,
+        )  # fmt: skip
+
+
+def _tokenizer_path(source: str) -> Path:
+    """Where a prepared corpus keeps its tokenizer: its folder."""
+    path = Path(source)
+    if not path.is_dir() and not path.parent.joinpath("tokenizer.json").is_file():
+        if not Path(f"{path.with_suffix('')}.idx").is_file():
+            raise DataError(f"data.path={source}: there is no such corpus; prepare one with launch/prepare.py")
+        raise DataError(f"data.path={source} has no tokenizer.json beside it: give data.tokenizer=PATH (or bytes)")
+    return path if path.is_dir() else path.parent

@@ -1,0 +1,82 @@
+"""AdamW over sharded fp32 master weights, from torch, NVIDIA's apex or DeepSpeed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from mmtrain.config import OptimConfig
+from mmtrain.errors import ConfigError
+
+
+def check_optimizer(config: OptimConfig, device_type: str) -> None:
+    """Refuse an optimizer that this machine cannot run, before anything is started.
+
+    The package called `apex` on PyPI is something else, so NVIDIA's is told by `apex.optimizers.FusedAdam`.
+
+    Raises:
+        ConfigError: the package is missing, is another one, or the device does not fit.
+    """
+    if config.name == "apex":
+        try:
+            found = hasattr(importlib.import_module("apex.optimizers"), "FusedAdam")
+        except ImportError:
+            found = False
+        if not found:
+            raise ConfigError("optim.name", "apex", "NVIDIA's apex (apex.optimizers.FusedAdam) is not installed",
+                              "build it from NVIDIA's source, or use optim=adamw")  # fmt: skip
+        if device_type != "cuda":
+            raise ConfigError("optim.name", "apex", "FusedAdam needs CUDA tensors", "use optim=adamw here")
+    if config.name == "cpu_offload" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("optim.name", "cpu_offload", "deepspeed is not installed",
+                          "pip install 'mmtrain[offload]', or use optim=adamw")  # fmt: skip
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norm weights are not decayed unless asked."""
+    groups = _parameter_groups(model, config)
+    betas = (config.beta1, config.beta2)
+    if config.name == "apex":
+        from apex.optimizers import FusedAdam
+
+        return FusedAdam(groups, lr=0.0, betas=betas, eps=config.eps, adam_w_mode=True)
+    if config.name == "cpu_offload":
+        from mmtrain.train.offload import HostAdam
+
+        return HostAdam(groups, betas=betas, eps=config.eps)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
+
+
+def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    decayed, plain = [], []
+    for parameter in model.parameters():
+        (decayed if config.decay_norms or parameter.ndim > 1 else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> torch.Tensor:
+    """Scale gradients so that their global norm (over all ranks and parameters) is at most `max_norm`.
+
+    Returns:
+        The norm before clipping, fp32 scalar, the same on every rank; with None it is only measured.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_([p for p in parameters if p.grad is not None], max_norm, norm)
+    return norm

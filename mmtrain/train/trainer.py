@@ -1,0 +1,128 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from mmdata.loader import PackedBatch, micro_batches
+
+from mmtrain.config import PretrainConfig
+from mmtrain.model.init import initialise, meta_model
+from mmtrain.parallel.apply import apply_parallel
+from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.train.checkpoint import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
+from mmtrain.train.device import compute_dtype, peak_rate
+from mmtrain.train.evaluate import evaluate
+from mmtrain.train.folder import RunFolder
+from mmtrain.train.inputs import RunInputs
+from mmtrain.train.optimizer import build_optimizer
+from mmtrain.train.report import Report
+from mmtrain.train.stage import RunPlan, RunStep, rank_batches
+from mmtrain.train.step import train_step
+
+
+class Trainer:
+    """Runs the phases of a stage on the processes of `context`.
+
+    Everything that happens at step i follows from the configuration and i alone, so a resumed run is the same run.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, context: ParallelContext, plan: RunPlan, inputs: RunInputs, folder: RunFolder
+    ) -> None:
+        self.config, self.context, self.plan, self.inputs, self.folder = config, context, plan, inputs, folder
+        self.dtype = compute_dtype(config.optim.precision, context.device)
+        offload = config.optim.name == "cpu_offload"
+        model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload)
+        self.model = model.to_empty(device="cpu" if offload else context.device)
+        initialise(self.model, config.run.seed)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.progress = self._load()
+        self.last_step = min(plan.num_steps, config.run.max_steps or plan.num_steps)
+
+    def _load(self) -> Progress:
+        """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
+        run = self.config.run
+        resume = self.folder.resume_from()
+        if resume is not None:
+            return load_checkpoint(resume, self.model, self.optimizer)
+        if run.init_from is not None:
+            source = find_checkpoint("run.init_from", run.init_from)
+            load_checkpoint(source, self.model, self.optimizer if run.init_optimizer else None)
+        return Progress()
+
+    def run(self) -> list[str]:
+        """Train to the end of the stage (or `run.max_steps`); returns the closing summary's lines on the main process."""
+        dist.barrier()  # every rank has looked at the folder before it is written to
+        if self.context.is_main:
+            self.folder.claim()
+        peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
+        with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
+            batches = self._batches()
+            for step in range(self.progress.step, self.last_step):
+                self._step(self.plan.step(step), batches, report)
+            return report.close()
+
+    def _step(self, run_step: RunStep, batches: Iterator[PackedBatch], report: Report) -> None:
+        phase = self.plan.phases[run_step.phase_index].phase
+        self.model.rope_base = phase.rope_base
+        rows_here = run_step.plan.num_rows // self.context.dp_size
+        began = time.perf_counter()
+        result = train_step(
+            self.model,
+            self.optimizer,
+            list(islice(batches, rows_here // self.config.parallel.micro_batch_rows)),
+            run_step.plan.lr,
+            self.context,
+            clip_grad=self.config.optim.clip_grad,
+            sync_every_micro_batch=self.config.parallel.sync_every_micro_batch,
+        )
+        self.progress = Progress(run_step.step + 1, run_step.tokens_after)
+        report.step(run_step, phase, result, time.perf_counter() - began)
+        self._after_step(phase.seq_len, report)
+
+    def _after_step(self, seq_len: int, report: Report) -> None:
+        """Validate and save where it is due."""
+        step, last = self.progress.step, self.progress.step == self.last_step
+        if last or _is_due(step, self.config.log.valid_interval):
+            self._validate(seq_len, report)
+        if (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval):
+            path = save_checkpoint(
+                self.folder.checkpoints, self.model, self.optimizer, self.progress, asdict(self.config)
+            )
+            if self.context.is_main:
+                remove_old(self.folder.checkpoints, self.config.checkpoint.keep)
+                report.note(f"saved {path}")
+
+    def _batches(self) -> Iterator[PackedBatch]:
+        """This rank's micro-batches from the current step on, phase after phase, read ahead."""
+        rows = self.config.parallel.micro_batch_rows
+        for index, phase in enumerate(self.plan.phases):
+            first = max(self.progress.step - self.plan.first_steps[index], 0)
+            lists = (
+                numbers
+                for step in range(first, phase.num_steps)
+                for numbers in rank_batches(phase.step(step), self.context.dp_rank, self.context.dp_size, rows)
+            )
+            if first < phase.num_steps:
+                stream = self.inputs.train_stream(index)
+                yield from micro_batches(stream, lists, num_workers=self.config.data.num_workers)
+
+    def _validate(self, seq_len: int, report: Report) -> None:
+        stream = self.inputs.valid_stream(seq_len)
+        if stream is None:
+            return
+        rows, dp = min(self.config.data.valid_rows, stream.rows_per_epoch()), self.context.dp_size
+        mine = range(self.context.dp_rank, -(-rows // dp) * dp, dp)  # every rank runs as many; surplus is not counted
+        numbers = [[min(row, rows - 1)] for row in mine]
+        batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
+        report.validation(self.progress, evaluate(self.model, batches, self.inputs.token_bytes, self.context))
+
+
+def _is_due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0

@@ -1,0 +1,55 @@
+"""Logits and every gradient equal to transformers' MiniMax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.model.hf_oracle import flat_like_hf, hf_model, hf_name
+
+from mmtrain.config import ModelConfig
+from mmtrain.model.init import build_model
+from mmtrain.model.packing import Packing
+
+SHAPES = {
+    "hybrid": (dict(num_layers=8, layer_pattern="LLLLLLLS"), 300),
+    "wide_heads_many_experts": (dict(num_layers=4, layer_pattern="LLLS", num_heads=2, num_kv_heads=1, head_dim=32, rotary_dim=32,
+                                     num_experts=8, top_k=3), 257),  # fmt: skip
+    "softmax_only": (dict(num_layers=2, layer_pattern="S", num_kv_heads=4), 64),
+    "lightning_only": (dict(num_layers=3, layer_pattern="L", num_experts=3), 513),
+}
+
+
+def small_config(**changes: object) -> ModelConfig:
+    base = dict(name="small", vocab_size=160, hidden_size=48, num_layers=8, num_heads=4, num_kv_heads=2, head_dim=16,
+                ffn_hidden_size=40, rotary_dim=16, num_experts=4, capacity_factor=None, loss_chunk_tokens=100)  # fmt: skip
+    config = ModelConfig(**(base | changes))
+    config.validate()
+    return config
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).double().norm() / theirs.double().norm()).item()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_loss_and_gradients_equal_transformers(shape: str) -> None:
+    changes, length = SHAPES[shape]
+    model = build_model(small_config(**changes))
+    oracle = hf_model(model)
+    tokens = torch.randint(0, 160, (length,), generator=torch.Generator().manual_seed(1))
+    labels = tokens.roll(-1)
+    packing = Packing.from_lengths([length])
+
+    theirs = oracle(input_ids=tokens[None]).logits[0]
+    assert relative(model(tokens, packing), theirs) < 1e-5
+
+    out = model(tokens, packing, labels)
+    loss = F.cross_entropy(theirs, labels, reduction="sum")
+    torch.testing.assert_close(out.ce_sum, loss, rtol=1e-5, atol=0)
+    (out.ce_sum / length).backward()
+    (loss / length).backward()
+    gradients = {name: p.grad for name, p in oracle.named_parameters()}
+    for name, parameter in model.named_parameters():
+        expected = gradients.pop(hf_name(name))
+        assert relative(flat_like_hf(name, parameter.grad), expected) < 1e-5, name
