@@ -8,13 +8,14 @@ Legend: T tokens, H heads, G key/value heads, K head dimension.
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from mmkernels import lightning_attention
 from torch import Tensor
 
+from mmkernels import lightning_attention
 from mmtrain.model.packing import Packing
 
 
@@ -61,7 +62,7 @@ def _softmax_by_document(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: P
     bounds = packing.cu_seqlens.tolist()
     pieces = [
         causal_softmax(q_THK[start:stop], k_TGK[start:stop], v_TGK[start:stop])
-        for start, stop in zip(bounds, bounds[1:], strict=False)
+        for start, stop in itertools.pairwise(bounds)
         if stop > start
     ]
     return torch.cat(pieces) if pieces else torch.empty_like(q_THK)
@@ -73,4 +74,6 @@ def _varlen_softmax(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packin
     repeat = q_THK.shape[1] // k_TGK.shape[1]
     k, v = (t.repeat_interleave(repeat, dim=1) if repeat > 1 else t for t in (k_TGK, v_TGK))
     cu, longest = packing.cu_seqlens, packing.max_seqlen
-    return varlen_attn(q_THK.contiguous(), k.contiguous(), v.contiguous(), cu, cu, longest, longest, window_size=(-1, 0))
+    return varlen_attn(
+        q_THK.contiguous(), k.contiguous(), v.contiguous(), cu, cu, longest, longest, window_size=(-1, 0)
+    )

@@ -106,6 +106,9 @@ def step_flops(model: ModelConfig, doc_lengths: Sequence[int], kept_assignments:
 def paper_table1(arch: str, layers: int, hidden: int, heads: int, batch: int, seq: int) -> tuple[float, float]:
     """Return parameters and training FLOPs by MiniMax-01 Table 1 (FACTS 6), which leaves the embeddings out.
 
+    The paper counts every pair of softmax attention, masked ones too (twice :func:`step_flops`), and for lightning
+    attention 36 d^2/h operations a token and layer (three times the minimum of :func:`step_flops`, as blocks do more).
+
     Args:
         arch: ``softmax``, ``lightning`` or ``hybrid`` (7:1).
         layers: depth l.

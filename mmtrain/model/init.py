@@ -56,9 +56,7 @@ def initialise(model: nn.Module, seed: int) -> None:
 
 def _fill(parameter: Tensor, name: str, seed: int, config: ModelConfig) -> None:
     if isinstance(parameter, DTensor):
-        _, offset = compute_local_shape_and_global_offset(
-            parameter.shape, parameter.device_mesh, parameter.placements
-        )
+        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
         local = parameter.to_local()
     else:
         local, offset = parameter, (0,) * parameter.ndim

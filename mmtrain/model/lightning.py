@@ -9,9 +9,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmkernels import lightning_attention
 from torch import Tensor, nn
 
+from mmkernels import lightning_attention
 from mmtrain.config import ModelConfig
 from mmtrain.model.attention import AttentionCall, LocalAttention
 from mmtrain.model.cache import LightningCache

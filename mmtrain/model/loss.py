@@ -74,7 +74,7 @@ def _chunk(logits_CV: Tensor, labels_C: Tensor, wide: torch.dtype, need_grad: bo
 
 
 def _accumulate(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
-    """total += dlogits^T x, in total's dtype."""
+    """Total += dlogits^T x, in total's dtype."""
     if total_VD.dtype == x_CD.dtype:
         total_VD.addmm_(dlogits_CV.t(), x_CD)
     else:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from mmtrain.config import ParallelConfig
-from mmtrain.model.moe import MoE
 from mmtrain.model.model import HybridLM
+from mmtrain.model.moe import MoE
 from mmtrain.parallel.mesh import ParallelContext
 
 
@@ -30,9 +30,7 @@ def apply_parallel(
         host_parameters: keep sharded parameters and gradients in host memory, for an optimizer that runs there.
     """
     # Inputs are not cast: hidden states come in compute_dtype already, and RoPE tables must stay fp32.
-    policy = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if host_parameters and context.device.type == "cuda" else OffloadPolicy()
     shard = partial(fully_shard, mesh=context.mesh["dp"], offload_policy=offload)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from mmdata.loader import PackedBatch
 from torch import nn
 
+from mmdata.loader import PackedBatch
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train.step import run_micro_batch
 

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+
 from mmdata.errors import DataError
 from mmdata.indexed import IndexedCorpus, check_token_range
 from mmdata.loader import Rows
 from mmdata.mixture import Mixture
 from mmdata.split import split_documents
 from mmdata.stream import RowStream
-from mmdata.tokenizer import Tokenizer, load_tokenizer
-
+from mmdata.tokenizer import load_tokenizer
 from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
 from mmtrain.errors import ConfigError
 from mmtrain.train.stage import phase_seed
@@ -43,7 +43,7 @@ class RunInputs:
 
     def __init__(self, data: DataConfig, phases: list[PhaseConfig], vocab_size: int) -> None:
         self.data, self.phases, self.vocab_size = data, phases, vocab_size
-        self.tokenizer = load_tokenizer(data.tokenizer or _tokenizer_path(data.all_sources[0].path))
+        self.tokenizer = load_tokenizer(data.tokenizer or tokenizer_path(data.all_sources[0].path))
         if self.tokenizer.vocab_size > vocab_size:
             raise ConfigError(
                 "model.vocab_size", vocab_size, f"the tokenizer has {self.tokenizer.vocab_size} tokens",
@@ -103,7 +103,7 @@ class RunInputs:
         )  # fmt: skip
 
 
-def _tokenizer_path(source: str) -> Path:
+def tokenizer_path(source: str) -> Path:
     """Where a prepared corpus keeps its tokenizer: its folder."""
     path = Path(source)
     if not path.is_dir() and not path.parent.joinpath("tokenizer.json").is_file():

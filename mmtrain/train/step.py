@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from mmdata.loader import PackedBatch
 from torch import Tensor, nn
 
+from mmdata.loader import PackedBatch
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.loss import IGNORE

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 
-import torch
 import torch.distributed as dist
-from mmdata.loader import PackedBatch, micro_batches
 
+from mmdata.loader import PackedBatch, micro_batches
 from mmtrain.config import PretrainConfig
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel.apply import apply_parallel

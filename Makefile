@@ -1,0 +1,79 @@
+# make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
+# environment as it is and install nothing (GPU machines have their own torch).
+.DEFAULT_GOAL := help
+.PHONY: help setup pretrain test test-all test-gpu lint format bench clean
+
+VENV := .venv
+BOOTSTRAP ?= $(firstword $(foreach p,python3.12 python3.11 python3 python,$(shell command -v $(p) 2>/dev/null)))
+TORCH ?= 2.13.0
+RUN ?= quickstart
+QUICKSTART_STEPS ?= null
+PROCESSES ?= 2
+CORPUS ?= corpora/stdlib
+
+ifdef PYTHON
+PY := $(PYTHON)
+READY :=
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels:$(CURDIR)/data$(if $(PYTHONPATH),:$(PYTHONPATH))
+LAUNCH = $(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with everything in it (the other targets do it too)
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -n "$(BOOTSTRAP)" && $(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: mmtrain needs Python 3.11 or newer; give BOOTSTRAP=/path/to/python3.11" >&2; exit 1; }
+	$(BOOTSTRAP) -m venv $(VENV)
+	@# Linux without an NVIDIA GPU: the CPU build of torch, never the CUDA one. pip takes it where it is offered; else uv
+	@# knows where PyTorch keeps it.
+	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
+		echo "installing torch $(TORCH), CPU build"; \
+		$(PY) -m pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || \
+		{ $(PY) -m pip install -q uv && $(VENV)/bin/uv pip install -q --python $(PY) --torch-backend cpu "torch==$(TORCH)"; }; \
+	else \
+		echo "installing torch $(TORCH)"; $(PY) -m pip install -q "torch==$(TORCH)"; \
+	fi
+	$(PY) -m pip install -q -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(CORPUS)/manifest.json: $(READY)
+	$(PY) launch/prepare.py --recipe stdlib --output $(CORPUS) --vocab-size 4096
+
+pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart: corpus, tokenizer, two processes, plot, continuation
+	$(LAUNCH) launch/pretrain.py +stage=quickstart model=tiny data.path=$(CORPUS) data.num_workers=0 \
+		run.name=$(RUN) run.resume=auto run.max_steps=$(QUICKSTART_STEPS)
+	@echo; echo "a continuation of 'def __init__(self, ':"
+	$(PY) launch/generate.py runs/$(RUN) --prompt "def __init__(self, " --tokens 48
+
+test: $(READY)  ## all tests but the wide matrix and those that need a GPU
+	$(PY) -m pytest -m "not gpu and not slow" $(TESTS)
+
+test-all: $(READY)  ## the wide matrix too
+	$(PY) -m pytest -m "not gpu" $(TESTS)
+
+test-gpu: $(READY)  ## the tests that need a GPU
+	$(PY) -m pytest -m gpu $(TESTS)
+
+lint: $(READY)  ## ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(READY)  ## lay the code out as lint wants it
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this machine (quiet it first)
+	$(PY) tests/bench/model_cpu.py
+	$(PY) data/bench/bench_prepare.py
+	$(PY) data/bench/bench_loader.py
+	$(PY) kernels/bench/lightning_cpu.py --quick
+
+clean:  ## remove caches and built files; runs, corpora and .venv stay
+	rm -rf .pytest_cache .ruff_cache dist build *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""The one error type that users of mmdata meet."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Bad input or a bad option: one line with the file or option, its value, what is allowed and the fix."""
