@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
     from mmtrain.parallel import mesh
+    from mmtrain.train.checkpoint import check_same_model, find_checkpoint
     from mmtrain.train.folder import RunFolder
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.optimizer import check_optimizer
@@ -28,7 +29,10 @@ def pretrain(config: PretrainConfig) -> None:
     phases = scaled_phases(config.stage)
     plan = RunPlan(phases, mesh.world_size(), config.parallel.micro_batch_rows)
     folder = RunFolder(config)
-    folder.resume_from()
+    if (resumed := folder.resume_from()) is not None:
+        check_same_model("run.resume", resumed, config.model)
+    elif config.run.init_from is not None:
+        check_same_model("run.init_from", find_checkpoint("run.init_from", config.run.init_from), config.model)
     inputs = RunInputs(config.data, phases, config.model.vocab_size)
 
     context = mesh.start(config.cluster)

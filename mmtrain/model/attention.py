@@ -74,6 +74,5 @@ def _varlen_softmax(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packin
     repeat = q_THK.shape[1] // k_TGK.shape[1]
     k, v = (t.repeat_interleave(repeat, dim=1) if repeat > 1 else t for t in (k_TGK, v_TGK))
     cu, longest = packing.cu_seqlens, packing.max_seqlen
-    return varlen_attn(
-        q_THK.contiguous(), k.contiguous(), v.contiguous(), cu, cu, longest, longest, window_size=(-1, 0)
-    )
+    q, k, v = q_THK.contiguous(), k.contiguous(), v.contiguous()
+    return varlen_attn(q, k, v, cu, cu, longest, longest, window_size=(-1, 0))  # this window is the causal one

@@ -94,8 +94,8 @@ def load_balancing_loss(prob_TE: Tensor, wanted_E: Tensor, top_k: int) -> Tensor
 
 
 def expert_capacity(tokens: int, top_k: int, num_experts: int, factor: float | None) -> int | None:
-    """Assignments one expert takes: ceil(factor * T * k / E); None when nothing is dropped."""
-    return None if factor is None else math.ceil(factor * tokens * top_k / num_experts)
+    """Assignments one expert takes: ceil(T * k / E * factor), rounded in megatron-core's order; None drops nothing."""
+    return None if factor is None else math.ceil(tokens * top_k / num_experts * factor)
 
 
 def assign(weight_TK: Tensor, expert_TK: Tensor, num_experts: int, capacity: int | None, policy: str) -> Routing:

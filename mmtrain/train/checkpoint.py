@@ -21,8 +21,23 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.train.folder import latest_checkpoint
+
+# The options of a model that its weights depend on.
+_SHAPES = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "ffn_hidden_size",
+    "layer_pattern",
+    "num_experts",
+    "shared_ffn_hidden_size",
+)
 
 
 @dataclass(frozen=True)
@@ -66,16 +81,15 @@ def save_checkpoint(
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
-    Raises:
-        ConfigError: the checkpoint is of a model with other shapes or names.
+    The model must have the checkpoint's shapes (:func:`check_same_model`).
     """
     if optimizer is None:
         weights = get_model_state_dict(model)
-        _read(path, {"model": weights})
+        _quietly(dcp.load, {"model": weights}, checkpoint_id=path)
         set_model_state_dict(model, weights)
     else:
         weights, moments = get_state_dict(model, optimizer)
-        _read(path, {"model": weights, "optimizer": moments})
+        _quietly(dcp.load, {"model": weights, "optimizer": moments}, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
     return read_progress(path)
 
@@ -103,21 +117,28 @@ def find_checkpoint(option: str, path: str) -> Path:
     return found
 
 
+def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
+    """Refuse to read weights of a model with other shapes, before anything is started.
+
+    Raises:
+        ConfigError: naming the first option of the model that differs.
+    """
+    recorded = read_meta(checkpoint)["config"]["model"]
+    for name in _SHAPES:
+        if recorded[name] != getattr(model, name):
+            raise ConfigError(
+                f"model.{name}",
+                getattr(model, name),
+                f"{option}={checkpoint} holds a model with {recorded[name]}",
+                "give that value, or another checkpoint",
+            )
+
+
 def remove_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0 keeps all); on the main process only."""
     complete = sorted(p for p in folder.glob("step-*") if (p / "meta.json").is_file())
     for path in complete[:-keep] if keep else []:
         shutil.rmtree(path)
-
-
-def _read(path: Path, state: dict[str, Any]) -> None:
-    try:
-        _quietly(dcp.load, state, checkpoint_id=path)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if "Missing key" in text or "ize mismatch" in text:
-            raise ConfigError("checkpoint", path, f"is of another model ({text[:160]})", "use its model") from error
-        raise
 
 
 def _quietly(call: Any, *args: Any, **kwargs: Any) -> None:

@@ -63,8 +63,8 @@ def train_step(
 ) -> StepResult:
     """Run this rank's micro-batches of a step and update the weights.
 
-    The loss is the mean over the labelled tokens of the *global* batch, so it and its gradient do not depend on how rows
-    fall to ranks; auxiliary losses are the mean over micro-batches.
+    The loss is the mean over the labelled tokens of the *global* batch, so it and its gradient do not depend on how
+    rows fall to ranks; auxiliary losses are the mean over micro-batches.
     """
     labelled = torch.tensor([sum(int(b.loss_mask_BS.sum()) for b in batches)], dtype=torch.int64, device=context.device)
     dist.all_reduce(labelled)

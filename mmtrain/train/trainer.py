@@ -56,7 +56,7 @@ class Trainer:
         return Progress()
 
     def run(self) -> list[str]:
-        """Train to the end of the stage (or `run.max_steps`); returns the closing summary's lines on the main process."""
+        """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines."""
         dist.barrier()  # every rank has looked at the folder before it is written to
         if self.context.is_main:
             self.folder.claim()

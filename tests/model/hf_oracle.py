@@ -36,7 +36,8 @@ def hf_model(model: nn.Module, dtype: torch.dtype = torch.float32) -> MiniMaxFor
             num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
             head_dim=c.head_dim, num_local_experts=c.num_experts, num_experts_per_tok=c.top_k,
             layer_types=["full_attention" if k == SOFTMAX else "linear_attention" for k in c.layer_types],
-            block_size=256, rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
+            block_size=256, rms_norm_eps=c.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
             full_attn_alpha_factor=c.alpha, full_attn_beta_factor=1.0, linear_attn_alpha_factor=c.alpha,
             linear_attn_beta_factor=1.0, mlp_alpha_factor=c.alpha, mlp_beta_factor=1.0, output_router_logits=False,
             attn_implementation="eager", use_cache=False,
@@ -53,8 +54,8 @@ def hf_model(model: nn.Module, dtype: torch.dtype = torch.float32) -> MiniMaxFor
 
 
 def _use_released_slopes(attention: nn.Module, c: ModelConfig) -> None:
-    """The port writes the layer factor as 1 - l/(L-1+1e-5) + 1e-5. Only at l = L-1, which the released model never gives
-    to a lightning layer, does that differ visibly from the released code: 1.5e-5 there against 1e-5 for L = 3."""
+    """The port writes the layer factor as 1 - l/(L-1+1e-5) + 1e-5. Only at l = L-1, which the released model never
+    gives to a lightning layer, does that differ visibly from the released code: 1.5e-5 against 1e-5 for L = 3."""
     slopes = 2.0 ** (-8.0 * torch.arange(1, c.num_heads + 1) / c.num_heads) * 1e-5
     slopes = slopes[:, None, None].to(attention.slope_rate.dtype)
     for name, value in zip(

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.model.hf_oracle import flat_like_hf, hf_model, hf_name
+from tests.model.small import relative, small_config
 
-from mmtrain.config import ModelConfig
 from mmtrain.model.init import build_model
 from mmtrain.model.packing import Packing
 
@@ -18,18 +18,6 @@ SHAPES = {
     "softmax_only": (dict(num_layers=2, layer_pattern="S", num_kv_heads=4), 64),
     "lightning_only": (dict(num_layers=3, layer_pattern="L", num_experts=3), 513),
 }
-
-
-def small_config(**changes: object) -> ModelConfig:
-    base = dict(name="small", vocab_size=160, hidden_size=48, num_layers=8, num_heads=4, num_kv_heads=2, head_dim=16,
-                ffn_hidden_size=40, rotary_dim=16, num_experts=4, capacity_factor=None, loss_chunk_tokens=100)  # fmt: skip
-    config = ModelConfig(**(base | changes))
-    config.validate()
-    return config
-
-
-def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).double().norm() / theirs.double().norm()).item()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

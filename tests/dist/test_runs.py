@@ -1,0 +1,137 @@
+"""Whole runs: process counts, resume, phases, starting from another run, generation, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.dist.runs import ROOT, SMALL, _environment, pretrain, records, steps
+
+EXACT = ("step", "tokens", "loss", "aux_loss", "lr", "grad_norm", "seq_len", "rope_base", "phase", "drop_rate")
+
+
+def exact(run: Path) -> list[tuple]:
+    return [tuple(record[key] for key in EXACT) for record in steps(run)]
+
+
+@pytest.fixture(scope="module")
+def reference(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight steps with two processes."""
+    folder = tmp_path_factory.mktemp("reference")
+    pretrain(*SMALL, f"data.path={corpus}", f"run.dir={folder}", "run.name=two", "log.plot=true", processes=2)
+    return folder / "two"
+
+
+def test_a_run_learns_and_records_everything(reference: Path) -> None:
+    rows = steps(reference)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    needed = {"step", "tokens", "loss", "aux_loss", "lr", "grad_norm", "seq_len", "rope_base", "phase",
+              "tokens_per_s", "mfu", "drop_rate", "router_load"}  # fmt: skip
+    assert needed <= rows[-1].keys()
+    validation = records(reference)[-1]
+    assert 0 < validation["val_loss"] < 6 and 0 < validation["val_bits_per_byte"] < 9
+    assert (reference / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("extra", [[], ["parallel.sync_every_micro_batch=true", "parallel.activation_checkpoint=true"]])
+def test_one_process_gives_the_losses_of_two(reference: Path, corpus: Path, tmp_path: Path, extra: list[str]) -> None:
+    pretrain(*SMALL, *extra, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=one", processes=None)
+    for mine, theirs in zip(steps(tmp_path / "one"), steps(reference), strict=True):
+        for key in ("loss", "aux_loss", "grad_norm", "drop_rate"):
+            assert mine[key] == pytest.approx(theirs[key], rel=2e-5), (key, mine["step"])
+    mine, theirs = records(tmp_path / "one")[-1], records(reference)[-1]
+    assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=2e-5)
+
+
+def test_resume_continues_to_the_last_bit(reference: Path, corpus: Path, tmp_path: Path) -> None:
+    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=cut"]
+    pretrain(*common, "run.max_steps=3", "checkpoint.interval=2", processes=2)
+    shutil.rmtree(tmp_path / "cut/checkpoints/step-00000003")  # as if killed after step 3: step 3 runs again
+    (tmp_path / "cut/checkpoints/step-00000004.writing").mkdir()  # cut short while writing: must not be taken
+    pretrain(*common, "run.resume=auto", processes=2)
+    assert exact(tmp_path / "cut") == exact(reference)
+    assert records(tmp_path / "cut")[-1] == records(reference)[-1]
+
+
+def test_phases_change_where_their_tokens_end_and_resume_in_the_second(corpus: Path, tmp_path: Path) -> None:
+    common = [option for option in SMALL if not option.startswith("stage")]
+    common += ["stage=long_ctx", "stage.scale=1/2048", "stage.batch_scale=1/16", "stage.token_scale=1/15000",
+               f"data.path={corpus}", f"run.dir={tmp_path}"]  # fmt: skip
+    pretrain(*common, "run.name=whole", processes=2)
+    whole = exact(tmp_path / "whole")
+    phases = [(row["seq_len"], row["rope_base"], row["phase"]) for row in steps(tmp_path / "whole")]
+    assert list(dict.fromkeys(phases)) == [
+        (64, 5e6, "ctx_128k"), (256, 1e7, "ctx_512k"), (512, 1e7, "ctx_1m")
+    ]  # fmt: skip
+    second = next(i for i, phase in enumerate(phases) if phase[0] == 256)
+    assert whole[second - 1][1] >= 300e9 / 2048 / 15000  # the first phase's tokens were used up
+    pretrain(*common, "run.name=cut", f"run.max_steps={second + 1}", processes=2)
+    pretrain(*common, "run.name=cut", "run.resume=auto", processes=2)
+    assert exact(tmp_path / "cut") == whole
+
+
+def test_a_stage_starts_from_the_weights_of_another_run(reference: Path, corpus: Path, tmp_path: Path) -> None:
+    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.max_steps=1", f"run.init_from={reference}"]
+    pretrain(*common, "run.name=next", "data.seed=5", processes=2)
+    first = steps(tmp_path / "next")[0]
+    assert first["step"] == 1 and first["loss"] == pytest.approx(steps(reference)[-1]["loss"], abs=0.6)
+    assert first["loss"] < steps(reference)[0]["loss"] - 0.5
+
+
+def test_generate_continues_a_prompt(reference: Path) -> None:
+    command = [sys.executable, "launch/generate.py", str(reference), "--prompt", "alpha be", "--tokens", "5"]
+    outputs = [
+        subprocess.run([*command, *extra], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True)
+        for extra in ([], [], ["--temperature", "1", "--top-k", "3", "--top-p", "0.9", "--samples", "2"])
+    ]
+    assert outputs[0].stdout == outputs[1].stdout and outputs[0].stdout.startswith("alpha be")
+    assert outputs[2].stdout.count("alpha be") >= 2
+    assert all(output.stderr == "" for output in outputs)
+
+
+def refused(*overrides: str) -> str:
+    """The one line of a refused run; nothing else may be printed."""
+    done = pretrain(*overrides, processes=None, check=False)
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+def test_an_existing_run_is_neither_overwritten_nor_changed(reference: Path, corpus: Path) -> None:
+    before = (reference / "metrics.jsonl").read_bytes()
+    same = [*SMALL, f"data.path={corpus}", f"run.dir={reference.parent}", "run.name=two", "log.plot=true"]
+    assert "run.resume=auto" in refused(*same)
+    assert "model.top_k" in refused(*same, "run.resume=auto", "model.top_k=1")
+    assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_bad_corpus_is_refused_before_anything_is_written(corpus: Path, tmp_path: Path) -> None:
+    run = [*SMALL, f"run.dir={tmp_path}/runs", "run.name=x"]
+    assert "prepare" in refused(*run, f"data.path={tmp_path}/nowhere")
+    cut = tmp_path / "cut"
+    shutil.copytree(corpus, cut)
+    (cut / "train.bin").write_bytes((cut / "train.bin").read_bytes()[:-2])
+    assert "train.bin" in refused(*run, f"data.path={cut}")
+    assert "model.vocab_size" in refused(*run, f"data.path={corpus}", "model.vocab_size=200")
+    assert "seq_len" in refused(*run, f"data.path={corpus}", "stage.phases.0.seq_len=1000000")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(reference: Path, corpus: Path, tmp_path: Path) -> None:
+    line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", "model.ffn_hidden_size=40",
+                   f"run.init_from={reference}")  # fmt: skip
+    assert "model.ffn_hidden_size" in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_launches_of_one_configuration_are_bitwise_equal(reference: Path, corpus: Path, tmp_path: Path) -> None:
+    pretrain(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=again", "data.num_workers=1", processes=2)
+    assert exact(tmp_path / "again") == exact(reference)
+    assert json.loads((tmp_path / "again/config.json").read_text())["run"]["name"] == "again"
