@@ -35,9 +35,6 @@ def load_for_decoding(
     made = load_tokenizer(tokenizer or data.tokenizer or tokenizer_path(data.all_sources[0].path))
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = meta_model(build(ModelConfig, meta["config"]["model"], "model")).to_empty(device=place)
-    for module in model.modules():
-        if hasattr(module, "reset_buffers"):
-            module.reset_buffers()
     state = {"model": model.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that one process is enough

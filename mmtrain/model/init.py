@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def meta_model(config: ModelConfig) -> nn.Module:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill every parameter (plain or DTensor) and buffer of a HybridLM that has memory.
+    """Fill every parameter (plain or DTensor) of a HybridLM that has memory.
 
     Norm weights are 1. Everything else is Xavier-uniform, U(-a, a) with a = gain sqrt(6 / (fan_in + fan_out))
     (MiniMax-01 section 4.2 says Xavier with DeepNorm's factors). The gain is beta for value and output projections and
@@ -44,9 +45,6 @@ def initialise(model: nn.Module, seed: int) -> None:
     matrices MiniMax scaled is not stated.
     """
     config: ModelConfig = model.config
-    for module in model.modules():
-        if hasattr(module, "reset_buffers"):
-            module.reset_buffers()
     for name, parameter in model.named_parameters():
         if "norm" in name.rsplit(".", 2)[-2]:
             parameter.fill_(1.0)
@@ -60,14 +58,22 @@ def _fill(parameter: Tensor, name: str, seed: int, config: ModelConfig) -> None:
         local = parameter.to_local()
     else:
         local, offset = parameter, (0,) * parameter.ndim
-    rows = local.shape[0] if local.numel() else 0
-    row_size = local.numel() // max(rows, 1)
-    step = max(1, _CHUNK // max(row_size, 1))
     key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little", signed=True)
-    for start in range(0, rows, step):
-        part = local[start : start + step]
-        index = _global_index(part.shape, (offset[0] + start, *offset[1:]), parameter.shape, part.device)
+    for part, start in _pieces(local, offset):
+        index = _global_index(part.shape, start, parameter.shape, part.device)
         part.copy_(_uniform(index, key).mul_(_bound(name, index, parameter.shape, config)))
+
+
+def _pieces(local: Tensor, offset: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Views of at most _CHUNK elements that make up a shard, each with its offset in the full parameter."""
+    if local.numel() <= _CHUNK:
+        if local.numel():
+            yield local, offset
+        return
+    dim = next(d for d, size in enumerate(local.shape) if size > 1)
+    step = max(1, _CHUNK * local.shape[dim] // local.numel())
+    for start, part in zip(range(0, local.shape[dim], step), local.split(step, dim), strict=True):
+        yield from _pieces(part, (*offset[:dim], offset[dim] + start, *offset[dim + 1 :]))
 
 
 def _global_index(shape: torch.Size, offset: tuple[int, ...], full: torch.Size, device: torch.device) -> Tensor:

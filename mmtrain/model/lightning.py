@@ -51,14 +51,14 @@ class LightningAttention(nn.Module):
         self.output_gate = nn.Linear(config.hidden_size, inner, bias=False)
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
         self.norm = RMSNorm(inner, config.lightning_norm_eps)
-        self.register_buffer("slopes_H", torch.empty(config.num_heads, dtype=torch.float32), persistent=False)
-        self.reset_buffers()
+        self._slopes_H: Tensor | None = None
         self.attention: AttentionCall = LocalAttention()
 
-    def reset_buffers(self) -> None:
-        """Fill the slopes; called again after a meta-device model is given memory."""
-        if not self.slopes_H.is_meta:
-            self.slopes_H.copy_(torch.tensor(self._slopes))
+    def slopes_on(self, device: torch.device) -> Tensor:
+        """The decay slopes, fp32 [H]: no parameter and no buffer, so that no cast of the module touches them."""
+        if self._slopes_H is None or self._slopes_H.device != device:
+            self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
+        return self._slopes_H
 
     def forward(self, x_TD: Tensor, packing: Packing, cache: LightningCache | None = None) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
@@ -67,11 +67,12 @@ class LightningAttention(nn.Module):
         """
         qkv_THX = F.silu(self.qkv_proj(x_TD)).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         q_THK, k_THK, v_THK = qkv_THX.split(self.head_dim, dim=-1)
+        slopes_H = self.slopes_on(x_TD.device)
         if cache is None:
-            o_THK = self.attention.lightning(q_THK, k_THK, v_THK, self.slopes_H, packing)
+            o_THK = self.attention.lightning(q_THK, k_THK, v_THK, slopes_H, packing)
         else:
             o_BTHK, cache.state = lightning_attention(
-                q_THK[None], k_THK[None], v_THK[None], self.slopes_H,
+                q_THK[None], k_THK[None], v_THK[None], slopes_H,
                 initial_state=cache.state, output_final_state=True,
             )  # fmt: skip
             o_THK = o_BTHK[0]

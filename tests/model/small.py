@@ -11,8 +11,9 @@ from mmtrain.model.init import build_model
 
 def small_config(**changes: object) -> ModelConfig:
     """A dropless hybrid of 8 layers with 4 experts, with these options changed."""
-    base = dict(name="small", vocab_size=160, hidden_size=48, num_layers=8, num_heads=4, num_kv_heads=2, head_dim=16,
-                ffn_hidden_size=40, rotary_dim=16, num_experts=4, capacity_factor=None, loss_chunk_tokens=100)  # fmt: skip
+    base = dict(name="small", vocab_size=160, hidden_size=48, num_layers=8, num_heads=4, num_kv_heads=2,
+                head_dim=16, ffn_hidden_size=40, rotary_dim=16, num_experts=4, capacity_factor=None,
+                loss_chunk_tokens=100)  # fmt: skip
     config = ModelConfig(**(base | changes))
     config.validate()
     return config

@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.model.hf_oracle import flat_like_hf, hf_model, hf_name
-from tests.model.small import relative, small_config
 
 from mmtrain.model.init import build_model
 from mmtrain.model.packing import Packing
+from tests.model.hf_oracle import flat_like_hf, hf_model, hf_name
+from tests.model.small import relative, small_config
 
 SHAPES = {
     "hybrid": (dict(num_layers=8, layer_pattern="LLLLLLLS"), 300),
-    "wide_heads_many_experts": (dict(num_layers=4, layer_pattern="LLLS", num_heads=2, num_kv_heads=1, head_dim=32, rotary_dim=32,
-                                     num_experts=8, top_k=3), 257),  # fmt: skip
+    "wide_heads_many_experts": (
+        dict(num_layers=4, layer_pattern="LLLS", num_heads=2, num_kv_heads=1, head_dim=32, rotary_dim=32, num_experts=8,
+             top_k=3),
+        257,
+    ),
     "softmax_only": (dict(num_layers=2, layer_pattern="S", num_kv_heads=4), 64),
     "lightning_only": (dict(num_layers=3, layer_pattern="L", num_experts=3), 513),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)

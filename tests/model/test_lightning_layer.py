@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.model.small import draw, relative, small_config, small_model
 from torch import Tensor
 
 from mmtrain.model.lightning import LightningAttention, decay_slopes
 from mmtrain.model.packing import Packing
+from tests.model.small import draw, relative, small_config, small_model
 
 
 def released_slopes(heads: int) -> list[float]:

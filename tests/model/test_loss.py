@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.model.small import draw, relative
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
+from tests.model.small import draw, relative
 
 TOKENS, WIDTH, VOCAB = 37, 8, 23
 LABELS = {

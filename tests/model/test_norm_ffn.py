@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.model.small import draw, relative
 from torch import Tensor
 
 from mmtrain.model.ffn import SwiGLU, swiglu
 from mmtrain.model.norm import RMSNorm, rms_norm
+from tests.model.small import draw, relative
 
 
 def norm_formula(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.model.small import draw, draw_tokens, gradients, relative, small_model
 from torch import Tensor, nn
 
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.packing import Packing
+from tests.model.small import draw, draw_tokens, gradients, relative, small_model
 
 LENGTHS = [1, 2, 300, 1, 257, 70, 2]
 KINDS = {
@@ -19,16 +19,17 @@ KINDS = {
     "softmax": dict(num_layers=2, layer_pattern="S", num_experts=0, rotary_dim=8),
     "lightning_experts": dict(num_layers=2, layer_pattern="L"),
     "softmax_experts": dict(num_layers=2, layer_pattern="S", rotary_dim=8),
+    "hybrid_dense": dict(num_layers=8, num_experts=0, rotary_dim=8),
     "hybrid": dict(num_layers=8, rotary_dim=8),
     "hybrid_shared": dict(num_layers=4, layer_pattern="LLLS", shared_ffn_hidden_size=24, post_norm=False),
 }
-DENSE_KINDS = {
-    "lightning": KINDS["lightning"],
-    "softmax": KINDS["softmax"],
-    "hybrid": dict(num_layers=8, num_experts=0, rotary_dim=8),
-}
-# Experts multiply each expert's rows together, and BLAS rounds by the number of rows.
-TOLERANCE = 2e-6
+DENSE_KINDS = [kind for kind, changes in KINDS.items() if changes.get("num_experts") == 0]
+
+
+def model_and_tolerance(kind: str) -> tuple[nn.Module, float]:
+    """Dense models in float64; experts in fp32, where a product's rounding depends on the rows it is given."""
+    model = small_model(**KINDS[kind])
+    return (model.double(), 1e-12) if kind in DENSE_KINDS else (model, 1e-5)
 
 
 def spans(lengths: list[int]) -> list[slice]:
@@ -51,31 +52,31 @@ def ce_gradients(model: nn.Module, tokens: Tensor, lengths: list[int], labels: T
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_row_equals_its_documents_one_by_one(kind: str) -> None:
-    model = small_model(**KINDS[kind])
+    model, tolerance = model_and_tolerance(kind)
     tokens = draw_tokens(sum(LENGTHS))
     labels = labels_of(tokens, LENGTHS)
     with torch.no_grad():
         logits = model(tokens, Packing.from_lengths(LENGTHS))
         alone = [model(tokens[span], Packing.from_lengths([span.stop - span.start])) for span in spans(LENGTHS)]
     for span, document in zip(spans(LENGTHS), alone, strict=True):
-        assert relative(logits[span], document) < TOLERANCE, span
+        assert relative(logits[span], document) < tolerance, span
 
     loss, packed = ce_gradients(model, tokens, LENGTHS, labels)
-    total, summed = torch.zeros(()), {name: torch.zeros_like(g) for name, g in packed.items()}
+    total, summed = torch.zeros_like(loss), {name: torch.zeros_like(g) for name, g in packed.items()}
     for span in spans(LENGTHS):
         one, grads = ce_gradients(model, tokens[span], [span.stop - span.start], labels[span])
         total += one
         for name, grad in grads.items():
             summed[name] += grad
-    torch.testing.assert_close(loss, total, rtol=1e-6, atol=0)
+    assert relative(total, loss) < tolerance
     assert set(packed) == {name for name, _ in model.named_parameters()}
     for name, grad in packed.items():
-        assert relative(grad, summed[name]) < 10 * TOLERANCE, name
+        assert relative(grad, summed[name]) < 5 * tolerance, name
 
 
 @pytest.mark.parametrize("kind", DENSE_KINDS)
 def test_a_changed_token_changes_no_bit_of_other_documents(kind: str) -> None:
-    model = small_model(**DENSE_KINDS[kind])
+    model = small_model(**KINDS[kind])
     tokens, packing = draw_tokens(sum(LENGTHS)), Packing.from_lengths(LENGTHS)
     with torch.no_grad():
         before = model(tokens, packing)
@@ -141,9 +142,9 @@ def test_softmax_layers_read_the_position_ids_and_lightning_layers_do_not() -> N
         assert torch.equal(lightning(tokens, stretched), lightning(tokens, packing))
 
 
-@pytest.mark.parametrize("kind", ["softmax_experts", "hybrid"])
+@pytest.mark.parametrize("kind", ["softmax", "lightning", "hybrid"])
 def test_masked_labels_add_no_loss_and_no_gradient(kind: str) -> None:
-    model = small_model(**KINDS[kind])
+    model, tolerance = model_and_tolerance(kind)
     lengths, tokens = [30, 40, 9], draw_tokens(79)
     labels = labels_of(tokens, lengths)
     kept = torch.cat([tokens[:30], tokens[70:]])
@@ -151,14 +152,13 @@ def test_masked_labels_add_no_loss_and_no_gradient(kind: str) -> None:
     masked[30:70] = IGNORE
     loss, grads = ce_gradients(model, tokens, lengths, masked)
     without, expected = ce_gradients(model, kept, [30, 9], labels_of(kept, [30, 9]))
-    torch.testing.assert_close(loss, without, rtol=1e-6, atol=0)
+    assert relative(loss, without) < tolerance
     for name, grad in grads.items():
-        assert relative(grad, expected[name]) < 10 * TOLERANCE, name
+        assert relative(grad, expected[name]) < 5 * tolerance, name
 
     one = labels.clone()
     one[5] = IGNORE
     with torch.no_grad():
         logits = model(tokens, Packing.from_lengths(lengths))
-        difference = model(tokens, Packing.from_lengths(lengths), labels).ce_sum \
-            - model(tokens, Packing.from_lengths(lengths), one).ce_sum
-    torch.testing.assert_close(difference, F.cross_entropy(logits[5], labels[5]), rtol=0, atol=1e-3)
+        whole, less = (model(tokens, Packing.from_lengths(lengths), each).ce_sum for each in (labels, one))
+    torch.testing.assert_close(whole - less, F.cross_entropy(logits[5], labels[5]), rtol=0, atol=1e-3)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.model.small import draw
 from torch import Tensor
 
 from mmtrain.model.rope import apply_rope, rope_table
+from tests.model.small import draw
 
 POSITIONS = torch.tensor([0, 1, 2, 7, 511, 8191, 131_071, 999_999, 1_048_575])
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from tests.model.small import draw, relative, small_config
 from torch import Tensor
 
 from mmtrain.model.attention import causal_softmax
 from mmtrain.model.packing import Packing
 from mmtrain.model.softmax import SoftmaxAttention
+from tests.model.small import draw, relative, small_config
 
 
 def literal_attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, allowed: Tensor) -> Tensor:

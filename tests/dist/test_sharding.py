@@ -1,0 +1,106 @@
+"""FSDP2 against one process, parameter by parameter: initial weights, gradients, weights after a step."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from mmdata.loader import PackedBatch
+from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
+from mmtrain.model.init import initialise, meta_model
+from mmtrain.parallel import mesh
+from mmtrain.parallel.apply import apply_parallel
+from mmtrain.train.optimizer import build_optimizer
+from mmtrain.train.step import train_step
+
+ROWS, SEQ = 8, 48
+
+
+def model_config() -> ModelConfig:
+    # 6 heads, 5 experts, odd widths: shards of unequal size, and some ranks with no row of a parameter at all.
+    return ModelConfig("small", vocab_size=101, hidden_size=36, num_layers=4, num_heads=6, num_kv_heads=3, head_dim=6,
+                       ffn_hidden_size=20, layer_pattern="LLLS", rotary_dim=4, num_experts=5, capacity_factor=0.8,
+                       loss_chunk_tokens=50)  # fmt: skip
+
+
+def batch(row: int) -> PackedBatch:
+    """A row of documents of random lengths, some of one token."""
+    rng = np.random.default_rng(row)
+    tokens = rng.integers(0, 101, SEQ + 1)
+    cuts = sorted({0, SEQ, *rng.integers(1, SEQ, 5).tolist(), 7, 8})
+    position = np.concatenate([np.arange(b - a) for a, b in zip(cuts, cuts[1:], strict=False)])
+    mask = np.ones(SEQ, dtype=bool)
+    mask[np.array(cuts[1:]) - 1] = False
+    mask[: row * 5] = False  # rows with different numbers of labels: the mean is over the global batch
+    as_row = [torch.from_numpy(a)[None] for a in (tokens[:-1], tokens[1:], mask, position)]
+    return PackedBatch(*as_row, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), rows=(row,))
+
+
+def run(rank: int, world: int, port: int, folder: str, parallel: ParallelConfig) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port))  # fmt: skip
+    torch.set_num_threads(1)
+    context = mesh.start(ClusterConfig(device="cpu"))
+    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32).to_empty(device="cpu")
+    initialise(model, 7)
+    before = whole(model)
+    optimizer = build_optimizer(model, OptimConfig())
+    gradients: dict[str, torch.Tensor] = {}
+    optimizer.register_step_pre_hook(lambda *_: gradients.update(whole(model, gradient=True)))
+    batches = [batch(row) for row in range(rank, ROWS, world)]
+    result = train_step(model, optimizer, batches, 1e-2, context, clip_grad=None,
+                        sync_every_micro_batch=parallel.sync_every_micro_batch)  # fmt: skip
+    after = whole(model)
+    if rank == 0:
+        torch.save((before, gradients, after, result), Path(folder) / f"{world}.pt")
+    mesh.stop()
+
+
+def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:
+    """Full parameters, or their full gradients."""
+    return {name: (p.grad if gradient else p).full_tensor().clone() for name, p in model.named_parameters()}
+
+
+def launch(world: int, folder: Path, parallel: ParallelConfig) -> tuple:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(run, (world, port, str(folder), parallel), nprocs=world)
+    return torch.load(folder / f"{world}.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    return launch(1, tmp_path_factory.mktemp("single"), ParallelConfig())
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (2, ParallelConfig()),
+        (4, ParallelConfig(sync_every_micro_batch=True)),
+        (4, ParallelConfig(reshard_after_forward=False, activation_checkpoint=True)),
+    ],
+)
+def test_weights_gradients_and_step_equal_one_process(
+    single: tuple, world: int, parallel: ParallelConfig, tmp_path: Path
+) -> None:
+    before, gradients, after, result = single
+    many_before, many_gradients, many_after, many_result = launch(world, tmp_path, parallel)
+    assert before.keys() == many_before.keys() == many_gradients.keys()
+    for name, weight in before.items():
+        assert torch.equal(weight, many_before[name]), f"initial {name} depends on the layout"
+        torch.testing.assert_close(many_gradients[name], gradients[name], rtol=1e-4, atol=1e-8, msg=name)
+        torch.testing.assert_close(many_after[name], after[name], rtol=1e-4, atol=2e-5, msg=name)
+    assert many_result.loss == pytest.approx(result.loss, rel=1e-6)
+    assert many_result.grad_norm == pytest.approx(result.grad_norm, rel=1e-5)
+    assert many_result.drop_rate == pytest.approx(result.drop_rate) and max(result.drop_rate) > 0.1
+    assert many_result.router_load == [pytest.approx(layer) for layer in result.router_load]
+    assert many_result.flops == pytest.approx(result.flops)
