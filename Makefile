@@ -43,7 +43,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 $(CORPUS)/manifest.json: $(READY)
-	$(PY) launch/prepare.py --recipe stdlib --output $(CORPUS) --vocab-size 4096
+	$(PY) launch/prepare.py --recipe stdlib --output $(CORPUS) --vocab-size 4096 --valid-fraction 0.02
 
 pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart: corpus, tokenizer, two processes, plot, continuation
 	$(LAUNCH) launch/pretrain.py +stage=quickstart model=tiny data.path=$(CORPUS) data.num_workers=0 \
@@ -69,7 +69,7 @@ format: $(READY)  ## lay the code out as lint wants it
 	$(PY) -m ruff format .
 
 bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this machine (quiet it first)
-	$(PY) tests/bench/model_cpu.py
+	$(PY) -m mmtrain.bench.model_cpu
 	$(PY) data/bench/bench_prepare.py
 	$(PY) data/bench/bench_loader.py
 	$(PY) kernels/bench/lightning_cpu.py --quick

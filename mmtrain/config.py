@@ -109,6 +109,10 @@ class ModelConfig:
                  f"for example model.rotary_dim={self.head_dim // 4 * 2}")  # fmt: skip
         _require(self.num_experts >= 0, "model.num_experts", self.num_experts, "must not be negative", "0 is dense")
         if self.num_experts:
+            for name in ("hidden_size", "ffn_hidden_size"):
+                value = getattr(self, name)
+                fix = f"for example model.{name}={-(-value // 8) * 8}"
+                _require(value % 8 == 0, f"model.{name}", value, "must be a multiple of 8 with experts", fix)
             _require(1 <= self.top_k <= self.num_experts, "model.top_k", self.top_k,
                      f"must lie between 1 and num_experts={self.num_experts}", "lower it or add experts")  # fmt: skip
             _require(self.capacity_factor is None or self.capacity_factor > 0, "model.capacity_factor",

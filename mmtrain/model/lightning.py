@@ -57,7 +57,8 @@ class LightningAttention(nn.Module):
     def slopes_on(self, device: torch.device) -> Tensor:
         """The decay slopes, fp32 [H]: no parameter and no buffer, so that no cast of the module touches them."""
         if self._slopes_H is None or self._slopes_H.device != device:
-            self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
+            with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+                self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
         return self._slopes_H
 
     def forward(self, x_TD: Tensor, packing: Packing, cache: LightningCache | None = None) -> Tensor:

@@ -72,7 +72,9 @@ class Router(nn.Module):
         wanted_E = torch.bincount(expert_TK.flatten(), minlength=self.num_experts)
         factor = self.capacity_factor if self.training else None
         capacity = expert_capacity(x_TD.shape[0], self.top_k, self.num_experts, factor)
-        routing = assign(weight_TK, expert_TK, self.num_experts, capacity, self.drop_policy)
+        # One chosen expert always weighs 1, which ranks nothing: then the full distribution does.
+        priority_TK = weight_TK if self.top_k > 1 else prob_TE.gather(1, expert_TK)
+        routing = assign(weight_TK, expert_TK, self.num_experts, capacity, self.drop_policy, priority_TK)
         assignments = max(expert_TK.numel(), 1)
         stats = RouterStats(
             aux_loss=load_balancing_loss(prob_TE, wanted_E, self.top_k) * self.aux_loss_coef,
@@ -98,16 +100,24 @@ def expert_capacity(tokens: int, top_k: int, num_experts: int, factor: float | N
     return None if factor is None else math.ceil(tokens * top_k / num_experts * factor)
 
 
-def assign(weight_TK: Tensor, expert_TK: Tensor, num_experts: int, capacity: int | None, policy: str) -> Routing:
+def assign(
+    weight_TK: Tensor,
+    expert_TK: Tensor,
+    num_experts: int,
+    capacity: int | None,
+    policy: str,
+    priority_TK: Tensor | None = None,
+) -> Routing:
     """Sort assignments by expert and drop those over capacity.
 
-    Over capacity the lowest weights go first (`probs`; equal weights by position) or the latest tokens (`position`). A
-    dropped assignment adds nothing; the token's other weights are not renormalised.
+    Over capacity the lowest priorities go first (`probs`; the weights unless given; equal ones by position) or the
+    latest tokens (`position`). A dropped assignment adds nothing; the token's other weights are not renormalised.
     """
     expert_A = expert_TK.flatten()
     if capacity is not None and policy == "probs":
-        by_weight_A = weight_TK.detach().flatten().argsort(descending=True, stable=True)
-        order_A = by_weight_A[expert_A[by_weight_A].argsort(stable=True)]
+        priority_A = (weight_TK if priority_TK is None else priority_TK).detach().flatten()
+        ranked_A = priority_A.argsort(descending=True, stable=True)
+        order_A = ranked_A[expert_A[ranked_A].argsort(stable=True)]
     else:
         order_A = expert_A.argsort(stable=True)
     wanted_E = torch.bincount(expert_A, minlength=num_experts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,10 @@ class HostAdam(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        # The C++ operator is built at first use by `ninja`, which pip puts beside the interpreter.
+        beside = sysconfig.get_path("scripts")
+        if beside not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), beside])
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         self._local = {p: nn.Parameter(_local(p)) for group in self.param_groups for p in group["params"]}

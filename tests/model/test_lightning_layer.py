@@ -58,10 +58,17 @@ def test_a_model_of_one_layer_has_slopes() -> None:
 
 def test_layers_count_softmax_layers_too() -> None:
     model = small_model(num_layers=6, layer_pattern="LS")
-    for layer in (0, 2, 4):
-        expected = torch.tensor(decay_slopes(4, layer, 6))
-        assert torch.equal(model.layers[layer].mixer.slopes_H, expected)
-    assert not torch.equal(model.layers[0].mixer.slopes_H, model.layers[2].mixer.slopes_H)
+    slopes = {layer: model.layers[layer].mixer.slopes_on(torch.device("cpu")) for layer in (0, 2, 4)}
+    for layer, slopes_H in slopes.items():
+        assert torch.equal(slopes_H, torch.tensor(decay_slopes(4, layer, 6)))
+    assert not torch.equal(slopes[0], slopes[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_slopes_stay_fp32_when_the_layer_is_cast(dtype: torch.dtype) -> None:
+    layer = small_model(num_layers=2, layer_pattern="L").to(dtype).layers[0].mixer
+    assert torch.equal(layer.slopes_on(torch.device("cpu")), torch.tensor(decay_slopes(4, 0, 2)))
+    assert not [name for name, _ in layer.named_buffers()]
 
 
 def literal_mixer(layer: LightningAttention, x_TD: Tensor, lengths: list[int], slopes: list[float]) -> Tensor:
@@ -91,20 +98,21 @@ def literal_mixer(layer: LightningAttention, x_TD: Tensor, lengths: list[int], s
 @pytest.mark.parametrize("scale", [1.0, 1e-3])  # small outputs show the epsilon of the norm
 @pytest.mark.parametrize("lengths", [[13], [5, 1, 7]])
 def test_equals_a_literal_loop(lengths: list[int], scale: float) -> None:
-    config = small_config(hidden_size=10, num_heads=3, num_kv_heads=1, head_dim=4, rotary_dim=4, num_layers=4)
+    config = small_config(hidden_size=16, num_heads=3, num_kv_heads=1, head_dim=4, rotary_dim=4, num_layers=4)
     layer = LightningAttention(config, layer=1).double()
     with torch.no_grad():
         for i, parameter in enumerate(layer.parameters()):
             parameter.copy_(draw(*parameter.shape, seed=i) * 0.5)
-    x, upstream = (draw(13, 10, seed=10) * scale).requires_grad_(), draw(13, 10, seed=11)
+    x, upstream = (draw(13, 16, seed=10) * scale).requires_grad_(), draw(13, 16, seed=11)
+    slopes = layer.slopes_on(x.device).tolist()
     inputs = [x, *layer.parameters()]
 
     ours = layer(x, Packing.from_lengths(lengths))
     ours_grads = torch.autograd.grad((ours * upstream).sum(), inputs)
-    theirs = literal_mixer(layer, x, lengths, slopes=layer.slopes_H.tolist())
+    theirs = literal_mixer(layer, x, lengths, slopes)
     theirs_grads = torch.autograd.grad((theirs * upstream).sum(), inputs)
 
-    assert layer.slopes_H.tolist() == pytest.approx(decay_slopes(3, 1, 4), rel=1e-6)
+    assert slopes == pytest.approx(decay_slopes(3, 1, 4), rel=1e-6)
     assert relative(ours, theirs) < 1e-11
     names = ["x", *(name for name, _ in layer.named_parameters())]
     for name, mine, expected in zip(names, ours_grads, theirs_grads, strict=True):

@@ -86,7 +86,7 @@ def test_no_tokens_give_zero_loss_and_zero_gradients() -> None:
 
 
 def test_bf16_inputs_are_summed_in_fp32() -> None:
-    x, weight, labels = inputs(torch.bfloat16)
+    x, weight, labels = inputs(torch.bfloat16, tokens=300)
     loss = linear_cross_entropy(x, weight, labels, 1)
     loss.backward()
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
@@ -94,8 +94,8 @@ def test_bf16_inputs_are_summed_in_fp32() -> None:
     expected.backward()
     assert loss.dtype == torch.float32 and x.grad.dtype == weight.grad.dtype == torch.bfloat16
     assert relative(loss, expected) < 2e-3
-    # A sum of 37 chunks in bf16 would be off by more than the rounding of one bf16 number.
-    assert relative(weight.grad, exact[1].grad) < 6e-3 and relative(x.grad, exact[0].grad) < 6e-3
+    # A sum of 300 chunks in bf16 is off by 1.4e-2.
+    assert relative(weight.grad, exact[1].grad) < 4e-3 and relative(x.grad, exact[0].grad) < 4e-3
 
 
 class LargestTensor(TorchDispatchMode):

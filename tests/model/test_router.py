@@ -176,8 +176,8 @@ def filled(module: nn.Module, scale: float = 0.5) -> nn.Module:
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_router_weights_and_statistics(top_k: int) -> None:
-    config = small_config(hidden_size=12, num_experts=6, top_k=top_k, capacity_factor=0.8, aux_loss_coef=0.03)
-    router, x = filled(Router(config)), draw(40, 12, dtype=torch.float32)
+    config = small_config(hidden_size=16, num_experts=6, top_k=top_k, capacity_factor=0.8, aux_loss_coef=0.03)
+    router, x = filled(Router(config)), draw(40, 16, dtype=torch.float32)
     routing, stats = router(x)
     logits = x.double() @ router.weight.double().T
     prob = logits.softmax(-1)
@@ -199,10 +199,10 @@ def test_router_weights_and_statistics(top_k: int) -> None:
 
 
 def test_entropy_and_drops_of_extreme_routers() -> None:
-    config = small_config(hidden_size=12, num_experts=6, top_k=2, capacity_factor=1.0)
+    config = small_config(hidden_size=16, num_experts=6, top_k=2, capacity_factor=1.0)
     router = Router(config)
     nn.init.zeros_(router.weight)
-    x = draw(60, 12, dtype=torch.float32)
+    x = draw(60, 16, dtype=torch.float32)
     assert router(x)[1].entropy.item() == pytest.approx(math.log(6), rel=1e-6)
     router.weight.data[0], router.weight.data[1] = 20.0, 10.0
     routing, stats = router(x.abs())
@@ -212,15 +212,15 @@ def test_entropy_and_drops_of_extreme_routers() -> None:
 
 
 def test_nothing_is_dropped_without_a_factor_or_in_evaluation() -> None:
-    x = draw(60, 12, dtype=torch.float32).abs()
+    x = draw(60, 16, dtype=torch.float32).abs()
     for factor, training, drops in [(None, True, False), (None, False, False), (0.5, False, False), (0.5, True, True)]:
-        router = filled(Router(small_config(hidden_size=12, capacity_factor=factor))).train(training)
+        router = filled(Router(small_config(hidden_size=16, capacity_factor=factor))).train(training)
         routing, stats = router(x)
         assert (stats.drop_rate > 0) == drops and kept_TK(routing).all() == (not drops)
 
 
 def test_router_computes_in_fp32_for_bf16() -> None:
-    router, x = filled(Router(small_config(hidden_size=12))).bfloat16(), draw(40, 12, dtype=torch.bfloat16)
+    router, x = filled(Router(small_config(hidden_size=16))).bfloat16(), draw(40, 16, dtype=torch.bfloat16)
     routing, stats = router(x)
     exact = (x.double() @ router.weight.double().T).topk(2)
     assert routing.weight_TK.dtype == stats.aux_loss.dtype == torch.float32
@@ -280,7 +280,10 @@ def naive_moe(moe: MoE, x_TD: Tensor, capacity: int | None, position: bool) -> T
                                                .values.softmax(-1), strict=True)]
         for row in logits
     ]  # fmt: skip
-    queue = [(weight.item(), t, e) for t, row in enumerate(picks) for e, weight in row]
+    # A single pick always weighs 1: there the probability among all experts ranks it.
+    rank = logits.softmax(-1)
+    alone = moe.router.top_k == 1
+    queue = [(rank[t, e].item() if alone else weight.item(), t, e) for t, row in enumerate(picks) for e, weight in row]
     if not position:
         queue.sort(key=lambda entry: -entry[0])
     used: dict[int, list[int]] = {}
@@ -300,9 +303,9 @@ def naive_moe(moe: MoE, x_TD: Tensor, capacity: int | None, position: bool) -> T
 @pytest.mark.parametrize("policy", ["probs", "position"])
 @pytest.mark.parametrize(("factor", "top_k"), [(None, 2), (0.6, 2), (0.9, 3), (1.0, 1)])
 def test_layer_with_drops_equals_a_loop_over_tokens(factor: float | None, top_k: int, policy: str) -> None:
-    config = small_config(hidden_size=12, ffn_hidden_size=8, num_experts=5, top_k=top_k, capacity_factor=factor,
+    config = small_config(hidden_size=16, ffn_hidden_size=8, num_experts=5, top_k=top_k, capacity_factor=factor,
                           drop_policy=policy)  # fmt: skip
-    moe, x, upstream = filled(MoE(config)), draw(30, 12, seed=1), draw(30, 12, seed=2)
+    moe, x, upstream = filled(MoE(config)), draw(30, 16, seed=1), draw(30, 16, seed=2)
     ours_x = x.float().requires_grad_()
     ours, stats = moe(ours_x)
     (ours * upstream.float()).sum().backward()
@@ -323,19 +326,19 @@ def test_layer_with_drops_equals_a_loop_over_tokens(factor: float | None, top_k:
 
 
 def test_a_token_with_all_assignments_dropped_gets_zero() -> None:
-    config = small_config(hidden_size=12, num_experts=4, top_k=2, capacity_factor=0.1, drop_policy="position")
-    moe, x = filled(MoE(config)), draw(10, 12, dtype=torch.float32)
+    config = small_config(hidden_size=16, num_experts=4, top_k=2, capacity_factor=0.1, drop_policy="position")
+    moe, x = filled(MoE(config)), draw(10, 16, dtype=torch.float32)
     out, _ = moe(x)
     lost = ~kept_TK(moe.router(x)[0]).any(-1)
     assert lost.any() and torch.count_nonzero(out[lost]) == 0 and (out[~lost].abs().amax(-1) > 0).all()
 
 
 def test_experts_without_tokens_have_zero_gradient() -> None:
-    config = small_config(hidden_size=12, num_experts=4, top_k=1)
+    config = small_config(hidden_size=16, num_experts=4, top_k=1)
     moe = filled(MoE(config))
     moe.router.weight.data[2] = 0
     moe.router.weight.data[2, 0] = 1e4
-    x = draw(10, 12, dtype=torch.float32)
+    x = draw(10, 16, dtype=torch.float32)
     x[:, 0] = 1
     moe(x)[0].sum().backward()
     for grad in (moe.experts.w13_E2FD.grad, moe.experts.w2_EDF.grad):
@@ -357,3 +360,20 @@ def test_shared_expert_is_blended_by_its_gate(dtype: torch.dtype) -> None:
     with torch.no_grad():
         whole, plain = moe(x)[0], moe.expert_call(moe.experts, x, moe.router(x)[0])
         assert torch.equal(whole, moe.shared(x, plain)) and not torch.equal(whole, plain)
+
+
+def test_with_one_expert_a_token_the_full_distribution_ranks_what_is_dropped() -> None:
+    config = small_config(num_experts=2, top_k=1, capacity_factor=0.5)
+    router = Router(config).train()
+    x = torch.randn(40, config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        router.weight.copy_(torch.randn(router.weight.shape, generator=torch.Generator().manual_seed(1)))
+        routing, _ = router(x)
+        prob = (x @ router.weight.T).softmax(-1)
+    kept = routing.slot_TK[:, 0] < len(routing.token_N)
+    for expert in range(2):
+        mine = routing.expert_TK[:, 0] == expert
+        assert (mine & kept).sum() == min(int(mine.sum()), 10)
+        if (mine & ~kept).any():
+            assert prob[mine & kept, expert].min() >= prob[mine & ~kept, expert].max()
+    assert bool((~kept).any())

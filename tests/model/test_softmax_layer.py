@@ -38,12 +38,12 @@ def same_document(lengths: list[int]) -> Tensor:
 @pytest.mark.parametrize("lengths", [[23], [1, 9, 2, 1, 10]])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4), (4, 1)])
 def test_layer_equals_masked_einsum(heads: int, kv_heads: int, lengths: list[int]) -> None:
-    config = small_config(hidden_size=10, num_heads=heads, num_kv_heads=kv_heads, head_dim=8, rotary_dim=4)
+    config = small_config(hidden_size=16, num_heads=heads, num_kv_heads=kv_heads, head_dim=8, rotary_dim=4)
     layer = SoftmaxAttention(config).double()
     with torch.no_grad():
         for i, parameter in enumerate(layer.parameters()):
             parameter.copy_(draw(*parameter.shape, seed=i))
-    x, upstream = draw(23, 10, seed=10).requires_grad_(), draw(23, 10, seed=11)
+    x, upstream = draw(23, 16, seed=10).requires_grad_(), draw(23, 16, seed=11)
     packing = Packing.from_lengths(lengths)
     angle = packing.position_ids_T[:, None] * 100.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
     inputs = [x, *layer.parameters()]

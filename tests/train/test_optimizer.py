@@ -91,7 +91,7 @@ def exact_norm(module: nn.Module) -> float:
 def test_clipping_scales_to_the_norm_and_never_up(share: float) -> None:
     model = Weights()
     fill_gradients(model, 1, skip="other")
-    before, norm = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, exact_norm(model)
+    before, norm = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, exact_norm(model)
     measured = clip_gradients(model.parameters(), norm * share)
     assert measured.dtype == torch.float64 and measured.item() == pytest.approx(norm, rel=1e-12)
     assert model.other.grad is None
@@ -197,8 +197,9 @@ def test_torch_adamw_is_always_there() -> None:
 def deepspeed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """DeepSpeed, which is in the extra `offload` and not in `test`; its first use compiles a C++ op for a minute."""
     module = pytest.importorskip("deepspeed")
-    # The compiler driver calls `ninja` by name, and a venv that is not activated is not on PATH.
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    # The compiler driver calls `ninja` by name; it may be in the venv alone, which need not be on PATH. It comes last,
+    # because ninjas of two versions build anew after each other.
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}")
     return module
 
 

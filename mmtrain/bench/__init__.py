@@ -1,0 +1,1 @@
+"""Benchmarks of the whole model; figures go to `results/`."""
