@@ -47,7 +47,7 @@ $(CORPUS)/manifest.json: $(READY)
 
 pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart: corpus, tokenizer, two processes, plot, continuation
 	$(LAUNCH) launch/pretrain.py +stage=quickstart model=tiny data.path=$(CORPUS) data.num_workers=0 \
-		run.name=$(RUN) run.resume=auto run.max_steps=$(QUICKSTART_STEPS)
+		parallel.micro_batch_rows=8 parallel.reshard_after_forward=false run.name=$(RUN) run.resume=auto run.max_steps=$(QUICKSTART_STEPS)
 	@echo; echo "a continuation of 'def __init__(self, ':"
 	$(PY) launch/generate.py runs/$(RUN) --prompt "def __init__(self, " --tokens 48
 

@@ -35,7 +35,7 @@ def make_corpus(folder: Path, documents: int = 60) -> Path:
     subprocess.run(
         [sys.executable, "launch/prepare.py", "--input", str(text), "--output", str(out), "--tokenizer", "bytes",
          "--valid-fraction", "0.1", "--workers", "1"],
-        cwd=ROOT, env=_environment(), check=True, capture_output=True,
+        cwd=ROOT, env=environment(), check=True, capture_output=True,
     )  # fmt: skip
     return out
 
@@ -47,7 +47,7 @@ def pretrain(*overrides: str, processes: int | None = 1, check: bool = True) -> 
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [*launcher, "launch/pretrain.py", *overrides],
-        cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     if check and done.returncode != 0:
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -64,6 +64,7 @@ def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """For a child process that imports from this checkout and computes on one thread."""
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), "OMP_NUM_THREADS": "1"}

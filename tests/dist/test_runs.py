@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.runs import ROOT, SMALL, _environment, pretrain, records, steps
+from tests.dist.runs import ROOT, SMALL, environment, pretrain, records, steps
 
 EXACT = ("step", "tokens", "loss", "aux_loss", "lr", "grad_norm", "seq_len", "rope_base", "phase", "drop_rate")
 
@@ -87,7 +87,7 @@ def test_a_stage_starts_from_the_weights_of_another_run(reference: Path, corpus:
 def test_generate_continues_a_prompt(reference: Path) -> None:
     command = [sys.executable, "launch/generate.py", str(reference), "--prompt", "alpha be", "--tokens", "5"]
     outputs = [
-        subprocess.run([*command, *extra], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=True)
+        subprocess.run([*command, *extra], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
         for extra in ([], [], ["--temperature", "1", "--top-k", "3", "--top-p", "0.9", "--samples", "2"])
     ]
     assert outputs[0].stdout == outputs[1].stdout and outputs[0].stdout.startswith("alpha be")

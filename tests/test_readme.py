@@ -1,0 +1,71 @@
+"""Every command in the README is one that works: its options are read by the programs' own parsers."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mmtrain.cli import compose
+from tests.dist.runs import environment
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+_BLOCKS = [line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()]
+_INLINE = [
+    " ".join(text.split()) for text in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
+]
+COMMANDS = [line.split("   #")[0].strip() for line in _BLOCKS + _INLINE]
+
+
+def commands(program: str) -> list[str]:
+    return [line for line in COMMANDS if program in line and not line.startswith("launch/")]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "launch" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def after(line: str, program: str) -> list[str]:
+    return shlex.split(line.partition(program)[2])
+
+
+@pytest.mark.parametrize("line", [c for c in commands("launch/pretrain.py ") if "-m model" not in c])
+def test_pretrain_options_compose_and_validate(line: str) -> None:
+    assert compose(after(line, "launch/pretrain.py"), ROOT / "configs").run.name
+
+
+def test_prepare_and_generate_options_parse() -> None:
+    prepare, generate = commands("launch/prepare.py "), commands("launch/generate.py ")
+    assert prepare and generate and len(commands("launch/pretrain.py ")) >= 3
+    for line in prepare:
+        script("prepare").parse(after(line, "launch/prepare.py"))
+    for line in generate:
+        script("generate").parse(after(line, "launch/generate.py"))
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {line.split()[1] for line in COMMANDS if re.match(r"make [a-z-]+", line)}
+    assert {"pretrain", "test"} <= named <= targets
+
+
+def test_folders_of_the_map_exist() -> None:
+    for path in re.findall(r"^\| `([^`]+)` \|", README.partition("## Where things are")[2].partition("##")[0], re.M):
+        assert (ROOT / path).exists(), path
+
+
+def test_imports_are_silent() -> None:
+    code = "import mmtrain, mmdata, mmkernels, mmtrain.cli, mmtrain.train.trainer, mmtrain.infer"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == done.stderr == ""
