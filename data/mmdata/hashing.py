@@ -49,6 +49,23 @@ def shuffled(ids: np.ndarray, *salt_parts: int) -> np.ndarray:
     return ids[np.argsort(keys, kind="stable")]
 
 
+def permuted(i: int, n: int, salt: int) -> int:
+    """Where a permutation of 0..n-1 sends i: the deterministic shuffle of rows, without a table of them.
+
+    Four Feistel rounds over just enough bits, walked until the value falls below n (four steps at most on average), so
+    a trillion rows cost no more memory than ten.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = i >> half, i & mask
+        for turn in range(4):
+            left, right = right, left ^ (mix_int(salt ^ (right << 3 | turn)) & mask)
+        i = left << half | right
+        if i < n:
+            return i
+
+
 def content_hash(data: bytes) -> int:
     """64-bit hash of a document's bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

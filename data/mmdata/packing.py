@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from mmdata.cache import cached
-from mmdata.hashing import shuffled
+from mmdata.hashing import permuted, salt_of, shuffled
 
 WINDOW_DOCUMENTS = 16_384  # documents that best_fit packs together, at least
 WINDOW_ROWS = 256  # and rows' worth of tokens, at least: few half-empty rows are left at a window's end
@@ -40,7 +40,9 @@ class Plan(Protocol):
 
 
 class ConcatPlan:
-    """Shuffled documents end to end, cut at row ends.
+    """Shuffled documents end to end, cut at row ends; then an epoch's rows are shuffled.
+
+    Without the second shuffle a batch, which reads neighbouring rows, would be one long document or two.
 
     Epochs follow one another without a gap: the tokens at an epoch's end that do not fill a row start the row that the
     next epoch's documents complete. So no token is ever dropped or padded; rows 0 to rows_per_epoch(0) - 1 hold each
@@ -58,7 +60,8 @@ class ConcatPlan:
 
     def pieces(self, i: int) -> Pieces:
         """See `Plan.pieces`."""
-        position, stop = i * self._row, (i + 1) * self._row
+        place = self._place(i)
+        position, stop = place * self._row, (place + 1) * self._row
         parts = []
         while position < stop:
             epoch, offset = divmod(position, self._total)
@@ -74,6 +77,12 @@ class ConcatPlan:
     def efficiency(self, epoch: int) -> float:
         """Always 1: there is no padding."""
         return 1.0
+
+    def _place(self, i: int) -> int:
+        """Which row of the documents laid end to end is row i: another one that ends within the same epoch."""
+        epoch = ((i + 1) * self._row - 1) // self._total
+        first = epoch * self._total // self._row
+        return first + permuted(i - first, self.rows_per_epoch(epoch), salt_of(self._seed, epoch, 1))
 
     def _range(self, epoch: int, start: int, stop: int) -> Pieces:
         """Tokens start to stop of an epoch."""

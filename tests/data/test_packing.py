@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmdata.errors import DataError
-from mmdata.hashing import mix_array, mix_int, shuffled
+from mmdata.hashing import mix_array, mix_int, permuted, shuffled
 from mmdata.packing import best_fit
 from mmdata.stream import RowStream
 
@@ -75,15 +75,25 @@ def test_concat_equals_naive(numbered_corpus, seq_len):
     corpus = numbered_corpus(LENGTHS)
     stream = stream_of(corpus, seq_len=seq_len)
     flat = naive_concat(corpus, 3, 3)
-    for i in range(len(flat) // seq_len):
-        row, want = stream[i], flat[i * seq_len : (i + 1) * seq_len]
-        assert row.tokens.tolist() == [w[0] for w in want]
-        assert row.labels.tolist() == [w[1] for w in want]
-        assert row.loss_mask.tolist() == [w[2] for w in want]
-        bounds = [k for k, w in enumerate(want) if k == 0 or w[3]] + [seq_len]
-        assert row.cu_seqlens.tolist() == bounds
-        positions = [k for a, b in itertools.pairwise(bounds) for k in range(b - a)]
-        assert row.position_ids.tolist() == positions
+    total = len(flat) // 3
+    for epoch in range(3):  # the rows that end within an epoch, in an order of their own
+        places = range(epoch * total // seq_len, (epoch + 1) * total // seq_len)
+        by_tokens = {tuple(w[0] for w in flat[j * seq_len : (j + 1) * seq_len]): j for j in places}
+        found = [by_tokens[tuple(stream[i].tokens.tolist())] for i in places]
+        assert sorted(found) == list(places) and (len(places) < 5 or found != list(places))
+        for i, j in zip(places, found, strict=True):
+            check_naive_row(stream[i], flat[j * seq_len : (j + 1) * seq_len], seq_len)
+
+
+def check_naive_row(row, want, seq_len):
+    """A row against its (token, label, counts, starts a document) tuples."""
+    assert row.tokens.tolist() == [w[0] for w in want]
+    assert row.labels.tolist() == [w[1] for w in want]
+    assert row.loss_mask.tolist() == [w[2] for w in want]
+    bounds = [k for k, w in enumerate(want) if k == 0 or w[3]] + [seq_len]
+    assert row.cu_seqlens.tolist() == bounds
+    positions = [k for a, b in itertools.pairwise(bounds) for k in range(b - a)]
+    assert row.position_ids.tolist() == positions
 
 
 def test_concat_epoch_holds_every_token_once_but_the_tail(numbered_corpus):
@@ -185,6 +195,18 @@ def test_shuffle_is_splitmix64_and_stays():
     values = np.array([0, 1, 2**63], dtype=np.uint64)
     assert mix_array(values).tolist() == [mix_int(int(v)) for v in values]
     assert shuffled(np.arange(8), 1, 0).tolist() == [5, 6, 1, 3, 4, 0, 7, 2]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 16, 17, 1000])
+def test_permuted_is_a_shuffle_that_stays(n):
+    orders = {salt: [permuted(i, n, salt) for i in range(n)] for salt in range(4)}
+    assert all(sorted(order) == list(range(n)) for order in orders.values())
+    if n == 1000:
+        assert orders[0][:6] == [980, 877, 30, 79, 491, 120]
+        assert len({tuple(order) for order in orders.values()}) == 4
+        moved = np.abs(np.array(orders[0]) - np.arange(n)).mean()
+        assert 250 < moved < 420  # a third of n for a random order
+        assert permuted(10**11, 10**12, 5) != permuted(10**11 + 1, 10**12, 5) < 10**12
 
 
 def test_bad_options_and_empty_corpora(numbered_corpus):

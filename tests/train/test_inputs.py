@@ -85,7 +85,7 @@ def test_missing_files_are_named(prepared: Path, change: dict, error: type, says
 def test_what_does_not_fit_the_model_is_refused(prepared: Path, megatron: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.vocab_size=256: the tokenizer has 257 tokens"):
         RunInputs(DataConfig(path=str(prepared)), [phase()], 256)
-    with pytest.raises(DataError, match="data.tokenizer"):
+    with pytest.raises(DataError, match=r"data\.tokenizer"):
         RunInputs(DataConfig(path=str(megatron)), [phase()], 257)
     with pytest.raises(DataError, match="seq_len"):
         RunInputs(DataConfig(path=str(prepared)), [phase(seq_len=10**6)], 257)
