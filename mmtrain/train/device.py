@@ -32,7 +32,7 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = 4096 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=dtype, device=device)
     best = float("inf")
-    for _ in range(6):
+    for _ in range(20):  # the best of many: other processes of the run measure at the same time
         began = time.perf_counter()
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - began)

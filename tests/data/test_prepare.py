@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import runpy
@@ -131,7 +132,8 @@ def test_sigkill_and_again(big_folder, tmp_path):
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as process:
         while process.poll() is None and not list(out.glob(".partial/shards/*.json")):
             time.sleep(0.01)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = children_of(process.pid)
+        assert children
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert os.listdir(out) == [".partial"]
@@ -210,7 +212,19 @@ def test_held_out_edges():
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'data'}"}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "data"), os.environ.get("PYTHONPATH", "")])
+    }
+
+
+def children_of(pid: int) -> list[str]:
+    """Processes whose parent is `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.append(stat.parent.name)
+    return found
 
 
 def running(pid: str) -> bool:

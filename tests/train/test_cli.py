@@ -144,7 +144,7 @@ def test_as_a_program_without_torch(tmp_path):
         f"def run(config):\n    print(config.model.name, 'torch' in sys.modules)\n    raise RuntimeError('bug')\n"
         f"hydra_entry(run, Path({str(CONFIGS)!r}))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-c", program, *GIVEN], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
