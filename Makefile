@@ -4,7 +4,9 @@
 .PHONY: help setup pretrain test test-all test-gpu lint format bench clean
 
 VENV := .venv
-BOOTSTRAP ?= $(firstword $(foreach p,python3.12 python3.11 python3 python,$(shell command -v $(p) 2>/dev/null)))
+# The first Python that runs, is new enough and can make environments.
+USABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+BOOTSTRAP ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 python,$(shell $(p) -c '$(USABLE)' 2>/dev/null && echo $(p))))
 TORCH ?= 2.13.0
 RUN ?= quickstart
 QUICKSTART_STEPS ?= null
@@ -27,8 +29,8 @@ help:  ## show this list
 setup: $(READY)  ## make .venv with everything in it (the other targets do it too)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	@test -n "$(BOOTSTRAP)" && $(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: mmtrain needs Python 3.11 or newer; give BOOTSTRAP=/path/to/python3.11" >&2; exit 1; }
+	@test -n "$(BOOTSTRAP)" && $(BOOTSTRAP) -c '$(USABLE)' || \
+		{ echo "error: mmtrain needs Python 3.11 or newer with venv; give BOOTSTRAP=/path/to/python3.11" >&2; exit 1; }
 	$(BOOTSTRAP) -m venv $(VENV)
 	@# Linux without an NVIDIA GPU: the CPU build of torch, never the CUDA one. pip takes it where it is offered; else uv
 	@# knows where PyTorch keeps it.
