@@ -26,6 +26,7 @@ _TOKENS_TIMED = 8_000_000
 
 
 def synthetic(folder: Path, tokens: int = 10_000_000) -> Path:
+    """A corpus of random documents, written for the measurement."""
     rng = np.random.default_rng(0)
     flat = rng.integers(0, 4096, tokens).astype(np.uint16)
     lengths = np.clip(rng.lognormal(7.5, 1.4, tokens // 1000).astype(np.int64), 1, 200_000)
@@ -38,6 +39,7 @@ def synthetic(folder: Path, tokens: int = 10_000_000) -> Path:
 
 
 def measure(corpus: IndexedCorpus, packing: str, seq_len: int, workers: int) -> dict[str, object]:
+    """Rows and tokens a second of one packing."""
     stream = RowStream(corpus, seq_len=seq_len, seed=0, packing=packing, eod_id=0, vocab_size=1 << 16)
     start = time.perf_counter()
     stream[0]
@@ -69,6 +71,7 @@ def measure(corpus: IndexedCorpus, packing: str, seq_len: int, workers: int) -> 
 
 
 def main() -> None:
+    """Measure every packing and length, a JSON line each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])

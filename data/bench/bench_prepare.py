@@ -24,6 +24,7 @@ from mmdata.sources import Document, read_piece
 
 
 def encode_batch_seconds(path: Path, texts: list[str]) -> float:
+    """Seconds that `tokenizers` alone takes, on all cores."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_file(str(path))
@@ -34,6 +35,7 @@ def encode_batch_seconds(path: Path, texts: list[str]) -> float:
 
 
 def prepare_seconds(path: Path, files: list[Path], output: Path) -> float:
+    """Seconds from files to a finished corpus folder."""
     options = PrepareOptions(inputs=files, output=output, tokenizer=str(path))
     start = time.perf_counter()
     prepare(options)
@@ -41,6 +43,7 @@ def prepare_seconds(path: Path, files: list[Path], output: Path) -> float:
 
 
 def main() -> None:
+    """Measure both in turns and print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="stdlib")
     parser.add_argument("--vocab-size", type=int, default=4096)

@@ -135,3 +135,16 @@ def test_two_launches_of_one_configuration_are_bitwise_equal(reference: Path, co
     pretrain(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=again", "data.num_workers=1", processes=2)
     assert exact(tmp_path / "again") == exact(reference)
     assert json.loads((tmp_path / "again/config.json").read_text())["run"]["name"] == "again"
+
+
+def test_host_memory_optimizer_follows_adamw_and_resumes(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
+    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}"]
+    pretrain(*common, "run.name=adamw", processes=2)
+    pretrain(*common, "run.name=host", "optim=cpu_offload", "optim.precision=fp32", processes=2)
+    for mine, theirs in zip(steps(tmp_path / "host"), steps(tmp_path / "adamw"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    cut = [*common, "run.name=cut", "optim=cpu_offload", "optim.precision=fp32"]
+    pretrain(*cut, "run.max_steps=3", processes=2)
+    pretrain(*cut, "run.resume=auto", processes=2)
+    assert exact(tmp_path / "cut") == exact(tmp_path / "host")

@@ -1,0 +1,80 @@
+"""Every option of a run, typed, with the checks that need no data and no device.
+
+The groups mirror `configs/`: model, stage, parallel, data, optim, log, checkpoint, cluster, and `run`. Checks raise
+:class:`~mmtrain.errors.ConfigError` before anything is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmtrain.config.model import LIGHTNING, SOFTMAX, ModelConfig
+from mmtrain.config.run import (
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    LogConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+)
+from mmtrain.config.stage import BatchStep, LrSegment, PhaseConfig, SourceConfig, StageConfig
+from mmtrain.schema import build
+
+__all__ = [
+    "LIGHTNING",
+    "SOFTMAX",
+    "BatchStep",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "LogConfig",
+    "LrSegment",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PhaseConfig",
+    "PretrainConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StageConfig",
+    "load_config",
+]
+
+
+@dataclass
+class PretrainConfig:
+    """Everything that `launch/pretrain.py` reads."""
+
+    model: ModelConfig
+    stage: StageConfig
+    data: DataConfig
+    run: RunConfig
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def validate(self) -> None:
+        """Run every group's checks.
+
+        Raises:
+            ConfigError: the first option that cannot work.
+        """
+        for group in (self.model, self.stage, self.data, self.run, self.parallel, self.optim, self.log,
+                      self.checkpoint, self.cluster):  # fmt: skip
+            group.validate()
+
+
+def load_config(values: Mapping[str, Any]) -> PretrainConfig:
+    """Build and check a whole configuration from a nested dict.
+
+    Raises:
+        ConfigError: the first option that is unknown, of the wrong type, or cannot work.
+    """
+    config = build(PretrainConfig, values)
+    config.validate()
+    return config

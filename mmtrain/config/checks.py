@@ -1,0 +1,19 @@
+"""The two checks that most options need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmtrain.errors import ConfigError, nearest
+
+
+def choose(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is none of `allowed`, naming the nearest (ConfigError)."""
+    if value not in allowed:
+        raise ConfigError(option, value, "not a known choice", nearest(value, allowed))
+
+
+def require(ok: bool, option: str, value: Any, problem: str, fix: str) -> None:
+    """Refuse an option's value unless `ok`, saying what is wrong and how to mend it (ConfigError)."""
+    if not ok:
+        raise ConfigError(option, value, problem, fix)

@@ -1,0 +1,188 @@
+"""Options of a run that are neither the model nor the stage: layout, data, optimizer, records, machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmtrain.config.checks import choose, require
+from mmtrain.config.stage import SourceConfig
+
+
+@dataclass
+class ParallelConfig:
+    """How the model is laid over processes.
+
+    Attributes:
+        micro_batch_rows: rows that one process runs at once.
+        activation_checkpoint: recompute each block in backward.
+        reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3) or keep them (ZeRO-2).
+        sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
+    """
+
+    micro_batch_rows: int = 1
+    activation_checkpoint: bool = False
+    reshard_after_forward: bool = True
+    sync_every_micro_batch: bool = False
+
+    def validate(self) -> None:
+        """Refuse empty micro-batches."""
+        require(self.micro_batch_rows >= 1, "parallel.micro_batch_rows", self.micro_batch_rows,
+                 "must be at least 1", "for example 1")  # fmt: skip
+
+
+@dataclass
+class DataConfig:
+    """What is read.
+
+    Attributes:
+        path: one prepared corpus (shorthand for a single source).
+        sources: a weighted mixture of prepared corpora; the first one's tokenizer is the run's.
+        tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus.
+        packing: ``concat`` or ``best_fit``.
+        valid_rows: rows of held-out text a validation reads; 0 turns validation off.
+        valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
+        num_workers: loader processes a rank.
+    """
+
+    path: str | None = None
+    sources: list[SourceConfig] = field(default_factory=list)
+    tokenizer: str | None = None
+    packing: str = "concat"
+    seed: int = 1234
+    valid_rows: int = 64
+    valid_fraction: float = 0.01
+    num_workers: int = 1
+
+    @property
+    def all_sources(self) -> list[SourceConfig]:
+        """`sources`, or the one at `path`."""
+        return self.sources or ([SourceConfig(self.path)] if self.path else [])
+
+    def validate(self) -> None:
+        """Refuse a run without data."""
+        choose("data.packing", self.packing, ("concat", "best_fit"))
+        require(not (self.path and self.sources), "data.path", self.path, "given besides data.sources", "keep one")
+        require(bool(self.all_sources), "data.path", None, "no corpus given",
+                 "prepare one with launch/prepare.py and give data.path=DIR")  # fmt: skip
+        for i, source in enumerate(self.all_sources):
+            require(source.weight > 0, f"data.sources[{i}].weight", source.weight, "must be above 0", "drop it")
+        require(0 <= self.valid_fraction < 1, "data.valid_fraction", self.valid_fraction, "must lie in [0, 1)", "0.01")
+        for name in ("num_workers", "valid_rows"):
+            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "must not be negative", "0 is none")
+
+
+@dataclass
+class OptimConfig:
+    """AdamW (MiniMax-01 section 4.2; epsilon, clipping and precision are not stated there).
+
+    Attributes:
+        name: ``adamw`` (torch), ``apex`` (NVIDIA's FusedAdam) or ``cpu_offload`` (DeepSpeedCPUAdam).
+        decay_norms: apply weight decay to norm weights too.
+        precision: compute type; ``auto`` is bf16 where the device multiplies it natively, else fp32. Master weights,
+            optimizer state and gradient reduction are fp32 always.
+    """
+
+    name: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_norms: bool = False
+    clip_grad: float | None = 1.0
+    precision: str = "auto"
+
+    def validate(self) -> None:
+        """Refuse unknown optimizers and factors out of range."""
+        choose("optim.name", self.name, ("adamw", "apex", "cpu_offload"))
+        choose("optim.precision", self.precision, ("auto", "bf16", "fp32"))
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)", "0.9")
+        require(self.eps > 0, "optim.eps", self.eps, "must be above 0", "for example 1e-8")
+        require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", self.clip_grad,
+                 "must be above 0", "null turns clipping off")  # fmt: skip
+
+
+@dataclass
+class LogConfig:
+    """What is reported, and how often (in steps).
+
+    Attributes:
+        wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
+        valid_interval: steps between validations; 0 validates at the end only.
+        plot: write a PNG of loss and router load at the end.
+    """
+
+    wandb: str = "auto"
+    wandb_project: str = "mmtrain"
+    valid_interval: int = 0
+    plot: bool = True
+
+    def validate(self) -> None:
+        """Refuse unknown modes."""
+        choose("log.wandb", self.wandb, ("auto", "offline", "off"))
+        require(self.valid_interval >= 0, "log.valid_interval", self.valid_interval, "must not be negative", "0")
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written, and how many stay.
+
+    Attributes:
+        interval: steps between checkpoints; 0 writes one at the end only.
+        keep: newest checkpoints kept; 0 keeps all.
+    """
+
+    interval: int = 1000
+    keep: int = 2
+    save_final: bool = True
+
+    def validate(self) -> None:
+        """Refuse negative numbers."""
+        for name in ("interval", "keep"):
+            require(getattr(self, name) >= 0, f"checkpoint.{name}", getattr(self, name), "must not be negative", "0")
+
+
+@dataclass
+class ClusterConfig:
+    """The machine.
+
+    Attributes:
+        device: ``auto`` (CUDA when there is one), ``cuda`` or ``cpu``.
+        timeout_minutes: how long a collective may wait for a missing rank.
+    """
+
+    device: str = "auto"
+    timeout_minutes: float = 10.0
+
+    def validate(self) -> None:
+        """Refuse unknown devices."""
+        choose("cluster.device", self.device, ("auto", "cuda", "cpu"))
+        require(self.timeout_minutes > 0, "cluster.timeout_minutes", self.timeout_minutes, "must be above 0", "10")
+
+
+@dataclass
+class RunConfig:
+    """One run.
+
+    Attributes:
+        name: folder of the run below `dir`.
+        resume: ``never`` (refuse an existing run), ``auto`` (go on where it stopped, or start), or a checkpoint folder.
+        init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from.
+        max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
+        seed: of the initial weights.
+    """
+
+    name: str
+    dir: str = "runs"
+    resume: str = "never"
+    init_from: str | None = None
+    init_optimizer: bool = True
+    max_steps: int | None = None
+    seed: int = 1234
+
+    def validate(self) -> None:
+        """Refuse names that are not one folder."""
+        require(bool(self.name) and "/" not in self.name and not self.name.startswith("."), "run.name", self.name,
+                 "must be a plain folder name", "for example run.name=first")  # fmt: skip
+        require(self.max_steps is None or self.max_steps >= 1, "run.max_steps", self.max_steps,
+                 "must be at least 1", "null runs the stage to its end")  # fmt: skip
