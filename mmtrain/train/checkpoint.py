@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.train.folder import latest_checkpoint
+from mmtrain.train.folder import complete_checkpoints, latest_checkpoint
 
 # The options of a model that its weights depend on.
 _SHAPES = (
@@ -71,9 +71,7 @@ def save_checkpoint(
     dist.barrier()
     if dist.get_rank() == 0:
         (scratch / "meta.json").write_text(json.dumps({**asdict(progress), "config": config}, indent=1) + "\n")
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(scratch, final)
+        _swap_in(scratch, final)
     dist.barrier()
     return final
 
@@ -136,9 +134,19 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
 
 def remove_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (0 keeps all); on the main process only."""
-    complete = sorted(p for p in folder.glob("step-*") if (p / "meta.json").is_file())
+    complete = complete_checkpoints(folder)
     for path in complete[:-keep] if keep else []:
         shutil.rmtree(path)
+
+
+def _swap_in(scratch: Path, final: Path) -> None:
+    """Give a finished checkpoint its name; one that has it already (a step run again) goes only once it is in place."""
+    replaced = final.with_name(f"{final.name}.replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(final, replaced)
+    os.replace(scratch, final)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _quietly(call: Any, *args: Any, **kwargs: Any) -> None:

@@ -69,8 +69,14 @@ def latest_checkpoint(path: Path) -> Path | None:
     """The newest complete checkpoint of a run folder, or `path` itself when it is one; None without any."""
     if (path / _DONE).is_file():
         return path
-    complete = [p for p in (path / "checkpoints").glob("step-*") if (p / _DONE).is_file()]
-    return max(complete, key=lambda p: p.name, default=None)
+    complete = complete_checkpoints(path / "checkpoints")
+    return complete[-1] if complete else None
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first: neither one cut short nor one that is being replaced."""
+    named = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+    return sorted((path for path in named if (path / _DONE).is_file()), key=lambda path: int(path.name[5:]))
 
 
 def _flatten(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
