@@ -72,3 +72,13 @@ def test_a_run_on_nccl_follows_the_run_on_gloo(tmp_path: Path) -> None:
     assert records(tmp_path / "gpu")[-1]["val_loss"] == pytest.approx(
         records(tmp_path / "cpu")[-1]["val_loss"], rel=1e-3
     )
+
+
+def test_parameters_and_moments_in_host_memory_follow_adamw(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
+    corpus = make_corpus(tmp_path)
+    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "cluster.device=cuda"]
+    pretrain(*common, "run.name=adamw", processes=1)
+    pretrain(*common, "run.name=host", "optim=cpu_offload", "optim.precision=fp32", processes=1)
+    for host, adamw in zip(steps(tmp_path / "host"), steps(tmp_path / "adamw"), strict=True):
+        assert host["loss"] == pytest.approx(adamw["loss"], rel=1e-3)
