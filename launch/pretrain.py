@@ -18,6 +18,7 @@ def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
     from mmtrain.parallel import mesh
     from mmtrain.train.checkpoint import check_same_model, find_checkpoint
+    from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.folder import RunFolder
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.optimizer import check_optimizer
@@ -35,6 +36,8 @@ def pretrain(config: PretrainConfig) -> None:
         check_same_model("run.init_from", find_checkpoint("run.init_from", config.run.init_from), config.model)
     inputs = RunInputs(config.data, phases, config.model.vocab_size)
 
+    if device.type == "cpu":
+        keep_freed_memory()
     context = mesh.start(config.cluster)
     try:
         for line in Trainer(config, context, plan, inputs, folder).run():

@@ -24,6 +24,7 @@ from mmtrain.config import SOFTMAX, ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.init import build_model
 from mmtrain.model.packing import Packing
+from mmtrain.train.device import keep_freed_memory
 
 TOKENS = 2048
 CONFIG = ModelConfig("bench", vocab_size=4096, hidden_size=256, num_layers=8, num_heads=4, num_kv_heads=2, head_dim=64,
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write results/<date>-cpu.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as launch/pretrain.py does; both models gain by it
     warnings.simplefilter("ignore")
     import transformers
 

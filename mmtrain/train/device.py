@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 
 import torch
@@ -21,6 +23,20 @@ def _cpu_multiplies_bf16() -> bool:
     """Whether the processor has bf16 dot products (AVX-512 BF16 or AMX)."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what a CPU run frees; returns whether it took the setting (glibc does).
+
+    By default glibc hands tensors of megabytes back to the kernel as soon as they are freed, and each step pays for the
+    page faults of getting them again: on 2 cores a step of a small model in bf16 takes 15% longer for it.
+    """
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names of <malloc.h>
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    settings = ((mmap_threshold, 32 << 20), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    return all([mallopt(name, value) == 1 for name, value in settings])
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
