@@ -50,8 +50,8 @@ $(CORPUS)/manifest.json: $(READY)
 pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart: corpus, tokenizer, two processes, plot, continuation
 	$(LAUNCH) launch/pretrain.py +stage=quickstart model=tiny data.path=$(CORPUS) data.num_workers=0 \
 		parallel.micro_batch_rows=8 parallel.reshard_after_forward=false run.name=$(RUN) run.resume=auto run.max_steps=$(QUICKSTART_STEPS)
-	@echo; echo "a continuation of 'def __init__(self, ':"
-	$(PY) launch/generate.py runs/$(RUN) --prompt "def __init__(self, " --tokens 48
+	@echo; echo "a continuation of 'def __init__(self':"
+	@$(PY) launch/generate.py runs/$(RUN) --prompt "def __init__(self" --tokens 48 --temperature 0.5
 
 test: $(READY)  ## all tests but the wide matrix and those that need a GPU
 	$(PY) -m pytest -m "not gpu and not slow" $(TESTS)
@@ -72,6 +72,7 @@ format: $(READY)  ## lay the code out as lint wants it
 
 bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this machine (quiet it first)
 	$(PY) -m mmtrain.bench.model_cpu
+	$(PY) -m mmtrain.bench.loss_cpu
 	$(PY) data/bench/bench_prepare.py
 	$(PY) data/bench/bench_loader.py
 	$(PY) kernels/bench/lightning_cpu.py --quick

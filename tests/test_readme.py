@@ -17,7 +17,8 @@ from tests.dist.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-_BLOCKS = [line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()]
+_FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+_BLOCKS = [line for language, block in _FENCED if not language for line in block.splitlines()]
 _INLINE = [
     " ".join(text.split()) for text in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
 ]
