@@ -21,7 +21,9 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels:$(CURDIR)/data$(if $(PYTHONPATH),:$(PYTHONPATH))
-LAUNCH = $(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
+# Threads of a process: its share of the cores.
+THREADS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(PROCESSES) )); echo $$(( n > 0 ? n : 1 )))
+LAUNCH = OMP_NUM_THREADS=$(THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
