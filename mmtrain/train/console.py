@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 SMOOTHING = 0.9  # of the throughput from which the time left is computed
 
@@ -135,13 +135,16 @@ def _cells(record: Mapping[str, Any], total_steps: int, seconds_left: float | No
     cells = [(name, text(record[key])) for name, key, text in shown if record.get(key) is not None]
     if "loss" in record and record["loss"] is None:
         cells.insert(2, ("loss", "nan"))
-    return cells if seconds_left is None else [*cells, ("left", _duration(seconds_left))]
+    left = [] if seconds_left is None else [("left", _duration(seconds_left))]
+    return [*cells[:1], *left, *cells[1:]]  # near the front, so that a narrow terminal shows it
 
 
-def _row(cells: Sequence[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*(f"[dim]{name}[/dim] [bold]{text}[/bold]" for name, text in cells))
-    return table
+def _row(cells: Sequence[tuple[str, str]]) -> Text:
+    """One line, cut at the terminal's width (a Text, so that printing above it cannot change how it is drawn)."""
+    row = Text(no_wrap=True, overflow="ellipsis")
+    for i, (name, text) in enumerate(cells):
+        row.append("  " if i else "").append(f"{name} ", style="dim").append(text, style="bold")
+    return row
 
 
 def _count(number: float) -> str:
