@@ -50,7 +50,7 @@ class FlopCount:
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:
-    """Count the parameters of a model (shapes: the released weights, FACTS 1.1 and 1.7)."""
+    """Count the parameters of a model (shapes: those of the released weights)."""
     hidden, layers = model.hidden_size, model.num_layers
     expert = 3 * hidden * model.ffn_hidden_size
     parts = {
@@ -104,7 +104,7 @@ def step_flops(model: ModelConfig, doc_lengths: Sequence[int], kept_assignments:
 
 
 def paper_table1(arch: str, layers: int, hidden: int, heads: int, batch: int, seq: int) -> tuple[float, float]:
-    """Return parameters and training FLOPs by MiniMax-01 Table 1 (FACTS 6), which leaves the embeddings out.
+    """Return parameters and training FLOPs by MiniMax-01 Table 1, which leaves the embeddings out.
 
     The paper counts every pair of softmax attention, masked ones too (twice :func:`step_flops`), and for lightning
     attention 36 d^2/h operations a token and layer (three times the minimum of :func:`step_flops`, as blocks do more).
