@@ -52,11 +52,6 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launch_rank() -> int:
-    """This process's rank as the launcher says it; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def pick_device(cluster: ClusterConfig) -> torch.device:
     """The device of this process, by `cluster.device`.
 

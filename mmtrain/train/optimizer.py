@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from mmtrain.config import OptimConfig
 from mmtrain.errors import ConfigError
+from mmtrain.train.shard_adam import fused_adam, host_adam
 
 
 def check_optimizer(config: OptimConfig, device_type: str) -> None:
@@ -42,13 +43,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     groups = _parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
     if config.name == "apex":
-        from apex.optimizers import FusedAdam
-
-        return FusedAdam(groups, lr=0.0, betas=betas, eps=config.eps, adam_w_mode=True)
+        return fused_adam(groups, betas, config.eps)
     if config.name == "cpu_offload":
-        from mmtrain.train.offload import HostAdam
-
-        return HostAdam(groups, betas=betas, eps=config.eps)
+        return host_adam(groups, betas, config.eps)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
 
 

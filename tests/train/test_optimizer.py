@@ -164,11 +164,10 @@ def test_apex_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_apex_is_given_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fused_adam(groups: list[dict], **settings: object) -> tuple[list[dict], dict]:
-        return groups, settings
-
-    pretend_apex(monkeypatch, FusedAdam=fused_adam)
-    groups, settings = build_optimizer(Weights(), OptimConfig(name="apex", beta1=0.8, eps=1e-7))
+    calls: list[tuple[list[dict], dict]] = []
+    pretend_apex(monkeypatch, FusedAdam=lambda groups, **settings: calls.append((groups, settings)))
+    build_optimizer(Weights(), OptimConfig(name="apex", beta1=0.8, eps=1e-7))
+    ((groups, settings),) = calls
     assert settings == {"lr": 0.0, "betas": (0.8, 0.95), "eps": 1e-7, "adam_w_mode": True}
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
