@@ -41,16 +41,19 @@ def make_problem(
     states: bool = True,
     dtype: torch.dtype = torch.float64,
     slopes: Tensor = SLOPES,
+    row_state: bool = False,
     seed: int = 0,
 ) -> Problem:
-    """A random problem; ``states`` adds an initial state and a gradient through the final one."""
+    """A random problem; ``states`` adds an initial state and a gradient through the final one, one of each for a packed
+    row if ``row_state``.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, to: torch.dtype) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(to).double()
 
     d, e = widths
-    heads, count = slopes.shape[0], batch if cu_seqlens is None else len(cu_seqlens) - 1
+    heads, count = slopes.shape[0], batch if cu_seqlens is None or row_state else len(cu_seqlens) - 1
     acc = state_dtype(dtype)
     return Problem(
         qkv=normal(batch, tokens, heads, 2 * d + e, to=dtype),
@@ -64,31 +67,39 @@ def make_problem(
     )
 
 
-def run(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def run(
+    problem: Problem,
+    backend: str,
+    dtype: torch.dtype | None = None,
+    *,
+    device: str = "cpu",
+    row_state: bool = False,
+) -> dict[str, Tensor]:
     """Output, final state and all gradients in float64; q, k, v are strided views of one fused tensor."""
     dtype = dtype or problem.dtype
     d, e = problem.widths
-    qkv = problem.qkv.to(dtype, copy=True).requires_grad_()
+    qkv = problem.qkv.to(device, dtype, copy=True).requires_grad_()
     q, k, v = qkv.split([d, d, e], dim=-1)
     initial = None
     if problem.initial is not None:
-        initial = problem.initial.to(state_dtype(dtype), copy=True).requires_grad_()
+        initial = problem.initial.to(device, state_dtype(dtype), copy=True).requires_grad_()
     o, final = lightning_attention(
         q,
         k,
         v,
-        problem.slopes,
-        cu_seqlens=problem.cu_seqlens,
+        problem.slopes.to(device),
+        cu_seqlens=None if problem.cu_seqlens is None else problem.cu_seqlens.to(device),
         initial_state=initial,
         output_final_state=problem.dfinal is not None,
+        row_state=row_state,
         backend=backend,
     )
     assert o.dtype == dtype and o.shape == (*q.shape[:3], e)
-    outputs, grads = [o], [problem.do.to(dtype)]
+    outputs, grads = [o], [problem.do.to(device, dtype)]
     if problem.dfinal is not None:
         assert final is not None and final.dtype == state_dtype(dtype)
         outputs.append(final)
-        grads.append(problem.dfinal.to(final.dtype))
+        grads.append(problem.dfinal.to(device, final.dtype))
     torch.autograd.backward(outputs, grads)
     dq, dk, dv = qkv.grad.double().split([d, d, e], dim=-1)
     result = {"o": o.detach().double(), "dq": dq, "dk": dk, "dv": dv}
@@ -96,7 +107,7 @@ def run(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> dic
         result["final"] = final.detach().double()
     if initial is not None:
         result["dinitial"] = initial.grad.double()
-    return result
+    return {name: x.cpu() for name, x in result.items()}
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:

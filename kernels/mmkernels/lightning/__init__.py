@@ -1,6 +1,6 @@
 """Lightning attention: linear attention with one exponential decay per head. See README.md beside this file."""
 
-from mmkernels.lightning.api import lightning_attention
+from mmkernels.lightning.api import lightning_attention, silu_lightning_attention
 from mmkernels.lightning.decode import lightning_decode_step
 
-__all__ = ["lightning_attention", "lightning_decode_step"]
+__all__ = ["lightning_attention", "lightning_decode_step", "silu_lightning_attention"]

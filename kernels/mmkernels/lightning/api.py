@@ -9,17 +9,19 @@ Shape letters: B batch rows, T tokens, H heads, D width of q and k, E width of v
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.errors import KernelArgumentError
 from mmkernels.lightning.chunked import chunked_lightning_attention
 from mmkernels.lightning.naive import naive_lightning_attention
-from mmkernels.lightning.validate import check_attention, state_dtype
+from mmkernels.lightning.validate import check_attention, check_projection, state_dtype
 
 Backend = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool],
+    [Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool],
     tuple[Tensor, Tensor | None],
 ]
 
@@ -33,6 +35,7 @@ def lightning_attention(
     cu_seqlens: Tensor | None = None,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
+    row_state: bool = False,
     backend: str = "auto",
     check_values: bool | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -53,7 +56,10 @@ def lightning_attention(
             when None. Gradient flows to it.
         output_final_state: also return the state after the last token of each document or batch row. With no
             initial state this is the local state that LASP+ gathers. Gradient flows from it.
-        backend: "auto" or a key of ``BACKENDS``: "chunked" or "naive".
+        row_state: with ``cu_seqlens``, the states belong to the row, shape [1, H, D, E]: the initial one to the
+            document of the first token, the final one to that of the last. This is a rank's view under context
+            parallelism, where a document may begin before the row and go on after it.
+        backend: "auto" or a key of ``BACKENDS``: "triton" (heads up to 256 wide, not float64), "chunked" or "naive".
         check_values: whether to check the values in ``slopes_H`` and ``cu_seqlens``, not only their shapes. None
             means on CPU tensors only, because reading values from a GPU makes the host wait for it.
 
@@ -63,22 +69,59 @@ def lightning_attention(
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    check_attention(q_BTHD, k_BTHD, v_BTHD, slopes_H, cu_seqlens, initial_state, check_values)
-    run = resolve_backend(backend, q_BTHD.device)
-    return run(q_BTHD, k_BTHD, v_BTHD, slopes_H, cu_seqlens, initial_state, output_final_state)
+    check_attention(q_BTHD, k_BTHD, v_BTHD, slopes_H, cu_seqlens, initial_state, check_values, row_state)
+    run = BACKENDS[resolve_backend(backend, q_BTHD, v_BTHD.shape[3])]
+    return run(q_BTHD, k_BTHD, v_BTHD, slopes_H, cu_seqlens, initial_state, output_final_state, row_state)
 
 
-def resolve_backend(name: str, device: torch.device) -> Backend:
-    """The function behind a backend name; "auto" takes the fastest one for the device.
+def silu_lightning_attention(
+    qkv_BTHX: Tensor,
+    slopes_H: Tensor,
+    *,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+    check_values: bool | None = None,
+) -> Tensor:
+    """Lightning attention of ``q, k, v = SiLU(qkv)``, straight from a layer's fused projection, without a split or copy.
+
+    On CUDA the backward pass reads the projection and the segments' states alone: SiLU is computed again, and its
+    derivative is applied where the gradients of q, k and v are written, into the layout of the projection.
+
+    Args:
+        qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, then of k, then of v (FACTS 1.3).
+        slopes_H: decay slopes, as for :func:`lightning_attention`.
+        cu_seqlens: offsets of the documents of one packed row, likewise.
+        backend: likewise.
+        check_values: likewise.
+
+    Returns:
+        o [B, T, H, K] in the dtype of the projection.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_projection(qkv_BTHX, slopes_H, cu_seqlens, check_values)
+    name = resolve_backend(backend, qkv_BTHX, qkv_BTHX.shape[3] // 3)
+    if name == "triton":
+        from mmkernels.lightning.fused import triton_silu_attention
+
+        return triton_silu_attention(qkv_BTHX, slopes_H, cu_seqlens)
+    q, k, v = F.silu(qkv_BTHX).chunk(3, dim=3)
+    return BACKENDS[name](q, k, v, slopes_H, cu_seqlens, None, False, False)[0]
+
+
+def resolve_backend(name: str, q: Tensor, value_width: int) -> str:
+    """The backend's own name; "auto" takes the fastest one that can: Triton on CUDA, torch elsewhere.
 
     Raises:
         KernelArgumentError: the name is unknown.
     """
     if name == "auto":
-        name = AUTO.get(device.type, "chunked")
+        fits = q.dtype != torch.float64 and max(q.shape[-1], value_width) <= TRITON_WIDTH
+        return "triton" if q.is_cuda and fits else "chunked"
     if name not in BACKENDS:
         raise KernelArgumentError("backend", repr(name), ", ".join(["auto", *BACKENDS]))
-    return BACKENDS[name]
+    return name
 
 
 def _naive(
@@ -89,11 +132,27 @@ def _naive(
     cu_seqlens: Tensor | None,
     initial_state: Tensor | None,
     output_final_state: bool,
+    row_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The float64 recurrence, cast back to what the public function promises."""
+    row = cu_seqlens is not None and row_state
+    if row:
+        owners = (cu_seqlens.diff() > 0).nonzero()[:, 0].tolist() or [0]
+        if initial_state is not None:
+            before = initial_state.new_zeros(owners[0], *initial_state.shape[1:])
+            after = initial_state.new_zeros(cu_seqlens.shape[0] - 2 - owners[0], *initial_state.shape[1:])
+            initial_state = torch.cat([before, initial_state, after])
     o_BTHE, final = naive_lightning_attention(q_BTHD, k_BTHD, v_BTHE, slopes_H, cu_seqlens, initial_state)
+    final = final[owners[-1] : owners[-1] + 1] if row else final
     return o_BTHE.to(q_BTHD.dtype), final.to(state_dtype(q_BTHD.dtype)) if output_final_state else None
 
 
-BACKENDS: dict[str, Backend] = {"chunked": chunked_lightning_attention, "naive": _naive}
-AUTO: dict[str, str] = {"cpu": "chunked"}
+def _triton(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+    """Triton is imported when it is first asked for: the package works without it, on CPUs."""
+    from mmkernels.lightning.fused import triton_lightning_attention
+
+    return triton_lightning_attention(*arguments)
+
+
+TRITON_WIDTH = 256
+BACKENDS: dict[str, Backend] = {"triton": _triton, "chunked": chunked_lightning_attention, "naive": _naive}

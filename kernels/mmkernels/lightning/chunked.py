@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.lightning.blocks import Unit
 from mmkernels.lightning.decay import DecayTables
-from mmkernels.lightning.packing import attend_documents, segment_masks
+from mmkernels.lightning.packing import attend_documents, document_ids, segment_masks
 from mmkernels.lightning.plan import Plan, make_plan
 from mmkernels.lightning.validate import state_dtype
 
@@ -31,12 +31,17 @@ def chunked_lightning_attention(
     cu_seqlens: Tensor | None,
     initial_NHDE: Tensor | None,
     output_final_state: bool,
+    row_state: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The ``chunked`` backend; arguments as in ``lightning_attention``, already checked."""
     # Autocast would turn the products inside into bfloat16, the state's among them.
     with torch.autocast(q_BTHD.device.type, enabled=False):
         if cu_seqlens is None:
             o_BTHE, final_BHDE = _attend_rows(q_BTHD, k_BTHD, v_BTHE, slopes_H, None, initial_NHDE)
+            return o_BTHE, final_BHDE if output_final_state else None
+        if row_state:
+            ids_T = document_ids(cu_seqlens, q_BTHD.shape[1])
+            o_BTHE, final_BHDE = _attend_rows(q_BTHD, k_BTHD, v_BTHE, slopes_H, ids_T, initial_NHDE)
             return o_BTHE, final_BHDE if output_final_state else None
         return attend_documents(
             q_BTHD, k_BTHD, v_BTHE, slopes_H, cu_seqlens, initial_NHDE, output_final_state, _attend_rows

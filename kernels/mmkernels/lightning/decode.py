@@ -8,33 +8,95 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmkernels.errors import KernelArgumentError
 from mmkernels.lightning.validate import check_decode
+
+BACKENDS = ("auto", "triton", "torch")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_MAX_WIDTH = 256
 
 
 def lightning_decode_step(
-    q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor
+    q_BHD: Tensor,
+    k_BHD: Tensor,
+    v_BHE: Tensor,
+    slopes_H: Tensor,
+    state_BHDE: Tensor,
+    *,
+    inplace: bool = False,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Take the state one token further and read the output from it (MiniMax-01 paper 2.2.2).
 
     Args:
-        q_BHD: query of each sequence's new token, any floating dtype.
+        q_BHD: query of each sequence's new token, any floating dtype, any strides.
         k_BHD: its key.
         v_BHE: its value.
         slopes_H: decay slope of each head, float32 (or float64).
-        state_BHDE: state after the previous token, float32 (float64 for float64 inputs). It is not written to.
+        state_BHDE: state after the previous token, float32 (float64 for float64 inputs).
+        inplace: write the new state over ``state_BHDE``; without it, that tensor is not written to.
+        backend: "triton" (one pass over the state, no gradient), "torch", or "auto": Triton on CUDA for D and E up to
+            256 when no gradient is asked for and the inputs are not float64, else torch.
 
     Returns:
-        ``(o_BHE, new_state_BHDE)``: the output in the input dtype and the state in the state's dtype.
+        ``(o_BHE, new_state_BHDE)``: the output in the input dtype and the state in the state's dtype; with ``inplace``
+        the tensor that was passed in.
 
     Raises:
         KernelArgumentError: a dtype, shape or device that does not fit.
     """
     check_decode(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE)
+    tensors = (q_BHD, k_BHD, v_BHE, state_BHDE)
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if inplace:
+        _check_inplace(state_BHDE, differentiable)
+    if _use_triton(backend, q_BHD, v_BHE, differentiable):
+        from mmkernels.lightning.decode_kernel import triton_decode_step  # only this path needs Triton
+
+        new_BHDE = state_BHDE if inplace else torch.empty_like(state_BHDE, memory_format=torch.contiguous_format)
+        return triton_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE), new_BHDE
+    return _torch_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, inplace)
+
+
+def _torch_decode_step(
+    q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor, inplace: bool
+) -> tuple[Tensor, Tensor]:
     # Under autocast the product would run in bfloat16 and lose the state's precision.
     with torch.autocast(q_BHD.device.type, enabled=False):
         acc = state_BHDE.dtype
         decay_H11 = torch.exp(-slopes_H.detach().to(acc))[:, None, None]
         outer = k_BHD.to(acc).unsqueeze(-1) * v_BHE.to(acc).unsqueeze(-2)
-        new_BHDE = torch.addcmul(outer, state_BHDE, decay_H11)
+        new_BHDE = torch.addcmul(outer, state_BHDE, decay_H11, out=state_BHDE if inplace else None)
         o_BHE = torch.matmul(q_BHD.to(acc).unsqueeze(-2), new_BHDE).squeeze(-2)
     return o_BHE.to(q_BHD.dtype), new_BHDE
+
+
+def _check_inplace(state_BHDE: Tensor, differentiable: bool) -> None:
+    if differentiable:
+        raise KernelArgumentError("inplace", True, "False when a gradient is asked for")
+    if any(size > 1 and stride == 0 for size, stride in zip(state_BHDE.shape, state_BHDE.stride(), strict=True)):
+        raise KernelArgumentError("state_BHDE", f"strides {list(state_BHDE.stride())}", "none of them 0, with inplace")
+
+
+def _use_triton(backend: str, q_BHD: Tensor, v_BHE: Tensor, differentiable: bool) -> bool:
+    """Whether the call runs on Triton; "auto" takes it for what it can run on a CUDA device.
+
+    Raises:
+        KernelArgumentError: the name is unknown, or Triton was asked for and cannot run this call.
+    """
+    if backend not in BACKENDS:
+        raise KernelArgumentError("backend", repr(backend), ", ".join(BACKENDS))
+    widths = [q_BHD.shape[-1], v_BHE.shape[-1]]
+    good_dtype, good_widths = q_BHD.dtype in TRITON_DTYPES, all(0 < width <= TRITON_MAX_WIDTH for width in widths)
+    if backend != "triton":
+        return backend == "auto" and q_BHD.is_cuda and good_dtype and good_widths and not differentiable
+    from mmkernels.triton_support import check_device  # only this path needs Triton
+
+    check_device("q_BHD", q_BHD)
+    if not good_dtype:
+        raise KernelArgumentError("q_BHD", f"dtype {q_BHD.dtype}", "float32, bfloat16 or float16 with backend='triton'")
+    if not good_widths:
+        raise KernelArgumentError("state_BHDE", f"D, E = {widths}", f"1 to {TRITON_MAX_WIDTH} with backend='triton'")
+    if differentiable:
+        raise KernelArgumentError("backend", repr(backend), "'torch' or 'auto' when a gradient is asked for")
+    return True

@@ -28,6 +28,7 @@ def check_attention(
     cu_seqlens: Tensor | None,
     initial_state_NHDE: Tensor | None,
     check_values: bool | None,
+    row_state: bool = False,
 ) -> None:
     """Refuse arguments of ``lightning_attention`` that do not fit together.
 
@@ -40,6 +41,7 @@ def check_attention(
         initial_state_NHDE: states before the first tokens or None.
         check_values: whether to read the values of ``slopes`` and ``cu_seqlens``, which waits for the device when
             they live on one; None means on CPU only.
+        row_state: states belong to the packed row, not to its documents.
 
     Raises:
         KernelArgumentError: names the argument, what it was, and what is allowed.
@@ -50,10 +52,29 @@ def check_attention(
     rows = q_BTHD.shape[0]
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, q_BTHD, values)
-        rows = cu_seqlens.shape[0] - 1
+        rows = 1 if row_state else cu_seqlens.shape[0] - 1
     if initial_state_NHDE is not None:
         shape = (rows, q_BTHD.shape[2], q_BTHD.shape[3], v_BTHE.shape[3])
         _check_state("initial_state", initial_state_NHDE, shape, q_BTHD)
+
+
+def check_projection(
+    qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None, check_values: bool | None
+) -> None:
+    """Refuse arguments of ``silu_lightning_attention`` that do not fit together.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    _check_tensor("qkv_BTHX", qkv_BTHX, 4, "[B, T, H, 3K]")
+    if qkv_BTHX.dtype not in INPUT_DTYPES:
+        raise KernelArgumentError("qkv_BTHX", f"dtype {qkv_BTHX.dtype}", "float32, bfloat16, float16 or float64")
+    if qkv_BTHX.shape[3] % 3:
+        raise KernelArgumentError("qkv_BTHX", f"shape {list(qkv_BTHX.shape)}", "a last dimension of 3 times the head's")
+    values = check_values if check_values is not None else qkv_BTHX.device.type == "cpu"
+    _check_slopes(slopes_H, qkv_BTHX, values)
+    if cu_seqlens is not None:
+        _check_cu_seqlens(cu_seqlens, qkv_BTHX, values)
 
 
 def check_decode(q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor) -> None:

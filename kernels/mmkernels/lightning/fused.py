@@ -1,0 +1,221 @@
+"""Lightning attention through the Triton kernels, forward and backward, with autograd.
+
+Shape letters: B batch rows, T tokens, H heads, D width of q and k, E width of v, N documents (or batch rows).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mmkernels.errors import KernelArgumentError
+from mmkernels.lightning.bounds import document_bounds
+from mmkernels.lightning.scan import scan, scan_keys_values
+from mmkernels.lightning.states import segment_states
+from mmkernels.lightning.tiling import Tile, Walk, processors, scan_tile, segments_for
+from mmkernels.triton_support import check_device
+
+MAX_WIDTH = 256
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What forward and backward of one call share: slopes, and how the row is shared out."""
+
+    slopes_H: Tensor
+    walk: Walk
+    tile: Tile
+
+    @staticmethod
+    def plan(q: Tensor, v: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None, per_document: bool) -> Call:
+        """Segments of a row when states belong to rows; documents when each has a state of its own."""
+        batch, tokens, heads, d = q.shape
+        e = v.shape[3]
+        if per_document:
+            assert cu_seqlens is not None
+            documents = cu_seqlens.shape[0] - 1
+            tile = scan_tile(q.dtype, d, e, tokens // max(documents, 1) + 1)
+            return Call(slopes_H.float(), Walk(documents, tokens, offsets=cu_seqlens.contiguous()), tile)
+        tile = scan_tile(q.dtype, d, e, tokens)
+        programs = batch * heads * -(-e // tile.columns)
+        segments, length = segments_for(programs, tokens, tile.chunk, processors(q.device))
+        start_T, end_T = (None, None) if cu_seqlens is None else document_bounds(cu_seqlens, tokens)
+        return Call(slopes_H.float(), Walk(segments, length, start_T, end_T), tile)
+
+
+def attend(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, want_final: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Output [B, T, H, E], state after each row or document (if wanted), and the states the segments left."""
+    o = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
+    count = call.walk.segments if call.walk.documents else q.shape[0]
+    final = q.new_empty(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
+    local = None
+    if call.walk.segments > 1 and not call.walk.documents:
+        local = segment_states(k, v, call.slopes_H, call.walk, call.tile, has_init=initial is not None)
+    scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final)
+    return o, final, local
+
+
+def differentiate(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, grads: tuple[Tensor, Tensor, Tensor],
+    *, initial: Tensor | None, local: Tensor | None, dfinal: Tensor | None, want_dinitial: bool,
+    raw: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor | None:  # fmt: skip
+    """Write the gradients of q, k and v; return that of the initial state if wanted.
+
+    ``local`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose SiLU
+    q, k and v are; then the gradients are those of the raw tensors.
+    """
+    slopes, walk, tile = call.slopes_H, call.walk, call.tile
+    dq, dk, dv = grads
+    q_raw, k_raw, v_raw = raw or (None, None, None)
+    scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local)
+    has_init = dfinal is not None
+    dinitial = torch.empty_like(initial) if want_dinitial and initial is not None else None
+    reverse = None
+    if local is not None:
+        reverse = segment_states(q, do, slopes, walk, tile, reverse=True, has_init=has_init)
+    states = {"init": dfinal, "local": reverse}
+    if q.shape[3] == v.shape[3]:
+        pair = None if raw is None else (k_raw, v_raw)
+        scan_keys_values(q, k, v, do, dk, dv, slopes, walk, tile, raw=pair, leave=dinitial, **states)
+    else:
+        scan(k, q, do, dv, slopes, walk, tile, reverse=True, raw=v_raw, leave=dinitial, **states)
+        other = scan_tile(q.dtype, v.shape[3], q.shape[3], walk.length)
+        scan(v, do, q, dk, slopes, walk, other, reverse=True, transposed=True, raw=k_raw, **states)
+    return dinitial
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, call: Call, want_final: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        o, final, local = attend(call, q, k, v, initial, want_final)
+        ctx.call = call
+        ctx.save_for_backward(q, k, v, initial, local)
+        ctx.set_materialize_grads(False)
+        return o, final
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, initial, local = ctx.saved_tensors
+        do = v.new_zeros(*q.shape[:3], v.shape[3]) if do is None else rows_in_line(do)
+        grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+        dfinal = None if dfinal is None else dfinal.contiguous()
+        with on_device(q):
+            dinitial = differentiate(
+                ctx.call, q, k, v, do, grads,
+                initial=initial, local=local, dfinal=dfinal, want_dinitial=ctx.needs_input_grad[3],
+            )  # fmt: skip
+        return *grads, dinitial, None, None
+
+
+class _SiluAttention(torch.autograd.Function):
+    """Saves the raw projection and the segments' states; SiLU is computed again in backward, which costs two passes over
+    the projection where its result would be three tensors to keep.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call) -> Tensor:
+        o, _, local = attend(call, *_thirds(F.silu(qkv_BTHX)), None, False)
+        ctx.call = call
+        ctx.save_for_backward(qkv_BTHX, local)
+        return o
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor, None]:
+        raw_BTHX, local = ctx.saved_tensors
+        grad_BTHX = torch.empty_like(raw_BTHX)
+        with on_device(do):
+            q, k, v = _thirds(F.silu(raw_BTHX))
+            differentiate(
+                ctx.call, q, k, v, rows_in_line(do), _thirds(grad_BTHX),
+                initial=None, local=local, dfinal=None, want_dinitial=False, raw=_thirds(raw_BTHX),
+            )  # fmt: skip
+        return grad_BTHX, None
+
+
+def triton_lightning_attention(
+    q_BTHD: Tensor, k_BTHD: Tensor, v_BTHE: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None,
+    initial_state: Tensor | None, output_final_state: bool, row_state: bool = False,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The Triton backend of ``lightning_attention``; arguments are checked there, but for what Triton cannot take.
+
+    Raises:
+        KernelArgumentError: tensors on a CPU, float64, or heads wider than 256.
+    """
+    check_triton(q_BTHD, v_BTHE)
+    q, k, v = (rows_in_line(x) for x in (q_BTHD, k_BTHD, v_BTHE))
+    stateful = initial_state is not None or output_final_state
+    per_document = cu_seqlens is not None and stateful and not row_state
+    if q.numel() == 0 or v.numel() == 0:
+        return _nothing(q, k, v, cu_seqlens, initial_state, output_final_state, per_document)
+    initial = None if initial_state is None else initial_state.contiguous()
+    with on_device(q):
+        call = Call.plan(q, v, slopes_H, cu_seqlens, per_document)
+        return _Attention.apply(q, k, v, initial, call, output_final_state)
+
+
+def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """The Triton backend of ``silu_lightning_attention``.
+
+    Raises:
+        KernelArgumentError: tensors on a CPU, float64, or heads wider than 256.
+    """
+    q, _, v = _thirds(qkv_BTHX)
+    check_triton(q, v)
+    if qkv_BTHX.numel() == 0:
+        return qkv_BTHX[..., : q.shape[3]] * 0
+    qkv = rows_in_line(qkv_BTHX)
+    with on_device(qkv):
+        return _SiluAttention.apply(qkv, Call.plan(q, v, slopes_H, cu_seqlens, per_document=False))
+
+
+def check_triton(q: Tensor, v: Tensor) -> None:
+    """Refuse what the kernels cannot take."""
+    check_device("q_BTHD", q)
+    if q.dtype not in DTYPES:
+        raise KernelArgumentError("q_BTHD", f"dtype {q.dtype}", "bfloat16, float16 or float32 for backend triton")
+    for name, x in (("q_BTHD", q), ("v_BTHD", v)):
+        if x.shape[3] > MAX_WIDTH:
+            raise KernelArgumentError(name, f"head dimension {x.shape[3]}", f"1 to {MAX_WIDTH} for backend triton")
+
+
+def rows_in_line(x_BTHK: Tensor) -> Tensor:
+    """The tensor itself when the kernels can walk it: last stride 1, and the rows of the batch one after the other."""
+    batch, tokens = x_BTHK.shape[:2]
+    fits = x_BTHK.stride(3) == 1 and (batch == 1 or x_BTHK.stride(0) == tokens * x_BTHK.stride(1))
+    return x_BTHK if fits else x_BTHK.contiguous()
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _thirds(x_BTHX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    width = x_BTHX.shape[3] // 3
+    q, k, v = x_BTHX.split(width, dim=3)
+    return q, k, v
+
+
+def _nothing(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, initial: Tensor | None, want_final: bool, documents: bool
+) -> tuple[Tensor, Tensor | None]:
+    """No token, head or width: an empty output that still belongs to the graph, and the states as they came."""
+    o = (q.sum() + k.sum() + v.sum()).to(q.dtype) * v.new_zeros(*q.shape[:3], v.shape[3])
+    if not want_final:
+        return o, None
+    count = cu_seqlens.shape[0] - 1 if documents and cu_seqlens is not None else q.shape[0]
+    zeros = q.new_zeros(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+    return o, zeros if initial is None else initial + zeros

@@ -1,0 +1,125 @@
+"""Block shapes of the Triton kernels, and how many segments a row is cut into.
+
+Figures are from an H100 (kernels/bench/results): with 64 heads of 128 and 32K tokens in bfloat16 the scan takes 0.72 ms
+with chunks of 64, 64 columns, 4 warps and 4 stages; 0.80 with 3 stages; 0.82 with 128 columns, 8 warps and two segments.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+MIN_SEGMENT = 256
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Block shape of a launch: tokens of a chunk, columns of the state a program holds, warps, pipeline stages."""
+
+    chunk: int
+    columns: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How the programs of a launch share the tokens out.
+
+    Attributes:
+        segments: segments of a row; or documents, each walked on its own with its own state.
+        length: tokens of a segment (the last may be shorter), a multiple of the chunk.
+        start_T: int32, start of each token's document; None for unpacked rows.
+        end_T: int32, end of each token's document.
+        offsets: int32 or int64 offsets of the documents that are walked on their own; then the other two are None.
+    """
+
+    segments: int
+    length: int
+    start_T: Tensor | None = None
+    end_T: Tensor | None = None
+    offsets: Tensor | None = None
+
+    @property
+    def documents(self) -> bool:
+        """Units of work are documents, each with a state of its own."""
+        return self.offsets is not None
+
+    @property
+    def varlen(self) -> bool:
+        """Units of work are segments of a packed row, across documents."""
+        return self.start_T is not None
+
+    def units(self, batch: int) -> int:
+        """Units of work of a launch for one head."""
+        return self.segments * (1 if self.documents else batch)
+
+    def bounds(self, reverse: bool) -> Tensor | None:
+        """What the kernels read about documents."""
+        return self.offsets if self.documents else self.end_T if reverse else self.start_T
+
+
+def block_width(width: int) -> int:
+    """Width of a tile that holds a head."""
+    return max(16, triton.next_power_of_2(width))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How products of fp32 operands run: as fp32 for fp32 inputs; float16 meets its states in tf32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def scan_tile(dtype: torch.dtype, d: int, e: int, length: int) -> Tile:
+    """Block shape for heads of widths D and E; ``length`` is the longest stretch of tokens a program walks.
+
+    Short stretches take shorter chunks, so that a prefix-cache remainder of 20 tokens is not padded to 64 (the paper's
+    multi-level padding, MiniMax-01 section 3.3).
+    """
+    widest = max(block_width(d), block_width(e))
+    if dtype == torch.float32:
+        return Tile(_chunk(length, 32), min(32, block_width(e)), 4, 1)
+    if widest > 128:
+        return Tile(_chunk(length, 64), 32, 4, 2)
+    return Tile(_chunk(length, 64), min(64, block_width(e)), 4, 2 if dtype == torch.float16 else 4)
+
+
+def _chunk(length: int, most: int) -> int:
+    return min(most, max(16, triton.next_power_of_2(length)))
+
+
+def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tuple[int, int]:
+    """Number and length of the segments that keep ``processors`` multiprocessors busy.
+
+    Args:
+        programs: programs a launch would have without segments.
+        tokens: length of a row.
+        chunk: tokens of a chunk.
+        processors: multiprocessors of the device, one program each.
+
+    Returns:
+        ``(segments, length)``; every segment but the last has ``length`` tokens, a multiple of the chunk.
+    """
+    tokens = max(tokens, 1)
+    best, best_cost, best_length = 1, None, triton.cdiv(tokens, chunk) * chunk
+    for wanted in range(1, min(64, max(1, tokens // MIN_SEGMENT)) + 1):
+        length = triton.cdiv(triton.cdiv(tokens, wanted), chunk) * chunk
+        segments = triton.cdiv(tokens, length)
+        rounds = triton.cdiv(programs * segments, processors)
+        # In tokens walked: a launch costs about 250 tokens of a walk, states of segments are read from their last
+        # tokens (a few thousand where heads decay slowly) at half the cost.
+        cost = rounds * length + (0 if segments == 1 else 250 + min(length, 4096) // 2)
+        if best_cost is None or cost < 0.97 * best_cost:
+            best, best_cost, best_length = segments, cost, length
+    return best, best_length
+
+
+@functools.lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; under the interpreter, few, so that rows are cut as they are on a GPU."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

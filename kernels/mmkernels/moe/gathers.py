@@ -1,0 +1,71 @@
+"""Permute and unpermute in torch: the CPU's path, with gathers both ways.
+
+The definition in `naive.py` is differentiated by autograd, whose scatter-add runs on one CPU thread, 3 times slower.
+
+Legend: T tokens, D model width, K experts a token, R rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mmkernels.moe.layout import Route
+from mmkernels.moe.naive import naive_permute, naive_unpermute
+
+
+def torch_permute(x_TD: Tensor, route: Route) -> Tensor:
+    """See `mmkernels.moe.permute`, which has checked the arguments."""
+    return _Permute.apply(x_TD, route)
+
+
+def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
+    """See `mmkernels.moe.unpermute`, which has checked the arguments."""
+    return _Unpermute.apply(y_RD, weight_TK, route)
+
+
+class _Permute(torch.autograd.Function):
+    """Backward adds up each token's rows."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_TD: Tensor, route: Route) -> Tensor:
+        ctx.route = route._replace(weight_TK=route.weight_TK.detach())  # else the weights' graph lives on
+        return naive_permute(x_TD, route)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None]:
+        one_TK = dy_RD.new_ones(ctx.route.slot_TK.shape)
+        return naive_unpermute(dy_RD, one_TK, ctx.route), None
+
+
+class _Unpermute(torch.autograd.Function):
+    """The transpose of :class:`_Permute`, with weights and their gradient; saves its inputs alone."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
+        ctx.route = route._replace(weight_TK=route.weight_TK.detach())
+        ctx.save_for_backward(y_RD, weight_TK)
+        return naive_unpermute(y_RD, weight_TK, route)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None]:
+        y_RD, weight_TK = ctx.saved_tensors
+        return *_unpermute_grads(do_TD, y_RD, weight_TK, ctx.route), None
+
+
+def _unpermute_grads(do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route) -> tuple[Tensor, Tensor]:
+    """Row by row: dy = weight * do of its token, dweight = <y, do of its token>."""
+    used_R = route.token_R >= 0
+    # Every kept assignment has one row: hand it its weight, and the row's product back.
+    slot_A = torch.where(route.slot_TK >= 0, route.slot_TK, y_RD.shape[0]).flatten()
+    weight_R = weight_TK.new_zeros(y_RD.shape[0] + 1)
+    weight_R[slot_A] = weight_TK.flatten()
+    do_RD = naive_permute(do_TD, route)
+    wide = torch.promote_types(y_RD.dtype, torch.float32)
+    product_R = torch.where(used_R, torch.einsum("rd,rd->r", y_RD.to(wide), do_RD.to(wide)), 0)
+    dweight_TK = torch.cat([product_R, product_R.new_zeros(1)])[slot_A].view_as(weight_TK)
+    dy_RD = do_RD.to(wide) * torch.where(used_R, weight_R[:-1], 0)[:, None]
+    return dy_RD.to(y_RD.dtype), dweight_TK.to(weight_TK.dtype)

@@ -1,0 +1,55 @@
+"""The public functions that take tokens to their experts' rows and back: checks and dispatch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmkernels.moe.gathers import torch_permute, torch_unpermute
+from mmkernels.moe.layout import Route
+from mmkernels.moe.validate import check_permute, check_unpermute, use_triton
+
+
+def permute(x_TD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
+    """Copy each token to the rows of its kept assignments, sorted by expert. Differentiable in x.
+
+    Args:
+        x_TD: tokens [T, D], bfloat16, float16 or float32 (float64 too without the kernels).
+        route: result of :func:`mmkernels.moe.route` for these tokens.
+        backend: "auto" (the kernels on CUDA, else torch), "triton" or "naive".
+
+    Returns:
+        Rows [R, D] in the dtype of x; unused rows are zero, and no gradient is read from them.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_permute(x_TD, route)
+    if not use_triton(backend, "x_TD", x_TD):
+        return torch_permute(x_TD, route)
+    from mmkernels.moe.permute_triton import triton_permute
+
+    return triton_permute(x_TD, route)
+
+
+def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
+    """Weighted sum of each token's kept rows, in fp32. Differentiable in y and in the weights.
+
+    Args:
+        y_RD: rows [R, D], dtypes as for :func:`permute`. Unused rows are never read.
+        weight_TK: float32 [T, K], as a rule ``route.weight_TK``.
+        route: result of :func:`mmkernels.moe.route`.
+        backend: as for :func:`permute`.
+
+    Returns:
+        [T, D] in the dtype of y. Dropped assignments add nothing and their weights get gradient 0; unused rows get
+        gradient 0.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_unpermute(y_RD, weight_TK, route)
+    if not use_triton(backend, "y_RD", y_RD):
+        return torch_unpermute(y_RD, weight_TK, route)
+    from mmkernels.moe.permute_triton import triton_unpermute
+
+    return triton_unpermute(y_RD, weight_TK, route)

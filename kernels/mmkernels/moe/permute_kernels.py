@@ -1,0 +1,117 @@
+"""Triton kernels that move rows between tokens and experts: gathers and plain stores, no atomics.
+
+One program moves one token, or a block of its row. Rows past the kept ones are unused: as there are at most T * K,
+each token clears K of them.
+
+Legend: T tokens, D model width, E experts, K experts a token, R rows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _mask(d: tl.tensor, row: tl.tensor, limit: tl.tensor, D: tl.constexpr) -> tl.tensor:
+    """Columns d of a row that is there, 0 <= row < limit."""
+    # Broadcast, then compare: the interpreter broadcasts a scalar comparison to int32, which is no mask.
+    row_D = tl.broadcast_to(row, d.shape)
+    return (d < D) & (row_D >= 0) & (row_D < limit)
+
+
+@triton.jit(do_not_specialize=["T", "R"])
+def permute_kernel(
+    x_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    offset_ptr: tl.tensor,
+    T: int,
+    R: int,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """y[slot] = x[t]; unused rows become zero. Grid: T * ceil(D / BLOCK_D)."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    t = tl.program_id(0) // BLOCKS
+    d = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    x = tl.load(x_ptr + t.to(tl.int64) * D + d, mask=d < D)
+    for k in tl.static_range(K):
+        slot = tl.load(slot_ptr + t * K + k)
+        tl.store(y_ptr + slot.to(tl.int64) * D + d, x, mask=_mask(d, slot, R, D))
+    kept = tl.load(offset_ptr + E - 1)
+    for k in tl.static_range(K):
+        unused = kept + k * T + t
+        zero = tl.zeros([BLOCK_D], y_ptr.dtype.element_ty)
+        tl.store(y_ptr + unused.to(tl.int64) * D + d, zero, mask=_mask(d, unused, R, D))
+
+
+@triton.jit(do_not_specialize=["R"])
+def gather_kernel(
+    y_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    R: int,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+) -> None:
+    """out[t] = sum over k of weight * y[slot] (weight 1 unless WEIGHTED), in fp32. Grid: T * ceil(D / BLOCK_D)."""
+    BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    t = tl.program_id(0) // BLOCKS
+    d = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    total = tl.zeros([BLOCK_D], tl.float32)
+    for k in tl.static_range(K):
+        slot = tl.load(slot_ptr + t * K + k)
+        y = tl.load(y_ptr + slot.to(tl.int64) * D + d, mask=_mask(d, slot, R, D), other=0.0).to(tl.float32)
+        if WEIGHTED:
+            # A dropped assignment adds nothing even if its weight is NaN.
+            y *= tl.where(slot >= 0, tl.load(weight_ptr + t * K + k), 0.0)
+        total += y
+    tl.store(out_ptr + t.to(tl.int64) * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@triton.jit(do_not_specialize=["T", "R"])
+def unpermute_grad_kernel(
+    do_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    dy_ptr: tl.tensor,
+    dweight_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
+    offset_ptr: tl.tensor,
+    T: int,
+    R: int,
+    E: tl.constexpr,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    KP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    """dy[slot] = weight * do[t] and dweight = <y[slot], do[t]>; unused rows of dy become zero. Grid: T.
+
+    A program walks along one token's rows, all K side by side, and sums over them once, at the end.
+    """
+    t = tl.program_id(0)
+    k = tl.arange(0, KP)
+    slot_K = tl.load(slot_ptr + t * K + k, mask=k < K, other=-1)
+    weight_K = tl.load(weight_ptr + t * K + k, mask=k < K, other=0.0)
+    unused_K = tl.where(k < K, tl.load(offset_ptr + E - 1) + k * T + t, R)
+    product_KD = tl.zeros([KP, BLOCK_D], tl.float32)
+    for first in range(0, D, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        inside = (d < D)[None, :]
+        at = slot_K.to(tl.int64)[:, None] * D + d[None, :]
+        kept = inside & (slot_K >= 0)[:, None] & (slot_K < R)[:, None]
+        do = tl.load(do_ptr + t.to(tl.int64) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + at, mask=kept, other=0.0).to(tl.float32)
+        tl.store(dy_ptr + at, (weight_K[:, None] * do).to(dy_ptr.dtype.element_ty), mask=kept)
+        zero = tl.zeros([KP, BLOCK_D], dy_ptr.dtype.element_ty)
+        tl.store(dy_ptr + unused_K.to(tl.int64)[:, None] * D + d[None, :], zero, mask=inside & (unused_K < R)[:, None])
+        product_KD += y * do
+    dweight_K = tl.where(slot_K >= 0, tl.sum(product_KD, axis=1), 0.0)
+    tl.store(dweight_ptr + t * K + k, dweight_K, mask=k < K)

@@ -1,0 +1,104 @@
+"""Argument checks of the public functions and the choice of backend. They read no values from a device.
+
+Legend: T tokens, D model width, E experts, K experts a token, R rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmkernels.errors import KernelArgumentError
+from mmkernels.moe.layout import Route
+
+BACKENDS = ("auto", "triton", "naive")
+DROP_POLICIES = ("probs", "position")
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = (*TRITON_DTYPES, torch.float64)
+MAX_EXPERTS = 1024
+"""One program of the routing kernels holds all logits of a token."""
+MAX_ASSIGNMENTS = 2**30
+"""Assignments and rows are numbered in int32, with room for sums of two."""
+
+
+def use_triton(backend: str, name: str, x: Tensor) -> bool:
+    """Whether the kernels run: on CUDA unless told otherwise; on the CPU when asked for, in Triton's interpreter.
+
+    Raises:
+        KernelArgumentError: unknown backend, or the kernels were asked for and cannot take this tensor.
+    """
+    if backend not in BACKENDS:
+        raise KernelArgumentError("backend", repr(backend), ", ".join(BACKENDS))
+    if backend == "naive" or (backend == "auto" and not x.is_cuda):
+        return False
+    if x.dtype not in TRITON_DTYPES:
+        raise KernelArgumentError(name, f"dtype {x.dtype}", "bfloat16, float16 or float32 with the Triton kernels")
+    # Imported late: Triton does not exist on every platform that has torch.
+    from mmkernels.triton_support import check_device
+
+    check_device(name, x)
+    return True
+
+
+def check_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str) -> None:
+    """Refuse arguments that `route` cannot take.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    _check_matrix("logits_TE", logits_TE, "[T, E]", (torch.float32,))
+    tokens, experts = logits_TE.shape
+    if not 1 <= experts <= MAX_EXPERTS:
+        raise KernelArgumentError("logits_TE", f"{experts} experts", f"1 to {MAX_EXPERTS}")
+    _check_int("top_k", top_k, 1)
+    if top_k > experts:
+        raise KernelArgumentError("top_k", top_k, f"at most the number of experts, {experts}")
+    if tokens * top_k >= MAX_ASSIGNMENTS:
+        raise KernelArgumentError("logits_TE", f"{tokens} tokens * top_k {top_k}", "fewer than 2^30 assignments")
+    if capacity is not None:
+        _check_int("capacity", capacity, 1)
+    if drop_policy not in DROP_POLICIES:
+        raise KernelArgumentError("drop_policy", repr(drop_policy), ", ".join(DROP_POLICIES))
+
+
+def check_permute(x_TD: Tensor, route: Route) -> None:
+    """Refuse tokens that the route is not about; errors as above."""
+    _check_matrix("x_TD", x_TD, "[T, D]", DTYPES)
+    _check_rows("x_TD", x_TD, route.slot_TK.shape[0], "tokens", route)
+
+
+def check_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> None:
+    """Refuse rows or weights that the route is not about; errors as above."""
+    _check_matrix("y_RD", y_RD, "[R, D]", DTYPES)
+    _check_rows("y_RD", y_RD, route.token_R.shape[0], "rows", route)
+    allowed = (torch.float32, torch.float64) if y_RD.dtype == torch.float64 else (torch.float32,)
+    _check_matrix("weight_TK", weight_TK, "[T, K]", allowed)
+    if weight_TK.shape != route.slot_TK.shape:
+        want = f"one weight an assignment, {list(route.slot_TK.shape)}"
+        raise KernelArgumentError("weight_TK", f"shape {list(weight_TK.shape)}", want)
+    if weight_TK.device != y_RD.device:
+        raise KernelArgumentError("weight_TK", f"device {weight_TK.device}", f"the device of y_RD, {y_RD.device}")
+
+
+def _check_matrix(name: str, x: object, layout: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(x, Tensor):
+        raise KernelArgumentError(name, type(x).__name__, f"a tensor {layout}")
+    if x.ndim != 2:
+        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"2 dimensions {layout}")
+    if x.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise KernelArgumentError(name, f"dtype {x.dtype}", names)
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise KernelArgumentError(name, f"{value!r} of type {type(value).__name__}", "an int")
+    if value < least:
+        raise KernelArgumentError(name, value, f"at least {least}")
+
+
+def _check_rows(name: str, x: Tensor, rows: int, what: str, route: Route) -> None:
+    if x.shape[0] != rows:
+        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"[{rows}, D]: the {what} of the route")
+    if x.device != route.slot_TK.device:
+        raise KernelArgumentError(name, f"device {x.device}", f"the device of the route, {route.slot_TK.device}")

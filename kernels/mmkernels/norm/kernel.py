@@ -1,0 +1,96 @@
+"""Triton kernels of RMSNorm, alone and after a residual sum: a program works on whole rows, arithmetic in float32.
+
+A row lies in the registers of one program, so that each element is read once. Programs step over the rows with a
+stride of the whole grid: the weight is read once a program, and `STAGES` > 1 copies the next rows to shared memory
+while this one is worked on. Rows are int64 because T * D may pass 2^31.
+
+Legend: T rows (tokens), D columns, P programs. `BLOCK` is D rounded up to a power of two; `*_stride` is the distance
+between rows in elements.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["rows"])
+def forward_kernel(
+    x_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    normed_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    rstd_ptr: tl.tensor,
+    rows: int,
+    x_stride: int,
+    y_stride: int,
+    alpha: float,
+    inv_width: float,
+    eps: float,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """Write normed = weight * h * rstd and rstd_T; with ADD also h = alpha x + y, else h is x."""
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+    for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0), num_stages=STAGES):
+        h = tl.load(x_ptr + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        if ADD:
+            y = tl.load(y_ptr + row * y_stride + cols, mask=mask, other=0.0).to(tl.float32)
+            rounded = (alpha * h + y).to(h_ptr.dtype.element_ty)
+            tl.store(h_ptr + row * WIDTH + cols, rounded, mask=mask)
+            h = rounded.to(tl.float32)  # what the backward will read
+        rstd = tl.rsqrt(tl.sum(h * h) * inv_width + eps)
+        normed = weight * (h * rstd)
+        tl.store(normed_ptr + row * WIDTH + cols, normed.to(normed_ptr.dtype.element_ty), mask=mask)
+        tl.store(rstd_ptr + row, rstd)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def backward_kernel(
+    dnormed_ptr: tl.tensor,
+    dh_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    rstd_ptr: tl.tensor,
+    dx_ptr: tl.tensor,
+    dy_ptr: tl.tensor,
+    dweight_ptr: tl.tensor,
+    rows: int,
+    dnormed_stride: int,
+    dh_stride: int,
+    h_stride: int,
+    alpha: float,
+    inv_width: float,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADD: tl.constexpr,
+    HAS_DH: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """Write dx, with ADD dy, and this program's row of dweight_PD; HAS_DH adds a gradient that reached h itself."""
+    program = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+    dweight = tl.zeros([BLOCK], dtype=tl.float32)
+    for row in tl.range(program, rows, tl.num_programs(0), num_stages=STAGES):
+        dnormed = tl.load(dnormed_ptr + row * dnormed_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        h = tl.load(h_ptr + row * h_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + row)
+        unit = h * rstd
+        dunit = dnormed * weight
+        mean = tl.sum(dunit * unit) * inv_width
+        total = (dunit - unit * mean) * rstd
+        if HAS_DH:
+            total += tl.load(dh_ptr + row * dh_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        dweight += dnormed * unit
+        if ADD:
+            tl.store(dy_ptr + row * WIDTH + cols, total.to(dy_ptr.dtype.element_ty), mask=mask)
+            total *= alpha
+        tl.store(dx_ptr + row * WIDTH + cols, total.to(dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(dweight_ptr + program * WIDTH + cols, dweight, mask=mask)

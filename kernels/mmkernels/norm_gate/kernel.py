@@ -1,0 +1,136 @@
+"""Triton kernels of the gated norm: a program works on whole rows, all arithmetic in float32.
+
+A row lies in the registers of one program, so that each element is read once. Programs step over the rows with a
+stride of the whole grid: the weight is read once a program, and `STAGES` > 1 copies the next rows to shared memory
+while this one is worked on. Rows are int64 because T * I may pass 2^31.
+
+Legend: T rows (tokens), I columns of this rank, P programs. `BLOCK` is I rounded up to a power of two; `*_stride` is
+the distance between rows in elements.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["rows"])
+def sum_squares_kernel(
+    o_ptr: tl.tensor,
+    sumsq_ptr: tl.tensor,
+    rows: int,
+    o_stride: int,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """sumsq_T = sum over I of o^2."""
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0), num_stages=STAGES):
+        o = tl.load(o_ptr + row * o_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        tl.store(sumsq_ptr + row, tl.sum(o * o))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def forward_kernel(
+    o_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    sumsq_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    rstd_ptr: tl.tensor,
+    rows: int,
+    o_stride: int,
+    gate_stride: int,
+    inv_width: float,
+    eps: float,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GIVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """Write y = sigmoid(gate) * weight * o * rstd, and rstd_T; sumsq_T is read when GIVEN, else summed here."""
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+    for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0), num_stages=STAGES):
+        o = tl.load(o_ptr + row * o_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + row * gate_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        sumsq = tl.load(sumsq_ptr + row) if GIVEN else tl.sum(o * o)
+        rstd = tl.rsqrt(sumsq * inv_width + eps)
+        y = tl.sigmoid(gate) * weight * (o * rstd)
+        tl.store(y_ptr + row * WIDTH + cols, y.to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(rstd_ptr + row, rstd)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def dots_kernel(
+    dy_ptr: tl.tensor,
+    o_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    dot_ptr: tl.tensor,
+    rows: int,
+    dy_stride: int,
+    o_stride: int,
+    gate_stride: int,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """dot_T = sum over I of dy * sigmoid(gate) * weight * o."""
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+    for row in tl.range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0), num_stages=STAGES):
+        dy = tl.load(dy_ptr + row * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        o = tl.load(o_ptr + row * o_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + row * gate_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dot_ptr + row, tl.sum(dy * tl.sigmoid(gate) * weight * o))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def backward_kernel(
+    dy_ptr: tl.tensor,
+    o_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    weight_ptr: tl.tensor,
+    rstd_ptr: tl.tensor,
+    dot_ptr: tl.tensor,
+    do_ptr: tl.tensor,
+    dgate_ptr: tl.tensor,
+    dweight_ptr: tl.tensor,
+    rows: int,
+    dy_stride: int,
+    o_stride: int,
+    gate_stride: int,
+    inv_width: float,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GIVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """do, dgate, and this program's row of dweight_PI; dot_T is read when GIVEN, else summed here."""
+    program = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    mask = cols < WIDTH
+    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
+    dweight = tl.zeros([BLOCK], dtype=tl.float32)
+    for row in tl.range(program, rows, tl.num_programs(0), num_stages=STAGES):
+        dy = tl.load(dy_ptr + row * dy_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        o = tl.load(o_ptr + row * o_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        gate = tl.load(gate_ptr + row * gate_stride + cols, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + row)
+        sigmoid = tl.sigmoid(gate)
+        unit = o * rstd
+        dscaled = dy * sigmoid  # the gradient of weight * unit
+        dunit = dscaled * weight
+        dot = tl.load(dot_ptr + row) * rstd if GIVEN else tl.sum(dunit * unit)
+        mean = dot * inv_width
+        do = (dunit - unit * mean) * rstd
+        dgate = dunit * unit * (1.0 - sigmoid)
+        dweight += dscaled * unit
+        tl.store(do_ptr + row * WIDTH + cols, do.to(do_ptr.dtype.element_ty), mask=mask)
+        tl.store(dgate_ptr + row * WIDTH + cols, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
+    tl.store(dweight_ptr + program * WIDTH + cols, dweight, mask=mask)

@@ -1,0 +1,82 @@
+"""The partial rotary embedding in one Triton kernel: x is read once, the result written once.
+
+Legend: T tokens, H heads, K head width (`WIDTH`), R rotated dimensions, R2 = R / 2 (`HALF`). A program takes
+BLOCK_T x BLOCK_H heads whole; the two halves of R and the rest are separate tiles, each padded to a power of two.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+HEADS_PER_PROGRAM = 32
+"""Heads of one token, or of several where a token has fewer: 8 KiB of bfloat16 at a head width of 128."""
+PAIRS_PER_THREAD = 8
+"""One 16-byte access of each half for 16-bit types."""
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def rope_kernel(
+    x_ptr: tl.tensor,
+    cos_ptr: tl.tensor,
+    sin_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    tokens: int,
+    heads: int,
+    x_stride_t: int,
+    x_stride_h: int,
+    cos_stride: int,
+    sin_stride: int,
+    WIDTH: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    INVERSE: tl.constexpr,
+) -> None:
+    """Write the rotated heads, contiguous; INVERSE turns the other way, which is the backward."""
+    t = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    i = tl.arange(0, BLOCK_HALF)
+    in_heads = (t < tokens)[:, None, None] & (h < heads)[None, :, None]
+    x_ptrs = x_ptr + t[:, None, None] * x_stride_t + h[None, :, None] * x_stride_h
+    out_ptrs = out_ptr + (t[:, None, None] * heads + h[None, :, None]) * WIDTH
+    in_half = in_heads & (i < HALF)[None, None, :]
+    first = tl.load(x_ptrs + i[None, None, :], mask=in_half, other=0.0).to(tl.float32)
+    second = tl.load(x_ptrs + HALF + i[None, None, :], mask=in_half, other=0.0).to(tl.float32)
+    in_table = (t < tokens)[:, None] & (i < HALF)[None, :]
+    cos = tl.load(cos_ptr + t[:, None] * cos_stride + i[None, :], mask=in_table, other=0.0)[:, None, :]
+    sin = tl.load(sin_ptr + t[:, None] * sin_stride + i[None, :], mask=in_table, other=0.0)[:, None, :]
+    if INVERSE:
+        sin = -sin
+    turned = (first * cos - second * sin).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptrs + i[None, None, :], turned, mask=in_half)
+    turned = (second * cos + first * sin).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptrs + HALF + i[None, None, :], turned, mask=in_half)
+    if WIDTH > 2 * HALF:
+        j = 2 * HALF + tl.arange(0, BLOCK_REST)
+        in_rest = in_heads & (j < WIDTH)[None, None, :]
+        rest = tl.load(x_ptrs + j[None, None, :], mask=in_rest, other=0.0)
+        tl.store(out_ptrs + j[None, None, :], rest, mask=in_rest)
+
+
+def rotate(x_THK: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, inverse: bool) -> Tensor:
+    """The rotated heads, contiguous, in the dtype of x; ``inverse`` turns the other way."""
+    (tokens, heads, width), half = x_THK.shape, cos_TR2.shape[1]
+    out_THK = torch.empty(x_THK.shape, dtype=x_THK.dtype, device=x_THK.device)
+    if out_THK.numel() == 0:
+        return out_THK
+    block_h = min(HEADS_PER_PROGRAM, triton.next_power_of_2(heads))
+    block_t, block_half = HEADS_PER_PROGRAM // block_h, triton.next_power_of_2(half)
+    with torch.cuda.device_of(x_THK):
+        rope_kernel[(triton.cdiv(tokens, block_t), triton.cdiv(heads, block_h))](
+            x_THK, cos_TR2, sin_TR2, out_THK, tokens, heads, x_THK.stride(0), x_THK.stride(1),
+            cos_TR2.stride(0), sin_TR2.stride(0),
+            WIDTH=width, HALF=half, BLOCK_T=block_t, BLOCK_H=block_h, BLOCK_HALF=block_half,
+            BLOCK_REST=triton.next_power_of_2(max(1, width - 2 * half)), INVERSE=inverse,
+            num_warps=max(1, min(8, HEADS_PER_PROGRAM * block_half // (32 * PAIRS_PER_THREAD))),
+        )  # fmt: skip
+    return out_THK
