@@ -109,9 +109,9 @@ def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tup
         length = triton.cdiv(triton.cdiv(tokens, wanted), chunk) * chunk
         segments = triton.cdiv(tokens, length)
         rounds = triton.cdiv(programs * segments, processors)
-        # In tokens walked: a launch costs about 250 tokens of a walk, states of segments are read from their last
+        # In tokens walked: a launch costs about 250 tokens of a walk, and the state of a segment is read from its last
         # tokens (a few thousand where heads decay slowly) at half the cost.
-        cost = rounds * length + (0 if segments == 1 else 250 + min(length, 4096) // 2)
+        cost = rounds * length + (0 if segments == 1 else 250 + rounds * min(length, 4096) // 2)
         if best_cost is None or cost < 0.97 * best_cost:
             best, best_cost, best_length = segments, cost, length
     return best, best_length

@@ -63,8 +63,7 @@ def naive_assign(
 
 def naive_permute(x_TD: Tensor, route: Route) -> Tensor:
     """See `mmkernels.moe.permute`; any floating dtype."""
-    x_RD = x_TD.index_select(0, route.token_R.clamp(min=0))
-    return torch.where(route.token_R[:, None] >= 0, x_RD, 0)
+    return x_TD.index_select(0, route.token_R.clamp(min=0)).masked_fill_(route.token_R[:, None] < 0, 0)
 
 
 def naive_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
@@ -73,5 +72,5 @@ def naive_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
     out_TD = y_RD.new_zeros(route.slot_TK.shape[0], y_RD.shape[1], dtype=wide)
     for weight_T, slot_T in zip(weight_TK.unbind(1), route.slot_TK.unbind(1), strict=True):
         product_TD = y_RD.index_select(0, slot_T.clamp(min=0)).to(wide) * weight_T.to(wide)[:, None]
-        out_TD = out_TD + torch.where(slot_T[:, None] >= 0, product_TD, 0)
+        out_TD += product_TD.masked_fill_(slot_T[:, None] < 0, 0)
     return out_TD.to(y_RD.dtype)

@@ -17,8 +17,6 @@ TAKEN = tl.constexpr(-(2**31))
 NAN_KEY = tl.constexpr(2**31 - 1)
 NAN_PRIORITY = tl.constexpr(2**30 - 1)
 """Above the bits of 1.0: priorities are probabilities, so that their bits fit in 30."""
-DIGIT_PASSES = tl.constexpr(15)
-"""Passes of 2 bits over a priority's 30."""
 
 
 @triton.jit
@@ -132,92 +130,6 @@ def list_kernel(
     place = start + before + tl.load(rank_ptr + a, mask=inside, other=0)
     tl.store(list_priority_ptr + place, tl.load(priority_ptr + a, mask=inside, other=0), mask=inside)
     tl.store(list_assignment_ptr + place, a, mask=inside)
-
-
-@triton.jit
-def _threshold(
-    list_ptr: tl.tensor, wanted: tl.tensor, capacity: tl.tensor, passes: tl.tensor, BLOCK: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """The capacity-th largest of a list's priorities, 2 bits a pass, and how many are larger."""
-    threshold, above = 0, 0
-    for step in range(passes):
-        shift = 2 * (DIGIT_PASSES - 1) - 2 * step
-        reach1, reach2, reach3 = 0, 0, 0
-        for first in range(0, wanted, BLOCK):
-            i = first + tl.arange(0, BLOCK)
-            priority = tl.load(list_ptr + i, mask=i < wanted, other=-1)
-            digit = (priority - threshold) >> shift
-            # Three counts in one sum: 20 bits each.
-            flags = (digit >= 1).to(tl.int64) + ((digit >= 2).to(tl.int64) << 20) + ((digit >= 3).to(tl.int64) << 40)
-            packed = tl.sum(flags, axis=0)
-            reach1 += (packed & 0xFFFFF).to(tl.int32)
-            reach2 += ((packed >> 20) & 0xFFFFF).to(tl.int32)
-            reach3 += (packed >> 40).to(tl.int32)
-        digit1, digit2, digit3 = reach1 >= capacity, reach2 >= capacity, reach3 >= capacity
-        # The next larger digit's count is what lies above; past digit 3 that is the previous pass's count.
-        above = tl.where(digit3, above, tl.where(digit2, reach3, tl.where(digit1, reach2, reach1)))
-        threshold += (digit1.to(tl.int32) + digit2.to(tl.int32) + digit3.to(tl.int32)) << shift
-    return threshold, above
-
-
-@triton.jit(do_not_specialize=["R", "capacity"])
-def place_kernel(
-    list_priority_ptr: tl.tensor,
-    list_assignment_ptr: tl.tensor,
-    wanted_ptr: tl.tensor,
-    slot_ptr: tl.tensor,
-    token_ptr: tl.tensor,
-    count_ptr: tl.tensor,
-    offset_ptr: tl.tensor,
-    R: int,
-    capacity: int,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    EP: tl.constexpr,
-    PROBS: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
-    """Drop what one expert has over capacity and number the rest: slot_TK, token_R, count_E, offset_E. Grid: E."""
-    expert = tl.program_id(0)
-    e = tl.arange(0, EP)
-    wanted_E = tl.load(wanted_ptr + e, mask=e < E, other=0)
-    count_E = tl.minimum(wanted_E, capacity)
-    wanted = tl.sum(tl.where(e == expert, wanted_E, 0), axis=0)
-    count = tl.minimum(wanted, capacity)
-    start = tl.sum(tl.where(e < expert, wanted_E, 0), axis=0)
-    first_row = tl.sum(tl.where(e < expert, count_E, 0), axis=0)
-    tl.store(count_ptr + expert, count)
-    tl.store(offset_ptr + expert, first_row + count)
-
-    over = wanted > capacity
-    # Without PROBS all priorities are 0, the threshold: all tie, and of ties the earlier stay.
-    passes = tl.where(over, DIGIT_PASSES, 0) if PROBS else 0
-    threshold, above = _threshold(list_priority_ptr + start, wanted, capacity, passes, BLOCK)
-    threshold = tl.where(over, threshold, -1)  # everything lies above -1
-    ties_kept = capacity - above
-    greater_before, ties_before = 0, 0
-    for first in range(0, wanted, BLOCK):
-        i = first + tl.arange(0, BLOCK)
-        inside = i < wanted
-        priority = tl.load(list_priority_ptr + start + i, mask=inside, other=-2)
-        assignment = tl.load(list_assignment_ptr + start + i, mask=inside, other=0)
-        greater = (priority > threshold).to(tl.int32)
-        tie = (priority == threshold).to(tl.int32)
-        # Two running counts in one scan: 16 bits each.
-        both = tl.cumsum(greater + (tie << 16), axis=0)
-        greater_rank = greater_before + (both & 0xFFFF) - greater
-        tie_rank = ties_before + (both >> 16) - tie
-        keep = (greater > 0) | ((tie > 0) & (tie_rank < ties_kept))
-        row = first_row + greater_rank + tl.minimum(tie_rank, ties_kept)
-        tl.store(slot_ptr + assignment, tl.where(keep, row, -1), mask=inside)
-        tl.store(token_ptr + row, assignment // K, mask=keep & inside)
-        greater_before += tl.sum(greater, axis=0)
-        ties_before += tl.sum(tie, axis=0)
-
-    # The experts share the unused rows out.
-    for first in range(tl.sum(count_E, axis=0) + expert * BLOCK, R, E * BLOCK):
-        row = first + tl.arange(0, BLOCK)
-        tl.store(token_ptr + row, tl.full([BLOCK], -1, tl.int32), mask=row < R)
 
 
 @triton.jit(do_not_specialize=["T"])

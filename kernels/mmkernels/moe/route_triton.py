@@ -12,7 +12,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.moe import tuning
 from mmkernels.moe.layout import Route, static_rows
-from mmkernels.moe.route_kernels import choose_kernel, list_kernel, place_kernel, scan_kernel, weight_grad_kernel
+from mmkernels.moe.place_kernel import place_kernel
+from mmkernels.moe.route_kernels import choose_kernel, list_kernel, scan_kernel, weight_grad_kernel
 
 
 def triton_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str) -> Route:

@@ -1,0 +1,77 @@
+"""The GPU's rates, the timer, and what the result says of the machine and its software."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+from bench.gpu.table import Call
+
+
+def gpu_timer(quick: bool) -> Callable[[Call], float]:
+    """Median milliseconds by Triton's ``do_bench``, which clears the L2 cache before each call."""
+    from triton.testing import do_bench
+
+    def timer(call: Call) -> float:
+        call()  # compiles and tunes
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        warmup = 5 if quick else 25
+        return do_bench(call, warmup, repetition_ms(start.elapsed_time(end), quick), return_mode="median")
+
+    return timer
+
+
+def repetition_ms(once_ms: float, quick: bool) -> float:
+    """How long to repeat: 200 ms for the short, seven calls of the long, at most 700 ms."""
+    if quick:
+        return 40
+    return 200 if once_ms < 1 else min(max(100, 7 * once_ms), 700)
+
+
+def compiled(function: Callable) -> Callable:
+    """``torch.compile`` for this shape alone, with a clean slate."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
+
+
+def copy_gbps(timer: Callable[[Call], float]) -> float:
+    """Bytes read and written by a copy of 2 GiB in bfloat16, GB/s."""
+    source = torch.randn(1024**3, device="cuda", dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / timer(lambda: target.copy_(source)) / 1e6
+
+
+def matmul_tflops(timer: Callable[[Call], float]) -> float:
+    """Rate of a bfloat16 product, 8192 cubed."""
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * 8192**3 / timer(lambda: a @ b) / 1e9
+
+
+def short_name(device: str) -> str:
+    """`NVIDIA H100 80GB HBM3` is `h100`; what has no such word becomes a slug of its name."""
+    words = re.sub(r"nvidia|geforce|amd|instinct", " ", device.lower())
+    model = re.search(r"\b[a-z]{1,3}\d+[a-z]*\b", words)
+    return model.group() if model else "-".join(re.findall(r"[a-z0-9]+", words)) or "gpu"
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what was measured; None for what is not installed."""
+    found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
+    for name, packages in (("triton", ["triton"]), ("fla", ["flash-linear-attention", "fla-core"])):
+        found[name] = next((v for v in map(_version, packages) if v is not None), None)
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
