@@ -57,11 +57,9 @@ class Block(nn.Module):
             mixed_TD = self.mixer(x_TD, packing, cache)
         else:
             mixed_TD = self.mixer(x_TD, packing, rope, cache)
-        h_TD = self._add_residual(mixed_TD, normed=x_TD, raw=h_TD)
-        x_TD = self.post_attention_norm(h_TD)
+        residual_TD = x_TD if self.post_norm else h_TD
+        x_TD, h_TD = self.post_attention_norm.after_residual(residual_TD, mixed_TD, self.alpha)
         out = self.ffn(x_TD)
         out_TD, stats = out if isinstance(out, tuple) else (out, None)
-        return self._add_residual(out_TD, normed=x_TD, raw=h_TD), stats
-
-    def _add_residual(self, out_TD: Tensor, *, normed: Tensor, raw: Tensor) -> Tensor:
-        return torch.add(out_TD, normed if self.post_norm else raw, alpha=self.alpha)
+        residual_TD = x_TD if self.post_norm else h_TD
+        return torch.add(out_TD, residual_TD, alpha=self.alpha), stats

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mmkernels.swiglu import swiglu
 
 
 class SwiGLU(nn.Module):
@@ -25,29 +26,3 @@ class SwiGLU(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Apply to every token; [T, D] to [T, D]."""
         return F.linear(swiglu(F.linear(x_TD, self.w13_2FD.flatten(0, 1))), self.w2_DF)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """SiLU(gate) * up, of the two halves [..., 2F] of the last dimension; saves its input alone."""
-    return _SwiGLU.apply(gate_up)
-
-
-class _SwiGLU(torch.autograd.Function):
-    """Recomputes SiLU in backward: one activation saved in place of three, and one gradient buffer."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate).mul_(up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, dy: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad = torch.empty_like(gate_up)
-        dgate, dup = grad.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), dy, out=dup)
-        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate)
-        return grad

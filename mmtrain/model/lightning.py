@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkernels import lightning_attention
+from mmkernels.lightning import lightning_attention, lightning_decode_step
+from mmkernels.norm_gate import norm_gate
 from mmtrain.config import ModelConfig
 from mmtrain.model.attention import AttentionCall, LocalAttention
 from mmtrain.model.cache import LightningCache
@@ -64,18 +65,24 @@ class LightningAttention(nn.Module):
     def forward(self, x_TD: Tensor, packing: Packing, cache: LightningCache | None = None) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
 
-        With a cache, the tokens continue the cached document, whose state is updated in place.
+        With a cache, the tokens continue the cached document, and its state is brought up to date.
         """
-        qkv_THX = F.silu(self.qkv_proj(x_TD)).unflatten(-1, (self.num_heads, 3 * self.head_dim))
-        q_THK, k_THK, v_THK = qkv_THX.split(self.head_dim, dim=-1)
+        qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         slopes_H = self.slopes_on(x_TD.device)
         if cache is None:
-            o_THK = self.attention.lightning(q_THK, k_THK, v_THK, slopes_H, packing)
+            o_THK = self.attention.lightning(qkv_THX, slopes_H, packing)
         else:
-            o_BTHK, cache.state = lightning_attention(
-                q_THK[None], k_THK[None], v_THK[None], slopes_H,
-                initial_state=cache.state, output_final_state=True,
-            )  # fmt: skip
-            o_THK = o_BTHK[0]
-        gate_TI = torch.sigmoid(self.output_gate(x_TD))
-        return self.out_proj(gate_TI * self.norm(o_THK.flatten(-2)))
+            o_THK = _continue_document(qkv_THX, slopes_H, cache)
+        return self.out_proj(norm_gate(o_THK.flatten(-2), self.output_gate(x_TD), self.norm.weight, self.norm.eps))
+
+
+def _continue_document(qkv_THX: Tensor, slopes_H: Tensor, cache: LightningCache) -> Tensor:
+    """Attention of tokens that follow the cached ones, [T, H, K]; leaves the state after the last of them."""
+    q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
+    if cache.state is not None and q_THK.shape[0] == 1:  # one token of one sequence
+        o_THK, cache.state = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, cache.state)
+        return o_THK
+    o_BTHK, cache.state = lightning_attention(
+        q_THK[None], k_THK[None], v_THK[None], slopes_H, initial_state=cache.state, output_final_state=True
+    )
+    return o_BTHK[0]

@@ -27,8 +27,8 @@ class MoE(nn.Module):
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
         """Apply to every token; returns [T, D] and what the router did."""
-        routing, stats = self.router(x_TD)
-        out_TD = self.expert_call(self.experts, x_TD, routing)
+        plan, stats = self.router(x_TD)
+        out_TD = self.expert_call(self.experts, x_TD, plan)
         return (out_TD if self.shared is None else self.shared(x_TD, out_TD)), stats
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmkernels.rope import partial_rope
+
 RopeTable = tuple[Tensor, Tensor]
 
 
@@ -29,10 +31,7 @@ def apply_rope(x_THK: Tensor, table: RopeTable) -> Tensor:
 
     Args:
         x_THK: queries or keys [T, H, K], any float dtype.
-        table: from :func:`rope_table`; R is twice its width.
+        table: from :func:`rope_table`; R is twice its width, and may be 0.
     """
-    cos, sin = (t[:, None, :].to(torch.promote_types(x_THK.dtype, torch.float32)) for t in table)
-    half = cos.shape[-1]
-    first, second, rest = x_THK[..., :half], x_THK[..., half : 2 * half], x_THK[..., 2 * half :]
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat([part.to(x_THK.dtype) for part in rotated] + [rest], dim=-1)
+    cos_TR2, sin_TR2 = table
+    return partial_rope(x_THK, cos_TR2, sin_TR2) if cos_TR2.shape[1] else x_THK

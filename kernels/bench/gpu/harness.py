@@ -5,6 +5,7 @@ Nothing that a measured function raises ends the run: its cell then holds the er
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -62,7 +63,7 @@ class Bench:
 
     def note(self, what: str, error: Exception) -> str:
         """Keep the error's first line for the report; returns its name."""
-        text = (str(error).strip().splitlines() or [""])[0][:300]
+        text = (str(error).strip().splitlines() or [""])[0][:200]
         self.errors.append(f"{what}: {type(error).__name__}: {text}")
         print(self.errors[-1], file=sys.stderr, flush=True)
         return type(error).__name__
@@ -179,6 +180,7 @@ def with_backward(call: Call, leaves: Sequence[Tensor], gradient: Tensor | Seque
 
 
 def release() -> None:
-    """Give cached device memory back."""
+    """Give cached device memory back. After a fault of the device this raises too, and says nothing new."""
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()

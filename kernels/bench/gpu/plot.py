@@ -56,6 +56,8 @@ def draw_curve(axes: Axes, rows: list[Mapping[str, Any]]) -> None:
         return empty(axes)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1024:g}K")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
 
@@ -73,7 +75,9 @@ def bars(rows: list[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
 def draw_bars(axes: Axes, rows: list[Mapping[str, Any]], copy_gbps: float) -> None:
     """Fractions of the floor, the first row on top."""
     found = bars(rows)
-    axes.set(title="Nearness to the floor of bytes moved", xlabel=f"floor / time, copy at {copy_gbps:.0f} GB/s (1)")
+    axes.set(
+        title="Nearness to the floor of bytes moved", xlabel=f"fraction of the floor (copy at {copy_gbps:.0f} GB/s)"
+    )
     if not found:
         return empty(axes)
     places = range(len(found))

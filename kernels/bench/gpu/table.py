@@ -86,7 +86,7 @@ def floor_goal(bound: float | None) -> Goal | None:
 
 def ratio_goal(bound: float) -> Goal:
     """At least this many times as fast as the peer."""
-    return Goal("ratio_to_peer", bound, "not slower than the peer" if bound == 1.0 else f"{bound:g} x the peer")
+    return Goal("ratio_to_peer", bound, "not slower than the peer" if bound == 1.0 else f"{bound:g} x the peer's speed")
 
 
 def ratio(above: Cell, below: Cell) -> float | None:

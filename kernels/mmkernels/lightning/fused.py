@@ -45,8 +45,8 @@ class Call:
         tile = scan_tile(q.dtype, d, e, tokens)
         programs = batch * heads * -(-e // tile.columns)
         segments, length = segments_for(programs, tokens, tile.chunk, processors(q.device))
-        start_T, end_T = (None, None) if cu_seqlens is None else document_bounds(cu_seqlens, tokens)
-        return Call(slopes_H.float(), Walk(segments, length, start_T, end_T), tile)
+        bounds_2T = None if cu_seqlens is None else document_bounds(cu_seqlens, tokens)
+        return Call(slopes_H.float(), Walk(segments, length, bounds_2T), tile)
 
 
 def attend(
@@ -200,7 +200,8 @@ def rows_in_line(x_BTHK: Tensor) -> Tensor:
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Triton launches on the current device: make it the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    elsewhere = x.is_cuda and x.device.index != torch.cuda.current_device()
+    return torch.cuda.device(x.device) if elsewhere else contextlib.nullcontext()
 
 
 def _thirds(x_BTHX: Tensor) -> tuple[Tensor, Tensor, Tensor]:

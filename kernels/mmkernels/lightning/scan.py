@@ -95,7 +95,7 @@ def scan(
     units = walk.units(batch)
     raw_or_out = out if raw is None else raw
     scan_kernel[(units * heads * triton.cdiv(e, tile.columns),)](
-        a, b, c, out, raw_or_out, slopes_H, walk.bounds(reverse), init, local, leave,
+        a, b, c, out, raw_or_out, slopes_H, walk.bounds, init, local, leave,
         *_strides(a), *_strides(b), *_strides(c), *_strides(out), *_strides(raw_or_out),
         1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments, walk.length,
         D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, VARLEN=walk.varlen,
@@ -114,7 +114,7 @@ def scan_keys_values(
     k_raw, v_raw = (dk, dv) if raw is None else raw
     tensors = (q, k, v, do, dk, dv, k_raw, v_raw)
     key_value_kernel[(walk.units(batch) * heads * 2 * triton.cdiv(d, tile.columns),)](
-        *tensors, slopes_H, walk.bounds(reverse=True), init, local, leave,
+        *tensors, slopes_H, walk.bounds, init, local, leave,
         *(stride for x in tensors for stride in _strides(x)), tokens, heads, walk.segments, walk.length,
         D=d, C=tile.chunk, BD=block_width(d), BE=tile.columns, VARLEN=walk.varlen, DOCUMENTS=walk.documents,
         HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,

@@ -99,7 +99,7 @@ def segment_states(
     given = walk.segments - 1 if given is None else given
     local = torch.empty(batch, walk.segments, heads, d, e, dtype=torch.float32, device=b.device)
     states_kernel[(batch * given * heads * triton.cdiv(e, tile.columns),)](
-        b, c, slopes_H, walk.bounds(reverse), local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
+        b, c, slopes_H, walk.bounds, local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
         tokens, heads, walk.segments, given, walk.length,
         D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, VARLEN=walk.varlen,
         HAS_INIT=has_init, PRECISION=precision(b.dtype), num_warps=tile.warps, num_stages=tile.stages,

@@ -33,15 +33,13 @@ class Walk:
     Attributes:
         segments: segments of a row; or documents, each walked on its own with its own state.
         length: tokens of a segment (the last may be shorter), a multiple of the chunk.
-        start_T: int32, start of each token's document; None for unpacked rows.
-        end_T: int32, end of each token's document.
-        offsets: int32 or int64 offsets of the documents that are walked on their own; then the other two are None.
+        bounds_2T: int32, start and end of each token's document; None for unpacked rows.
+        offsets: int32 or int64 offsets of the documents that are walked on their own; then ``bounds_2T`` is None.
     """
 
     segments: int
     length: int
-    start_T: Tensor | None = None
-    end_T: Tensor | None = None
+    bounds_2T: Tensor | None = None
     offsets: Tensor | None = None
 
     @property
@@ -52,15 +50,16 @@ class Walk:
     @property
     def varlen(self) -> bool:
         """Units of work are segments of a packed row, across documents."""
-        return self.start_T is not None
+        return self.bounds_2T is not None
+
+    @property
+    def bounds(self) -> Tensor | None:
+        """What the kernels read about documents."""
+        return self.offsets if self.documents else self.bounds_2T
 
     def units(self, batch: int) -> int:
         """Units of work of a launch for one head."""
         return self.segments * (1 if self.documents else batch)
-
-    def bounds(self, reverse: bool) -> Tensor | None:
-        """What the kernels read about documents."""
-        return self.offsets if self.documents else self.end_T if reverse else self.start_T
 
 
 def block_width(width: int) -> int:
@@ -91,6 +90,7 @@ def _chunk(length: int, most: int) -> int:
     return min(most, max(16, triton.next_power_of_2(length)))
 
 
+@functools.lru_cache(maxsize=1024)
 def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tuple[int, int]:
     """Number and length of the segments that keep ``processors`` multiprocessors busy.
 

@@ -11,6 +11,7 @@ import triton.language as tl
 from mmkernels.lightning.tile import (
     LOG2E,
     as_operand,
+    document_end,
     document_first,
     dot,
     dot_add,
@@ -74,24 +75,30 @@ def entering_state(
 
 @triton.jit
 def chunk_step(
-    state, a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, a_step, b_step, c_step, out_step, raw_step,
-    p, count, first, last_first, slope, decay, into, outof, lost, i, d, e, d_ok, e_ok,
-    C: tl.constexpr, MASK_ROWS: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr,
-    VARLEN: tl.constexpr, SILU_GRAD: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
+    state, a_tile, b_tile, c_tile, out_tile, raw_tile, p, count, bounds_ptr, tokens,
+    slope, decay, into, outof, lost, i, d_ok, e_ok,
+    C: tl.constexpr, MASK_ROWS: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr, VARLEN: tl.constexpr,
+    HAS_INIT: tl.constexpr, SILU_GRAD: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One chunk: its output is stored, the state after it returned. The order of the lines keeps the tensor cores busy:
-    both products that wait for nothing come first, and what the next ones need is prepared meanwhile.
+    """One chunk of ``count`` tokens: its output is stored, the state after it returned.
+
+    The order of the lines keeps the tensor cores busy: both products that wait for nothing come first, and what the next
+    ones need is prepared meanwhile.
     """
     ok = i < count
-    at = tl.cast(p, tl.int64)
-    a = load_tile(a_ptr + at * a_step + (i[:, None] * a_step + d[None, :]), ok, d_ok, MASK_ROWS, MASK_D)
-    b = load_tile(b_ptr + at * b_step + (i[:, None] * b_step + d[None, :]), ok, d_ok, MASK_ROWS, MASK_D)
-    c = load_tile(c_ptr + at * c_step + (i[:, None] * c_step + e[None, :]), ok, e_ok, MASK_ROWS, MASK_E)
+    a = load_tile(a_tile, ok, d_ok, MASK_ROWS, MASK_D)
+    b = load_tile(b_tile, ok, d_ok, MASK_ROWS, MASK_D)
+    c = load_tile(c_tile, ok, e_ok, MASK_ROWS, MASK_E)
+    if SILU_GRAD:
+        raw = load_tile(raw_tile, ok, e_ok, MASK_ROWS, MASK_E)
     if MASK_ROWS:
+        SHIFT: tl.constexpr = 1 if REVERSE else 0
         outof = tl.where(ok, tl.exp2(-slope * LOG2E * (count - 1 + SHIFT - i)), 0.0)
         lost = loss_over(slope, count)
     seen = into
     if VARLEN:
+        first = document_first(bounds_ptr, p + i, ok, tokens, HAS_INIT, REVERSE)
+        last_first = document_first(bounds_ptr, p + count - 1, True, tokens, HAS_INIT, REVERSE)
         seen = tl.where(first < p, into, 0.0)
         outof = tl.where(p + i >= last_first, outof, 0.0)
         lost = tl.where(last_first < p, lost, 1.0)
@@ -105,10 +112,44 @@ def chunk_step(
     o = dot_add(scores.to(c.dtype), c, o * seen[:, None], PRECISION)
     state = dot_add(tl.trans(b), weighted, state - lost * state, PRECISION)
     if SILU_GRAD:
-        raw = raw_ptr + at * raw_step + (i[:, None] * raw_step + e[None, :])
-        o *= silu_slope(load_tile(raw, ok, e_ok, MASK_ROWS, MASK_E))
-    out = out_ptr + at * out_step + (i[:, None] * out_step + e[None, :])
-    store_tile(out, o, ok, e_ok, MASK_ROWS, MASK_E)
+        o *= silu_slope(raw)
+    store_tile(out_tile, o, ok, e_ok, MASK_ROWS, MASK_E)
+    return state
+
+
+@triton.jit
+def walk_stretch(
+    state, a_tile, b_tile, c_tile, out_tile, raw_tile, a_step, b_step, c_step, out_step, raw_step,
+    p, end, hi, bounds_ptr, tokens, slope, decay, into, outof, lost, i, d_ok, e_ok,
+    C: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr, VARLEN: tl.constexpr,
+    HAS_INIT: tl.constexpr, SILU_GRAD: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Whole chunks of one document from p to ``end``, without a mask and with loads running ahead; then one more chunk, in
+    which documents may change, unless ``hi`` is reached.
+    """
+    at = tl.cast(p, tl.int64)
+    a_p, b_p, c_p = a_tile + at * a_step, b_tile + at * b_step, c_tile + at * c_step
+    out_p, raw_p = out_tile + at * out_step, raw_tile + at * raw_step
+    for chunk in tl.range(p, end, C):
+        state = chunk_step(
+            state, a_p, b_p, c_p, out_p, raw_p, chunk, C, bounds_ptr, tokens,
+            slope, decay, into, outof, lost, i, d_ok, e_ok,
+            C, False, MASK_D, MASK_E, False, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
+        )  # fmt: skip
+        a_p += C * a_step
+        b_p += C * b_step
+        c_p += C * c_step
+        out_p += C * out_step
+        if SILU_GRAD:
+            raw_p += C * raw_step
+    if end < hi:
+        at = tl.cast(end, tl.int64)
+        state = chunk_step(
+            state, a_tile + at * a_step, b_tile + at * b_step, c_tile + at * c_step, out_tile + at * out_step,
+            raw_tile + at * raw_step, end, tl.minimum(hi - end, C), bounds_ptr, tokens,
+            slope, decay, into, outof, lost, i, d_ok, e_ok,
+            C, True, MASK_D, MASK_E, VARLEN, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
+        )  # fmt: skip
     return state
 
 
@@ -145,30 +186,26 @@ def walk_segment(
     into = tl.exp2(-slope * LOG2E * (i + 1 - SHIFT))
     outof = tl.exp2(-slope * LOG2E * (C - 1 + SHIFT - i))
     lost = loss_over(slope, C)
-    end = lo + (hi - lo) // C * C
-    first, last_first = i, lo
+    a_tile, b_tile = a + (i[:, None] * a_step + d[None, :]), b + (i[:, None] * b_step + d[None, :])
+    c_tile, raw_tile = c + (i[:, None] * c_step + e[None, :]), raw + (i[:, None] * raw_step + e[None, :])
+    out_tile = out + (i[:, None] * out_step + e[None, :])
     if VARLEN:
-        first = document_first(bounds_ptr, lo + i, lo + i < hi, tokens, HAS_INIT, REVERSE)
-        last_first = document_first(bounds_ptr, tl.minimum(lo + C, hi) - 1, lo < hi, tokens, HAS_INIT, REVERSE)
-    for p in tl.range(lo, end, C):
-        following, last_following = first, last_first
-        if VARLEN:
-            # Read a chunk ahead: a load that the pipeline does not hide would cost a quarter of the time.
-            after = p + C + i
-            following = document_first(bounds_ptr, after, after < hi, tokens, HAS_INIT, REVERSE)
-            last_after = tl.minimum(p + 2 * C, hi) - 1
-            last_following = document_first(bounds_ptr, last_after, last_after >= 0, tokens, HAS_INIT, REVERSE)
-        state = chunk_step(
-            state, a, b, c, out, raw, a_step, b_step, c_step, out_step, raw_step,
-            p, C, first, last_first, slope, decay, into, outof, lost, i, d, e, d_ok, e_ok,
-            C, False, BD != D, E % BE != 0, VARLEN, SILU_GRAD, SHIFT, PRECISION,
-        )  # fmt: skip
-        first, last_first = following, last_following
-    if end < hi:
-        state = chunk_step(
-            state, a, b, c, out, raw, a_step, b_step, c_step, out_step, raw_step,
-            end, hi - end, first, last_first, slope, decay, into, outof, lost, i, d, e, d_ok, e_ok,
-            C, True, BD != D, E % BE != 0, VARLEN, SILU_GRAD, SHIFT, PRECISION,
+        p = lo
+        while p < hi:
+            if document_first(bounds_ptr, p, True, tokens, HAS_INIT, REVERSE) >= p:
+                state = tl.zeros_like(state)
+            end = p + (tl.minimum(document_end(bounds_ptr, p, tokens, REVERSE), hi) - p) // C * C
+            state = walk_stretch(
+                state, a_tile, b_tile, c_tile, out_tile, raw_tile, a_step, b_step, c_step, out_step, raw_step,
+                p, end, hi, bounds_ptr, tokens, slope, decay, into, outof, lost, i, d_ok, e_ok,
+                C, BD != D, E % BE != 0, True, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
+            )  # fmt: skip
+            p = end + C
+    else:
+        state = walk_stretch(
+            state, a_tile, b_tile, c_tile, out_tile, raw_tile, a_step, b_step, c_step, out_step, raw_step,
+            lo, lo + (hi - lo) // C * C, hi, bounds_ptr, tokens, slope, decay, into, outof, lost, i, d_ok, e_ok,
+            C, BD != D, E % BE != 0, False, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
         )  # fmt: skip
     if LEAVE:
         if leaves & (DOCUMENTS | (segment == segments - 1)):
