@@ -59,7 +59,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("initial_state", "float32 for inputs", {"initial_state": torch.zeros(1, 2, 4, 3).bfloat16()}),
     ("initial_state", "the device of q", {"initial_state": torch.zeros(1, 2, 4, 3, device="meta")}),
-    ("backend", "auto, chunked, naive", {"backend": "chunky"}),
+    ("backend", "auto, triton, chunked, naive", {"backend": "chunky"}),
 ]
 
 

@@ -184,9 +184,10 @@ def test_segments_cover_the_row_and_keep_the_chip_busy() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_promised_widths(width: int, dtype: torch.dtype, packed: bool) -> None:
     cu_seqlens = [0, 1, 64, 65, 65, 700, 1500, 1777] if packed else None
+    bound = {torch.bfloat16: 6e-3, torch.float16: 1.5e-3, torch.float32: 5e-6}[dtype]
     for tokens in (1777,) if packed else (1, 63, 1777):
-        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, bound=4e-3)
-        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, states=False, bound=4e-3)
+        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, bound=bound)
+        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, states=False, bound=bound)
 
 
 @pytest.mark.gpu

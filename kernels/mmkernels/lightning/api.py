@@ -70,7 +70,7 @@ def lightning_attention(
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
     check_attention(q_BTHD, k_BTHD, v_BTHD, slopes_H, cu_seqlens, initial_state, check_values, row_state)
-    run = BACKENDS[resolve_backend(backend, q_BTHD, v_BTHD.shape[3])]
+    run = BACKENDS[resolve_backend(backend, q_BTHD, q_BTHD.shape[3], v_BTHD.shape[3])]
     return run(q_BTHD, k_BTHD, v_BTHD, slopes_H, cu_seqlens, initial_state, output_final_state, row_state)
 
 
@@ -101,7 +101,8 @@ def silu_lightning_attention(
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
     check_projection(qkv_BTHX, slopes_H, cu_seqlens, check_values)
-    name = resolve_backend(backend, qkv_BTHX, qkv_BTHX.shape[3] // 3)
+    width = qkv_BTHX.shape[3] // 3
+    name = resolve_backend(backend, qkv_BTHX, width, width)
     if name == "triton":
         from mmkernels.lightning.fused import triton_silu_attention
 
@@ -110,14 +111,14 @@ def silu_lightning_attention(
     return BACKENDS[name](q, k, v, slopes_H, cu_seqlens, None, False, False)[0]
 
 
-def resolve_backend(name: str, q: Tensor, value_width: int) -> str:
+def resolve_backend(name: str, q: Tensor, *widths: int) -> str:
     """The backend's own name; "auto" takes the fastest one that can: Triton on CUDA, torch elsewhere.
 
     Raises:
         KernelArgumentError: the name is unknown.
     """
     if name == "auto":
-        fits = q.dtype != torch.float64 and max(q.shape[-1], value_width) <= TRITON_WIDTH
+        fits = q.dtype != torch.float64 and max(widths) <= TRITON_WIDTH
         return "triton" if q.is_cuda and fits else "chunked"
     if name not in BACKENDS:
         raise KernelArgumentError("backend", repr(name), ", ".join(["auto", *BACKENDS]))

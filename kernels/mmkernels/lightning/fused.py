@@ -45,8 +45,8 @@ class Call:
         tile = scan_tile(q.dtype, d, e, tokens)
         programs = batch * heads * -(-e // tile.columns)
         segments, length = segments_for(programs, tokens, tile.chunk, processors(q.device))
-        bounds_2T = None if cu_seqlens is None else document_bounds(cu_seqlens, tokens)
-        return Call(slopes_H.float(), Walk(segments, length, bounds_2T), tile)
+        packing = (None, None) if cu_seqlens is None else document_bounds(cu_seqlens, tokens, tile.chunk)
+        return Call(slopes_H.float(), Walk(segments, length, *packing), tile)
 
 
 def attend(

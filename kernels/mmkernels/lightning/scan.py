@@ -18,7 +18,7 @@ from mmkernels.lightning.walk import walk_segment
 
 @triton.jit
 def scan_kernel(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, init_ptr, local_ptr, leave_ptr,
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
     a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
     tokens, heads, segments, length,
     D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
@@ -29,7 +29,7 @@ def scan_kernel(
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (E + BE - 1) // BE
     walk_segment(
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, init_ptr, local_ptr, leave_ptr,
+        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
         a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
         tokens, heads, segments, length, pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads), pid >= 0,
         D, E, C, BD, BE, REVERSE, VARLEN, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, PRECISION,
@@ -39,7 +39,7 @@ def scan_kernel(
 @triton.jit
 def key_value_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr, slopes_ptr, bounds_ptr,
-    init_ptr, local_ptr, leave_ptr,
+    marks_ptr, init_ptr, local_ptr, leave_ptr,
     q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head, dk_token, dk_head, dv_token, dv_head,
     k_raw_token, k_raw_head, v_raw_token, v_raw_head, tokens, heads, segments, length,
     D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
@@ -60,7 +60,7 @@ def key_value_kernel(
     raw_token, raw_head = tl.where(for_keys, k_raw_token, v_raw_token), tl.where(for_keys, k_raw_head, v_raw_head)
     state_d, state_e = tl.where(for_keys, 1, D), tl.where(for_keys, D, 1)
     walk_segment(
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, init_ptr, local_ptr, leave_ptr,
+        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
         a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
         tokens, heads, segments, length, pid % PARTS, pid // (2 * PARTS) % heads, pid // (2 * PARTS * heads),
         pid % (2 * PARTS) < PARTS,
@@ -95,7 +95,7 @@ def scan(
     units = walk.units(batch)
     raw_or_out = out if raw is None else raw
     scan_kernel[(units * heads * triton.cdiv(e, tile.columns),)](
-        a, b, c, out, raw_or_out, slopes_H, walk.bounds, init, local, leave,
+        a, b, c, out, raw_or_out, slopes_H, walk.bounds, walk.marks(reverse), init, local, leave,
         *_strides(a), *_strides(b), *_strides(c), *_strides(out), *_strides(raw_or_out),
         1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments, walk.length,
         D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, VARLEN=walk.varlen,
@@ -114,7 +114,7 @@ def scan_keys_values(
     k_raw, v_raw = (dk, dv) if raw is None else raw
     tensors = (q, k, v, do, dk, dv, k_raw, v_raw)
     key_value_kernel[(walk.units(batch) * heads * 2 * triton.cdiv(d, tile.columns),)](
-        *tensors, slopes_H, walk.bounds, init, local, leave,
+        *tensors, slopes_H, walk.bounds, walk.marks(reverse=True), init, local, leave,
         *(stride for x in tensors for stride in _strides(x)), tokens, heads, walk.segments, walk.length,
         D=d, C=tile.chunk, BD=block_width(d), BE=tile.columns, VARLEN=walk.varlen, DOCUMENTS=walk.documents,
         HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,

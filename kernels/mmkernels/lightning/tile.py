@@ -101,12 +101,18 @@ def document_first(bounds_ptr, position, ok, tokens, HAS_INIT: tl.constexpr, REV
 
 
 @triton.jit
-def document_end(bounds_ptr, position, tokens, REVERSE: tl.constexpr):
-    """Position one past the last of a position's document."""
-    if REVERSE:
-        return tokens - tl.load(bounds_ptr + (tokens - 1 - position))
+def chunk_mark(marks_ptr, position, C: tl.constexpr, HAS_INIT: tl.constexpr, VARLEN: tl.constexpr):
+    """Bit j: a document starts at position j of the chunk that holds ``position`` (chunks start at multiples of C).
+
+    The first document of the row is not new when the state before the row belongs to it.
+    """
+    if VARLEN:
+        mark = tl.load(marks_ptr + position // C)
+        if HAS_INIT:
+            mark = tl.where(position < C, mark & -2, mark)
+        return mark.to(tl.uint64)
     else:
-        return tl.load(bounds_ptr + tokens + position)
+        return tl.full([], 0, tl.uint64)
 
 
 @triton.jit

@@ -34,12 +34,14 @@ class Walk:
         segments: segments of a row; or documents, each walked on its own with its own state.
         length: tokens of a segment (the last may be shorter), a multiple of the chunk.
         bounds_2T: int32, start and end of each token's document; None for unpacked rows.
-        offsets: int32 or int64 offsets of the documents that are walked on their own; then ``bounds_2T`` is None.
+        marks_2N: int64, which positions of each chunk start a document, in a forward and in a reversed walk.
+        offsets: int32 or int64 offsets of the documents that are walked on their own; then the other two are None.
     """
 
     segments: int
     length: int
     bounds_2T: Tensor | None = None
+    marks_2N: Tensor | None = None
     offsets: Tensor | None = None
 
     @property
@@ -56,6 +58,10 @@ class Walk:
     def bounds(self) -> Tensor | None:
         """What the kernels read about documents."""
         return self.offsets if self.documents else self.bounds_2T
+
+    def marks(self, reverse: bool) -> Tensor | None:
+        """Document starts by chunk, in walk order."""
+        return None if self.marks_2N is None else self.marks_2N[int(reverse)]
 
     def units(self, batch: int) -> int:
         """Units of work of a launch for one head."""

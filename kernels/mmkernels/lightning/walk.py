@@ -11,7 +11,7 @@ import triton.language as tl
 from mmkernels.lightning.tile import (
     LOG2E,
     as_operand,
-    document_end,
+    chunk_mark,
     document_first,
     dot,
     dot_add,
@@ -75,12 +75,12 @@ def entering_state(
 
 @triton.jit
 def chunk_step(
-    state, a_tile, b_tile, c_tile, out_tile, raw_tile, p, count, bounds_ptr, tokens,
-    slope, decay, into, outof, lost, i, d_ok, e_ok,
-    C: tl.constexpr, MASK_ROWS: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr, VARLEN: tl.constexpr,
-    HAS_INIT: tl.constexpr, SILU_GRAD: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    state, a_tile, b_tile, c_tile, out_tile, raw_tile, count, mark, slope, decay, into, outof, lost, i, d_ok, e_ok,
+    C: tl.constexpr, MASK_ROWS: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr,
+    VARLEN: tl.constexpr, SILU_GRAD: tl.constexpr, SHIFT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of ``count`` tokens: its output is stored, the state after it returned.
+    """One chunk of ``count`` tokens: its output is stored, the state after it returned. Bit j of ``mark`` says that a
+    document starts at its position j.
 
     The order of the lines keeps the tensor cores busy: both products that wait for nothing come first, and what the next
     ones need is prepared meanwhile.
@@ -92,23 +92,24 @@ def chunk_step(
     if SILU_GRAD:
         raw = load_tile(raw_tile, ok, e_ok, MASK_ROWS, MASK_E)
     if MASK_ROWS:
-        SHIFT: tl.constexpr = 1 if REVERSE else 0
         outof = tl.where(ok, tl.exp2(-slope * LOG2E * (count - 1 + SHIFT - i)), 0.0)
         lost = loss_over(slope, count)
     seen = into
     if VARLEN:
-        first = document_first(bounds_ptr, p + i, ok, tokens, HAS_INIT, REVERSE)
-        last_first = document_first(bounds_ptr, p + count - 1, True, tokens, HAS_INIT, REVERSE)
-        seen = tl.where(first < p, into, 0.0)
-        outof = tl.where(p + i >= last_first, outof, 0.0)
-        lost = tl.where(last_first < p, lost, 1.0)
+        # All masks come from one word and from indices: tensors read from memory would have to change layout on the way.
+        outof = tl.where((mark >> 1 >> i.to(tl.uint64)) == 0, outof, 0.0)
+        lost = tl.where(mark == 0, lost, 1.0)
     scores = dot(a, tl.trans(b), PRECISION)
     weighted = (c.to(tl.float32) * outof[:, None]).to(c.dtype)
     entered = as_operand(state, a)
     o = dot(a.to(entered.dtype), entered, PRECISION)
     scores = scores * decay
     if VARLEN:
-        scores = tl.where(p + i[None, :] >= first[:, None], scores, 0.0)
+        if mark != 0:
+            starts = ((mark >> i.to(tl.uint64)) & 1)[None, :] != 0
+            first = tl.max(tl.where(starts & (i[None, :] <= i[:, None]), i[None, :], -1), axis=1)
+            scores = tl.where(i[None, :] >= first[:, None], scores, 0.0)
+            seen = tl.where(first < 0, into, 0.0)
     o = dot_add(scores.to(c.dtype), c, o * seen[:, None], PRECISION)
     state = dot_add(tl.trans(b), weighted, state - lost * state, PRECISION)
     if SILU_GRAD:
@@ -118,44 +119,8 @@ def chunk_step(
 
 
 @triton.jit
-def walk_stretch(
-    state, a_tile, b_tile, c_tile, out_tile, raw_tile, a_step, b_step, c_step, out_step, raw_step,
-    p, end, hi, bounds_ptr, tokens, slope, decay, into, outof, lost, i, d_ok, e_ok,
-    C: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr, VARLEN: tl.constexpr,
-    HAS_INIT: tl.constexpr, SILU_GRAD: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Whole chunks of one document from p to ``end``, without a mask and with loads running ahead; then one more chunk, in
-    which documents may change, unless ``hi`` is reached.
-    """
-    at = tl.cast(p, tl.int64)
-    a_p, b_p, c_p = a_tile + at * a_step, b_tile + at * b_step, c_tile + at * c_step
-    out_p, raw_p = out_tile + at * out_step, raw_tile + at * raw_step
-    for chunk in tl.range(p, end, C):
-        state = chunk_step(
-            state, a_p, b_p, c_p, out_p, raw_p, chunk, C, bounds_ptr, tokens,
-            slope, decay, into, outof, lost, i, d_ok, e_ok,
-            C, False, MASK_D, MASK_E, False, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
-        )  # fmt: skip
-        a_p += C * a_step
-        b_p += C * b_step
-        c_p += C * c_step
-        out_p += C * out_step
-        if SILU_GRAD:
-            raw_p += C * raw_step
-    if end < hi:
-        at = tl.cast(end, tl.int64)
-        state = chunk_step(
-            state, a_tile + at * a_step, b_tile + at * b_step, c_tile + at * c_step, out_tile + at * out_step,
-            raw_tile + at * raw_step, end, tl.minimum(hi - end, C), bounds_ptr, tokens,
-            slope, decay, into, outof, lost, i, d_ok, e_ok,
-            C, True, MASK_D, MASK_E, VARLEN, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
-        )  # fmt: skip
-    return state
-
-
-@triton.jit
 def walk_segment(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, init_ptr, local_ptr, leave_ptr,
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
     a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
     tokens, heads, segments, length, part, head, z, leaves,
     D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
@@ -189,23 +154,31 @@ def walk_segment(
     a_tile, b_tile = a + (i[:, None] * a_step + d[None, :]), b + (i[:, None] * b_step + d[None, :])
     c_tile, raw_tile = c + (i[:, None] * c_step + e[None, :]), raw + (i[:, None] * raw_step + e[None, :])
     out_tile = out + (i[:, None] * out_step + e[None, :])
-    if VARLEN:
-        p = lo
-        while p < hi:
-            if document_first(bounds_ptr, p, True, tokens, HAS_INIT, REVERSE) >= p:
-                state = tl.zeros_like(state)
-            end = p + (tl.minimum(document_end(bounds_ptr, p, tokens, REVERSE), hi) - p) // C * C
-            state = walk_stretch(
-                state, a_tile, b_tile, c_tile, out_tile, raw_tile, a_step, b_step, c_step, out_step, raw_step,
-                p, end, hi, bounds_ptr, tokens, slope, decay, into, outof, lost, i, d_ok, e_ok,
-                C, BD != D, E % BE != 0, True, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
-            )  # fmt: skip
-            p = end + C
-    else:
-        state = walk_stretch(
-            state, a_tile, b_tile, c_tile, out_tile, raw_tile, a_step, b_step, c_step, out_step, raw_step,
-            lo, lo + (hi - lo) // C * C, hi, bounds_ptr, tokens, slope, decay, into, outof, lost, i, d_ok, e_ok,
-            C, BD != D, E % BE != 0, False, HAS_INIT, SILU_GRAD, REVERSE, PRECISION,
+    at = tl.cast(lo, tl.int64)
+    a_p, b_p, c_p = a_tile + at * a_step, b_tile + at * b_step, c_tile + at * c_step
+    out_p, raw_p = out_tile + at * out_step, raw_tile + at * raw_step
+    mark = chunk_mark(marks_ptr, lo, C, HAS_INIT, VARLEN)
+    for p in tl.range(lo, lo + (hi - lo) // C * C, C):
+        # Read a chunk ahead: nothing hides the time of this load.
+        following = chunk_mark(marks_ptr, tl.minimum(p + C, hi - 1), C, HAS_INIT, VARLEN)
+        state = chunk_step(
+            state, a_p, b_p, c_p, out_p, raw_p, C, mark, slope, decay, into, outof, lost, i, d_ok, e_ok,
+            C, False, BD != D, E % BE != 0, VARLEN, SILU_GRAD, SHIFT, PRECISION,
+        )  # fmt: skip
+        mark = following
+        a_p += C * a_step
+        b_p += C * b_step
+        c_p += C * c_step
+        out_p += C * out_step
+        if SILU_GRAD:
+            raw_p += C * raw_step
+    rest = (hi - lo) % C
+    if rest > 0:
+        at = tl.cast(hi - rest, tl.int64)
+        state = chunk_step(
+            state, a_tile + at * a_step, b_tile + at * b_step, c_tile + at * c_step, out_tile + at * out_step,
+            raw_tile + at * raw_step, rest, mark, slope, decay, into, outof, lost, i, d_ok, e_ok,
+            C, True, BD != D, E % BE != 0, VARLEN, SILU_GRAD, SHIFT, PRECISION,
         )  # fmt: skip
     if LEAVE:
         if leaves & (DOCUMENTS | (segment == segments - 1)):

@@ -1,0 +1,134 @@
+"""Which kernel takes which documents. Capabilities are asked for, never found out by failing.
+
+Legend: T queries, S keys, H heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mmkernels.errors import KernelArgumentError
+from mmkernels.softmax import cpu, cudnn, eager
+
+BACKENDS = ("auto", "cudnn", "flash", "torch")
+LONG = 2048
+"""Tokens from which on a document goes through cuDNN by itself, with backend="auto"."""
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+CUDNN_MAX_WIDTH = 128
+CUDNN_LEAST_KEYS = 2
+FLASH_MAX_WIDTH = 256
+
+
+class Block(Protocol):
+    """What computes one block: ``cpu``, ``cudnn`` or ``eager``."""
+
+    def forward(self, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [T, H, D] and log-sum-exp [H, T]."""
+
+    def backward(
+        self, do_THD: Tensor, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, o_THD: Tensor, lse_HT: Tensor, causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """dq, dk and dv."""
+
+
+class Piece(NamedTuple):
+    """Neighbouring tokens of a row that one call takes.
+
+    Attributes:
+        tokens: their place in the row.
+        block: what computes them, as one document; None for documents that FlashAttention-2 takes together.
+        cu_seqlens: offsets of those documents from the piece's first token, int32; None for one document.
+        longest: the longest of them.
+    """
+
+    tokens: slice
+    block: Block | None
+    cu_seqlens: Tensor | None = None
+    longest: int = 0
+
+
+def block_for(q_THD: Tensor, k_SGD: Tensor) -> Block:
+    """What computes one block of these."""
+    if q_THD.shape[0] == 0 or k_SGD.shape[0] == 0:
+        return eager
+    if q_THD.device.type == "cpu":
+        return cpu
+    return cudnn if cudnn_fits(q_THD) and k_SGD.shape[0] >= CUDNN_LEAST_KEYS else eager
+
+
+def pieces_of(backend: str, q_THD: Tensor, cu_seqlens: Tensor, lengths: Sequence[int]) -> list[Piece]:
+    """Cut a row into pieces, in order; documents without tokens may be in none.
+
+    Long documents are pieces by themselves. The others that lie between two of those are one piece: no token is moved.
+
+    Raises:
+        KernelArgumentError: the backend is unknown, or cannot take this row.
+    """
+    least = _least_for_block(backend, q_THD)
+    block = block_for(q_THD, q_THD)
+    if backend == "torch" and q_THD.is_cuda:
+        block = eager
+    pieces: list[Piece] = []
+    start, first = 0, 0  # token and document where the documents since the last piece begin
+    for i, length in enumerate(lengths):
+        if length < least:
+            continue
+        stop = sum(lengths[first:i], start)
+        if stop > start:
+            pieces.append(_together(slice(start, stop), cu_seqlens, lengths, first, i))
+        pieces.append(Piece(slice(stop, stop + length), block))
+        start, first = stop + length, i + 1
+    if sum(lengths[first:]):
+        pieces.append(_together(slice(start, q_THD.shape[0]), cu_seqlens, lengths, first, len(lengths)))
+    return pieces
+
+
+def _together(tokens: slice, cu_seqlens: Tensor, lengths: Sequence[int], first: int, last: int) -> Piece:
+    offsets = cu_seqlens[first : last + 1].to(torch.int32)
+    return Piece(tokens, None, offsets - tokens.start if tokens.start else offsets, max(lengths[first:last]))
+
+
+def _least_for_block(backend: str, q_THD: Tensor) -> float:
+    """The length from which on a document is a piece by itself."""
+    if backend not in BACKENDS:
+        raise KernelArgumentError("backend", repr(backend), ", ".join(BACKENDS))
+    if backend == "auto":
+        if flash_fits(q_THD):
+            return max(LONG, CUDNN_LEAST_KEYS) if cudnn_fits(q_THD) else torch.inf
+        return 1
+    for name, fits in (("cudnn", cudnn_fits), ("flash", flash_fits)):
+        if backend == name and not fits(q_THD):
+            got = f"{q_THD.dtype} heads of {q_THD.shape[2]} on {q_THD.device}"
+            raise KernelArgumentError("q_THD", got, f"what backend={name!r} takes: see kernels/mmkernels/softmax")
+    return {"flash": torch.inf, "cudnn": CUDNN_LEAST_KEYS, "torch": 1}[backend]
+
+
+def cudnn_fits(q_THD: Tensor) -> bool:
+    """Whether cuDNN takes blocks of this: 16-bit heads up to 128 wide, on Hopper or later."""
+    return (
+        _half_on_cuda(q_THD)
+        and q_THD.shape[2] <= CUDNN_MAX_WIDTH
+        and torch.cuda.get_device_capability(q_THD.device)[0] >= 9
+        and torch.backends.cudnn.is_available()
+        and torch.backends.cudnn.version() >= 90000
+        and not torch.are_deterministic_algorithms_enabled()  # its backward adds up in any order
+    )
+
+
+def flash_fits(q_THD: Tensor) -> bool:
+    """Whether torch's FlashAttention-2 takes documents of this: 16-bit heads up to 256 wide, on Ampere or later."""
+    return (
+        _half_on_cuda(q_THD)
+        and q_THD.shape[2] <= FLASH_MAX_WIDTH
+        and torch.cuda.get_device_capability(q_THD.device)[0] >= 8
+        and torch.backends.cuda.is_flash_attention_available()
+    )
+
+
+def _half_on_cuda(q_THD: Tensor) -> bool:
+    return q_THD.is_cuda and q_THD.dtype in HALF_DTYPES and q_THD.shape[2] % 8 == 0

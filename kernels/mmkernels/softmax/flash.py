@@ -1,0 +1,35 @@
+"""Documents of a packed row, one after the other, in one call of the FlashAttention-2 that torch brings along.
+
+`torch.nn.attention.varlen.varlen_attn` is the same kernel with an autograd of its own; here one backward serves
+documents of every kind. Legend: T tokens, H heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def forward(
+    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, longest: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output [T, H, D] in the dtype of q, and log-sum-exp [H, T], float32; ``cu_seqlens`` is int32."""
+    run = torch.ops.aten._flash_attention_forward.default
+    o_THD, lse_HT, *_ = run(
+        q_THD, k_TGD, v_TGD, cu_seqlens, cu_seqlens, longest, longest, 0.0, True, False, scale=scale
+    )
+    return o_THD, lse_HT
+
+
+def backward(
+    do_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, o_THD: Tensor, lse_HT: Tensor, cu_seqlens: Tensor,
+    longest: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dq, dk and dv."""
+    run = torch.ops.aten._flash_attention_backward.default
+    # The state of a dropout that there is none of.
+    state, unused = (torch.empty(n, dtype=torch.uint64, device=q_THD.device) for n in (2, 0))
+    return run(
+        do_THD.contiguous(), q_THD, k_TGD, v_TGD, o_THD, lse_HT.contiguous(), cu_seqlens, cu_seqlens, longest, longest,
+        0.0, True, state, unused, scale=scale,
+    )  # fmt: skip
