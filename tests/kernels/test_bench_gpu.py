@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+
 from bench.gpu import errors, inputs, machine, moe, peers, plot, report, run, softmax
 from bench.gpu.harness import Bench
 from bench.gpu.table import Goal, Label, Peer, Row, floor_goal, ratio, ratio_goal, tidy
-
 from mmkernels.moe import permute, route, unpermute
 
 ROOT = Path(__file__).resolve().parents[2]

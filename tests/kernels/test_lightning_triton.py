@@ -49,7 +49,9 @@ def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def check(tokens: int, bound: float | None = None, row_state: bool = False, **options: object) -> None:
     problem = make_problem(tokens, dtype=options.pop("dtype", torch.float32), row_state=row_state, **options)
     got = run(problem, "triton", device=DEVICE, row_state=row_state)
-    assert_close(got, run(problem, "naive", torch.float64, row_state=row_state), bound or BOUNDS[problem.dtype])
+    # The recurrence walks a token at a time; long rows are held against the chunks that were held against it.
+    exact = "naive" if tokens < 1000 else "chunked"
+    assert_close(got, run(problem, exact, torch.float64, row_state=row_state), bound or BOUNDS[problem.dtype])
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 31, 32, 33, 65, 200])
@@ -94,9 +96,7 @@ def test_nothing_to_do(shape: tuple[int, int, int]) -> None:
     q, k, v = (torch.randn(batch, tokens, heads, 8, device=DEVICE, requires_grad=True) for _ in range(3))
     slopes = SLOPES[:heads].to(DEVICE)
     initial = torch.randn(batch, heads, 8, 8, device=DEVICE, requires_grad=True)
-    o, final = lightning_attention(
-        q, k, v, slopes, initial_state=initial, output_final_state=True, backend="triton"
-    )
+    o, final = lightning_attention(q, k, v, slopes, initial_state=initial, output_final_state=True, backend="triton")
     assert o.shape == q.shape and (tokens or torch.equal(final, initial))
     (o.sum() + final.sum()).backward()
     assert q.grad is not None and (tokens or torch.equal(initial.grad, torch.ones_like(initial)))
@@ -161,7 +161,7 @@ def test_what_triton_cannot_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(KernelArgumentError, match="q_BTHD: got head dimension 257; allowed: 1 to 256"):
         call(width=257)
-    with pytest.raises(KernelArgumentError, match="q_BTHD: got dtype torch.float64"):
+    with pytest.raises(KernelArgumentError, match=r"q_BTHD: got dtype torch\.float64"):
         call(dtype=torch.float64)
     monkeypatch.setattr("mmkernels.triton_support.INTERPRETED", False)
     with pytest.raises(KernelArgumentError, match="q_BTHD: got device cpu; allowed: a CUDA device"):

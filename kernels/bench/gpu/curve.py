@@ -7,7 +7,6 @@ from bench.gpu.harness import Bench, with_backward
 from bench.gpu.inputs import Attention
 from bench.gpu.softmax import draw_dense
 from bench.gpu.table import Cell, Label, Peer, Row
-
 from mmkernels import lightning_attention
 
 HEADS = 64

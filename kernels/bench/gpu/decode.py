@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+
 from bench.gpu import peers
 from bench.gpu.harness import Bench, without_gradient
 from bench.gpu.inputs import WIDTH, normal, slopes_of
 from bench.gpu.table import Label, floor_goal
-
 from mmkernels import lightning_decode_step
 
 HEADS = 64

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
 from bench.gpu import peers
 from bench.gpu.harness import Bench
 from bench.gpu.inputs import FLATTEST, Attention
 from bench.gpu.table import Goal, Label, Row
-from torch import Tensor
-
 from mmkernels import lightning_attention
 
 GOAL = Goal("worst_ratio", 1.02, "no error above 1.02 of the peer's", least=False)

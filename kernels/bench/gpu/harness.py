@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from bench.gpu.table import Call, Cell, Goal, Label, Peer, Row
 from torch import Tensor
+
+from bench.gpu.table import Call, Cell, Goal, Label, Peer, Row
 
 
 @dataclass

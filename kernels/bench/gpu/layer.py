@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from bench.gpu import peers
 from bench.gpu.harness import Bench, with_backward
 from bench.gpu.inputs import WIDTH, normal, slopes_of
 from bench.gpu.table import Call, Goal, Label, Row, ratio, ratio_goal
-from torch import Tensor
-
 from mmkernels import silu_lightning_attention
 from mmkernels.norm_gate import norm_gate
 

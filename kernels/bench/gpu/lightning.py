@@ -10,7 +10,6 @@ from bench.gpu import peers
 from bench.gpu.harness import Bench
 from bench.gpu.inputs import FLATTEST, Attention, documents, offsets
 from bench.gpu.table import Goal, Label, Row, floor_goal, ratio, ratio_goal
-
 from mmkernels import lightning_attention
 
 FORWARD, BOTH = 4, 11

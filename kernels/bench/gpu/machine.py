@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+
 from bench.gpu.table import Call
 
 

@@ -7,7 +7,6 @@ from bench.gpu.harness import Bench, with_backward
 from bench.gpu.inputs import Attention
 from bench.gpu.lightning import BOTH, FORWARD
 from bench.gpu.table import Goal, Label, Row
-
 from mmkernels import lightning_attention
 
 HEADS = 16

@@ -10,11 +10,11 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from bench.gpu.harness import Bench, without_gradient
 from bench.gpu.inputs import normal
 from bench.gpu.table import Label, Peer, Row, floor_goal
-from torch import Tensor
-
 from mmkernels.moe import Route, permute, route, unpermute
 from mmkernels.swiglu import swiglu
 

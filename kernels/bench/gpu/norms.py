@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from bench.gpu.harness import Bench
 from bench.gpu.inputs import normal
 from bench.gpu.table import Label, Peer
-from torch import Tensor
-
 from mmkernels.norm import add_rms_norm, rms_norm
 from mmkernels.norm_gate import norm_gate
 from mmkernels.rope import partial_rope

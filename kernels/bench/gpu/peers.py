@@ -7,10 +7,11 @@ import inspect
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from bench.gpu.harness import Bench, with_backward
 from bench.gpu.inputs import Attention
 from bench.gpu.table import Call, Peer
-from torch import Tensor
 
 
 @functools.cache

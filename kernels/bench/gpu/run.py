@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HERE]
 
 import torch  # noqa: E402
+
 from bench.gpu import (  # noqa: E402
     curve,
     decode,

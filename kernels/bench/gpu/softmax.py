@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from bench.gpu import peers
 from bench.gpu.harness import Bench
 from bench.gpu.inputs import WIDTH, documents, normal, offsets
 from bench.gpu.table import Goal, Label, Row, ratio
-from torch import Tensor
 
 HEADS, GROUPS = 64, 8
 LENGTHS = (8192, 32768)

@@ -82,13 +82,13 @@ def silu_lightning_attention(
     backend: str = "auto",
     check_values: bool | None = None,
 ) -> Tensor:
-    """Lightning attention of ``q, k, v = SiLU(qkv)``, straight from a layer's fused projection, without a split or copy.
+    """Lightning attention of ``q, k, v = SiLU(qkv)`` straight from a layer's fused projection, without split or copy.
 
     On CUDA the backward pass reads the projection and the segments' states alone: SiLU is computed again, and its
-    derivative is applied where the gradients of q, k and v are written, into the layout of the projection.
+    derivative applied where the gradients of q, k and v are written, in the layout of the projection.
 
     Args:
-        qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, then of k, then of v (FACTS 1.3).
+        qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, then of k, then of v (the released code's layout).
         slopes_H: decay slopes, as for :func:`lightning_attention`.
         cu_seqlens: offsets of the documents of one packed row, likewise.
         backend: likewise.

@@ -12,9 +12,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _bounds_kernel(
-    cu_ptr, bounds_ptr, marks_ptr, tokens, documents, steps, C: tl.constexpr, REVERSE: tl.constexpr
-):
+def _bounds_kernel(cu_ptr, bounds_ptr, marks_ptr, tokens, documents, steps, C: tl.constexpr, REVERSE: tl.constexpr):
     """One chunk of the walk: bounds of its tokens, and a word with a bit for each position that starts a document."""
     chunk = tl.program_id(0)
     position = chunk * C + tl.arange(0, C)

@@ -70,8 +70,8 @@ def differentiate(
 ) -> Tensor | None:  # fmt: skip
     """Write the gradients of q, k and v; return that of the initial state if wanted.
 
-    ``local`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose SiLU
-    q, k and v are; then the gradients are those of the raw tensors.
+    ``local`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose
+    SiLU q, k and v are; then the gradients are those of the raw tensors.
     """
     slopes, walk, tile = call.slopes_H, call.walk, call.tile
     dq, dk, dv = grads
@@ -120,8 +120,8 @@ class _Attention(torch.autograd.Function):
 
 
 class _SiluAttention(torch.autograd.Function):
-    """Saves the raw projection and the segments' states; SiLU is computed again in backward, which costs two passes over
-    the projection where its result would be three tensors to keep.
+    """Saves the raw projection and the segments' states. SiLU is computed again in backward: that costs two passes over
+    the projection, where its result would be three tensors to keep.
     """
 
     @staticmethod
@@ -211,7 +211,13 @@ def _thirds(x_BTHX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _nothing(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor | None, initial: Tensor | None, want_final: bool, documents: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor | None,
+    initial: Tensor | None,
+    want_final: bool,
+    documents: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """No token, head or width: an empty output that still belongs to the graph, and the states as they came."""
     o = (q.sum() + k.sum() + v.sum()).to(q.dtype) * v.new_zeros(*q.shape[:3], v.shape[3])

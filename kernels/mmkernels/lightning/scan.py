@@ -25,7 +25,7 @@ def scan_kernel(
     REVERSE: tl.constexpr, VARLEN: tl.constexpr, DOCUMENTS: tl.constexpr, HAS_INIT: tl.constexpr,
     HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One scan. Program = (unit, head, part of E), parts next to each other: they share a and b through the L2 cache."""
+    """One scan. Program = (unit, head, part of E), parts side by side: they share a and b through the L2 cache."""
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (E + BE - 1) // BE
     walk_segment(
@@ -46,7 +46,7 @@ def key_value_kernel(
     VARLEN: tl.constexpr, DOCUMENTS: tl.constexpr, HAS_INIT: tl.constexpr,
     HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Both reversed scans in one launch: programs of a head run side by side and share q and do through the L2 cache."""
+    """Both reversed scans in one launch: programs of a head run side by side, sharing q and do in the L2 cache."""
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (D + BE - 1) // BE
     for_keys = pid % (2 * PARTS) >= PARTS
@@ -73,7 +73,7 @@ def scan(
     reverse: bool = False, transposed: bool = False, raw: Tensor | None = None,
     init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Launch ``out = scan(a, b, c)``.
+    """One scan, ``out`` from a, b and c.
 
     Args:
         a: [B, T, H, D], last stride 1, rows of the batch one after the other (as are all of these).

@@ -1,7 +1,7 @@
 """Pieces that the Triton kernels of lightning attention share.
 
-All kernels walk a row in "walk order": token order, or from the last token to the first when REVERSE. Only addresses know
-the difference, so the mathematics is written once. Position p of the walk is token p, or token T-1-p.
+All kernels walk a row in "walk order": token order, or from the last token to the first when REVERSE. Only addresses
+know the difference, so the mathematics is written once. Position p of the walk is token p, or token T-1-p.
 
 Shape letters: C tokens of a chunk, D and E widths of a state [D, E].
 """
@@ -137,8 +137,8 @@ def dot_add(a, b, acc, PRECISION: tl.constexpr):
 def as_operand(state, like):
     """The fp32 state in the type in which it meets ``like`` in a product: the type of ``like``.
 
-    Not float16, which would overflow at 65,504, as states do over long rows: there both become tf32, which has float16's
-    mantissa and fp32's range.
+    Not float16, which would overflow at 65,504, as states do over long rows: there both become tf32, which has
+    float16's mantissa and fp32's range.
     """
     if like.dtype == tl.float16:
         return state

@@ -58,9 +58,7 @@ def check_attention(
         _check_state("initial_state", initial_state_NHDE, shape, q_BTHD)
 
 
-def check_projection(
-    qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None, check_values: bool | None
-) -> None:
+def check_projection(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None, check_values: bool | None) -> None:
     """Refuse arguments of ``silu_lightning_attention`` that do not fit together.
 
     Raises:

@@ -53,11 +53,7 @@ def entering_state(
         before = tl.maximum(segment * length - 1, 0)
         first = document_first(bounds_ptr, before, before >= 0, tokens, HAS_INIT, REVERSE)
     if HAS_INIT:
-        reaches = segment == 0
-        if VARLEN:
-            reaches = reaches | (first < 0)
-        else:
-            reaches = segment >= 0
+        reaches = (segment == 0) | (first < 0) if VARLEN else segment >= 0
         if reaches:
             at = (tl.cast(owner, tl.int64) * heads + head) * SIZE
             weight = tl.exp2(-slope * LOG2E * (segment * length))
@@ -82,8 +78,8 @@ def chunk_step(
     """One chunk of ``count`` tokens: its output is stored, the state after it returned. Bit j of ``mark`` says that a
     document starts at its position j.
 
-    The order of the lines keeps the tensor cores busy: both products that wait for nothing come first, and what the next
-    ones need is prepared meanwhile.
+    The order of the lines keeps the tensor cores busy: both products that wait for nothing come first, and what the
+    next ones need is prepared meanwhile.
     """
     ok = i < count
     a = load_tile(a_tile, ok, d_ok, MASK_ROWS, MASK_D)
@@ -96,7 +92,7 @@ def chunk_step(
         lost = loss_over(slope, count)
     seen = into
     if VARLEN:
-        # All masks come from one word and from indices: tensors read from memory would have to change layout on the way.
+        # All masks come from one word and from indices: tensors read from memory would change layout on the way.
         outof = tl.where((mark >> 1 >> i.to(tl.uint64)) == 0, outof, 0.0)
         lost = tl.where(mark == 0, lost, 1.0)
     scores = dot(a, tl.trans(b), PRECISION)

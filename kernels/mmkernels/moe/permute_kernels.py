@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _mask(d: tl.tensor, row: tl.tensor, limit: tl.tensor, D: tl.constexpr) -> tl.tensor:
+def _mask(d, row, limit, D: tl.constexpr) -> tl.tensor:
     """Columns d of a row that is there, 0 <= row < limit."""
     # Broadcast, then compare: the interpreter broadcasts a scalar comparison to int32, which is no mask.
     row_D = tl.broadcast_to(row, d.shape)
@@ -22,12 +22,12 @@ def _mask(d: tl.tensor, row: tl.tensor, limit: tl.tensor, D: tl.constexpr) -> tl
 
 @triton.jit(do_not_specialize=["T", "R"])
 def permute_kernel(
-    x_ptr: tl.tensor,
-    y_ptr: tl.tensor,
-    slot_ptr: tl.tensor,
-    offset_ptr: tl.tensor,
-    T: int,
-    R: int,
+    x_ptr,
+    y_ptr,
+    slot_ptr,
+    offset_ptr,
+    T,
+    R,
     E: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -50,11 +50,11 @@ def permute_kernel(
 
 @triton.jit(do_not_specialize=["R"])
 def gather_kernel(
-    y_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    out_ptr: tl.tensor,
-    slot_ptr: tl.tensor,
-    R: int,
+    y_ptr,
+    weight_ptr,
+    out_ptr,
+    slot_ptr,
+    R,
     K: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -77,15 +77,15 @@ def gather_kernel(
 
 @triton.jit(do_not_specialize=["T", "R"])
 def unpermute_grad_kernel(
-    do_ptr: tl.tensor,
-    y_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    dy_ptr: tl.tensor,
-    dweight_ptr: tl.tensor,
-    slot_ptr: tl.tensor,
-    offset_ptr: tl.tensor,
-    T: int,
-    R: int,
+    do_ptr,
+    y_ptr,
+    weight_ptr,
+    dy_ptr,
+    dweight_ptr,
+    slot_ptr,
+    offset_ptr,
+    T,
+    R,
     E: tl.constexpr,
     K: tl.constexpr,
     D: tl.constexpr,

@@ -14,9 +14,7 @@ DIGIT_PASSES = tl.constexpr(15)
 
 
 @triton.jit
-def _threshold(
-    list_ptr: tl.tensor, wanted: tl.tensor, capacity: tl.tensor, passes: tl.tensor, BLOCK: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
+def _threshold(list_ptr, wanted, capacity, passes, BLOCK: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """The capacity-th largest of a list's priorities, 2 bits a pass, and how many are larger."""
     threshold, above = 0, 0
     for step in range(passes):
@@ -41,15 +39,15 @@ def _threshold(
 
 @triton.jit(do_not_specialize=["R", "capacity"])
 def place_kernel(
-    list_priority_ptr: tl.tensor,
-    list_assignment_ptr: tl.tensor,
-    wanted_ptr: tl.tensor,
-    slot_ptr: tl.tensor,
-    token_ptr: tl.tensor,
-    count_ptr: tl.tensor,
-    offset_ptr: tl.tensor,
-    R: int,
-    capacity: int,
+    list_priority_ptr,
+    list_assignment_ptr,
+    wanted_ptr,
+    slot_ptr,
+    token_ptr,
+    count_ptr,
+    offset_ptr,
+    R,
+    capacity,
     E: tl.constexpr,
     K: tl.constexpr,
     EP: tl.constexpr,

@@ -20,7 +20,7 @@ NAN_PRIORITY = tl.constexpr(2**30 - 1)
 
 
 @triton.jit
-def _sortable(value: tl.tensor) -> tl.tensor:
+def _sortable(value) -> tl.tensor:
     """Int32 that sorts as fp32 does, with -0 equal to 0 and NaN greatest."""
     bits = tl.where(value == 0.0, 0.0, value).to(tl.int32, bitcast=True)
     return tl.where(value != value, NAN_KEY, bits ^ ((bits >> 31) & NAN_KEY))
@@ -28,14 +28,14 @@ def _sortable(value: tl.tensor) -> tl.tensor:
 
 @triton.jit(do_not_specialize=["T", "B"])
 def choose_kernel(
-    logits_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    expert_ptr: tl.tensor,
-    priority_ptr: tl.tensor,
-    rank_ptr: tl.tensor,
-    block_count_ptr: tl.tensor,
-    T: int,
-    B: int,
+    logits_ptr,
+    weight_ptr,
+    expert_ptr,
+    priority_ptr,
+    rank_ptr,
+    block_count_ptr,
+    T,
+    B,
     E: tl.constexpr,
     K: tl.constexpr,
     EP: tl.constexpr,
@@ -86,7 +86,7 @@ def choose_kernel(
 
 
 @triton.jit(do_not_specialize=["B"])
-def scan_kernel(block_count_ptr: tl.tensor, wanted_ptr: tl.tensor, B: int, BLOCK_B: tl.constexpr) -> None:
+def scan_kernel(block_count_ptr, wanted_ptr, B, BLOCK_B: tl.constexpr) -> None:
     """Turn block_count_EB into the assignments of earlier blocks, in place; their total is wanted_E. Grid: E."""
     expert = tl.program_id(0)
     total = 0
@@ -101,15 +101,15 @@ def scan_kernel(block_count_ptr: tl.tensor, wanted_ptr: tl.tensor, B: int, BLOCK
 
 @triton.jit(do_not_specialize=["A", "B"])
 def list_kernel(
-    expert_ptr: tl.tensor,
-    priority_ptr: tl.tensor,
-    rank_ptr: tl.tensor,
-    before_ptr: tl.tensor,
-    wanted_ptr: tl.tensor,
-    list_priority_ptr: tl.tensor,
-    list_assignment_ptr: tl.tensor,
-    A: int,
-    B: int,
+    expert_ptr,
+    priority_ptr,
+    rank_ptr,
+    before_ptr,
+    wanted_ptr,
+    list_priority_ptr,
+    list_assignment_ptr,
+    A,
+    B,
     E: tl.constexpr,
     EP: tl.constexpr,
     ASSIGNMENTS_PER_BLOCK: tl.constexpr,
@@ -134,11 +134,11 @@ def list_kernel(
 
 @triton.jit(do_not_specialize=["T"])
 def weight_grad_kernel(
-    dweight_ptr: tl.tensor,
-    weight_ptr: tl.tensor,
-    expert_ptr: tl.tensor,
-    dlogits_ptr: tl.tensor,
-    T: int,
+    dweight_ptr,
+    weight_ptr,
+    expert_ptr,
+    dlogits_ptr,
+    T,
     E: tl.constexpr,
     K: tl.constexpr,
     EP: tl.constexpr,

@@ -64,9 +64,9 @@ def _warps(block: int) -> int:
 
 @triton.jit
 def _forward_kernel(
-    gate_up_ptr: tl.tensor,
-    y_ptr: tl.tensor,
-    rows_ptr: tl.tensor,
+    gate_up_ptr,
+    y_ptr,
+    rows_ptr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_ROWS: tl.constexpr,
@@ -87,10 +87,10 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    gate_up_ptr: tl.tensor,
-    dy_ptr: tl.tensor,
-    grad_ptr: tl.tensor,
-    rows_ptr: tl.tensor,
+    gate_up_ptr,
+    dy_ptr,
+    grad_ptr,
+    rows_ptr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_ROWS: tl.constexpr,
