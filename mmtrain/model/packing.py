@@ -16,11 +16,18 @@ class Packing:
         cu_seqlens: int32 [documents + 1], first token of each document, then T; every row start is a boundary.
         position_ids_T: int64 [T], position of each token in its document.
         max_seqlen: the longest document, known without reading the device.
+        lengths: tokens of each document, on the host. Given none, it reads them from `cu_seqlens`, once: with that on a
+            device, the host waits for it.
     """
 
     cu_seqlens: Tensor
     position_ids_T: Tensor
     max_seqlen: int
+    lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lengths:
+            object.__setattr__(self, "lengths", tuple(self.cu_seqlens.diff().tolist()))
 
     @staticmethod
     def from_lengths(lengths: list[int], device: torch.device | str = "cpu", start: int = 0) -> Packing:
@@ -30,4 +37,4 @@ class Packing:
         cu[1:] = counts.cumsum(0)
         first_T = torch.repeat_interleave(cu[:-1].long(), counts)
         positions_T = torch.arange(int(cu[-1])) - first_T + start
-        return Packing(cu.to(device), positions_T.to(device), max(lengths, default=0))
+        return Packing(cu.to(device), positions_T.to(device), max(lengths, default=0), tuple(lengths))

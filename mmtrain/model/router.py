@@ -51,16 +51,15 @@ class Router(nn.Module):
         log_prob_TE = logits_TE.log_softmax(-1)
         prob_TE = log_prob_TE.exp()
         factor = self.capacity_factor if self.training else None
-        capacity = expert_capacity(x_TD.shape[0], self.top_k, self.num_experts, factor)
-        if capacity is not None:
-            capacity = max(capacity, 1)  # without tokens it is 0
+        tokens = max(x_TD.shape[0], 1)  # a capacity is at least 1
+        capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
         plan = route(logits_TE, self.top_k, capacity, self.drop_policy)
         assignments = max(plan.slot_TK.numel(), 1)
         stats = RouterStats(
             aux_loss=load_balancing_loss(prob_TE, plan.wanted_E, self.top_k) * self.aux_loss_coef,
             load_E=plan.wanted_E * (self.num_experts / assignments),
             drop_rate=1.0 - plan.count_E.sum() / assignments,
-            entropy=-(prob_TE.detach() * log_prob_TE.detach()).sum() / max(x_TD.shape[0], 1),
+            entropy=-(prob_TE.detach() * log_prob_TE.detach()).sum() / tokens,
         )
         return plan, stats
 

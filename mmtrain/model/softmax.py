@@ -5,10 +5,12 @@ Legend: T tokens, D model width, H heads, G key/value heads, K head dimension.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
-from mmtrain.model.attention import AttentionCall, LocalAttention, causal_softmax
+from mmtrain.model.attention import AttentionCall, LocalAttention
 from mmtrain.model.cache import SoftmaxCache
 from mmtrain.model.packing import Packing
 from mmtrain.model.rope import RopeTable, apply_rope
@@ -40,3 +42,17 @@ class SoftmaxAttention(nn.Module):
         else:
             o_THK = causal_softmax(q_THK, *cache.append(k_TGK, v_TGK))
         return self.o_proj(o_THK.flatten(-2))
+
+
+def causal_softmax(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+    """Attention of a document's last tokens over all of it, through SDPA: queries may be fewer than keys; [T, H, K]."""
+    queries, keys = q_THK.shape[0], k_TGK.shape[0]
+    mask = None
+    if 1 < queries < keys:  # SDPA's own causal mask aligns the first query with the first key
+        offset = keys - queries
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q_THK.device).tril(offset)
+    q, k, v = (t.transpose(0, 1)[None] for t in (q_THK, k_TGK, v_TGK))
+    o = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None and queries > 1, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return o[0].transpose(0, 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from mmkernels.softmax import dispatch
 from mmtrain.config import ModelConfig
 from mmtrain.model.attention import LocalAttention
 from mmtrain.model.init import build_model
@@ -47,17 +50,48 @@ def test_initial_weights_are_the_cpus_to_the_bit() -> None:
         assert torch.equal(here.cpu(), there), name
 
 
-def test_varlen_softmax_equals_documents_one_by_one() -> None:
+@pytest.mark.parametrize("long", [dispatch.LONG, 100])  # FlashAttention-2 alone, and cuDNN for the long ones
+def test_packed_softmax_equals_documents_one_by_one(monkeypatch: pytest.MonkeyPatch, long: int) -> None:
+    monkeypatch.setattr(dispatch, "LONG", long)
     torch.manual_seed(0)
     q, k, v, do = (torch.randn(sum(LENGTHS), h, 64, device="cuda") for h in (8, 2, 2, 8))
     outputs = []
-    for dtype in (torch.float32, torch.bfloat16):  # by document, and through varlen attention
+    for dtype in (torch.float32, torch.bfloat16):  # in torch, and through the kernels
         leaves = [t.to(dtype).clone().requires_grad_() for t in (q, k, v)]
         o = LocalAttention().softmax(*leaves, Packing.from_lengths(LENGTHS, "cuda"))
         o.backward(do.to(dtype))
         outputs.append([o.detach().float(), *(t.grad.float() for t in leaves)])
     for exact, fast in zip(*outputs, strict=True):
         assert ((fast - exact).norm() / exact.norm()).item() < 1e-2
+
+
+def test_grouped_products_read_no_unused_rows() -> None:
+    torch.manual_seed(0)
+    x, w, dy = (torch.randn(*s, device="cuda").bfloat16() for s in ((512, 128), (3, 128, 64), (512, 64)))
+    x[300:] = dy[300:] = torch.nan
+    leaves = x.requires_grad_(), w.requires_grad_()
+    y = F.grouped_mm(*leaves, offs=torch.tensor([101, 101, 300], dtype=torch.int32, device="cuda"))
+    dx, dw = torch.autograd.grad(y, leaves, dy)
+    assert torch.isfinite(y[:300]).all() and torch.isfinite(dx[:300]).all() and torch.isfinite(dw).all()
+    assert torch.count_nonzero(dw[1]) == 0
+
+
+@pytest.mark.parametrize("factor", [None, 1.1])
+def test_the_host_never_waits_in_forward_or_backward(factor: float | None) -> None:
+    model = build_model(replace(config(), capacity_factor=factor), "cuda").bfloat16()
+    tokens = torch.randint(0, 256, (sum(LENGTHS),), device="cuda")
+    packing, labels = Packing.from_lengths(LENGTHS, "cuda"), tokens.roll(-1)
+
+    def step() -> None:
+        out = model(tokens, packing, labels)
+        (out.ce_sum / len(tokens) + out.aux_loss).backward()
+
+    step()  # compile, and fill caches
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_run_on_nccl_follows_the_run_on_gloo(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_positions_begin_again_in_every_document() -> None:
     packing = Packing.from_lengths([3, 1, 2], start=10)
     assert packing.cu_seqlens.tolist() == [0, 3, 4, 6] and packing.cu_seqlens.dtype == torch.int32
     assert packing.position_ids_T.tolist() == [10, 11, 12, 10, 10, 11]
-    assert packing.max_seqlen == 3
+    assert packing.max_seqlen == 3 and packing.lengths == (3, 1, 2)
+    assert Packing(packing.cu_seqlens, packing.position_ids_T, 3).lengths == (3, 1, 2)
 
 
 def test_softmax_layers_read_the_position_ids_and_lightning_layers_do_not() -> None:

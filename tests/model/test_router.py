@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -13,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtrain.model.experts import permute, unpermute
+from mmkernels.moe import Route
+from mmkernels.moe.naive import naive_assign
 from mmtrain.model.moe import MoE
-from mmtrain.model.router import Router, Routing, assign, expert_capacity, load_balancing_loss
+from mmtrain.model.router import Router, expert_capacity, load_balancing_loss
 from tests.model.small import draw, relative, small_config
 
 
@@ -49,8 +49,13 @@ def as_map(expert_TK: Tensor, values_TK: Tensor, num_experts: int) -> Tensor:
     return values_TK.new_zeros(expert_TK.shape[0], num_experts).scatter(1, expert_TK, values_TK)
 
 
-def kept_TK(routing: Routing) -> Tensor:
-    return routing.slot_TK < routing.token_N.numel()
+def assign(weight_TK: Tensor, expert_TK: Tensor, num_experts: int, capacity: int | None, policy: str) -> Route:
+    """What the router does with choices, also with such as no logits lead to."""
+    return naive_assign(weight_TK, expert_TK, num_experts, capacity, weight_TK if policy == "probs" else None)
+
+
+def kept_TK(plan: Route) -> Tensor:
+    return plan.slot_TK >= 0
 
 
 def random_logits(rng: random.Random, tokens: int, experts: int) -> Tensor:
@@ -85,7 +90,7 @@ def test_drops_equal_megatron(megatron: ModuleType, policy: str) -> None:
         kept = kept_TK(routing)
         assert torch.equal(as_map(expert, kept, experts), kept_map), case
         assert torch.equal(as_map(expert, torch.where(kept, weight, 0), experts), probs), case
-        assert torch.equal(routing.count_E, kept_map.sum(0)), case
+        assert torch.equal(routing.count_E.long(), kept_map.sum(0)), case
         dropped, spared = dropped + (not kept.all()), spared + kept.all()
     assert dropped > 50 and spared > 50
 
@@ -135,16 +140,17 @@ def test_routing_invariants(policy: str, capacity: int | None) -> None:
         tokens, experts, top_k = 1 + 3 * trial, 3 + trial % 4, 1 + trial % 3
         weight, expert = chosen(random_logits(random.Random(trial), tokens, experts), top_k)
         routing = assign(weight, expert, experts, capacity, policy)
-        count, kept, kept_slots = routing.token_N.numel(), kept_TK(routing), routing.slot_TK[kept_TK(routing)]
+        count, kept, kept_slots = int(routing.offset_E[-1]), kept_TK(routing), routing.slot_TK[kept_TK(routing)]
         assert routing.count_E.sum() == count == kept.sum() and routing.count_E.shape == (experts,)
-        assert torch.equal(kept_slots.sort().values, torch.arange(count))  # each slot once
-        assert (routing.slot_TK[~kept] == count).all()
-        token_T1 = torch.arange(tokens)[:, None].expand(tokens, top_k)
-        assert torch.equal(routing.token_N[kept_slots], token_T1[kept])
+        assert torch.equal(kept_slots.sort().values, torch.arange(count, dtype=torch.int32))  # each slot once
+        assert (routing.slot_TK[~kept] == -1).all() and (routing.token_R[count:] == -1).all()
+        token_T1 = torch.arange(tokens, dtype=torch.int32)[:, None].expand(tokens, top_k)
+        assert torch.equal(routing.token_R[kept_slots], token_T1[kept])
         expert_N = torch.repeat_interleave(torch.arange(experts), routing.count_E)
         assert torch.equal(expert_N[kept_slots], expert[kept])  # sorted by expert
         wanted = torch.bincount(expert.flatten(), minlength=experts)
-        assert torch.equal(routing.count_E, wanted if capacity is None else wanted.clamp(max=capacity))
+        assert torch.equal(routing.wanted_E.long(), wanted)
+        assert torch.equal(routing.count_E.long(), wanted if capacity is None else wanted.clamp(max=capacity))
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (8, 2), (5, 3), (3, 3)])
@@ -182,12 +188,12 @@ def test_router_weights_and_statistics(top_k: int) -> None:
     logits = x.double() @ router.weight.double().T
     prob = logits.softmax(-1)
     best, expert = logits.topk(top_k, dim=-1)
-    assert torch.equal(routing.expert_TK, expert) and routing.weight_TK.dtype == torch.float32
+    assert torch.equal(routing.expert_TK.long(), expert) and routing.weight_TK.dtype == torch.float32
     assert relative(routing.weight_TK, best.softmax(-1)) < 1e-6
     torch.testing.assert_close(routing.weight_TK.sum(-1), torch.ones(40))
     wanted = torch.bincount(expert.flatten(), minlength=6)
     kept = wanted.clamp(max=math.ceil(0.8 * 40 * top_k / 6))
-    assert torch.equal(routing.count_E, kept)
+    assert torch.equal(routing.count_E.long(), kept)
     assert relative(stats.load_E, wanted / (40 * top_k / 6)) < 1e-6
     assert stats.drop_rate.item() == pytest.approx(1 - kept.sum().item() / (40 * top_k), abs=1e-6)
     assert stats.drop_rate > 0
@@ -224,50 +230,68 @@ def test_router_computes_in_fp32_for_bf16() -> None:
     routing, stats = router(x)
     exact = (x.double() @ router.weight.double().T).topk(2)
     assert routing.weight_TK.dtype == stats.aux_loss.dtype == torch.float32
-    assert torch.equal(routing.expert_TK, exact.indices)
+    assert torch.equal(routing.expert_TK.long(), exact.indices)
     assert relative(routing.weight_TK, exact.values.softmax(-1)) < 1e-6
 
 
-def float64_case(capacity: int | None) -> tuple[Tensor, Tensor, Routing, Tensor, Tensor]:
-    """x, weights, a routing in float64, and its one-hot matrices [N, T] and [N, T * K]."""
-    x, logits = draw(9, 4, seed=1).requires_grad_(), draw(9, 5, seed=2)
-    logits[:, 4] -= 100  # an expert without tokens
-    weight, expert = chosen(logits, 2)
-    weight.requires_grad_()
-    routing = assign(weight, expert, 5, capacity, "probs")
-    by_token = F.one_hot(routing.token_N, 9).double()
-    by_assignment = F.one_hot(routing.slot_TK.flatten(), routing.token_N.numel() + 1).double().T[:-1]
-    return x, weight, routing, by_token, by_assignment
+class NaNInUnusedRows(torch.autograd.Function):
+    """A grouped product that leaves NaN where one may leave anything: past the last used row, both ways."""
+
+    @staticmethod
+    def forward(ctx, x_RD: Tensor, w_EDF: Tensor, offset_E: Tensor) -> Tensor:
+        ctx.save_for_backward(x_RD, w_EDF, offset_E)
+        y_RF = GROUPED_MM(x_RD, w_EDF, offs=offset_E)
+        y_RF[int(offset_E[-1]) :] = torch.nan
+        return y_RF
+
+    @staticmethod
+    def backward(ctx, dy_RF: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_RD, w_EDF, offset_E = ctx.saved_tensors
+        leaves = x_RD.detach().requires_grad_(), w_EDF.detach().requires_grad_()
+        with torch.enable_grad():
+            y_RF = GROUPED_MM(*leaves, offs=offset_E)
+        dx_RD, dw_EDF = torch.autograd.grad(y_RF, leaves, dy_RF)
+        dx_RD[int(offset_E[-1]) :] = torch.nan
+        return dx_RD, dw_EDF, None
 
 
-@pytest.mark.parametrize("capacity", [None, 3, 1])
-def test_permute_equals_one_hot_products_with_gradients(capacity: int | None) -> None:
-    x, weight, routing, by_token, by_assignment = float64_case(capacity)
-    count = routing.token_N.numel()
-    upstream = draw(count, 4, seed=3)
-    assert relative(permute(x, routing), by_token @ x) < 1e-15
-    ours, theirs = (torch.autograd.grad((y * upstream).sum(), x)[0] for y in (permute(x, routing), by_token @ x))
-    assert relative(ours, theirs) < 1e-14
-
-    def naive(y: Tensor, w: Tensor) -> Tensor:
-        return by_token.T @ (y * (by_assignment @ w.flatten())[:, None])
-
-    y, upstream = draw(count, 4, seed=4).requires_grad_(), draw(9, 4, seed=5)
-    results = [unpermute(y, routing), naive(y, weight)]
-    assert relative(*results) < 1e-14
-    ours, theirs = (torch.autograd.grad((out * upstream).sum(), (y, weight)) for out in results)
-    assert relative(ours[0], theirs[0]) < 1e-14
-    assert relative(ours[1], theirs[1]) < 1e-14
-    assert torch.count_nonzero(ours[1][~kept_TK(routing)]) == 0
+GROUPED_MM = F.grouped_mm
 
 
-@pytest.mark.parametrize("capacity", [None, 3])
-def test_permute_and_unpermute_gradcheck(capacity: int | None) -> None:
-    x, weight, routing, _, _ = float64_case(capacity)
-    y = draw(routing.token_N.numel(), 4, seed=4).requires_grad_()
-    check: Callable = torch.autograd.gradcheck
-    assert check(lambda a: permute(a, routing), (x,))
-    assert check(lambda a, w: unpermute(a, routing._replace(weight_TK=w)), (y, weight))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_comes_out_of_unused_rows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    config = small_config(hidden_size=16, ffn_hidden_size=8, num_experts=5, capacity_factor=1.1)
+    x, upstream = draw(30, 16, seed=1, dtype=dtype).abs(), draw(30, 16, seed=2, dtype=dtype)
+    results = []
+    for grouped_mm in (GROUPED_MM, lambda x, w, offs: NaNInUnusedRows.apply(x, w, offs)):
+        monkeypatch.setattr(F, "grouped_mm", grouped_mm)
+        moe, leaf = filled(MoE(config)).to(dtype), x.clone().requires_grad_()
+        plan, _ = moe.router(leaf)
+        assert plan.offset_E[-1] < plan.token_R.shape[0], "some rows must be unused"
+        out, _ = moe(leaf)
+        out.backward(upstream)
+        results.append([out, leaf.grad, *(p.grad for p in moe.parameters())])
+    for plain, poisoned in zip(*results, strict=True):
+        assert torch.isfinite(plain).all() and torch.equal(plain, poisoned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_read_no_unused_rows(dtype: torch.dtype) -> None:
+    x, w, dy = draw(20, 16, dtype=dtype), draw(3, 16, 8, seed=1, dtype=dtype), draw(20, 8, seed=2, dtype=dtype)
+    x[12:] = dy[12:] = torch.nan
+    leaves = x.requires_grad_(), w.requires_grad_()
+    y = F.grouped_mm(*leaves, offs=torch.tensor([5, 5, 12], dtype=torch.int32))
+    dx, dw = torch.autograd.grad(y, leaves, dy)
+    assert torch.isfinite(y[:12]).all() and torch.isfinite(dx[:12]).all() and torch.isfinite(dw).all()
+    assert torch.count_nonzero(dw[1]) == 0
+
+
+def test_a_layer_without_tokens() -> None:
+    moe, x = filled(MoE(small_config(hidden_size=16, capacity_factor=1.0))), torch.zeros(0, 16, requires_grad=True)
+    out, stats = moe(x)
+    (out.sum() + stats.aux_loss).backward()
+    assert out.shape == x.grad.shape == (0, 16) and stats.aux_loss == stats.entropy == 0
+    assert all(torch.count_nonzero(p.grad) == 0 for p in moe.parameters())
 
 
 def naive_moe(moe: MoE, x_TD: Tensor, capacity: int | None, position: bool) -> Tensor:
@@ -370,7 +394,7 @@ def test_with_one_expert_a_token_the_full_distribution_ranks_what_is_dropped() -
         router.weight.copy_(torch.randn(router.weight.shape, generator=torch.Generator().manual_seed(1)))
         routing, _ = router(x)
         prob = (x @ router.weight.T).softmax(-1)
-    kept = routing.slot_TK[:, 0] < len(routing.token_N)
+    kept = kept_TK(routing)[:, 0]
     for expert in range(2):
         mine = routing.expert_TK[:, 0] == expert
         assert (mine & kept).sum() == min(int(mine.sum()), 10)

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtrain.model.attention import causal_softmax
 from mmtrain.model.packing import Packing
-from mmtrain.model.softmax import SoftmaxAttention
+from mmtrain.model.softmax import SoftmaxAttention, causal_softmax
 from tests.model.small import draw, relative, small_config
 
 
@@ -22,10 +21,10 @@ def literal_attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, allowed: Tens
     return torch.einsum("hij,jhk->ihk", weight / weight.sum(-1, keepdim=True), v)
 
 
-def turn(x_THK: Tensor, angle_TR: Tensor) -> Tensor:
+def turn(x_THK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     """Pair i is (x_i, x_(i + R/2)), turned by its angle."""
-    half = angle_TR.shape[1]
-    cos, sin = angle_TR.cos()[:, None], angle_TR.sin()[:, None]
+    half = cos_TR.shape[1]
+    cos, sin = cos_TR[:, None], sin_TR[:, None]
     a, b = x_THK[..., :half], x_THK[..., half : 2 * half]
     return torch.cat([a * cos - b * sin, a * sin + b * cos, x_THK[..., 2 * half :]], dim=-1)
 
@@ -46,12 +45,13 @@ def test_layer_equals_masked_einsum(heads: int, kv_heads: int, lengths: list[int
     x, upstream = draw(23, 16, seed=10).requires_grad_(), draw(23, 16, seed=11)
     packing = Packing.from_lengths(lengths)
     angle = packing.position_ids_T[:, None] * 100.0 ** (-torch.arange(2, dtype=torch.float64) / 2)
+    table = angle.cos().float(), angle.sin().float()  # tables are fp32, whatever they turn
     inputs = [x, *layer.parameters()]
 
-    ours = layer(x, packing, (angle.cos(), angle.sin()))
+    ours = layer(x, packing, table)
     ours_grads = torch.autograd.grad((ours * upstream).sum(), inputs)
     q, k, v = ((x @ proj.weight.T).unflatten(-1, (-1, 8)) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
-    o = literal_attention(turn(q, angle), turn(k, angle), v, same_document(lengths))
+    o = literal_attention(turn(q, *table), turn(k, *table), v, same_document(lengths))
     theirs = o.flatten(1) @ layer.o_proj.weight.T
     theirs_grads = torch.autograd.grad((theirs * upstream).sum(), inputs)
 

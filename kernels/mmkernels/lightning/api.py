@@ -88,7 +88,7 @@ def silu_lightning_attention(
     derivative applied where the gradients of q, k and v are written, in the layout of the projection.
 
     Args:
-        qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, then of k, then of v (the released code's layout).
+        qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, of k and of v, as in the released code.
         slopes_H: decay slopes, as for :func:`lightning_attention`.
         cu_seqlens: offsets of the documents of one packed row, likewise.
         backend: likewise.
