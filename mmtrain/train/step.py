@@ -44,10 +44,10 @@ class StepResult:
 
 def run_micro_batch(model: nn.Module, batch: PackedBatch, device: torch.device) -> LossOutput:
     """Loss of one micro-batch of packed rows, flattened."""
-    longest = batch.max_seqlen
+    longest, lengths = batch.max_seqlen, tuple(batch.cu_seqlens.diff().tolist())  # read before they leave the host
     batch = batch.to(device)
     labels_T = batch.labels_BS.masked_fill(~batch.loss_mask_BS, IGNORE).flatten()
-    packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest)
+    packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest, lengths)
     return model(batch.tokens_BS.flatten(), packing, labels_T)
 
 

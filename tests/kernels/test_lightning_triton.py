@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels import KernelArgumentError, lightning_attention, silu_lightning_attention
+from mmkernels import (
+    KernelArgumentError,
+    lightning_attention,
+    lightning_segment_states,
+    silu_lightning_attention,
+)
 from mmkernels.lightning import tiling
 from tests.kernels.lightning_cases import SLOPES, assert_close, make_problem, run
 
@@ -128,6 +133,39 @@ def test_silu_attention_is_attention_of_silu(backend: str, cu_seqlens: list[int]
         o.backward(do.to(device, dtype))
         results.append({"o": o.detach().double().cpu(), "dqkv": x.grad.double().cpu()})
     assert_close(*results, 3e-6)
+
+
+@pytest.mark.parametrize("backend", ["triton", "chunked"])
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 10, 100], [0, 0, 25, 50, 75, 100, 100], [0, 60, 61, 62, 100]])
+def test_states_of_segments_add_up_to_the_state(backend: str, cu_seqlens: list[int] | None) -> None:
+    """What segments leave, decayed and cut at documents, is the final state and the gradient of the initial one."""
+    problem = make_problem(100, cu_seqlens=cu_seqlens, row_state=True, dtype=torch.float32)
+    want = run(problem, "naive", torch.float64, row_state=cu_seqlens is not None)
+    q, k, v = (x.to(DEVICE, torch.float32) for x in problem.qkv.split(8, dim=-1))
+    cu = None if cu_seqlens is None else torch.tensor(cu_seqlens, device=DEVICE)
+    slopes, do = SLOPES.to(DEVICE), problem.do.to(DEVICE, torch.float32)
+    forward, backward = (
+        lightning_segment_states(*pair, slopes, segments=4, cu_seqlens=cu, reverse=reverse, backend=backend).double()
+        for pair, reverse in (((k, v), False), ((q, do), True))
+    )
+    bounds = [b for b in cu_seqlens or [0, 100]]
+    last_start = max(b for b in bounds if b < 100)
+    first_end = min(b for b in bounds if b > 0)
+    decay = torch.exp(-slopes.double()[:, None, None] * 25)
+    final = sum(decay ** (3 - n) * forward[0, n] for n in range(4) if (n + 1) * 25 > last_start)
+    dinitial = sum(decay**n * backward[0, n] for n in range(4) if n * 25 < first_end)
+    far = torch.exp(-slopes.double()[:, None, None] * 100).cpu()
+    if last_start == 0:  # one document: the given states pass through the whole row
+        want["final"] = want["final"] - far * problem.initial.double()
+        want["dinitial"] = want["dinitial"] - far * problem.dfinal.double()
+    got = {"final": final.cpu()[None], "dinitial": dinitial.cpu()[None]}
+    assert_close(got, {name: want[name] for name in got}, 3e-6)
+
+
+def test_segments_must_divide_the_row() -> None:
+    x = torch.randn(1, 10, 4, 8)
+    with pytest.raises(KernelArgumentError, match="segments: got 3; allowed: a divisor of the 10 tokens"):
+        lightning_segment_states(x, x, SLOPES, segments=3)
 
 
 def test_a_document_changes_nothing_in_another(segments: None) -> None:

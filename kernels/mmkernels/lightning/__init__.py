@@ -2,5 +2,6 @@
 
 from mmkernels.lightning.api import lightning_attention, silu_lightning_attention
 from mmkernels.lightning.decode import lightning_decode_step
+from mmkernels.lightning.segments import lightning_segment_states
 
-__all__ = ["lightning_attention", "lightning_decode_step", "silu_lightning_attention"]
+__all__ = ["lightning_attention", "lightning_decode_step", "lightning_segment_states", "silu_lightning_attention"]

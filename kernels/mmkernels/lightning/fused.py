@@ -181,6 +181,21 @@ def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor
         return _SiluAttention.apply(qkv, Call.plan(q, v, slopes_H, cu_seqlens, per_document=False))
 
 
+def triton_segment_states(
+    k_BTHD: Tensor, v_BTHE: Tensor, slopes_H: Tensor, segments: int, cu_seqlens: Tensor | None, reverse: bool
+) -> Tensor:
+    """The Triton backend of ``lightning_segment_states``."""
+    check_triton(k_BTHD, v_BTHE)
+    k, v = rows_in_line(k_BTHD), rows_in_line(v_BTHE)
+    tokens = k.shape[1]
+    tile = scan_tile(k.dtype, k.shape[3], v.shape[3], tokens)
+    with on_device(k):
+        packing = (None, None) if cu_seqlens is None else document_bounds(cu_seqlens, tokens, tile.chunk)
+        walk = Walk(segments, tokens // segments, *packing)
+        states = segment_states(k, v, slopes_H.float(), walk, tile, reverse=reverse, given=segments)
+    return states.flip(1) if reverse else states  # a reversed walk meets the last segment first
+
+
 def check_triton(q: Tensor, v: Tensor) -> None:
     """Refuse what the kernels cannot take."""
     check_device("q_BTHD", q)
