@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-all test-gpu lint format bench clean
+.PHONY: help setup pretrain test test-all test-gpu lint format bench bench-kernels clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -26,7 +26,7 @@ THREADS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(PROCESSES) )); echo 
 LAUNCH = OMP_NUM_THREADS=$(THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with everything in it (the other targets do it too)
 
@@ -78,6 +78,9 @@ bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this m
 	$(PY) data/bench/bench_prepare.py
 	$(PY) data/bench/bench_loader.py
 	$(PY) kernels/bench/lightning_cpu.py --quick
+
+bench-kernels: $(READY)  ## every kernel on this machine's GPU beside its peers and its floor
+	$(PY) kernels/bench/gpu/run.py --out kernels/bench/results
 
 clean:  ## remove caches and built files; runs, corpora and .venv stay
 	rm -rf .pytest_cache .ruff_cache dist build *.egg-info

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmkernels.lightning.tiling import ceil_div
+
 
 @triton.jit
 def _bounds_kernel(cu_ptr, bounds_ptr, marks_ptr, tokens, documents, steps, C: tl.constexpr, REVERSE: tl.constexpr):
@@ -53,7 +55,7 @@ def document_bounds(cu_seqlens: Tensor, tokens: int, chunk: int) -> tuple[Tensor
         ``(bounds_2T, marks_2N)``: start (inclusive) and end (exclusive) of each token's document, int32; and for each
         chunk of a forward and of a reversed walk, int64 whose bit j says that a document starts at its position j.
     """
-    chunks = triton.cdiv(tokens, chunk)
+    chunks = ceil_div(tokens, chunk)
     bounds_2T = torch.empty(2, tokens, dtype=torch.int32, device=cu_seqlens.device)
     marks_2N = torch.empty(2, chunks, dtype=torch.int64, device=cu_seqlens.device)
     documents = cu_seqlens.shape[0] - 1

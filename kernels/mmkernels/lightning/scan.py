@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmkernels.lightning.tiling import Tile, Walk, block_width, precision
+from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
 from mmkernels.lightning.walk import walk_segment
 
 
@@ -94,7 +94,7 @@ def scan(
     e = c.shape[3]
     units = walk.units(batch)
     raw_or_out = out if raw is None else raw
-    scan_kernel[(units * heads * triton.cdiv(e, tile.columns),)](
+    scan_kernel[(units * heads * ceil_div(e, tile.columns),)](
         a, b, c, out, raw_or_out, slopes_H, walk.bounds, walk.marks(reverse), init, local, leave,
         *_strides(a), *_strides(b), *_strides(c), *_strides(out), *_strides(raw_or_out),
         1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments, walk.length,
@@ -113,7 +113,7 @@ def scan_keys_values(
     batch, tokens, heads, d = q.shape
     k_raw, v_raw = (dk, dv) if raw is None else raw
     tensors = (q, k, v, do, dk, dv, k_raw, v_raw)
-    key_value_kernel[(walk.units(batch) * heads * 2 * triton.cdiv(d, tile.columns),)](
+    key_value_kernel[(walk.units(batch) * heads * 2 * ceil_div(d, tile.columns),)](
         *tensors, slopes_H, walk.bounds, walk.marks(reverse=True), init, local, leave,
         *(stride for x in tensors for stride in _strides(x)), tokens, heads, walk.segments, walk.length,
         D=d, C=tile.chunk, BD=block_width(d), BE=tile.columns, VARLEN=walk.varlen, DOCUMENTS=walk.documents,

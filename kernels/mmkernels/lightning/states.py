@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmkernels.lightning.tile import LOG2E, document_first, dot_add, load_tile, loss_over, walk_base
-from mmkernels.lightning.tiling import Tile, Walk, block_width, precision
+from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def segment_states(
     e = c.shape[3]
     given = walk.segments - 1 if given is None else given
     local = torch.empty(batch, walk.segments, heads, d, e, dtype=torch.float32, device=b.device)
-    states_kernel[(batch * given * heads * triton.cdiv(e, tile.columns),)](
+    states_kernel[(batch * given * heads * ceil_div(e, tile.columns),)](
         b, c, slopes_H, walk.bounds, local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
         tokens, heads, walk.segments, given, walk.length,
         D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, VARLEN=walk.varlen,

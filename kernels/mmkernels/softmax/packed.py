@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.softmax import flash
+from mmkernels.softmax import cudnn, flash
+from mmkernels.softmax.buckets import bucket, lse_past_end, view_or_pad
 from mmkernels.softmax.dispatch import Piece
 
 
@@ -22,7 +23,7 @@ class PackedAttention(Function):
         ctx: FunctionCtx, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, pieces: list[Piece], scale: float
     ) -> tuple[Tensor, Tensor]:
         """Each piece by its kernel."""
-        parts = [_forward(piece, [x[piece.tokens] for x in (q_THD, k_TGD, v_TGD)], scale) for piece in pieces]
+        parts = [_forward(piece, [q_THD, k_TGD, v_TGD], scale) for piece in pieces]
         o_THD, lse_HT = _join([o for o, _ in parts]), _join([lse for _, lse in parts], dim=1)
         ctx.save_for_backward(q_THD, k_TGD, v_TGD, o_THD, lse_HT)
         ctx.pieces, ctx.scale = pieces, scale
@@ -34,26 +35,32 @@ class PackedAttention(Function):
     def backward(ctx: FunctionCtx, do_THD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Each piece by the same kernel, from the log-sum-exp."""
         *rows, lse_HT = ctx.saved_tensors
-        parts = []
-        for piece in ctx.pieces:
-            do, q, k, v, o = (x[piece.tokens] for x in (do_THD, *rows))
-            parts.append(_backward(piece, do, [q, k, v], o, lse_HT[:, piece.tokens], ctx.scale))
+        parts = [_backward(piece, [do_THD, *rows], lse_HT, ctx.scale) for piece in ctx.pieces]
         dq_THD, dk_TGD, dv_TGD = (_join(list(grads)) for grads in zip(*parts, strict=True))
         return dq_THD, dk_TGD, dv_TGD, None, None
 
 
 def _forward(piece: Piece, qkv: list[Tensor], scale: float) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp of a piece, from q, k and v of the row."""
+    start, stop = piece.tokens.start, piece.tokens.stop
     if piece.block is None:
-        return flash.forward(*qkv, piece.cu_seqlens, piece.longest, scale)
-    return piece.block.forward(*qkv, True, scale)
+        return flash.forward(*(x[start:stop] for x in qkv), piece.cu_seqlens, piece.longest, scale)
+    rows = bucket(stop - start) if piece.block is cudnn else stop - start
+    o, lse = piece.block.forward(*(view_or_pad(x, start, rows) for x in qkv), True, scale)
+    return o[: stop - start], lse[:, : stop - start]
 
 
-def _backward(
-    piece: Piece, do_THD: Tensor, qkv: list[Tensor], o_THD: Tensor, lse_HT: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a piece, from do, q, k, v and o of the row."""
+    start, stop = piece.tokens.start, piece.tokens.stop
     if piece.block is None:
-        return flash.backward(do_THD, *qkv, o_THD, lse_HT, piece.cu_seqlens, piece.longest, scale)
-    return piece.block.backward(do_THD, *qkv, o_THD, lse_HT, True, scale)
+        do, q, k, v, o = (x[start:stop] for x in tensors)
+        return flash.backward(do, q, k, v, o, lse_HT[:, start:stop], piece.cu_seqlens, piece.longest, scale)
+    rows = bucket(stop - start) if piece.block is cudnn else stop - start
+    do, q, k, v, o = (view_or_pad(x, start, rows) for x in tensors)
+    lse = lse_past_end(lse_HT, start, stop - start, rows)
+    dq, dk, dv = piece.block.backward(do, q, k, v, o, lse, True, scale)
+    return dq[: stop - start], dk[: stop - start], dv[: stop - start]
 
 
 def _join(parts: list[Tensor], dim: int = 0) -> Tensor:
