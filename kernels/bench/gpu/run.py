@@ -35,6 +35,7 @@ from bench.gpu import (  # noqa: E402
     plot,
     report,
     softmax,
+    tuning,
 )
 from bench.gpu.harness import Bench  # noqa: E402
 from bench.gpu.table import tidy  # noqa: E402
@@ -123,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("error: this bench needs an NVIDIA GPU, and torch.cuda finds none here.", file=sys.stderr)
         return 2
+    tuning.compile_configurations_together()
     bench, result = start(args)
     stem = report.file_stem(result["date"], result["gpu"], args.quick, args.only != list(GROUPS))
     path = args.out / stem
