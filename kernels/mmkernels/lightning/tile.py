@@ -116,6 +116,17 @@ def chunk_mark(marks_ptr, position, C: tl.constexpr, HAS_INIT: tl.constexpr, VAR
 
 
 @triton.jit
+def last_mark_before(mark, i):
+    """The highest set bit of ``mark`` at or below each position i; -1 where there is none."""
+    below = mark & ((tl.full([], 2, tl.uint64) << i.to(tl.uint64)) - 1)
+    if _INTERPRETED:
+        bits = ((below[:, None] >> i.to(tl.uint64)[None, :]) & 1) != 0
+        return tl.max(tl.where(bits, i[None, :], -1), axis=1)
+    else:
+        return tl.inline_asm_elementwise("bfind.u64 $0, $1;", "=r,l", [below], dtype=tl.int32, is_pure=True, pack=1)
+
+
+@triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
     """``a @ b`` accumulated in fp32."""
     if _INTERPRETED:  # numpy has no bfloat16: the interpreter would multiply the bit patterns

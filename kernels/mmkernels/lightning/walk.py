@@ -15,6 +15,7 @@ from mmkernels.lightning.tile import (
     document_first,
     dot,
     dot_add,
+    last_mark_before,
     load_tile,
     loss_over,
     silu_slope,
@@ -102,8 +103,7 @@ def chunk_step(
     scores = scores * decay
     if VARLEN:
         if mark != 0:
-            starts = ((mark >> i.to(tl.uint64)) & 1)[None, :] != 0
-            first = tl.max(tl.where(starts & (i[None, :] <= i[:, None]), i[None, :], -1), axis=1)
+            first = last_mark_before(mark, i)
             scores = tl.where(i[None, :] >= first[:, None], scores, 0.0)
             seen = tl.where(first < 0, into, 0.0)
     o = dot_add(scores.to(c.dtype), c, o * seen[:, None], PRECISION)
