@@ -1,8 +1,9 @@
 """Triton kernels of RMSNorm, alone and after a residual sum: a program works on whole rows, arithmetic in float32.
 
 A row lies in the registers of one program, so that each element is read once. Programs step over the rows with a
-stride of the whole grid: the weight is read once a program, and `STAGES` > 1 copies the next rows to shared memory
-while this one is worked on. Rows are int64 because T * D may pass 2^31.
+stride of the whole grid. `STAGES` - 1 rows at a time are copied to shared memory: with 2 the next row is asked for when
+this one is done, and another program of the multiprocessor fills the wait; with 3 or more it comes while this one is
+worked on. Rows are int64 because T * D may pass 2^31.
 
 Legend: T rows (tokens), D columns, P programs. `BLOCK` is D rounded up to a power of two; `*_stride` is the distance
 between rows in elements.
@@ -76,19 +77,23 @@ def backward_kernel(
     program = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < WIDTH
-    weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK], dtype=tl.float32)
     for row in tl.range(program, rows, tl.num_programs(0), num_stages=STAGES):
         dnormed = tl.load(dnormed_ptr + row * dnormed_stride + cols, mask=mask, other=0.0).to(tl.float32)
         h = tl.load(h_ptr + row * h_stride + cols, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row)
+        # Read for every row, from the L1 cache, the weight takes no registers between. The condition always holds: it
+        # keeps the compiler from copying the weight to shared memory with each row.
+        weight = tl.zeros([BLOCK], dtype=tl.float32)
+        if row < rows:
+            weight = tl.load(weight_ptr + cols, mask=mask, other=0.0).to(tl.float32)
         unit = h * rstd
         dunit = dnormed * weight
+        dweight += dnormed * unit
         mean = tl.sum(dunit * unit) * inv_width
         total = (dunit - unit * mean) * rstd
         if HAS_DH:
             total += tl.load(dh_ptr + row * dh_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        dweight += dnormed * unit
         if ADD:
             tl.store(dy_ptr + row * WIDTH + cols, total.to(dy_ptr.dtype.element_ty), mask=mask)
             total *= alpha

@@ -13,7 +13,7 @@ from mmkernels.errors import KernelArgumentError
 BACKENDS = ("auto", "triton", "torch")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_MAX_WIDTH = 16384
-"""Widest row of one program: 32 warps hold 16 columns a thread. The backward spills a few registers from 8193 on."""
+"""Widest row of one program: 32 warps hold 16 columns a thread."""
 
 
 def check_arguments(

@@ -1,0 +1,123 @@
+"""Compile every Triton kernel for an H100 (sm_90) without a GPU, and print a JSON line for each.
+
+A script for a process of its own (`test_compiles_for_hopper.py` starts it): it puts a driver without a device into
+Triton and turns every launch into a compilation, on CPU tensors. Nothing is computed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from mmkernels import triton_support
+
+# Loads of 16 bytes, to registers or (cp.async.cg has no other size) to shared memory.
+WIDE_LOAD = re.compile(r"ld\.global\S*\.(v4\.b32|v2\.b64)|cp\.async\.cg\.shared\.global")
+
+
+class NoDevice:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def install() -> None:
+    """From here on a launch compiles, prints what came out, and runs nothing."""
+    driver.set_active(NoDevice())
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        made = {
+            "kernel": f"{self.fn.__module__}.{self.fn.__name__}",
+            "shared": kernel.metadata.shared,
+            "wide_loads": len(WIDE_LOAD.findall(kernel.asm["ptx"])),
+        }
+        print(json.dumps(made), flush=True)
+        return kernel
+
+    JITFunction.run = compile_only
+    triton_support.check_device = lambda name, x: None
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
+
+
+def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
+    """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
+    from mmkernels.lightning import (
+        fused,
+        lightning_attention,
+        lightning_decode_step,
+        lightning_segment_states,
+        silu_lightning_attention,
+    )
+    from mmkernels.moe import permute, route, unpermute
+    from mmkernels.norm import add_rms_norm, rms_norm
+    from mmkernels.norm_gate import norm_gate
+    from mmkernels.rope import partial_rope
+    from mmkernels.swiglu import swiglu
+
+    fused.processors = lambda device: 132  # rows are cut into segments as they are on an H100
+    tokens, heads, width, eps = 2048, 2, 128, 1e-5
+    triton = {"backend": "triton"}
+    slopes, documents = torch.rand(heads), torch.tensor([0, 5, tokens], dtype=torch.int32)
+    q, k, v = (tensor(1, tokens, heads, width) for _ in range(3))
+    yield lightning_attention(q, k, v, slopes, **triton)[0]
+    yield lightning_attention(q, k, v, slopes, cu_seqlens=documents, **triton)[0]
+    states = tensor(2, heads, width, width, dtype=torch.float32)
+    yield lightning_attention(
+        q, k, v, slopes, cu_seqlens=documents, initial_state=states, output_final_state=True, **triton
+    )
+    yield silu_lightning_attention(tensor(1, tokens, heads, 3 * width), slopes, **triton)
+    for reverse in (False, True):
+        lightning_segment_states(k, v, slopes, segments=2, cu_seqlens=documents, reverse=reverse, **triton)
+    with torch.no_grad():
+        q, k, v = (tensor(2, heads, width) for _ in range(3))
+        lightning_decode_step(q, k, v, slopes, states, **triton)
+
+    rows = 8
+    o, gate, weight = tensor(rows, 8192), tensor(rows, 8192), tensor(8192)
+    yield norm_gate(o, gate, weight, eps, **triton)
+    yield norm_gate(o, gate, weight, eps, width=2 * 8192, reduce=lambda x_T: x_T, **triton)
+    x, y, weight = tensor(rows, 6144), tensor(rows, 6144), tensor(6144)
+    yield rms_norm(x, weight, eps, **triton)
+    yield add_rms_norm(x, y, 3.5, weight, eps, **triton)
+    yield partial_rope(tensor(rows, 64, 128), torch.zeros(rows, 32), torch.zeros(rows, 32), **triton)
+    yield swiglu(tensor(rows, 2 * 9216), **triton)
+    yield swiglu(tensor(rows, 2 * 9216), torch.tensor([rows], dtype=torch.int32), **triton)
+
+    logits = tensor(tokens, 32, dtype=torch.float32)
+    for capacity in (None, 256):
+        found = route(logits, 2, capacity, **triton)
+        yield found.weight_TK
+    x_RD = permute(tensor(tokens, 2048), found, **triton)
+    yield x_RD
+    yield unpermute(tensor(*x_RD.shape), tensor(tokens, 2, dtype=torch.float32), found, **triton)
+
+
+def main() -> None:
+    install()
+    for made in outputs():
+        results = made if isinstance(made, tuple) else (made,)
+        torch.autograd.backward(results, [torch.zeros_like(result) for result in results])
+
+
+if __name__ == "__main__":
+    main()

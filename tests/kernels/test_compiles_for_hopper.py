@@ -1,0 +1,83 @@
+"""What the interpreter cannot see: every kernel compiles for an H100, fits its shared memory and loads 16 bytes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+SHARED_BYTES = 232448
+"""What one program may have on an H100."""
+# Kernels that stream rows or states: anything narrower than 16 bytes costs them their bandwidth.
+STREAMING = [
+    "lightning.decode_kernel.decode_kernel",
+    "moe.permute_kernels.gather_kernel",
+    "moe.permute_kernels.permute_kernel",
+    "moe.permute_kernels.unpermute_grad_kernel",
+    "norm.kernel.backward_kernel",
+    "norm.kernel.forward_kernel",
+    "norm_gate.kernel.backward_kernel",
+    "norm_gate.kernel.forward_kernel",
+    "rope.kernel.rope_kernel",
+    "swiglu.fused._backward_kernel",
+    "swiglu.fused._forward_kernel",
+]
+
+
+def jit_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every `@triton.jit` function of the package, by its full name."""
+    for path in sorted((KERNELS / "mmkernels").rglob("*.py")):
+        module = ".".join(path.relative_to(KERNELS).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                yield f"{module}.{node.name}", node
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Name, shared memory and wide loads of every kernel that `hopper_compile.py` compiles, with an empty cache."""
+    pytest.importorskip("triton")
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("Triton's compiler for NVIDIA comes with its wheels for x86-64 Linux")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    env |= {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(KERNELS), env.get("PYTHONPATH")])),
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+    }
+    script = Path(__file__).with_name("hopper_compile.py")
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_kernel_compiles(compiled: list[dict[str, Any]]) -> None:
+    entries = {name for name, _ in jit_functions() if name.endswith("_kernel")}
+    assert len(entries) > 15 and {made["kernel"] for made in compiled} == entries
+
+
+def test_shared_memory(compiled: list[dict[str, Any]]) -> None:
+    assert [made for made in compiled if made["shared"] > SHARED_BYTES] == []
+
+
+@pytest.mark.parametrize("kernel", STREAMING)
+def test_loads_of_16_bytes(compiled: list[dict[str, Any]], kernel: str) -> None:
+    wide = [made["wide_loads"] for made in compiled if made["kernel"] == f"mmkernels.{kernel}"]
+    assert wide and min(wide) > 0
+
+
+def test_annotations() -> None:
+    """Triton reads them: it does not specialise an argument annotated `int`, even a stride of 1."""
+    for name, node in jit_functions():
+        for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
+            assert arg.annotation is None or ast.unparse(arg.annotation) == "tl.constexpr", f"{name}: {arg.arg}"
