@@ -73,17 +73,22 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", CASES)
+# The kernels take no float64, and wide rows are much the same in float16 as in bfloat16.
+KINDS = [
+    (case, backend, dtype)
+    for case in CASES
+    for backend in BACKENDS
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if not (dtype == torch.float64 and backend == "triton")
+    and not (dtype in (torch.float64, torch.float16) and case[-1] > 100)
+]
+
+
+@pytest.mark.parametrize(("case", "backend", "dtype"), KINDS, ids=str)
 def test_equal_products_in_float64_with_gradients(
     case: tuple[int, int, int, int | None, int], backend: str, dtype: torch.dtype
 ) -> None:
     tokens, experts, top_k, capacity, width = case
-    if dtype == torch.float64 and backend == "triton":
-        pytest.skip("the kernels take no float64")
-    if dtype in (torch.float64, torch.float16) and width > 100:
-        pytest.skip("covered by the other dtypes")
     r = make_route(tokens, experts, top_k, capacity)
     by_token, by_assignment = matrices(r)
     rows = r.token_R.shape[0]

@@ -46,12 +46,12 @@ def close(ours: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(ours.double(), exact, rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("dtype", list(ROUNDING))
-@pytest.mark.parametrize("backend", BACKENDS)
+KINDS = [(b, d) for b in BACKENDS for d in ROUNDING if not (b == "triton" and d == torch.float64)]  # it takes none
+
+
+@pytest.mark.parametrize(("backend", "dtype"), KINDS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 2), (9, 74), (3, 5, 64), (7, 1536), (4, 2816), (2, 4200)])
 def test_equals_float64_with_gradient(shape: tuple[int, ...], backend: str, dtype: torch.dtype) -> None:
-    if dtype == torch.float64 and backend == "triton":
-        pytest.skip("the kernel takes no float64")
     gate_up = draw(*shape, dtype=dtype).requires_grad_()
     dy = draw(*shape[:-1], shape[-1] // 2, seed=1, dtype=dtype)
     y = swiglu(gate_up, backend=backend)
