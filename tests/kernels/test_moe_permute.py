@@ -235,7 +235,7 @@ def bad_cases() -> list[tuple[str, str, str, dict[str, Any]]]:
         ("permute", "x_TD", "float32", {"x_TD": torch.zeros(6, 4).int()}),
         ("permute", "x_TD", "device of the route", {"x_TD": torch.zeros(6, 4, device="meta")}),
         ("permute", "backend", "auto, triton, naive", {"backend": "cuda"}),
-        ("permute", "x_TD", "with the Triton kernels", {"x_TD": torch.zeros(6, 4).double(), "backend": "triton"}),
+        ("permute", "x_TD", "with backend='triton'", {"x_TD": torch.zeros(6, 4).double(), "backend": "triton"}),
         ("unpermute", "y_RD", r"\[6, D\]: the rows", {"y_RD": torch.zeros(12, 4)}),
         ("unpermute", "y_RD", "float32", {"y_RD": torch.zeros(6, 4).int()}),
         ("unpermute", "weight_TK", "float32", {"weight_TK": torch.zeros(6, 2).bfloat16()}),

@@ -119,7 +119,7 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("gate_up_N2F", "2 dimensions or more", {"gate_up_N2F": torch.zeros(4)}),
     ("gate_up_N2F", "2F", {"gate_up_N2F": torch.zeros(4, 3)}),
     ("gate_up_N2F", "bfloat16, float16", {"gate_up_N2F": torch.zeros(4, 2).int()}),
-    ("gate_up_N2F", "with the kernel", {"gate_up_N2F": torch.zeros(4, 2).double(), "backend": "triton"}),
+    ("gate_up_N2F", "with backend='triton'", {"gate_up_N2F": torch.zeros(4, 2).double(), "backend": "triton"}),
     ("rows", "int32", {"rows": 3}),
     ("rows", "int32", {"rows": torch.tensor(3)}),
     ("rows", "one element", {"rows": torch.zeros(2, dtype=torch.int32)}),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmkernels.checks import use_triton
 from mmkernels.moe.gathers import torch_permute, torch_unpermute
 from mmkernels.moe.layout import Route
-from mmkernels.moe.validate import check_permute, check_unpermute, use_triton
+from mmkernels.moe.validate import check_permute, check_unpermute
 
 
 def permute(x_TD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
@@ -24,7 +25,7 @@ def permute(x_TD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
     check_permute(x_TD, route)
-    if not use_triton(backend, "x_TD", x_TD):
+    if not use_triton(backend, "x_TD", x_TD, others=("naive",)):
         return torch_permute(x_TD, route)
     from mmkernels.moe.permute_triton import triton_permute
 
@@ -48,7 +49,7 @@ def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, backend: str = "
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
     check_unpermute(y_RD, weight_TK, route)
-    if not use_triton(backend, "y_RD", y_RD):
+    if not use_triton(backend, "y_RD", y_RD, others=("naive",)):
         return torch_unpermute(y_RD, weight_TK, route)
     from mmkernels.moe.permute_triton import triton_unpermute
 

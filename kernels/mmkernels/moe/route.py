@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from mmkernels.checks import use_triton
 from mmkernels.moe.layout import Route
 from mmkernels.moe.naive import naive_route
-from mmkernels.moe.validate import check_route, use_triton
+from mmkernels.moe.validate import check_route
 
 
 def route(
@@ -39,7 +40,7 @@ def route(
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
     check_route(logits_TE, top_k, capacity, drop_policy)
-    if not use_triton(backend, "logits_TE", logits_TE):
+    if not use_triton(backend, "logits_TE", logits_TE, others=("naive",)):
         return naive_route(logits_TE, top_k, capacity, drop_policy)
     from mmkernels.moe.route_triton import triton_route
 

@@ -1,4 +1,4 @@
-"""Argument checks of the public functions and the choice of backend. They read no values from a device.
+"""Argument checks of the public functions. They read no values from a device.
 
 Legend: T tokens, D model width, E experts, K experts a token, R rows.
 """
@@ -8,36 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmkernels.checks import ALL_DTYPES
 from mmkernels.errors import KernelArgumentError
 from mmkernels.moe.layout import Route
 
-BACKENDS = ("auto", "triton", "naive")
 DROP_POLICIES = ("probs", "position")
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-DTYPES = (*TRITON_DTYPES, torch.float64)
 MAX_EXPERTS = 1024
 """One program of the routing kernels holds all logits of a token."""
 MAX_ASSIGNMENTS = 2**30
 """Assignments and rows are numbered in int32, with room for sums of two."""
-
-
-def use_triton(backend: str, name: str, x: Tensor) -> bool:
-    """Whether the kernels run: on CUDA unless told otherwise; on the CPU when asked for, in Triton's interpreter.
-
-    Raises:
-        KernelArgumentError: unknown backend, or the kernels were asked for and cannot take this tensor.
-    """
-    if backend not in BACKENDS:
-        raise KernelArgumentError("backend", repr(backend), ", ".join(BACKENDS))
-    if backend == "naive" or (backend == "auto" and not x.is_cuda):
-        return False
-    if x.dtype not in TRITON_DTYPES:
-        raise KernelArgumentError(name, f"dtype {x.dtype}", "bfloat16, float16 or float32 with the Triton kernels")
-    # Imported late: Triton does not exist on every platform that has torch.
-    from mmkernels.triton_support import check_device
-
-    check_device(name, x)
-    return True
 
 
 def check_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str) -> None:
@@ -63,13 +42,13 @@ def check_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy
 
 def check_permute(x_TD: Tensor, route: Route) -> None:
     """Refuse tokens that the route is not about; errors as above."""
-    _check_matrix("x_TD", x_TD, "[T, D]", DTYPES)
+    _check_matrix("x_TD", x_TD, "[T, D]", ALL_DTYPES)
     _check_rows("x_TD", x_TD, route.slot_TK.shape[0], "tokens", route)
 
 
 def check_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> None:
     """Refuse rows or weights that the route is not about; errors as above."""
-    _check_matrix("y_RD", y_RD, "[R, D]", DTYPES)
+    _check_matrix("y_RD", y_RD, "[R, D]", ALL_DTYPES)
     _check_rows("y_RD", y_RD, route.token_R.shape[0], "rows", route)
     allowed = (torch.float32, torch.float64) if y_RD.dtype == torch.float64 else (torch.float32,)
     _check_matrix("weight_TK", weight_TK, "[T, K]", allowed)

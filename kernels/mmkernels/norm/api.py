@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mmkernels.checks import use_triton
 from mmkernels.norm import eager
-from mmkernels.norm.checks import check_arguments, use_triton
+from mmkernels.norm.checks import TRITON_MAX_WIDTH, check_arguments
 
 
 class Passes(Protocol):
@@ -80,7 +81,7 @@ def add_rms_norm(
 
 
 def _passes(backend: str, x_TD: Tensor) -> Passes:
-    if not use_triton(backend, x_TD):
+    if not use_triton(backend, "x_TD", x_TD, TRITON_MAX_WIDTH):
         return eager
     from mmkernels.norm import launch  # only this path needs Triton
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mmkernels.checks import use_triton
 from mmkernels.norm_gate import eager
-from mmkernels.norm_gate.checks import check_arguments, use_triton
+from mmkernels.norm_gate.checks import TRITON_MAX_WIDTH, check_arguments
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -79,7 +80,7 @@ def norm_gate(
     """
     check_arguments(o_TI, gate_TI, weight_I, eps, width, reduce)
     passes: Passes = eager
-    if use_triton(backend, o_TI):
+    if use_triton(backend, "o_TI", o_TI, TRITON_MAX_WIDTH):
         from mmkernels.norm_gate import launch as passes  # only this path needs Triton
     return _NormGate.apply(o_TI, gate_TI, weight_I, eps, 1.0 / (width or o_TI.shape[1]), reduce, passes)
 

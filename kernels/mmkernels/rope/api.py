@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
+from mmkernels.checks import ALL_DTYPES, check_tensor, use_triton
 from mmkernels.errors import KernelArgumentError
 from mmkernels.rope import eager
 
-BACKENDS = ("auto", "triton", "torch")
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
@@ -41,7 +40,7 @@ def partial_rope(x_THK: Tensor, cos_TR2: Tensor, sin_TR2: Tensor, *, backend: st
     """
     _check_arguments(x_THK, cos_TR2, sin_TR2)
     rotate: Rotate = eager.rotate
-    if _use_triton(backend, x_THK):
+    if use_triton(backend, "x_THK", x_THK):
         from mmkernels.rope.kernel import rotate  # only this path needs Triton
     return _Rope.apply(x_THK, cos_TR2, sin_TR2, False, rotate)
 
@@ -63,10 +62,10 @@ class _Rope(Function):
 
 
 def _check_arguments(x_THK: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> None:
-    _check_tensor("x_THK", x_THK, 3, (*TRITON_DTYPES, torch.float64))
+    check_tensor("x_THK", x_THK, 3, ALL_DTYPES)
     tokens, width = x_THK.shape[0], x_THK.shape[2]
     for name, table in (("cos_TR2", cos_TR2), ("sin_TR2", sin_TR2)):
-        _check_tensor(name, table, 2, (torch.float32,))
+        check_tensor(name, table, 2, (torch.float32,))
         if table.shape[0] != tokens or not 0 < table.shape[1] <= width // 2:
             allowed = f"[{tokens}, R/2] with R/2 from 1 to {width // 2}"
             raise KernelArgumentError(name, f"shape {list(table.shape)}", allowed)
@@ -76,27 +75,3 @@ def _check_arguments(x_THK: Tensor, cos_TR2: Tensor, sin_TR2: Tensor) -> None:
             raise KernelArgumentError(name, "requires_grad=True", "tables without gradient (they are constants)")
     if sin_TR2.shape != cos_TR2.shape:
         raise KernelArgumentError("sin_TR2", f"shape {list(sin_TR2.shape)}", f"that of cos, {list(cos_TR2.shape)}")
-
-
-def _check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(x, Tensor):
-        raise KernelArgumentError(name, type(x).__name__, f"a tensor of {ndim} dimensions")
-    if x.ndim != ndim:
-        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"{ndim} dimensions")
-    if x.dtype not in dtypes:
-        raise KernelArgumentError(name, f"dtype {x.dtype}", " or ".join(str(dtype) for dtype in dtypes))
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise KernelArgumentError(name, f"strides {list(x.stride())}", "a contiguous last dimension (stride 1)")
-
-
-def _use_triton(backend: str, x_THK: Tensor) -> bool:
-    if backend not in BACKENDS:
-        raise KernelArgumentError("backend", repr(backend), ", ".join(BACKENDS))
-    if backend != "triton":
-        return backend == "auto" and x_THK.is_cuda and x_THK.dtype in TRITON_DTYPES
-    from mmkernels.triton_support import check_device  # only this path needs Triton
-
-    check_device("x_THK", x_THK)
-    if x_THK.dtype not in TRITON_DTYPES:
-        raise KernelArgumentError("x_THK", f"dtype {x_THK.dtype}", "float32, bfloat16 or float16 with backend='triton'")
-    return True

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmkernels.checks import ALL_DTYPES, use_triton
 from mmkernels.errors import KernelArgumentError
 from mmkernels.swiglu.eager import eager_swiglu
 from mmkernels.swiglu.naive import naive_swiglu
 
-BACKENDS = ("auto", "triton", "eager", "naive")
-TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-DTYPES = (*TRITON_DTYPES, torch.float64)
+OTHERS = ("eager", "naive")
 
 
 def swiglu(gate_up_N2F: Tensor, rows: Tensor | None = None, *, backend: str = "auto") -> Tensor:
@@ -34,7 +33,7 @@ def swiglu(gate_up_N2F: Tensor, rows: Tensor | None = None, *, backend: str = "a
     if backend == "naive":
         return naive_swiglu(gate_up_N2F, rows)
     flat_N2F = gate_up_N2F.reshape(-1, gate_up_N2F.shape[-1]) if gate_up_N2F.numel() else gate_up_N2F.flatten(0, -2)
-    if _use_triton(backend, gate_up_N2F):
+    if use_triton(backend, "gate_up_N2F", gate_up_N2F, others=OTHERS):
         from mmkernels.swiglu.fused import triton_swiglu
 
         y_NF = triton_swiglu(flat_N2F, rows)
@@ -48,7 +47,7 @@ def _check(gate_up_N2F: Tensor, rows: Tensor | None) -> None:
         raise KernelArgumentError("gate_up_N2F", type(gate_up_N2F).__name__, "a tensor [..., 2F]")
     if gate_up_N2F.ndim < 2 or gate_up_N2F.shape[-1] % 2:
         raise KernelArgumentError("gate_up_N2F", f"shape {list(gate_up_N2F.shape)}", "[..., 2F], 2 dimensions or more")
-    if gate_up_N2F.dtype not in DTYPES:
+    if gate_up_N2F.dtype not in ALL_DTYPES:
         raise KernelArgumentError("gate_up_N2F", f"dtype {gate_up_N2F.dtype}", "bfloat16, float16, float32 or float64")
     if rows is None:
         return
@@ -57,17 +56,3 @@ def _check(gate_up_N2F: Tensor, rows: Tensor | None) -> None:
         raise KernelArgumentError("rows", got, "an int32 tensor of one element, or None")
     if rows.device != gate_up_N2F.device:
         raise KernelArgumentError("rows", f"device {rows.device}", f"the device of gate_up_N2F, {gate_up_N2F.device}")
-
-
-def _use_triton(backend: str, x: Tensor) -> bool:
-    if backend not in BACKENDS:
-        raise KernelArgumentError("backend", repr(backend), ", ".join(BACKENDS))
-    if backend == "eager" or (backend == "auto" and not x.is_cuda):
-        return False
-    if x.dtype not in TRITON_DTYPES:
-        raise KernelArgumentError("gate_up_N2F", f"dtype {x.dtype}", "bfloat16, float16 or float32 with the kernel")
-    # Imported late: Triton does not exist on every platform that has torch.
-    from mmkernels.triton_support import check_device
-
-    check_device("gate_up_N2F", x)
-    return True
