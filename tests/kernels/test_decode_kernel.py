@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +9,7 @@ from torch import Tensor
 from mmkernels import KernelArgumentError, lightning_decode_step
 from mmkernels.lightning import decode, decode_kernel
 from mmkernels.lightning.naive import naive_lightning_attention
+from tests.kernels.poison import poison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["torch", "triton"]
@@ -20,17 +19,7 @@ BOUND = {torch.float32: 2e-6, torch.bfloat16: 4e-3 if DEVICE == "cuda" else 8e-3
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what the modules under test allocate with NaN."""
-
-    class Poisoned:
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(torch, name)
-            if name not in ("empty", "empty_like"):
-                return found
-            return lambda *args, **kwargs: found(*args, **kwargs).fill_(float("nan"))
-
-    monkeypatch.setattr(decode, "torch", Poisoned())
-    monkeypatch.setattr(decode_kernel, "torch", Poisoned())
+    poison(monkeypatch, decode, decode_kernel)
 
 
 def make(batch: int, heads: int, d: int, e: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmkernels.errors import KernelArgumentError
 from mmkernels.norm_gate import eager, launch, norm_gate
 from mmkernels.norm_gate.naive import naive_norm_gate
+from tests.kernels.poison import poison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["torch", "triton"]
@@ -29,16 +30,7 @@ EPS = 1e-3
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what the module under test allocates with NaN."""
-
-    class Poisoned:
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(torch, name)
-            if name not in ("empty", "empty_like"):
-                return found
-            return lambda *args, **kwargs: found(*args, **kwargs).fill_(float("nan"))
-
-    monkeypatch.setattr(launch, "torch", Poisoned())
+    poison(monkeypatch, launch)
 
 
 def make(rows: int, width: int, dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmkernels.errors import KernelArgumentError
 from mmkernels.norm import add_rms_norm, launch, rms_norm
 from mmkernels.norm.naive import naive_add_rms_norm, naive_rms_norm
+from tests.kernels.poison import poison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["torch", "triton"]
@@ -28,16 +29,7 @@ SHAPES = [(1, 128), (7, 96), (5, 3), (4, 480), (9, 1024), (2, 6144)]
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what the module under test allocates with NaN."""
-
-    class Poisoned:
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(torch, name)
-            if name not in ("empty", "empty_like"):
-                return found
-            return lambda *args, **kwargs: found(*args, **kwargs).fill_(float("nan"))
-
-    monkeypatch.setattr(launch, "torch", Poisoned())
+    poison(monkeypatch, launch)
 
 
 def make(rows: int, width: int, dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmkernels.errors import KernelArgumentError
 from mmkernels.rope import eager, kernel, partial_rope
 from mmkernels.rope.naive import naive_partial_rope
+from tests.kernels.poison import poison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["torch", "triton"]
@@ -26,17 +27,7 @@ BOUND = {
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what the modules under test allocate with NaN."""
-
-    class Poisoned:
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(torch, name)
-            if name != "empty":
-                return found
-            return lambda *args, **kwargs: found(*args, **kwargs).fill_(float("nan"))
-
-    monkeypatch.setattr(eager, "torch", Poisoned())
-    monkeypatch.setattr(kernel, "torch", Poisoned())
+    poison(monkeypatch, eager, kernel)
 
 
 def make(tokens: int, heads: int, width: int, rotated: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -36,7 +36,7 @@ def silu_slope(x):
     wide = x.to(tl.float32)
     if _INTERPRETED:
         s = 1 / (1 + tl.exp2(-wide * LOG2E))
-    else:  # the sigmoid to two units in the last place, in four instructions where the plain formula takes twelve
+    else:  # the sigmoid by the approximate instructions for power and reciprocal
         s = tl.inline_asm_elementwise(
             """{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t;
             add.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }""",
