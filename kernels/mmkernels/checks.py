@@ -47,11 +47,11 @@ def use_triton(
     fits = x.dtype in TRITON_DTYPES and (max_width is None or x.shape[-1] <= max_width)
     if backend != "triton":
         return backend == "auto" and x.is_cuda and fits
-    from mmkernels.triton_support import check_device  # Triton does not exist on every platform that has torch
-
-    check_device(name, x)
     if x.dtype not in TRITON_DTYPES:
         raise KernelArgumentError(name, f"dtype {x.dtype}", "float32, bfloat16 or float16 with backend='triton'")
     if not fits:
         raise KernelArgumentError(name, f"{x.shape[-1]} columns", f"{max_width} with backend='triton'")
+    from mmkernels.triton_support import check_device  # Triton does not exist on every platform that has torch
+
+    check_device(name, x)
     return True

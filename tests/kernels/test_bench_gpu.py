@@ -36,7 +36,7 @@ def fail() -> None:
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """On the CPU at 1000 GB/s, two milliseconds a call, lengths of at most 8; FLA is missing."""
     monkeypatch.setattr(peers, "missing_fla", lambda: "not in tests")
-    return Bench(torch.device("cpu"), 1000.0, timer, lambda function: function, limit=8)
+    return Bench(torch.device("cpu"), 1000.0, timer, timer, lambda function: function, limit=8)
 
 
 def result_of(rows: list[Row], **more: Any) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def test_names_and_repetitions() -> None:
 
 
 def test_lengths_within_the_limit() -> None:
-    bench = Bench(torch.device("cpu"), 1.0, timer, lambda function: function, limit=32768)
+    bench = Bench(torch.device("cpu"), 1.0, timer, timer, lambda function: function, limit=32768)
     assert bench.lengths((8192, 32768, 131072)) == [8192, 32768] and bench.lengths((65536, 131072)) == [32768]
     bench.limit = None
     assert bench.lengths((8192, 1 << 20)) == [8192, 1 << 20] and bench.cap(64) == 64

@@ -55,8 +55,9 @@ def check(tokens: int, bound: float | None = None, row_state: bool = False, **op
     problem = make_problem(tokens, dtype=options.pop("dtype", torch.float32), row_state=row_state, **options)
     got = run(problem, "triton", device=DEVICE, row_state=row_state)
     # The recurrence walks a token at a time; long rows are held against the chunks that were held against it.
-    exact = "naive" if tokens < 1000 else "chunked"
-    assert_close(got, run(problem, exact, torch.float64, row_state=row_state), bound or BOUNDS[problem.dtype])
+    exact, where = ("naive", "cpu") if tokens < 1000 else ("chunked", DEVICE)
+    want = run(problem, exact, torch.float64, device=where, row_state=row_state)
+    assert_close(got, want, bound or BOUNDS[problem.dtype])
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 15, 31, 32, 33, 65, 200])
@@ -121,7 +122,7 @@ def test_gradient_through_one_output_alone(wanted: str) -> None:
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 30, 31, 150]])
-@pytest.mark.parametrize("backend", ["triton", "chunked"])
+@pytest.mark.parametrize("backend", ["triton", "triton, recomputed", "chunked"])
 def test_silu_attention_is_attention_of_silu(backend: str, cu_seqlens: list[int] | None, segments: None) -> None:
     raw = torch.randn(1, 150, 4, 3 * 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     do = torch.randn(1, 150, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
@@ -129,7 +130,8 @@ def test_silu_attention_is_attention_of_silu(backend: str, cu_seqlens: list[int]
     for name, dtype, device in ((backend, torch.float32, DEVICE), ("naive", torch.float64, "cpu")):
         x = raw.to(device, dtype).requires_grad_()
         cu = None if cu_seqlens is None else torch.tensor(cu_seqlens, device=device)
-        o = silu_lightning_attention(x, SLOPES.to(device), cu_seqlens=cu, backend=name)
+        name, _, again = name.partition(", ")
+        o = silu_lightning_attention(x, SLOPES.to(device), cu_seqlens=cu, recompute=bool(again), backend=name)
         o.backward(do.to(device, dtype))
         results.append({"o": o.detach().double().cpu(), "dqkv": x.grad.double().cpu()})
     assert_close(*results, 3e-6)
@@ -223,9 +225,10 @@ def test_segments_cover_the_row_and_keep_the_chip_busy() -> None:
 def test_the_promised_widths(width: int, dtype: torch.dtype, packed: bool) -> None:
     cu_seqlens = [0, 1, 64, 65, 65, 700, 1500, 1777] if packed else None
     bound = {torch.bfloat16: 6e-3, torch.float16: 1.5e-3, torch.float32: 5e-6}[dtype]
-    for tokens in (1777,) if packed else (1, 63, 1777):
-        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, bound=bound)
-        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, states=False, bound=bound)
+    for tokens, states in (
+        ((1777, True), (1777, False)) if packed else ((1, True), (63, True), (1777, True), (1792, False))
+    ):
+        check(tokens, dtype=dtype, widths=(width, width), cu_seqlens=cu_seqlens, states=states, bound=bound)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,8 @@ class Bench:
     Attributes:
         device: where tensors live.
         copy_gbps: bandwidth that floors are counted with.
-        timer: milliseconds of a call.
+        timer: milliseconds that the GPU works on a call.
+        launched: milliseconds of a call with the host's work, for what users run as it is launched.
         compiler: what stands for ``torch.compile``.
         limit: no length above this one (``--quick``, tests); None keeps all.
     """
@@ -33,6 +34,7 @@ class Bench:
     device: torch.device
     copy_gbps: float
     timer: Callable[[Call], float]
+    launched: Callable[[Call], float]
     compiler: Callable[[Callable], Callable]
     limit: int | None = None
     rows: list[Row] = field(default_factory=list)

@@ -63,7 +63,9 @@ def header(result: Mapping[str, Any]) -> list[str]:
         f"{versions}. Copy {number(result['copy_gbps'])} GB/s (read and written), bf16 product of 8192 cubed "
         f"{number(result['matmul_tflops'])} TFLOP/s. The run took {result['seconds']:.0f} s.",
         "",
-        "Times are medians of Triton's `do_bench`, inputs bf16; a floor is the bytes that must move at the copy's "
+        "Times are medians, inputs bf16. Each call is captured in a CUDA graph and replayed with a cold L2 cache, so "
+        "that the GPU's time counts and not the host's; short rows are timed as a program launches them. A floor "
+        "is the bytes that must move at the copy's "
         "bandwidth; 'of floor' is floor over ours. An error's name stands where a call raised it.",
     ]
     if result["fla_missing"]:

@@ -47,13 +47,13 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "short": lightning.short_rows,
     "million": million.million,
     "layer": layer.layer,
+    "softmax": softmax.softmax,
+    "errors": errors.errors,
+    "curve": curve.curve,
     "decode": decode.decode,
     "moe": moe.moe,
     "swiglu": moe.activation,
     "norms": norms.norms,
-    "softmax": softmax.softmax,
-    "errors": errors.errors,
-    "curve": curve.curve,
 }
 TUNED = GROUPS.keys() - {"decode", "moe", "swiglu", "norms", "softmax"}
 """Groups in which FLA's chunked kernels run."""
@@ -99,8 +99,8 @@ def measure(bench: Bench, names: list[str], result: dict[str, Any], path: Path) 
 
 def start(args: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
     """Measure the machine; the bench, and the result without rows."""
-    timer = machine.gpu_timer(args.quick)
-    copy, matmul = machine.copy_gbps(timer), machine.matmul_tflops(timer)
+    timer, launched = machine.gpu_timer(args.quick), machine.launched_timer(args.quick)
+    copy, matmul = machine.copy_gbps(launched), machine.matmul_tflops(timer)
     limit = QUICK_LIMIT if args.quick else None
     device = torch.cuda.get_device_name()
     result = {
@@ -115,7 +115,7 @@ def start(args: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
         "groups": args.only,
         "group_seconds": {},
     }
-    return Bench(torch.device("cuda"), copy, timer, machine.compiled, limit), result
+    return Bench(torch.device("cuda"), copy, timer, launched, machine.compiled, limit), result
 
 
 def main(arguments: list[str] | None = None) -> int:

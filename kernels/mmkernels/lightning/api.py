@@ -79,18 +79,21 @@ def silu_lightning_attention(
     slopes_H: Tensor,
     *,
     cu_seqlens: Tensor | None = None,
+    recompute: bool = False,
     backend: str = "auto",
     check_values: bool | None = None,
 ) -> Tensor:
     """Lightning attention of ``q, k, v = SiLU(qkv)`` straight from a layer's fused projection, without split or copy.
 
-    On CUDA the backward pass reads the projection and the segments' states alone: SiLU is computed again, and its
-    derivative applied where the gradients of q, k and v are written, in the layout of the projection.
+    On CUDA SiLU's derivative is applied where the gradients of q, k and v are written, in the layout of the projection.
 
     Args:
         qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, of k and of v, as in the released code.
         slopes_H: decay slopes, as for :func:`lightning_attention`.
         cu_seqlens: offsets of the documents of one packed row, likewise.
+        recompute: keep the projection alone and compute its SiLU again in backward. That halves what a layer keeps and
+            costs one more pass over the projection; where a whole block is recomputed anyway, it saves nothing. The
+            torch backends always keep SiLU's result.
         backend: likewise.
         check_values: likewise.
 
@@ -106,7 +109,7 @@ def silu_lightning_attention(
     if name == "triton":
         from mmkernels.lightning.fused import triton_silu_attention
 
-        return triton_silu_attention(qkv_BTHX, slopes_H, cu_seqlens)
+        return triton_silu_attention(qkv_BTHX, slopes_H, cu_seqlens, recompute)
     q, k, v = F.silu(qkv_BTHX).chunk(3, dim=3)
     return BACKENDS[name](q, k, v, slopes_H, cu_seqlens, None, False, False)[0]
 

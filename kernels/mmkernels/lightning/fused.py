@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.errors import KernelArgumentError
-from mmkernels.lightning.bounds import document_bounds
 from mmkernels.lightning.scan import scan, scan_keys_values
+from mmkernels.lightning.slots import document_slots
 from mmkernels.lightning.states import segment_states
-from mmkernels.lightning.tiling import Tile, Walk, processors, scan_tile, segments_for
+from mmkernels.lightning.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
 from mmkernels.triton_support import check_device
 
 MAX_WIDTH = 256
@@ -41,12 +41,22 @@ class Call:
             assert cu_seqlens is not None
             documents = cu_seqlens.shape[0] - 1
             tile = scan_tile(q.dtype, d, e, tokens // max(documents, 1) + 1)
-            return Call(slopes_H.float(), Walk(documents, tokens, offsets=cu_seqlens.contiguous()), tile)
+            return Call(slopes_H.float(), Walk(documents, 0, offsets=cu_seqlens.contiguous()), tile)
         tile = scan_tile(q.dtype, d, e, tokens)
         programs = batch * heads * -(-e // tile.columns)
         segments, length = segments_for(programs, tokens, tile.chunk, processors(q.device))
-        packing = (None, None) if cu_seqlens is None else document_bounds(cu_seqlens, tokens, tile.chunk)
-        return Call(slopes_H.float(), Walk(segments, length, *packing), tile)
+        slots = None if cu_seqlens is None else document_slots(cu_seqlens, tokens, tile.chunk)
+        return Call(slopes_H.float(), Walk(segments, length // tile.chunk, slots), tile)
+
+    def states(self, b: Tensor, c: Tensor, reverse: bool = False) -> Tensor | None:
+        """What the segments of each row leave behind; None where there is one segment or documents have states."""
+        walk, chunk = self.walk, self.tile.chunk
+        if walk.segments == 1 or walk.documents:
+            return None
+        return segment_states(
+            b, c, self.slopes_H, self.tile, segments=walk.segments, length=walk.share * chunk, given=walk.segments - 1,
+            pad=-b.shape[1] % chunk, slots=walk.slots, reverse=reverse,
+        )  # fmt: skip
 
 
 def attend(
@@ -56,9 +66,7 @@ def attend(
     o = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
     count = call.walk.segments if call.walk.documents else q.shape[0]
     final = q.new_empty(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
-    local = None
-    if call.walk.segments > 1 and not call.walk.documents:
-        local = segment_states(k, v, call.slopes_H, call.walk, call.tile, has_init=initial is not None)
+    local = call.states(k, v)
     scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final)
     return o, final, local
 
@@ -77,18 +85,16 @@ def differentiate(
     dq, dk, dv = grads
     q_raw, k_raw, v_raw = raw or (None, None, None)
     scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local)
-    has_init = dfinal is not None
     dinitial = torch.empty_like(initial) if want_dinitial and initial is not None else None
-    reverse = None
-    if local is not None:
-        reverse = segment_states(q, do, slopes, walk, tile, reverse=True, has_init=has_init)
-    states = {"init": dfinal, "local": reverse}
+    states = {"init": dfinal, "local": call.states(q, do, reverse=True)}
     if q.shape[3] == v.shape[3]:
         pair = None if raw is None else (k_raw, v_raw)
-        scan_keys_values(q, k, v, do, dk, dv, slopes, walk, tile, raw=pair, leave=dinitial, **states)
+        scan_keys_values(
+            q, k, v, do, dk, dv, slopes, walk, pair_tile(tile, raw is not None), raw=pair, leave=dinitial, **states
+        )
     else:
         scan(k, q, do, dv, slopes, walk, tile, reverse=True, raw=v_raw, leave=dinitial, **states)
-        other = scan_tile(q.dtype, v.shape[3], q.shape[3], walk.length)
+        other = scan_tile(q.dtype, v.shape[3], q.shape[3], tile.chunk)
         scan(v, do, q, dk, slopes, walk, other, reverse=True, transposed=True, raw=k_raw, **states)
     return dinitial
 
@@ -120,29 +126,28 @@ class _Attention(torch.autograd.Function):
 
 
 class _SiluAttention(torch.autograd.Function):
-    """Saves the raw projection and the segments' states. SiLU is computed again in backward: that costs two passes over
-    the projection, where its result would be three tensors to keep.
-    """
+    """Saves the projection and the segments' states, and SiLU of the projection unless that is to be computed again."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call) -> Tensor:
-        o, _, local = attend(call, *_thirds(F.silu(qkv_BTHX)), None, False)
+    def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call, recompute: bool) -> Tensor:
+        act_BTHX = F.silu(qkv_BTHX)
+        o, _, local = attend(call, *_thirds(act_BTHX), None, False)
         ctx.call = call
-        ctx.save_for_backward(qkv_BTHX, local)
+        ctx.save_for_backward(qkv_BTHX, None if recompute else act_BTHX, local)
         return o
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor, None]:
-        raw_BTHX, local = ctx.saved_tensors
+    def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor, None, None]:
+        raw_BTHX, act_BTHX, local = ctx.saved_tensors
         grad_BTHX = torch.empty_like(raw_BTHX)
         with on_device(do):
-            q, k, v = _thirds(F.silu(raw_BTHX))
+            act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX
             differentiate(
-                ctx.call, q, k, v, rows_in_line(do), _thirds(grad_BTHX),
+                ctx.call, *_thirds(act_BTHX), rows_in_line(do), _thirds(grad_BTHX),
                 initial=None, local=local, dfinal=None, want_dinitial=False, raw=_thirds(raw_BTHX),
             )  # fmt: skip
-        return grad_BTHX, None
+        return grad_BTHX, None, None
 
 
 def triton_lightning_attention(
@@ -166,7 +171,7 @@ def triton_lightning_attention(
         return _Attention.apply(q, k, v, initial, call, output_final_state)
 
 
-def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None, recompute: bool) -> Tensor:
     """The Triton backend of ``silu_lightning_attention``.
 
     Raises:
@@ -178,7 +183,7 @@ def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor
         return qkv_BTHX[..., : q.shape[3]] * 0
     qkv = rows_in_line(qkv_BTHX)
     with on_device(qkv):
-        return _SiluAttention.apply(qkv, Call.plan(q, v, slopes_H, cu_seqlens, per_document=False))
+        return _SiluAttention.apply(qkv, Call.plan(q, v, slopes_H, cu_seqlens, per_document=False), recompute)
 
 
 def triton_segment_states(
@@ -190,9 +195,10 @@ def triton_segment_states(
     tokens = k.shape[1]
     tile = scan_tile(k.dtype, k.shape[3], v.shape[3], tokens)
     with on_device(k):
-        packing = (None, None) if cu_seqlens is None else document_bounds(cu_seqlens, tokens, tile.chunk)
-        walk = Walk(segments, tokens // segments, *packing)
-        states = segment_states(k, v, slopes_H.float(), walk, tile, reverse=reverse, given=segments)
+        states = segment_states(
+            k, v, slopes_H.float(), tile, segments=segments, length=tokens // segments, given=segments,
+            cu_seqlens=cu_seqlens, reverse=reverse,
+        )  # fmt: skip
     return states.flip(1) if reverse else states  # a reversed walk meets the last segment first
 
 

@@ -13,59 +13,75 @@ import triton.language as tl
 from torch import Tensor
 
 from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
-from mmkernels.lightning.walk import walk_segment
+from mmkernels.lightning.walk import walk_unit
 
 
 @triton.jit
 def scan_kernel(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
-    a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
-    tokens, heads, segments, length,
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
+    a_head, b_head, c_head, out_head, raw_head, state_d, state_e, tokens, heads, segments, share,
+    a_token: tl.constexpr, b_token: tl.constexpr, c_token: tl.constexpr,
+    out_token: tl.constexpr, raw_token: tl.constexpr,
     D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    REVERSE: tl.constexpr, VARLEN: tl.constexpr, DOCUMENTS: tl.constexpr, HAS_INIT: tl.constexpr,
-    HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr,
+    REVERSE: tl.constexpr, MASKED: tl.constexpr, SLOTS: tl.constexpr, DOCUMENTS: tl.constexpr,
+    HAS_INIT: tl.constexpr, HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One scan. Program = (unit, head, part of E), parts side by side: they share a and b through the L2 cache."""
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (E + BE - 1) // BE
-    walk_segment(
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
-        a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
-        tokens, heads, segments, length, pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads), pid >= 0,
-        D, E, C, BD, BE, REVERSE, VARLEN, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, PRECISION,
+    walk_unit(
+        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
+        a_head, b_head, c_head, out_head, raw_head, state_d, state_e,
+        tokens, heads, segments, share, pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads), pid >= 0,
+        a_token, b_token, c_token, out_token, raw_token, D, E, C, BD, BE, REVERSE, MASKED, SLOTS, DOCUMENTS,
+        HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, PRECISION, STAGES,
     )  # fmt: skip
 
 
 @triton.jit
 def key_value_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr, slopes_ptr, bounds_ptr,
-    marks_ptr, init_ptr, local_ptr, leave_ptr,
-    q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head, dk_token, dk_head, dv_token, dv_head,
-    k_raw_token, k_raw_head, v_raw_token, v_raw_head, tokens, heads, segments, length,
+    words_ptr, init_ptr, local_ptr, leave_ptr,
+    q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head, tokens, heads, segments, share,
+    q_token: tl.constexpr, k_token: tl.constexpr, v_token: tl.constexpr, do_token: tl.constexpr,
+    dk_token: tl.constexpr, dv_token: tl.constexpr, k_raw_token: tl.constexpr, v_raw_token: tl.constexpr,
     D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    VARLEN: tl.constexpr, DOCUMENTS: tl.constexpr, HAS_INIT: tl.constexpr,
-    HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, SLOTS: tl.constexpr, DOCUMENTS: tl.constexpr, HAS_INIT: tl.constexpr,
+    HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Both reversed scans in one launch: programs of a head run side by side, sharing q and do in the L2 cache."""
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (D + BE - 1) // BE
-    for_keys = pid % (2 * PARTS) >= PARTS
+    part, head, z = pid % PARTS, pid // (2 * PARTS) % heads, pid // (2 * PARTS * heads)
+    keys = pid % (2 * PARTS) >= PARTS
     a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = k_ptr, q_ptr, do_ptr, dv_ptr, v_raw_ptr
-    if for_keys:
+    if keys:
         a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = v_ptr, do_ptr, q_ptr, dk_ptr, k_raw_ptr
-    a_token, a_head = tl.where(for_keys, v_token, k_token), tl.where(for_keys, v_head, k_head)
-    b_token, b_head = tl.where(for_keys, do_token, q_token), tl.where(for_keys, do_head, q_head)
-    c_token, c_head = tl.where(for_keys, q_token, do_token), tl.where(for_keys, q_head, do_head)
-    out_token, out_head = tl.where(for_keys, dk_token, dv_token), tl.where(for_keys, dk_head, dv_head)
-    raw_token, raw_head = tl.where(for_keys, k_raw_token, v_raw_token), tl.where(for_keys, k_raw_head, v_raw_head)
-    state_d, state_e = tl.where(for_keys, 1, D), tl.where(for_keys, D, 1)
-    walk_segment(
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, marks_ptr, init_ptr, local_ptr, leave_ptr,
-        a_token, a_head, b_token, b_head, c_token, c_head, out_token, out_head, raw_token, raw_head, state_d, state_e,
-        tokens, heads, segments, length, pid % PARTS, pid // (2 * PARTS) % heads, pid // (2 * PARTS * heads),
-        pid % (2 * PARTS) < PARTS,
-        D, D, C, BD, BE, True, VARLEN, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, PRECISION,
+    a_head, b_head, c_head = (
+        tl.where(keys, v_head, k_head),
+        tl.where(keys, do_head, q_head),
+        tl.where(keys, q_head, do_head),
+    )
+    out_head, raw_head = tl.where(keys, dk_head, dv_head), tl.where(keys, k_raw_head, v_raw_head)
+    walk_unit(
+        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
+        a_head, b_head, c_head, out_head, raw_head, tl.where(keys, 1, D), tl.where(keys, D, 1),
+        tokens, heads, segments, share, part, head, z, pid % (2 * PARTS) < PARTS,
+        either(keys, v_token, k_token), either(keys, do_token, q_token), either(keys, q_token, do_token),
+        either(keys, dk_token, dv_token), either(keys, k_raw_token, v_raw_token),
+        D, D, C, BD, BE, True, MASKED, SLOTS, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, PRECISION, STAGES,
     )  # fmt: skip
+
+
+@triton.jit
+def either(condition, a: tl.constexpr, b: tl.constexpr):
+    """``a if condition else b``; a constant where both are the same."""
+    if a == b:
+        return a
+    else:
+        return tl.where(condition, a, b)
 
 
 def scan(
@@ -93,14 +109,15 @@ def scan(
     batch, tokens, heads, d = a.shape
     e = c.shape[3]
     units = walk.units(batch)
-    raw_or_out = out if raw is None else raw
+    tensors = (a, b, c, out, out if raw is None else raw)
     scan_kernel[(units * heads * ceil_div(e, tile.columns),)](
-        a, b, c, out, raw_or_out, slopes_H, walk.bounds, walk.marks(reverse), init, local, leave,
-        *_strides(a), *_strides(b), *_strides(c), *_strides(out), *_strides(raw_or_out),
-        1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments, walk.length,
-        D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, VARLEN=walk.varlen,
-        DOCUMENTS=walk.documents, HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,
-        SILU_GRAD=raw is not None, PRECISION=precision(a.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        *tensors, slopes_H, walk.bounds(reverse), walk.words(reverse), init, local, leave,
+        *(x.stride(2) for x in tensors), 1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments,
+        walk.share, *(x.stride(1) for x in tensors),
+        D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse,
+        **_modes(walk, tokens, tile), HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,
+        SILU_GRAD=raw is not None, PRECISION=precision(a.dtype), STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
@@ -114,13 +131,20 @@ def scan_keys_values(
     k_raw, v_raw = (dk, dv) if raw is None else raw
     tensors = (q, k, v, do, dk, dv, k_raw, v_raw)
     key_value_kernel[(walk.units(batch) * heads * 2 * ceil_div(d, tile.columns),)](
-        *tensors, slopes_H, walk.bounds, walk.marks(reverse=True), init, local, leave,
-        *(stride for x in tensors for stride in _strides(x)), tokens, heads, walk.segments, walk.length,
-        D=d, C=tile.chunk, BD=block_width(d), BE=tile.columns, VARLEN=walk.varlen, DOCUMENTS=walk.documents,
+        *tensors, slopes_H, walk.bounds(True), walk.words(True), init, local, leave,
+        *(x.stride(2) for x in tensors), tokens, heads, walk.segments, walk.share,
+        *(x.stride(1) for x in tensors),
+        D=d, C=tile.chunk, BD=block_width(d), BE=tile.columns, **_modes(walk, tokens, tile),
         HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,
-        SILU_GRAD=raw is not None, PRECISION=precision(q.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        SILU_GRAD=raw is not None, PRECISION=precision(q.dtype), STAGES=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
 
 
-def _strides(x_BTHK: Tensor) -> tuple[int, int]:
-    return x_BTHK.stride(1), x_BTHK.stride(2)
+def _modes(walk: Walk, tokens: int, tile: Tile) -> dict[str, bool]:
+    slots = walk.slots is not None
+    return {
+        "SLOTS": slots,
+        "DOCUMENTS": walk.documents,
+        "MASKED": slots or walk.documents or tokens % tile.chunk != 0,
+    }

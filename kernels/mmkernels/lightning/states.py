@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmkernels.lightning.tile import LOG2E, document_first, dot_add, load_tile, loss_over, walk_base
-from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
+from mmkernels.lightning.slots import Slots, document_spans, slot_opened, slot_pad, slot_start
+from mmkernels.lightning.tile import LOG2E, dot_add, load_tile, loss_over, walk_base
+from mmkernels.lightning.tiling import Tile, block_width, ceil_div, precision
 
 
 @triton.jit
@@ -30,31 +31,60 @@ def _step(
 
 
 @triton.jit
+def document_begin(cu_ptr, documents, position, tokens, REVERSE: tl.constexpr):
+    """Position of the walk at which the document of ``position`` begins."""
+    token = tokens - 1 - position if REVERSE else position
+    begin = position * 0
+    for block in range(0, documents, 256):
+        lo, hi = document_spans(cu_ptr, block + tl.arange(0, 256), documents, tokens)
+        edge = tokens - hi if REVERSE else lo
+        begin = tl.maximum(begin, tl.max(tl.where((lo <= token) & (token < hi), edge, 0), axis=0))
+    return begin
+
+
+@triton.jit
+def slot_segment(words_ptr, origins_ptr, segment, segments, C: tl.constexpr):
+    """Where the last document in a segment of a row of slots begins there, and where the segment ends, in positions."""
+    count = tl.load(words_ptr).to(tl.int32)
+    share = (count + segments - 1) // segments
+    lo = segment * share
+    hi = tl.minimum(lo + share, count)
+    final = tl.load(origins_ptr + tl.maximum(hi - 1, 0))
+    opening = tl.where(lo < hi, tl.maximum(lo, slot_opened(final)), 0)
+    first = slot_start(tl.load(origins_ptr + opening)) + slot_pad(tl.load(words_ptr + 1 + opening))
+    end = slot_start(final) + C
+    return tl.where(lo < hi, first, end), end
+
+
+@triton.jit
 def states_kernel(
-    b_ptr, c_ptr, slopes_ptr, bounds_ptr, local_ptr, b_token, b_head, c_token, c_head,
-    tokens, heads, segments, given, length,
+    b_ptr, c_ptr, slopes_ptr, documents_ptr, words_ptr, local_ptr, b_token, b_head, c_token, c_head,
+    tokens, heads, segments, given, length, pad, documents,
     D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    REVERSE: tl.constexpr, VARLEN: tl.constexpr, HAS_INIT: tl.constexpr, PRECISION: tl.constexpr,
+    REVERSE: tl.constexpr, SLOTS: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``sum of exp(-s (end-1-j)) b_j^T c_j`` over the part of a segment's last document that lies in the segment.
 
-    What decays below 2^-30 before the segment ends, or belongs to an earlier document, is not read.
+    What decays below 2^-30 before the segment ends, or belongs to an earlier document, is not read. Segments are SLOTS
+    of a packed row, or ``length`` positions; then a row is PACKED if it has documents.
     """
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (E + BE - 1) // BE
     part, head, z = pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads)
     batch, segment = z // given, z % given
-    lo = segment * length
-    hi = tl.minimum(lo + length, tokens)
+    if SLOTS:
+        first, hi = slot_segment(words_ptr, documents_ptr, segment, segments, C)
+    else:
+        first = tl.maximum(segment * length - pad, 0)
+        hi = tl.minimum((segment + 1) * length - pad, tokens)
+        if PACKED:
+            first = tl.maximum(first, document_begin(documents_ptr, documents, hi - 1, tokens, REVERSE))
     b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, REVERSE)
     c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, REVERSE)
     slope = tl.load(slopes_ptr + head).to(tl.float32)
     SHIFT: tl.constexpr = 1 if REVERSE else 0
     i, d, e = tl.arange(0, C), tl.arange(0, BD), part * BE + tl.arange(0, BE)
     d_ok, e_ok = d < D, e < E
-    first = lo
-    if VARLEN:
-        first = tl.maximum(first, document_first(bounds_ptr, hi - 1, hi > 0, tokens, HAS_INIT, REVERSE))
     reach = tl.minimum(tl.cast(hi - first, tl.float32), 30.0 / tl.maximum(slope * LOG2E, 1e-30) + 1.0).to(tl.int32)
     outof = tl.exp2(-slope * LOG2E * (C - 1 + SHIFT - i))
     lost = loss_over(slope, C)
@@ -76,32 +106,38 @@ def states_kernel(
 
 
 def segment_states(
-    b: Tensor, c: Tensor, slopes_H: Tensor, walk: Walk, tile: Tile,
-    *, reverse: bool = False, has_init: bool = False, given: int | None = None,
+    b: Tensor, c: Tensor, slopes_H: Tensor, tile: Tile, *,
+    segments: int, length: int, given: int, pad: int = 0, slots: Slots | None = None, cu_seqlens: Tensor | None = None,
+    reverse: bool = False,
 ) -> Tensor:  # fmt: skip
-    """State that each segment leaves when it starts from zero.
+    """State that each segment of a row leaves when it starts from zero.
 
     Args:
         b: [B, T, H, D], last stride 1, rows of the batch one after the other.
         c: [B, T, H, E], likewise.
         slopes_H: fp32 [H].
-        walk: segments of the row.
         tile: block shape.
+        segments: N.
+        length: positions of a segment.
+        given: how many segments of each row to compute, the first ones; the rest is not written.
+        pad: positions by which the first segment is shorter.
+        slots: segments are equal shares of these instead.
+        cu_seqlens: offsets of the documents of a packed row whose segments are ``length`` positions.
         reverse: from the last token to the first.
-        has_init: the first document of the walk goes on from a state before the row.
-        given: how many segments of each row to compute; all but the last unless given, the rest is not written.
 
     Returns:
         fp32 [B, N, H, D, E].
     """
     batch, tokens, heads, d = b.shape
     e = c.shape[3]
-    given = walk.segments - 1 if given is None else given
-    local = torch.empty(batch, walk.segments, heads, d, e, dtype=torch.float32, device=b.device)
+    local = torch.empty(batch, segments, heads, d, e, dtype=torch.float32, device=b.device)
+    words, documents = (
+        (None, cu_seqlens) if slots is None else (slots.words_2N[int(reverse)], slots.origins_2N[int(reverse)])
+    )
     states_kernel[(batch * given * heads * ceil_div(e, tile.columns),)](
-        b, c, slopes_H, walk.bounds, local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
-        tokens, heads, walk.segments, given, walk.length,
-        D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, VARLEN=walk.varlen,
-        HAS_INIT=has_init, PRECISION=precision(b.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        b, c, slopes_H, documents, words, local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
+        tokens, heads, segments, given, length, pad, 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, SLOTS=slots is not None,
+        PACKED=cu_seqlens is not None, PRECISION=precision(b.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return local

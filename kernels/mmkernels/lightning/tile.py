@@ -32,17 +32,19 @@ def loss_over(slope, steps):
 
 @triton.jit
 def silu_slope(x):
-    """Derivative of SiLU at x, fp32."""
-    wide = x.to(tl.float32)
+    """Derivative of SiLU at x, fp32: ``g + x g (1 - g)`` with ``g = sigmoid(x) = (1 + tanh(x / 2)) / 2``."""
+    half = x.to(tl.float32) * 0.5
     if _INTERPRETED:
-        s = 1 / (1 + tl.exp2(-wide * LOG2E))
-    else:  # the sigmoid by the approximate instructions for power and reciprocal
-        s = tl.inline_asm_elementwise(
-            """{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t;
-            add.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 $0, t; }""",
-            "=f,f", [wide], dtype=tl.float32, is_pure=True, pack=1,
+        t = 2 / (1 + tl.exp2(half * (-2 * LOG2E))) - 1
+    elif x.dtype == tl.bfloat16:  # one instruction; its error of 5e-4 is a quarter of a rounding to bfloat16
+        t = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1)
+    else:  # by the approximate instructions for power and reciprocal
+        t = tl.inline_asm_elementwise(
+            """{ .reg .f32 t; mul.f32 t, $1, 0fC038AA3B; ex2.approx.ftz.f32 t, t;
+            add.f32 t, t, 0f3F800000; rcp.approx.ftz.f32 t, t; fma.rn.f32 $0, t, 0f40000000, 0fBF800000; }""",
+            "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1,
         )  # fmt: skip
-    return s * (1 + wide * (1 - s))
+    return (0.5 + 0.5 * t) * (1 + half * (1 - t))
 
 
 @triton.jit
@@ -53,6 +55,22 @@ def walk_base(ptr, batch, head, stride_token, stride_head, tokens, REVERSE: tl.c
         return ptr + (start + tokens - 1) * stride_token + tl.cast(head, tl.int64) * stride_head, -stride_token
     else:
         return ptr + start * stride_token + tl.cast(head, tl.int64) * stride_head, stride_token
+
+
+@triton.jit
+def load_word_if(ptr, condition):
+    """An int64 where the condition holds, else 0.
+
+    Not ``tl.load``: where later loads depend on one, Triton copies it ahead through shared memory as a stage of its
+    own, and so halves the depth of the pipeline that the tiles have. And a load that is not made is not waited for.
+    """
+    if _INTERPRETED:
+        return tl.load(ptr, mask=condition, other=0)
+    else:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.s32 p, $2, 0; mov.b64 $0, 0; @p ld.global.nc.b64 $0, [$1]; }", "=l,l,r",
+            [ptr.to(tl.int64), condition.to(tl.int32)], dtype=tl.int64, is_pure=True, pack=1,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -83,47 +101,6 @@ def store_tile(ptr, x, row_ok, col_ok, MASK_ROWS: tl.constexpr, MASK_COLS: tl.co
         tl.store(ptr, x, mask=col_ok[None, :])
     else:
         tl.store(ptr, x)
-
-
-@triton.jit
-def document_first(bounds_ptr, position, ok, tokens, HAS_INIT: tl.constexpr, REVERSE: tl.constexpr):
-    """Position at which the document of each position began; ``bounds`` is [2, T], starts and ends of documents.
-
-    The document that an entering state belongs to began before the row: position -1.
-    """
-    if REVERSE:
-        first = tokens - tl.load(bounds_ptr + tokens + (tokens - 1 - position), mask=ok, other=0)
-    else:
-        first = tl.load(bounds_ptr + position, mask=ok, other=0)
-    if HAS_INIT:
-        first = tl.where(first == 0, -1, first)
-    return first
-
-
-@triton.jit
-def chunk_mark(marks_ptr, position, C: tl.constexpr, HAS_INIT: tl.constexpr, VARLEN: tl.constexpr):
-    """Bit j: a document starts at position j of the chunk that holds ``position`` (chunks start at multiples of C).
-
-    The first document of the row is not new when the state before the row belongs to it.
-    """
-    if VARLEN:
-        mark = tl.load(marks_ptr + position // C)
-        if HAS_INIT:
-            mark = tl.where(position < C, mark & -2, mark)
-        return mark.to(tl.uint64)
-    else:
-        return tl.full([], 0, tl.uint64)
-
-
-@triton.jit
-def last_mark_before(mark, i):
-    """The highest set bit of ``mark`` at or below each position i; -1 where there is none."""
-    below = mark & ((tl.full([], 2, tl.uint64) << i.to(tl.uint64)) - 1)
-    if _INTERPRETED:
-        bits = ((below[:, None] >> i.to(tl.uint64)[None, :]) & 1) != 0
-        return tl.max(tl.where(bits, i[None, :], -1), axis=1)
-    else:
-        return tl.inline_asm_elementwise("bfind.u64 $0, $1;", "=r,l", [below], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit

@@ -1,16 +1,18 @@
 """Block shapes of the Triton kernels, and how many segments a row is cut into.
 
-Figures are from an H100: with 64 heads of 128 and 32K tokens in bfloat16 the scan takes 0.72 ms with chunks of 64, 64
-columns, 4 warps and 4 stages; 0.80 with 3 stages; 1.03 with 128 columns, 8 warps and two segments.
+Figures are from an H100: with 64 heads of 128 and 32K tokens in bfloat16 the scan takes 0.71 ms with chunks of 64, 64
+columns, 4 warps and 4 stages; 0.80 with 3 stages; 1.20 with 128 columns and 8 warps; 1.07 with 32 columns.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from mmkernels.lightning.slots import Slots
 
 MIN_SEGMENT = 256
 
@@ -31,16 +33,14 @@ class Walk:
 
     Attributes:
         segments: segments of a row; or documents, each walked on its own with its own state.
-        length: tokens of a segment (the last may be shorter), a multiple of the chunk.
-        bounds_2T: int32, start and end of each token's document; None for unpacked rows.
-        marks_2N: int64, which positions of each chunk start a document, in a forward and in a reversed walk.
-        offsets: int32 or int64 offsets of the documents that are walked on their own; then the other two are None.
+        share: chunks of a segment; the last may have fewer. Counted on the device if ``slots`` are given.
+        slots: the chunks of a packed row, walked across documents.
+        offsets: int32 or int64 offsets of documents that are walked on their own.
     """
 
     segments: int
-    length: int
-    bounds_2T: Tensor | None = None
-    marks_2N: Tensor | None = None
+    share: int
+    slots: Slots | None = None
     offsets: Tensor | None = None
 
     @property
@@ -48,19 +48,13 @@ class Walk:
         """Units of work are documents, each with a state of its own."""
         return self.offsets is not None
 
-    @property
-    def varlen(self) -> bool:
-        """Units of work are segments of a packed row, across documents."""
-        return self.bounds_2T is not None
+    def words(self, reverse: bool) -> Tensor | None:
+        """What the kernels read about slots, in walk order."""
+        return None if self.slots is None else self.slots.words_2N[int(reverse)]
 
-    @property
-    def bounds(self) -> Tensor | None:
-        """What the kernels read about documents."""
-        return self.offsets if self.documents else self.bounds_2T
-
-    def marks(self, reverse: bool) -> Tensor | None:
-        """Document starts by chunk, in walk order."""
-        return None if self.marks_2N is None else self.marks_2N[int(reverse)]
+    def bounds(self, reverse: bool) -> Tensor | None:
+        """What else they read about documents: offsets, or where slots come from."""
+        return self.offsets if self.slots is None else self.slots.origins_2N[int(reverse)]
 
     def units(self, batch: int) -> int:
         """Units of work of a launch for one head."""
@@ -97,8 +91,15 @@ def scan_tile(dtype: torch.dtype, d: int, e: int, length: int) -> Tile:
     if dtype == torch.float32:
         return Tile(_chunk(length, 64), min(32, block_width(e)), 4, 1)
     if widest > 128:
-        return Tile(_chunk(length, 64), 32, 4, 2)
+        return Tile(_chunk(length, 64), 32, 8, 2)
     return Tile(_chunk(length, 64), min(64, block_width(e)), 4, 2 if dtype == torch.float16 else 4)
+
+
+def pair_tile(tile: Tile, silu: bool) -> Tile:
+    """Block shape of the launch that has both dk and dv, twice the programs of another: with SiLU's derivative to work
+    out, two programs a multiprocessor with few stages take 1.95 ms where one after the other with many took 2.42.
+    """
+    return replace(tile, stages=min(tile.stages, 2)) if silu else tile
 
 
 def _chunk(length: int, most: int) -> int:
