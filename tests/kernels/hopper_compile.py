@@ -59,25 +59,15 @@ def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.zeros(shape, dtype=dtype, requires_grad=dtype.is_floating_point)
 
 
-def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
-    """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
-    from mmkernels.lightning import (
-        fused,
-        lightning_attention,
-        lightning_decode_step,
-        lightning_segment_states,
-        silu_lightning_attention,
-    )
-    from mmkernels.moe import permute, route, unpermute
-    from mmkernels.norm import add_rms_norm, rms_norm
-    from mmkernels.norm_gate import norm_gate
-    from mmkernels.rope import partial_rope
-    from mmkernels.swiglu import swiglu
+def attention(
+    tokens: int, heads: int, width: int, slopes: Tensor, documents: Tensor, capability: tuple[int, int]
+) -> Iterator[Tensor | tuple[Tensor, ...]]:
+    """Lightning attention as a GPU of that compute capability gets it."""
+    from mmkernels.lightning import fused, lightning_attention, scan, silu_lightning_attention
 
     fused.processors = lambda device: 132  # rows are cut into segments as they are on an H100
-    tokens, heads, width, eps = 2048, 2, 128, 1e-5
+    scan.capability, scan.HOPPER = lambda device: capability, True
     triton = {"backend": "triton"}
-    slopes, documents = torch.rand(heads), torch.tensor([0, 5, tokens], dtype=torch.int32)
     q, k, v = (tensor(1, tokens, heads, width) for _ in range(3))
     yield lightning_attention(q, k, v, slopes, **triton)[0]
     yield lightning_attention(q, k, v, slopes, cu_seqlens=documents, **triton)[0]
@@ -86,6 +76,24 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
         q, k, v, slopes, cu_seqlens=documents, initial_state=states, output_final_state=True, **triton
     )
     yield silu_lightning_attention(tensor(1, tokens, heads, 3 * width), slopes, **triton)
+
+
+def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
+    """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
+    from mmkernels.lightning import lightning_decode_step, lightning_segment_states
+    from mmkernels.moe import permute, route, unpermute
+    from mmkernels.norm import add_rms_norm, rms_norm
+    from mmkernels.norm_gate import norm_gate
+    from mmkernels.rope import partial_rope
+    from mmkernels.swiglu import swiglu
+
+    tokens, heads, width, eps = 2048, 2, 128, 1e-5
+    triton = {"backend": "triton"}
+    slopes, documents = torch.rand(heads), torch.tensor([0, 5, tokens], dtype=torch.int32)
+    for capability in ((0, 0), (9, 0)):
+        yield from attention(tokens, heads, width, slopes, documents, capability)
+    k, v = (tensor(1, tokens, heads, width) for _ in range(2))
+    states = tensor(2, heads, width, width, dtype=torch.float32)
     for reverse in (False, True):
         lightning_segment_states(k, v, slopes, segments=2, cu_seqlens=documents, reverse=reverse, **triton)
     with torch.no_grad():

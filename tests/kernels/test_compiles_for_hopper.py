@@ -33,12 +33,18 @@ STREAMING = [
 ]
 
 
+CONSTANTS = ("tl.constexpr", "gl.constexpr")
+JIT = ("triton.jit", "gluon.jit")
+
+
 def jit_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
-    """Every `@triton.jit` function of the package, by its full name."""
+    """Every `@triton.jit` and `@gluon.jit` function of the package, by its full name."""
     for path in sorted((KERNELS / "mmkernels").rglob("*.py")):
         module = ".".join(path.relative_to(KERNELS).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef) and any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+            if isinstance(node, ast.FunctionDef) and any(
+                jit in ast.unparse(d) for d in node.decorator_list for jit in JIT
+            ):
                 yield f"{module}.{node.name}", node
 
 
@@ -80,4 +86,4 @@ def test_annotations() -> None:
     """Triton reads them: it does not specialise an argument annotated `int`, even a stride of 1."""
     for name, node in jit_functions():
         for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-            assert arg.annotation is None or ast.unparse(arg.annotation) == "tl.constexpr", f"{name}: {arg.arg}"
+            assert arg.annotation is None or ast.unparse(arg.annotation) in CONSTANTS, f"{name}: {arg.arg}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.errors import KernelArgumentError
-from mmkernels.lightning.scan import scan, scan_keys_values
+from mmkernels.lightning.scan import hopper_takes, scan, scan_keys_values
 from mmkernels.lightning.slots import document_slots
 from mmkernels.lightning.states import segment_states
 from mmkernels.lightning.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
@@ -48,7 +48,9 @@ class Call:
         slots = None if cu_seqlens is None else document_slots(cu_seqlens, tokens, tile.chunk)
         return Call(slopes_H.float(), Walk(segments, length // tile.chunk, slots), tile)
 
-    def states(self, b: Tensor, c: Tensor, reverse: bool = False) -> Tensor | None:
+    def states(
+        self, b: Tensor, c: Tensor, reverse: bool = False, silu: tuple[bool, bool] = (False, False)
+    ) -> Tensor | None:
         """What the segments of each row leave behind; None where there is one segment or documents have states."""
         walk, chunk = self.walk, self.tile.chunk
         if walk.segments == 1 or walk.documents:
@@ -56,41 +58,58 @@ class Call:
         return segment_states(
             b, c, self.slopes_H, self.tile, segments=walk.segments, length=walk.share * chunk, given=walk.segments - 1,
             pad=-b.shape[1] % chunk, slots=walk.slots, reverse=reverse,
+            silu=silu,
         )  # fmt: skip
 
 
 def attend(
-    call: Call, q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, want_final: bool
+    call: Call, q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, want_final: bool, silu: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Output [B, T, H, E], state after each row or document (if wanted), and the states the segments left."""
+    """Output [B, T, H, E], state after each row or document (if wanted), and the states the segments left; of SiLU of
+    q, k and v if ``silu``.
+    """
     o = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
     count = call.walk.segments if call.walk.documents else q.shape[0]
     final = q.new_empty(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
-    local = call.states(k, v)
-    scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final)
+    local = call.states(k, v, silu=(silu, silu))
+    raw = (True, True, True) if silu else None
+    scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final, silu=raw)
     return o, final, local
 
 
 def differentiate(
     call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, grads: tuple[Tensor, Tensor, Tensor],
     *, initial: Tensor | None, local: Tensor | None, dfinal: Tensor | None, want_dinitial: bool,
-    raw: tuple[Tensor, Tensor, Tensor] | None = None,
+    raw: tuple[Tensor, Tensor, Tensor] | None = None, silu: bool = False,
 ) -> Tensor | None:  # fmt: skip
     """Write the gradients of q, k and v; return that of the initial state if wanted.
 
     ``local`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose
-    SiLU q, k and v are; then the gradients are those of the raw tensors.
+    SiLU q, k and v are; then the gradients are those of the raw tensors. With ``silu`` q, k and v are raw themselves.
     """
     slopes, walk, tile = call.slopes_H, call.walk, call.tile
     dq, dk, dv = grads
     q_raw, k_raw, v_raw = raw or (None, None, None)
-    scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local)
+    inside = (False, True, True) if silu else None
+    scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local, silu=inside)
     dinitial = torch.empty_like(initial) if want_dinitial and initial is not None else None
-    states = {"init": dfinal, "local": call.states(q, do, reverse=True)}
+    states = {"init": dfinal, "local": call.states(q, do, reverse=True, silu=(silu, False))}
     if q.shape[3] == v.shape[3]:
         pair = None if raw is None else (k_raw, v_raw)
         scan_keys_values(
-            q, k, v, do, dk, dv, slopes, walk, pair_tile(tile, raw is not None), raw=pair, leave=dinitial, **states
+            q,
+            k,
+            v,
+            do,
+            dk,
+            dv,
+            slopes,
+            walk,
+            pair_tile(tile, raw is not None),
+            raw=pair,
+            leave=dinitial,
+            silu=silu,
+            **states,
         )
     else:
         scan(k, q, do, dv, slopes, walk, tile, reverse=True, raw=v_raw, leave=dinitial, **states)
@@ -126,26 +145,32 @@ class _Attention(torch.autograd.Function):
 
 
 class _SiluAttention(torch.autograd.Function):
-    """Saves the projection and the segments' states, and SiLU of the projection unless that is to be computed again."""
+    """Saves the projection and the segments' states; and SiLU of the projection where no kernel applies it inside,
+    unless it is to be computed again.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call, recompute: bool) -> Tensor:
-        act_BTHX = F.silu(qkv_BTHX)
-        o, _, local = attend(call, *_thirds(act_BTHX), None, False)
+        inside = hopper_takes(_thirds(qkv_BTHX), call.tile)
+        act_BTHX = qkv_BTHX if inside else F.silu(qkv_BTHX)
+        o, _, local = attend(call, *_thirds(act_BTHX), None, False, silu=inside)
         ctx.call = call
-        ctx.save_for_backward(qkv_BTHX, None if recompute else act_BTHX, local)
+        ctx.save_for_backward(qkv_BTHX, None if recompute or inside else act_BTHX, local)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor, None, None]:
         raw_BTHX, act_BTHX, local = ctx.saved_tensors
-        grad_BTHX = torch.empty_like(raw_BTHX)
+        grad_BTHX, do = torch.empty_like(raw_BTHX), rows_in_line(do)
+        raw, grads = _thirds(raw_BTHX), _thirds(grad_BTHX)
+        inside = act_BTHX is None and hopper_takes((do, *raw, *grads), ctx.call.tile)
         with on_device(do):
-            act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX
+            if not inside:
+                act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX
             differentiate(
-                ctx.call, *_thirds(act_BTHX), rows_in_line(do), _thirds(grad_BTHX),
-                initial=None, local=local, dfinal=None, want_dinitial=False, raw=_thirds(raw_BTHX),
+                ctx.call, *(raw if inside else _thirds(act_BTHX)), do, grads,
+                initial=None, local=local, dfinal=None, want_dinitial=False, raw=raw, silu=inside,
             )  # fmt: skip
         return grad_BTHX, None, None
 

@@ -8,12 +8,22 @@ Shape letters: B batch rows, T tokens, H heads, D width of a and b, E width of c
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
+from mmkernels.lightning.tile import either
+from mmkernels.lightning.tiling import Tile, Walk, block_width, capability, ceil_div, precision
 from mmkernels.lightning.walk import walk_unit
+from mmkernels.triton_support import INTERPRETED
+
+HOPPER = False
+"""Whether Hopper GPUs take the walk that is written for them (`hopper.py`): not before it has been measured on one."""
 
 
 @triton.jit
@@ -75,19 +85,11 @@ def key_value_kernel(
     )  # fmt: skip
 
 
-@triton.jit
-def either(condition, a: tl.constexpr, b: tl.constexpr):
-    """``a if condition else b``; a constant where both are the same."""
-    if a == b:
-        return a
-    else:
-        return tl.where(condition, a, b)
-
-
 def scan(
     a: Tensor, b: Tensor, c: Tensor, out: Tensor, slopes_H: Tensor, walk: Walk, tile: Tile, *,
     reverse: bool = False, transposed: bool = False, raw: Tensor | None = None,
     init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None,
+    silu: tuple[bool, bool, bool] | None = None,
 ) -> None:  # fmt: skip
     """One scan, ``out`` from a, b and c.
 
@@ -105,40 +107,81 @@ def scan(
         init: fp32 state before each row or document.
         local: fp32 [B, N, H, ..] states that the segments leave on their own.
         leave: fp32 state after each row or document, written.
+        silu: whether a, b and c are SiLU of the tensors given; only where ``hopper_takes`` them.
     """
     batch, tokens, heads, d = a.shape
     e = c.shape[3]
     units = walk.units(batch)
     tensors = (a, b, c, out, out if raw is None else raw)
-    scan_kernel[(units * heads * ceil_div(e, tile.columns),)](
+    kernel, shape = _kernel("scan", tensors, tile)
+    kernel[(units * heads * ceil_div(e, tile.columns),)](
         *tensors, slopes_H, walk.bounds(reverse), walk.words(reverse), init, local, leave,
         *(x.stride(2) for x in tensors), 1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments,
         walk.share, *(x.stride(1) for x in tensors),
-        D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse,
-        **_modes(walk, tokens, tile), HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,
-        SILU_GRAD=raw is not None, PRECISION=precision(a.dtype), STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages,
+        REVERSE=reverse, **_modes(walk, tokens, tile), HAS_INIT=init is not None, HAS_LOCAL=local is not None,
+        LEAVE=leave is not None, SILU_GRAD=raw is not None, **shape,
+        **({} if silu is None else dict(zip(("A_RAW", "B_RAW", "C_RAW"), silu, strict=True))),
     )  # fmt: skip
 
 
 def scan_keys_values(
     q: Tensor, k: Tensor, v: Tensor, do: Tensor, dk: Tensor, dv: Tensor, slopes_H: Tensor, walk: Walk, tile: Tile, *,
     raw: tuple[Tensor, Tensor] | None = None,
-    init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None,
+    init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None, silu: bool = False,
 ) -> None:  # fmt: skip
-    """Write dk and dv [B, T, H, D]; D must equal E, else use two scans. ``raw`` are the raw k and v."""
+    """Write dk and dv [B, T, H, D]; D must equal E, else use two scans. ``raw`` are the raw k and v; with ``silu`` q, k
+    and v are raw too.
+    """
     batch, tokens, heads, d = q.shape
     k_raw, v_raw = (dk, dv) if raw is None else raw
     tensors = (q, k, v, do, dk, dv, k_raw, v_raw)
-    key_value_kernel[(walk.units(batch) * heads * 2 * ceil_div(d, tile.columns),)](
+    kernel, shape = _kernel("key_value", tensors, tile)
+    kernel[(walk.units(batch) * heads * 2 * ceil_div(d, tile.columns),)](
         *tensors, slopes_H, walk.bounds(True), walk.words(True), init, local, leave,
         *(x.stride(2) for x in tensors), tokens, heads, walk.segments, walk.share,
         *(x.stride(1) for x in tensors),
-        D=d, C=tile.chunk, BD=block_width(d), BE=tile.columns, **_modes(walk, tokens, tile),
-        HAS_INIT=init is not None, HAS_LOCAL=local is not None, LEAVE=leave is not None,
-        SILU_GRAD=raw is not None, PRECISION=precision(q.dtype), STAGES=tile.stages,
-        num_warps=tile.warps, num_stages=tile.stages,
+        **_modes(walk, tokens, tile), HAS_INIT=init is not None, HAS_LOCAL=local is not None,
+        LEAVE=leave is not None, SILU_GRAD=raw is not None, **shape, **({"RAW": True} if silu else {}),
     )  # fmt: skip
+
+
+def _kernel(role: str, tensors: tuple[Tensor, ...], tile: Tile) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a launch, and the block shape as it wants that."""
+    hopper, d = _hopper(), tensors[0].shape[3]
+    if hopper is not None and hopper_takes(tensors, tile):
+        kernel, stages = hopper.KERNELS[role]
+        return kernel, {"D": d, "C": tile.chunk, "BE": tile.columns, "STAGES": stages, "num_warps": 4}
+    shape = {
+        "D": d, "C": tile.chunk, "BD": block_width(d), "BE": tile.columns, "PRECISION": precision(tensors[0].dtype),
+        "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+    if role == "scan":
+        return scan_kernel, {"E": tensors[2].shape[3], **shape}
+    return key_value_kernel, shape
+
+
+def hopper_takes(tensors: tuple[Tensor, ...], tile: Tile) -> bool:
+    """Whether the walk for Hopper serves a launch: bfloat16 heads of 64 or 128 that can be copied by 16 bytes."""
+    x = tensors[0]
+    return (
+        HOPPER
+        and x.dtype == torch.bfloat16
+        and tile.chunk == 64
+        and capability(x.device) == (9, 0)
+        and x.shape[3] in (64, 128)
+        and all(y.shape[3] == x.shape[3] for y in tensors)
+        and all((y.stride(1) | y.stride(2)) % 8 == 0 and y.data_ptr() % 16 == 0 for y in tensors)
+    )
+
+
+@functools.lru_cache
+def _hopper() -> ModuleType | None:
+    """The walk for Hopper, if this Triton has what it is written in."""
+    try:
+        from mmkernels.lightning import hopper
+    except ImportError:
+        return None
+    return None if INTERPRETED else hopper
 
 
 def _modes(walk: Walk, tokens: int, tile: Tile) -> dict[str, bool]:

@@ -59,13 +59,12 @@ def unit_of_work(
 
 
 @triton.jit
-def entering_state(
-    init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads, segments, share, slope, tokens,
+def add_entering_state(
+    state, init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads, segments, share, slope, tokens,
     de, de_ok, HAS_INIT: tl.constexpr, HAS_LOCAL: tl.constexpr, SLOTS: tl.constexpr,
-    SIZE: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    SIZE: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """State before chunk ``lo`` of a row: the row's own, and what each earlier segment left behind."""
-    state = tl.zeros([BD, BE], tl.float32)
+    """``state`` and the one before chunk ``lo`` of a row: the row's own, and what each earlier segment left behind."""
     first, pad = 0, (C - tokens % C) % C
     if SLOTS:
         count = tl.load(words_ptr).to(tl.int32)
@@ -142,9 +141,9 @@ def walk_unit(
     i, d, e = tl.arange(0, C), tl.arange(0, BD), part * BE + tl.arange(0, BE)
     d_ok, e_ok = d < D, e < E
     de, de_ok = d[:, None] * state_d + e[None, :] * state_e, d_ok[:, None] & e_ok[None, :]
-    state = entering_state(
-        init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads, segments, share, slope, tokens,
-        de, de_ok, HAS_INIT, HAS_LOCAL, SLOTS, D * E, C, BD, BE,
+    state = add_entering_state(
+        tl.zeros([BD, BE], tl.float32), init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads,
+        segments, share, slope, tokens, de, de_ok, HAS_INIT, HAS_LOCAL, SLOTS, D * E, C,
     )  # fmt: skip
     # A reversed walk counts one step more when a token enters its state and one less when the state is read: then the
     # state before the walk is the gradient of the final state, and the one after it that of the initial state.

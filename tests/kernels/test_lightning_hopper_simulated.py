@@ -1,0 +1,90 @@
+"""The walk for Hopper, without one: its programs run as Python (`gluon_simulator.py`)."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+
+from mmkernels import silu_lightning_attention
+from mmkernels.lightning import fused, scan, tiling
+from tests.kernels.gluon_simulator import Simulated
+from tests.kernels.lightning_cases import SLOPES, assert_close, make_problem, run
+
+hopper = pytest.importorskip("mmkernels.lightning.hopper")
+WIDTH = 64
+BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
+PACKED = {
+    "shorter than a chunk": [0, 1, 2, 3, 7, 7, 20, 21, 30, 94],
+    "empty at both ends": [0, 0, 0, 40, 40, 190, 190],
+    "cuts on the grid": [0, 64, 128, 192, 256],
+    "spans many chunks": [0, 3, 270, 271, 300],
+    "one": [0, 150],
+}
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Simulated]:
+    """Launches on this CPU go to the simulator."""
+    kernels = {role: Simulated(kernel) for role, (kernel, _) in hopper.KERNELS.items()}
+    stages = {role: (kernels[role], stages) for role, (_, stages) in hopper.KERNELS.items()}
+    monkeypatch.setattr(scan, "HOPPER", True)
+    monkeypatch.setattr(scan, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(scan, "_hopper", lambda: types.SimpleNamespace(KERNELS=stages))
+    return kernels
+
+
+@pytest.fixture(params=["one segment", "many segments"])
+def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows walked whole, and cut into many segments."""
+    many = request.param == "many segments"
+    monkeypatch.setattr(tiling, "MIN_SEGMENT", 64 if many else 10**9)
+    monkeypatch.setattr(fused, "processors", lambda device: 10**6)
+
+
+def check(tokens: int, row_state: bool = False, **options: object) -> None:
+    options = {"slopes": SLOPES[:2], **options}
+    problem = make_problem(tokens, dtype=torch.bfloat16, widths=(WIDTH, WIDTH), row_state=row_state, **options)
+    got = run(problem, "triton", row_state=row_state)
+    assert_close(got, run(problem, "naive", torch.float64, row_state=row_state), BOUND)
+
+
+@pytest.mark.parametrize("tokens", [33, 64, 65, 128, 200])
+def test_lengths(tokens: int, segments: None, simulated: dict[str, Simulated]) -> None:
+    check(tokens)
+    check(tokens, states=False)
+    assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
+
+
+def test_slopes_and_rows_of_a_batch() -> None:
+    check(100, slopes=SLOPES[2:], batch=2)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed(name: str, segments: None, simulated: dict[str, Simulated]) -> None:
+    tokens = PACKED[name][-1]
+    check(tokens, cu_seqlens=PACKED[name], states=False)
+    check(tokens, cu_seqlens=PACKED[name], row_state=True)
+    assert simulated["scan"].launches == 4
+
+
+def test_documents_with_states_of_their_own() -> None:
+    check(300, cu_seqlens=[0, 3, 270, 271, 300])
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 30, 31, 150]], ids=str)
+def test_silu_inside(cu_seqlens: list[int] | None, segments: None, simulated: dict[str, Simulated]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    raw = torch.randn(1, 150, 2, 3 * WIDTH, generator=generator).bfloat16()
+    do = torch.randn(1, 150, 2, WIDTH, generator=generator).bfloat16()
+    cu = None if cu_seqlens is None else torch.tensor(cu_seqlens)
+    results = []
+    for backend, dtype in (("triton", torch.bfloat16), ("naive", torch.float64)):
+        x = raw.to(dtype, copy=True).requires_grad_()
+        o = silu_lightning_attention(x, SLOPES[:2], cu_seqlens=cu, backend=backend)
+        o.backward(do.to(dtype))
+        thirds = dict(zip(("dq", "dk", "dv"), x.grad.double().split(WIDTH, dim=-1), strict=True))
+        results.append({"o": o.detach().double(), **thirds})
+    assert_close(*results, BOUND)
+    assert simulated["scan"].launches == 2 and simulated["key_value"].launches == 1
