@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -108,6 +109,16 @@ def run(
     if initial is not None:
         result["dinitial"] = initial.grad.double()
     return {name: x.cpu() for name, x in result.items()}
+
+
+def cut_rows(monkeypatch: pytest.MonkeyPatch, into_chunks: bool) -> None:
+    """Make the Triton backend walk rows whole, or in segments of one chunk each, whatever would be fastest."""
+
+    def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tuple[int, int]:
+        length = chunk if into_chunks else -(-max(tokens, 1) // chunk) * chunk
+        return -(-max(tokens, 1) // length), length
+
+    monkeypatch.setattr("mmkernels.lightning.fused.segments_for", segments_for)
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmkernels import silu_lightning_attention
-from mmkernels.lightning import scan, tiling
-from tests.kernels.lightning_cases import SLOPES, assert_close, make_problem, run
+from mmkernels.lightning import choice
+from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,24 +30,22 @@ PACKED = {
 @pytest.fixture(autouse=True)
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each launch went to the walk for Hopper."""
-    monkeypatch.setattr(scan, "HOPPER", True)
+    monkeypatch.setattr(choice, "HOPPER", True)
     taken: list[bool] = []
-    plain = scan.hopper_takes
+    plain = choice.hopper_takes
 
     def hopper_takes(*arguments: object) -> bool:
         taken.append(plain(*arguments))
         return taken[-1]
 
-    monkeypatch.setattr(scan, "hopper_takes", hopper_takes)
+    monkeypatch.setattr(choice, "hopper_takes", hopper_takes)
     return taken
 
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows walked whole, and cut into many segments."""
-    many = request.param == "many segments"
-    monkeypatch.setattr(tiling, "MIN_SEGMENT", 64 if many else 10**9)
-    monkeypatch.setattr("mmkernels.lightning.fused.processors", lambda device: 10**6)
+    cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
 def check(tokens: int, row_state: bool = False, width: int = 128, **options: object) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import types
-
 import pytest
 import torch
 
 from mmkernels import silu_lightning_attention
-from mmkernels.lightning import fused, scan, tiling
+from mmkernels.lightning import choice, fused
 from tests.kernels.gluon_simulator import Simulated
-from tests.kernels.lightning_cases import SLOPES, assert_close, make_problem, run
+from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
 
 hopper = pytest.importorskip("mmkernels.lightning.hopper")
+hopper_states = pytest.importorskip("mmkernels.lightning.hopper_states")
 WIDTH = 64
 BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
 PACKED = {
@@ -27,20 +26,18 @@ PACKED = {
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Simulated]:
     """Launches on this CPU go to the simulator."""
-    kernels = {role: Simulated(kernel) for role, (kernel, _) in hopper.KERNELS.items()}
-    stages = {role: (kernels[role], stages) for role, (_, stages) in hopper.KERNELS.items()}
-    monkeypatch.setattr(scan, "HOPPER", True)
-    monkeypatch.setattr(scan, "capability", lambda device: (9, 0))
-    monkeypatch.setattr(scan, "_hopper", lambda: types.SimpleNamespace(KERNELS=stages))
+    plain = {**hopper.KERNELS, "states": (hopper_states.states_hopper_kernel, 3)}
+    kernels = {role: Simulated(kernel) for role, (kernel, _) in plain.items()}
+    monkeypatch.setattr(choice, "HOPPER", True)
+    monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(choice, "hopper_kernels", lambda: {role: (kernels[role], plain[role][1]) for role in plain})
     return kernels
 
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows walked whole, and cut into many segments."""
-    many = request.param == "many segments"
-    monkeypatch.setattr(tiling, "MIN_SEGMENT", 64 if many else 10**9)
-    monkeypatch.setattr(fused, "processors", lambda device: 10**6)
+    cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
 def check(tokens: int, row_state: bool = False, **options: object) -> None:
@@ -66,7 +63,9 @@ def test_packed(name: str, segments: None, simulated: dict[str, Simulated]) -> N
     tokens = PACKED[name][-1]
     check(tokens, cu_seqlens=PACKED[name], states=False)
     check(tokens, cu_seqlens=PACKED[name], row_state=True)
-    assert simulated["scan"].launches == 4
+    assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
+    many = fused.segments_for(1, tokens, 64, 1)[0] > 1
+    assert simulated["states"].launches == (4 if many else 0)
 
 
 def test_documents_with_states_of_their_own() -> None:

@@ -15,7 +15,7 @@ from mmkernels import (
     silu_lightning_attention,
 )
 from mmkernels.lightning import tiling
-from tests.kernels.lightning_cases import SLOPES, assert_close, make_problem, run
+from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bfloat16 off where a GPU rounds.
@@ -46,9 +46,7 @@ def _poison(x: Tensor) -> Tensor:
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows walked whole, and cut into many segments."""
-    many = request.param == "many segments"
-    monkeypatch.setattr(tiling, "MIN_SEGMENT", 16 if many else 10**9)
-    monkeypatch.setattr("mmkernels.lightning.fused.processors", lambda device: 10**6)
+    cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
 def check(tokens: int, bound: float | None = None, row_state: bool = False, **options: object) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.errors import KernelArgumentError
-from mmkernels.lightning.scan import hopper_takes, scan, scan_keys_values
+from mmkernels.lightning import choice
+from mmkernels.lightning.scan import scan, scan_keys_values
 from mmkernels.lightning.slots import document_slots
 from mmkernels.lightning.states import segment_states
 from mmkernels.lightning.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
@@ -151,7 +152,7 @@ class _SiluAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call, recompute: bool) -> Tensor:
-        inside = hopper_takes(_thirds(qkv_BTHX), call.tile)
+        inside = choice.hopper_takes(_thirds(qkv_BTHX), call.tile)
         act_BTHX = qkv_BTHX if inside else F.silu(qkv_BTHX)
         o, _, local = attend(call, *_thirds(act_BTHX), None, False, silu=inside)
         ctx.call = call
@@ -164,7 +165,7 @@ class _SiluAttention(torch.autograd.Function):
         raw_BTHX, act_BTHX, local = ctx.saved_tensors
         grad_BTHX, do = torch.empty_like(raw_BTHX), rows_in_line(do)
         raw, grads = _thirds(raw_BTHX), _thirds(grad_BTHX)
-        inside = act_BTHX is None and hopper_takes((do, *raw, *grads), ctx.call.tile)
+        inside = act_BTHX is None and choice.hopper_takes((do, *raw, *grads), ctx.call.tile)
         with on_device(do):
             if not inside:
                 act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX

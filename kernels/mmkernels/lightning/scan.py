@@ -8,22 +8,16 @@ Shape letters: B batch rows, T tokens, H heads, D width of a and b, E width of c
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmkernels.lightning import choice
 from mmkernels.lightning.tile import either
-from mmkernels.lightning.tiling import Tile, Walk, block_width, capability, ceil_div, precision
+from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
 from mmkernels.lightning.walk import walk_unit
-from mmkernels.triton_support import INTERPRETED
-
-HOPPER = False
-"""Whether Hopper GPUs take the walk that is written for them (`hopper.py`): not before it has been measured on one."""
 
 
 @triton.jit
@@ -147,9 +141,9 @@ def scan_keys_values(
 
 def _kernel(role: str, tensors: tuple[Tensor, ...], tile: Tile) -> tuple[Any, dict[str, Any]]:
     """The kernel of a launch, and the block shape as it wants that."""
-    hopper, d = _hopper(), tensors[0].shape[3]
-    if hopper is not None and hopper_takes(tensors, tile):
-        kernel, stages = hopper.KERNELS[role]
+    d = tensors[0].shape[3]
+    if choice.hopper_takes(tensors, tile):
+        kernel, stages = choice.hopper_kernels()[role]
         return kernel, {"D": d, "C": tile.chunk, "BE": tile.columns, "STAGES": stages, "num_warps": 4}
     shape = {
         "D": d, "C": tile.chunk, "BD": block_width(d), "BE": tile.columns, "PRECISION": precision(tensors[0].dtype),
@@ -158,30 +152,6 @@ def _kernel(role: str, tensors: tuple[Tensor, ...], tile: Tile) -> tuple[Any, di
     if role == "scan":
         return scan_kernel, {"E": tensors[2].shape[3], **shape}
     return key_value_kernel, shape
-
-
-def hopper_takes(tensors: tuple[Tensor, ...], tile: Tile) -> bool:
-    """Whether the walk for Hopper serves a launch: bfloat16 heads of 64 or 128 that can be copied by 16 bytes."""
-    x = tensors[0]
-    return (
-        HOPPER
-        and x.dtype == torch.bfloat16
-        and tile.chunk == 64
-        and capability(x.device) == (9, 0)
-        and x.shape[3] in (64, 128)
-        and all(y.shape[3] == x.shape[3] for y in tensors)
-        and all((y.stride(1) | y.stride(2)) % 8 == 0 and y.data_ptr() % 16 == 0 for y in tensors)
-    )
-
-
-@functools.lru_cache
-def _hopper() -> ModuleType | None:
-    """The walk for Hopper, if this Triton has what it is written in."""
-    try:
-        from mmkernels.lightning import hopper
-    except ImportError:
-        return None
-    return None if INTERPRETED else hopper
 
 
 def _modes(walk: Walk, tokens: int, tile: Tile) -> dict[str, bool]:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmkernels.lightning import choice
 from mmkernels.lightning.slots import Slots, document_spans, slot_opened, slot_pad, slot_start
 from mmkernels.lightning.tile import LOG2E, dot_add, load_tile, loss_over, silu, walk_base
 from mmkernels.lightning.tiling import Tile, block_width, ceil_div, precision
@@ -142,7 +143,16 @@ def segment_states(
     words, documents = (
         (None, cu_seqlens) if slots is None else (slots.words_2N[int(reverse)], slots.origins_2N[int(reverse)])
     )
-    states_kernel[(batch * given * heads * ceil_div(e, tile.columns),)](
+    grid = (batch * given * heads * ceil_div(e, tile.columns),)
+    if cu_seqlens is None and choice.hopper_takes((b, c), tile):
+        kernel, stages = choice.hopper_kernels()["states"]
+        kernel[grid](
+            b, c, slopes_H, documents, words, local, b.stride(2), c.stride(2), tokens, heads, segments, given, length,
+            pad, b_token=b.stride(1), c_token=c.stride(1), D=d, C=tile.chunk, BE=tile.columns, REVERSE=reverse,
+            SLOTS=slots is not None, B_RAW=silu[0], C_RAW=silu[1], STAGES=stages, num_warps=4,
+        )  # fmt: skip
+        return local
+    states_kernel[grid](
         b, c, slopes_H, documents, words, local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
         tokens, heads, segments, given, length, pad, 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, SLOTS=slots is not None,
