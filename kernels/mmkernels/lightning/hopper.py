@@ -66,9 +66,13 @@ def walk_hopper(
     REVERSE: gl.constexpr, MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr,
     HAS_INIT: gl.constexpr, HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr,
     STAGES: gl.constexpr, A_RAW: gl.constexpr = False, B_RAW: gl.constexpr = False, C_RAW: gl.constexpr = False,
-    b_raw=True, c_raw=True,
+    b_raw=True, c_raw=True, WEIGH_B: gl.constexpr = False,
 ):  # fmt: skip
-    """``walk.walk_unit``. A_RAW, B_RAW, C_RAW: a, b, c are SiLU of what is in memory; b, c if ``b_raw``, ``c_raw``."""
+    """``walk.walk_unit``. A_RAW, B_RAW, C_RAW: a, b, c are SiLU of what is in memory; b, c if ``b_raw``, ``c_raw``.
+
+    Of each pair that enters the state one side takes the decay, and is rounded once more: c, which is half as large, or
+    with WEIGH_B b. Over b's columns the next product sums, so that those errors average out where c's do not.
+    """
     AB: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     CE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BE, BE // 8], [4, 1], [1, 0])
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BE, 16])
@@ -78,7 +82,7 @@ def walk_hopper(
     a_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], wide)
     b_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], wide)
     c_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BE], slim)
-    weighted_s = gl.allocate_shared_memory(gl.bfloat16, [C, BE], slim)
+    weighted_s = gl.allocate_shared_memory(gl.bfloat16, [C, D if WEIGH_B else BE], wide if WEIGH_B else slim)
     state_s = gl.allocate_shared_memory(
         gl.bfloat16, [D, BE], gl.NVMMASharedLayout.get_default_for([D, BE], gl.bfloat16)
     )
@@ -117,7 +121,8 @@ def walk_hopper(
     i, j = gl.arange(0, C, layout=gl.SliceLayout(1, SCORES)), gl.arange(0, C, layout=gl.SliceLayout(0, SCORES))
     lag = i[:, None] - j[None, :]
     decay = gl.where(lag >= 0, gl.exp2(-slope * LOG2E * lag), 0.0)
-    outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - slim_row))
+    weighed_row = row if WEIGH_B else slim_row
+    outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - weighed_row))
     out_row = gl.arange(0, C, layout=gl.SliceLayout(1, MMA))
     into = gl.exp2(-slope * LOG2E * (out_row + 1 - SHIFT))
     lost = loss_over(slope, C)
@@ -171,7 +176,7 @@ def walk_hopper(
 
         seen, leaving, loss = into, outof, lost
         if MASKED:
-            leaving = gl.where(slim_row >= pad, leaving, 0.0)
+            leaving = gl.where(weighed_row >= pad, leaving, 0.0)
         if MASKED and HAS_INIT:  # else no state meets padding
             seen = gl.exp2(-slope * LOG2E * gl.maximum(out_row + 1 - SHIFT - pad, 0))
             loss = loses
@@ -179,13 +184,16 @@ def walk_hopper(
             forgets = (n + 1 == until) & (until < count)  # another document follows
             leaving = gl.where(forgets, 0.0, leaving)
             loss = gl.where(forgets, 1.0, loss)
-        c_tile = c_s.index(buffer).load(CE).to(gl.float32)
-        weighted_s.store((c_tile * leaving[:, None]).to(gl.bfloat16))
+        weighed = b_s.index(buffer).load(AB) if WEIGH_B else c_s.index(buffer).load(CE)
+        weighted_s.store((weighed.to(gl.float32) * leaving[:, None]).to(gl.bfloat16))
         state_s.store(state.to(gl.bfloat16))
         kept = state - loss * state
         fence_async_shared()
         o = warpgroup_mma(a_s.index(buffer), state_s, none, use_acc=False, is_async=True)
-        updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
+        if WEIGH_B:
+            updated = warpgroup_mma(weighted_s.permute((1, 0)), c_s.index(buffer), kept, is_async=True)
+        else:
+            updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
         scores = warpgroup_mma_wait(2, deps=[scores]) * decay
         if MASKED:
             scores = gl.where(j[None, :] >= pad, scores, 0.0)
@@ -259,7 +267,7 @@ def key_value_hopper_kernel(
     D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
     MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr, HAS_INIT: gl.constexpr,
     HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr, STAGES: gl.constexpr,
-    RAW: gl.constexpr = False,
+    RAW: gl.constexpr = False, WEIGH_B: gl.constexpr = True,
 ):  # fmt: skip
     """`scan.key_value_kernel`; RAW: q, k and v are SiLU of what lies in memory."""
     pid = gl.program_id(0)
@@ -277,7 +285,7 @@ def key_value_hopper_kernel(
         either(keys, v_token, k_token), either(keys, do_token, q_token), either(keys, q_token, do_token),
         either(keys, dk_token, dv_token), either(keys, k_raw_token, v_raw_token),
         D, C, BE, True, MASKED, SLOTS, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES,
-        RAW, RAW, RAW, pid % (2 * PARTS) < PARTS, keys,
+        RAW, RAW, RAW, pid % (2 * PARTS) < PARTS, keys, WEIGH_B and not RAW,
     )  # fmt: skip
 
 
