@@ -44,17 +44,46 @@ def load_cursor(n, pad, until, hi, words_ptr, C: gl.constexpr, SLOTS: gl.constex
 
 
 @gluon.jit
-def copy_rows(target, source, at, row, pad, wanted, MASKED: gl.constexpr):
+def copy_rows(target, source, row, pad, wanted, MASKED: gl.constexpr):
     """Ask for a tile; rows before ``pad`` stay as they are."""
     if not MASKED:
         pad = 0
-    copy_async(target, source + at, mask=((row >= pad) & wanted)[:, None])
+    copy_async(target, source, mask=((row >= pad) & wanted)[:, None])
+
+
+@gluon.jit
+def copy_chunk(
+    a_s, b_s, c_s, raw_s, a, b, c, raw, row, slim_row, pad, wanted, MASKED: gl.constexpr, SILU_GRAD: gl.constexpr
+):
+    """Ask for all tiles of a chunk, as one group."""
+    copy_rows(a_s, a, row, pad, wanted, MASKED)
+    copy_rows(b_s, b, row, pad, wanted, MASKED)
+    copy_rows(c_s, c, slim_row, pad, wanted, MASKED)
+    if SILU_GRAD:
+        copy_rows(raw_s, raw, slim_row, pad, wanted, MASKED)
+    async_copy.commit_group()
 
 
 @gluon.jit
 def activate(tile, LAYOUT: gl.constexpr):
     """SiLU of a tile in shared memory, in place."""
     tile.store(silu(tile.load(LAYOUT)))
+
+
+@gluon.jit
+def activate_chunk(
+    a_s, b_s, c_s, WIDE: gl.constexpr, SLIM: gl.constexpr,
+    A_RAW: gl.constexpr, B_RAW: gl.constexpr, C_RAW: gl.constexpr, b_raw, c_raw,
+):  # fmt: skip
+    """SiLU of what holds raw values."""
+    if A_RAW:
+        activate(a_s, WIDE)
+    if B_RAW:
+        if b_raw:
+            activate(b_s, WIDE)
+    if C_RAW:
+        if c_raw:
+            activate(c_s, SLIM)
 
 
 @gluon.jit
@@ -86,8 +115,7 @@ def walk_hopper(
     state_s = gl.allocate_shared_memory(
         gl.bfloat16, [D, BE], gl.NVMMASharedLayout.get_default_for([D, BE], gl.bfloat16)
     )
-    if SILU_GRAD:
-        raw_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BE], slim)
+    raw_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BE], slim) if SILU_GRAD else c_s
 
     batch, lo, hi, start, pad, ends = unit_of_work(
         z, bounds_ptr, words_ptr, segments, share, tokens, C, REVERSE, SLOTS, DOCUMENTS
@@ -138,38 +166,25 @@ def walk_hopper(
 
     ahead, ahead_pad, ahead_until = lo, pad, until
     for s in gl.static_range(STAGES - 1):
-        wanted = ahead < hi
-        copy_rows(a_s.index(s), a, a_at, row, ahead_pad, wanted, MASKED)
-        copy_rows(b_s.index(s), b, b_at, row, ahead_pad, wanted, MASKED)
-        copy_rows(c_s.index(s), c, c_at, slim_row, ahead_pad, wanted, MASKED)
-        if SILU_GRAD:
-            copy_rows(raw_s.index(s), raw, raw_at, slim_row, ahead_pad, wanted, MASKED)
-        async_copy.commit_group()
+        copy_chunk(
+            a_s.index(s), b_s.index(s), c_s.index(s), raw_s.index(s), a + a_at, b + b_at, c + c_at, raw + raw_at,
+            row, slim_row, ahead_pad, ahead < hi, MASKED, SILU_GRAD,
+        )  # fmt: skip
         ahead_pad, ahead_until, advance = load_cursor(ahead, ahead_pad, ahead_until, hi, words_ptr, C, SLOTS)
         ahead = ahead + 1
         a, b, c, raw = a + advance * a_step, b + advance * b_step, c + advance * c_step, raw + advance * raw_step
     async_copy.wait_group(STAGES - 2)
-    if A_RAW:
-        activate(a_s.index(0), AB)
-    if B_RAW:
-        if b_raw:
-            activate(b_s.index(0), AB)
-    if C_RAW:
-        if c_raw:
-            activate(c_s.index(0), CE)
+    activate_chunk(a_s.index(0), b_s.index(0), c_s.index(0), AB, CE, A_RAW, B_RAW, C_RAW, b_raw, c_raw)
     fence_async_shared()
     scores = warpgroup_mma(a_s.index(0), b_s.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
     buffer = 0
     for n in range(lo, hi):
         following = gl.where(buffer == STAGES - 1, 0, buffer + 1)
         free = gl.where(buffer == 0, STAGES - 1, buffer - 1)  # of the chunk before: its products are done
-        wanted = ahead < hi
-        copy_rows(a_s.index(free), a, a_at, row, ahead_pad, wanted, MASKED)
-        copy_rows(b_s.index(free), b, b_at, row, ahead_pad, wanted, MASKED)
-        copy_rows(c_s.index(free), c, c_at, slim_row, ahead_pad, wanted, MASKED)
-        if SILU_GRAD:
-            copy_rows(raw_s.index(free), raw, raw_at, slim_row, ahead_pad, wanted, MASKED)
-        async_copy.commit_group()
+        copy_chunk(
+            a_s.index(free), b_s.index(free), c_s.index(free), raw_s.index(free), a + a_at, b + b_at, c + c_at,
+            raw + raw_at, row, slim_row, ahead_pad, ahead < hi, MASKED, SILU_GRAD,
+        )  # fmt: skip
         ahead_pad, ahead_until, advance = load_cursor(ahead, ahead_pad, ahead_until, hi, words_ptr, C, SLOTS)
         ahead = ahead + 1
         a, b, c, raw = a + advance * a_step, b + advance * b_step, c + advance * c_step, raw + advance * raw_step
@@ -200,14 +215,9 @@ def walk_hopper(
         scores = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, MMA, 2))
         if A_RAW or B_RAW or C_RAW:
             async_copy.wait_group(STAGES - 2)
-        if A_RAW:
-            activate(a_s.index(following), AB)
-        if B_RAW:
-            if b_raw:
-                activate(b_s.index(following), AB)
-        if C_RAW:
-            if c_raw:
-                activate(c_s.index(following), CE)
+        activate_chunk(
+            a_s.index(following), b_s.index(following), c_s.index(following), AB, CE, A_RAW, B_RAW, C_RAW, b_raw, c_raw
+        )
         o = warpgroup_mma_wait(1, deps=[o])
         o = warpgroup_mma(scores, c_s.index(buffer), o * seen[:, None], is_async=True)
         if not (A_RAW or B_RAW or C_RAW):

@@ -64,8 +64,8 @@ def states_hopper_kernel(
     b_s.index(0).store(gl.zeros([C, D], gl.bfloat16, AB))  # rows that no copy fills meet zeros: they must be numbers
     before = first - begin
     for s in gl.static_range(STAGES - 1):
-        copy_rows(b_s.index(s), b, b_at, row, before, s < chunks, s == 0)
-        copy_rows(c_s.index(s), c, c_at, slim_row, before, s < chunks, s == 0)
+        copy_rows(b_s.index(s), b + b_at, row, before, s < chunks, s == 0)
+        copy_rows(c_s.index(s), c + c_at, slim_row, before, s < chunks, s == 0)
         async_copy.commit_group()
         b, c = b + C * b_step, c + C * c_step
     async_copy.wait_group(STAGES - 2)
@@ -75,8 +75,8 @@ def states_hopper_kernel(
     for n in range(0, chunks):
         following = gl.where(buffer == STAGES - 1, 0, buffer + 1)
         free = gl.where(buffer == 0, STAGES - 1, buffer - 1)
-        copy_rows(b_s.index(free), b, b_at, row, 0, n + STAGES - 1 < chunks, False)
-        copy_rows(c_s.index(free), c, c_at, slim_row, 0, n + STAGES - 1 < chunks, False)
+        copy_rows(b_s.index(free), b + b_at, row, 0, n + STAGES - 1 < chunks, False)
+        copy_rows(c_s.index(free), c + c_at, slim_row, 0, n + STAGES - 1 < chunks, False)
         async_copy.commit_group()
         b, c = b + C * b_step, c + C * c_step
         c_tile = c_s.index(buffer).load(CE)
