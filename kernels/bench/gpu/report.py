@@ -70,6 +70,8 @@ def header(result: Mapping[str, Any]) -> list[str]:
     ]
     if result["fla_missing"]:
         lines += ["", f"flash-linear-attention could not be imported ({result['fla_missing']}): its cells are empty."]
+    if result.get("note"):
+        lines += ["", result["note"]]
     return [*lines, "", goal_line(result)]
 
 

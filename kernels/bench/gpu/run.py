@@ -66,6 +66,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE.parent / "results", help="folder of the files (%(default)s)")
     parser.add_argument("--only", type=_groups, default=list(GROUPS), help=f"some of {','.join(GROUPS)}")
     parser.add_argument("--quick", action="store_true", help="up to 32K tokens, few repetitions")
+    parser.add_argument("--note", default="", help="a sentence for the report: what else was run on this machine")
     return parser.parse_args(arguments)
 
 
@@ -112,6 +113,7 @@ def start(args: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
         "copy_gbps": tidy(copy),
         "matmul_tflops": tidy(matmul),
         "quick": args.quick,
+        "note": args.note,
         "groups": args.only,
         "group_seconds": {},
     }
