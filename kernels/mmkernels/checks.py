@@ -11,8 +11,8 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL_DTYPES = (*TRITON_DTYPES, torch.float64)
 
 
-def check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Refuse what is no tensor of these dimensions and dtypes with a contiguous last dimension.
+def check_kind(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse what is no tensor of these dimensions and dtypes.
 
     Raises:
         KernelArgumentError: names the argument, what it was, and what is allowed.
@@ -23,6 +23,12 @@ def check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...
         raise KernelArgumentError(name, f"shape {list(x.shape)}", f"{ndim} dimensions")
     if x.dtype not in dtypes:
         raise KernelArgumentError(name, f"dtype {x.dtype}", " or ".join(str(dtype) for dtype in dtypes))
+
+
+def check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    """The same, with a contiguous last dimension."""
+    check_kind(name, x, ndim, dtypes)
+    assert isinstance(x, Tensor)
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         raise KernelArgumentError(name, f"strides {list(x.stride())}", "a contiguous last dimension (stride 1)")
 

@@ -17,6 +17,14 @@ from mmkernels.lightning.validate import state_dtype
 
 # The steepest slope of the released model, its flattest, and both ends of the promised range.
 SLOPES = torch.tensor([0.917, 0.0004, 1e-6, 1.0])
+# Packed rows for kernels whose chunks have 64 tokens.
+PACKED_CHUNKS = {
+    "shorter than a chunk": [0, 1, 2, 3, 7, 7, 20, 21, 30, 94],
+    "empty at both ends": [0, 0, 0, 40, 40, 190, 190],
+    "cuts on the grid": [0, 64, 128, 192, 256],
+    "span many chunks": [0, 3, 270, 271, 300],
+    "one": [0, 150],
+}
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 
 from mmkernels import silu_lightning_attention
 from mmkernels.lightning import choice
-from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
+from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,13 +18,6 @@ pytestmark = [
     ),
 ]
 BOUND = 6e-3
-PACKED = {
-    "shorter than a chunk": [0, 1, 2, 3, 7, 7, 20, 21, 30, 94],
-    "empty at both ends": [0, 0, 0, 40, 40, 190, 190],
-    "cuts on the grid": [0, 64, 128, 192, 512],
-    "span many chunks": [0, 3, 600, 601, 1300],
-    "one": [0, 777],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +60,13 @@ def test_rows_of_a_batch_are_apart(segments: None) -> None:
 
 
 @pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", PACKED_CHUNKS)
 def test_packed(name: str, width: int, segments: None, spied: list[bool]) -> None:
-    tokens = PACKED[name][-1]
-    check(tokens, width=width, cu_seqlens=PACKED[name], states=False)
-    check(tokens, width=width, cu_seqlens=PACKED[name], row_state=True)
+    tokens = PACKED_CHUNKS[name][-1]
+    check(tokens, width=width, cu_seqlens=PACKED_CHUNKS[name], states=False)
+    check(tokens, width=width, cu_seqlens=PACKED_CHUNKS[name], row_state=True)
     assert spied and all(spied)
-    check(tokens, width=width, cu_seqlens=PACKED[name])
+    check(tokens, width=width, cu_seqlens=PACKED_CHUNKS[name])
 
 
 @pytest.mark.parametrize("width", [64, 128])

@@ -8,19 +8,12 @@ import torch
 from mmkernels import silu_lightning_attention
 from mmkernels.lightning import choice, fused
 from tests.kernels.gluon_simulator import Simulated
-from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
+from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
 hopper = pytest.importorskip("mmkernels.lightning.hopper")
 hopper_states = pytest.importorskip("mmkernels.lightning.hopper_states")
 WIDTH = 64
 BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
-PACKED = {
-    "shorter than a chunk": [0, 1, 2, 3, 7, 7, 20, 21, 30, 94],
-    "empty at both ends": [0, 0, 0, 40, 40, 190, 190],
-    "cuts on the grid": [0, 64, 128, 192, 256],
-    "spans many chunks": [0, 3, 270, 271, 300],
-    "one": [0, 150],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +51,11 @@ def test_slopes_and_rows_of_a_batch() -> None:
     check(100, slopes=SLOPES[2:], batch=2)
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", PACKED_CHUNKS)
 def test_packed(name: str, segments: None, simulated: dict[str, Simulated]) -> None:
-    tokens = PACKED[name][-1]
-    check(tokens, cu_seqlens=PACKED[name], states=False)
-    check(tokens, cu_seqlens=PACKED[name], row_state=True)
+    tokens = PACKED_CHUNKS[name][-1]
+    check(tokens, cu_seqlens=PACKED_CHUNKS[name], states=False)
+    check(tokens, cu_seqlens=PACKED_CHUNKS[name], row_state=True)
     assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
     many = fused.segments_for(1, tokens, 64, 1)[0] > 1
     assert simulated["states"].launches == (4 if many else 0)

@@ -230,6 +230,23 @@ def test_the_promised_widths(width: int, dtype: torch.dtype, packed: bool) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("cu_seqlens", [None, [0, 30, 31, 700]])
+def test_silu_in_bfloat16(cu_seqlens: list[int] | None, recompute: bool) -> None:
+    """SiLU's derivative by the approximate hyperbolic tangent."""
+    generator = torch.Generator().manual_seed(3)
+    raw, do = (torch.randn(1, 700, 4, n, generator=generator).bfloat16().cuda() for n in (3 * 128, 128))
+    cu, results = None if cu_seqlens is None else torch.tensor(cu_seqlens, device="cuda"), []
+    for backend, dtype in (("triton", torch.bfloat16), ("chunked", torch.float64)):
+        x = raw.to(dtype, copy=True).requires_grad_()
+        o = silu_lightning_attention(x, SLOPES.cuda(), cu_seqlens=cu, recompute=recompute, backend=backend)
+        o.backward(do.to(dtype))
+        thirds = zip(("dq", "dk", "dv"), x.grad.double().cpu().split(128, dim=-1), strict=True)
+        results.append({"o": o.detach().double().cpu(), **dict(thirds)})
+    assert_close(*results, 1e-2)
+
+
+@pytest.mark.gpu
 def test_no_drift_over_a_million_tokens() -> None:
     tokens, width = 1 << 20, 64
     x = torch.randn(1, tokens, 2, 3 * width, device="cuda", generator=torch.Generator("cuda").manual_seed(2))

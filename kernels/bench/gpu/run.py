@@ -101,7 +101,7 @@ def measure(bench: Bench, names: list[str], result: dict[str, Any], path: Path) 
 def start(args: argparse.Namespace) -> tuple[Bench, dict[str, Any]]:
     """Measure the machine; the bench, and the result without rows."""
     timer, launched = machine.gpu_timer(args.quick), machine.launched_timer(args.quick)
-    copy, matmul = machine.copy_gbps(launched), machine.matmul_tflops(timer)
+    copy, matmul = machine.copy_gbps(launched), machine.matmul_tflops(launched)
     limit = QUICK_LIMIT if args.quick else None
     device = torch.cuda.get_device_name()
     result = {

@@ -91,8 +91,8 @@ def silu_lightning_attention(
         qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, of k and of v, as in the released code.
         slopes_H: decay slopes, as for :func:`lightning_attention`.
         cu_seqlens: offsets of the documents of one packed row, likewise.
-        recompute: keep the projection alone and compute its SiLU again in backward. That halves what a layer keeps and
-            costs one more pass over the projection; where a whole block is recomputed anyway, it saves nothing. The
+        recompute: keep the projection alone and compute its SiLU again in backward. That halves what this call keeps
+            and costs one more pass over the projection; where a whole block is recomputed anyway, it saves nothing. The
             torch backends always keep SiLU's result.
         backend: likewise.
         check_values: likewise.

@@ -58,8 +58,7 @@ class Call:
             return None
         return segment_states(
             b, c, self.slopes_H, self.tile, segments=walk.segments, length=walk.share * chunk, given=walk.segments - 1,
-            pad=-b.shape[1] % chunk, slots=walk.slots, reverse=reverse,
-            silu=silu,
+            pad=-b.shape[1] % chunk, slots=walk.slots, reverse=reverse, silu=silu,
         )  # fmt: skip
 
 
@@ -98,20 +97,9 @@ def differentiate(
     if q.shape[3] == v.shape[3]:
         pair = None if raw is None else (k_raw, v_raw)
         scan_keys_values(
-            q,
-            k,
-            v,
-            do,
-            dk,
-            dv,
-            slopes,
-            walk,
-            pair_tile(tile, raw is not None),
-            raw=pair,
-            leave=dinitial,
-            silu=silu,
+            q, k, v, do, dk, dv, slopes, walk, pair_tile(tile, raw is not None), raw=pair, leave=dinitial, silu=silu,
             **states,
-        )
+        )  # fmt: skip
     else:
         scan(k, q, do, dv, slopes, walk, tile, reverse=True, raw=v_raw, leave=dinitial, **states)
         other = scan_tile(q.dtype, v.shape[3], q.shape[3], tile.chunk)

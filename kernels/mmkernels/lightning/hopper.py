@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from mmkernels.lightning.slots import slot_pad, slot_until
-from mmkernels.lightning.tile import LOG2E, either, loss_over, silu, silu_slope, walk_base
+from mmkernels.lightning.tile import LOG2E, either, for_role, loss_over, silu, silu_slope, walk_base
 from mmkernels.lightning.walk import add_entering_state, unit_of_work
 
 # Triton 3.9 renamed it, and left a stub under the old name.
@@ -121,14 +121,12 @@ def walk_hopper(
         z, bounds_ptr, words_ptr, segments, share, tokens, C, REVERSE, SLOTS, DOCUMENTS
     )
     owner = z if DOCUMENTS else batch
-    a, a_step = walk_base(a_ptr, batch, head, a_token, a_head, tokens, REVERSE)
-    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, REVERSE)
-    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, REVERSE)
-    out, out_step = walk_base(out_ptr, batch, head, out_token, out_head, tokens, REVERSE)
-    raw, raw_step = walk_base(raw_ptr, batch, head, raw_token, raw_head, tokens, REVERSE)
-    at = gl.cast(start, gl.int64)
-    a, b, c = a + at * a_step, b + at * b_step, c + at * c_step + part * BE
-    out, raw = out + at * out_step + part * BE, raw + at * raw_step + part * BE
+    a, a_step = walk_base(a_ptr, batch, head, a_token, a_head, tokens, start, REVERSE)
+    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, start, REVERSE)
+    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, start, REVERSE)
+    out, out_step = walk_base(out_ptr, batch, head, out_token, out_head, tokens, start, REVERSE)
+    raw, raw_step = walk_base(raw_ptr, batch, head, raw_token, raw_head, tokens, start, REVERSE)
+    c, out, raw = c + part * BE, out + part * BE, raw + part * BE
     slope = gl.load(slopes_ptr + head).to(gl.float32)
 
     row, col = gl.arange(0, C, layout=gl.SliceLayout(1, AB)), gl.arange(0, D, layout=gl.SliceLayout(0, AB))
@@ -283,11 +281,12 @@ def key_value_hopper_kernel(
     pid = gl.program_id(0)
     PARTS: gl.constexpr = D // BE
     keys = pid % (2 * PARTS) >= PARTS
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = k_ptr, q_ptr, do_ptr, dv_ptr, v_raw_ptr
-    a_head, b_head, c_head, out_head, raw_head = k_head, q_head, do_head, dv_head, v_raw_head
-    if keys:
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = v_ptr, do_ptr, q_ptr, dk_ptr, k_raw_ptr
-        a_head, b_head, c_head, out_head, raw_head = v_head, do_head, q_head, dk_head, k_raw_head
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = for_role(
+        keys, q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr
+    )
+    a_head, b_head, c_head, out_head, raw_head = for_role(
+        keys, q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head
+    )
     walk_hopper(
         a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
         a_head, b_head, c_head, out_head, raw_head, gl.where(keys, 1, D), gl.where(keys, D, 1), tokens, heads, segments,

@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from mmkernels.lightning.hopper import activate, copy_rows
-from mmkernels.lightning.states import slot_segment
+from mmkernels.lightning.states import stretch
 from mmkernels.lightning.tile import LOG2E, loss_over, silu, walk_base
 
 
@@ -41,20 +41,15 @@ def states_hopper_kernel(
     PARTS: gl.constexpr = D // BE
     part, head, z = pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads)
     batch, segment = z // given, z % given
-    if SLOTS:
-        first, hi = slot_segment(words_ptr, origins_ptr, segment, segments, C)
-    else:
-        first = gl.maximum(segment * length - pad, 0)
-        hi = gl.minimum((segment + 1) * length - pad, tokens)
     slope = gl.load(slopes_ptr + head).to(gl.float32)
+    first, hi, chunks = stretch(
+        origins_ptr, words_ptr, segment, segments, length, pad, 0, slope, tokens, C, REVERSE, SLOTS, False
+    )
     SHIFT: gl.constexpr = 1 if REVERSE else 0
-    reach = gl.minimum((hi - first).to(gl.float32), 30.0 / gl.maximum(slope * LOG2E, 1e-30) + 1.0).to(gl.int32)
-    chunks = (reach + C - 1) // C
     begin = hi - chunks * C  # chunks end where the segment ends; the first one may begin before ``first``
-    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, REVERSE)
-    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, REVERSE)
-    at = gl.cast(begin, gl.int64)
-    b, c = b + at * b_step, c + at * c_step + part * BE
+    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, begin, REVERSE)
+    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, begin, REVERSE)
+    c += part * BE
     row, col = gl.arange(0, C, layout=gl.SliceLayout(1, AB)), gl.arange(0, D, layout=gl.SliceLayout(0, AB))
     slim_row, slim_col = gl.arange(0, C, layout=gl.SliceLayout(1, CE)), gl.arange(0, BE, layout=gl.SliceLayout(0, CE))
     b_at, c_at = row[:, None] * b_step + col[None, :], slim_row[:, None] * c_step + slim_col[None, :]

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmkernels.lightning import choice
-from mmkernels.lightning.tile import either
+from mmkernels.lightning.tile import either, for_role
 from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
 from mmkernels.lightning.walk import walk_unit
 
@@ -60,15 +60,12 @@ def key_value_kernel(
     PARTS: tl.constexpr = (D + BE - 1) // BE
     part, head, z = pid % PARTS, pid // (2 * PARTS) % heads, pid // (2 * PARTS * heads)
     keys = pid % (2 * PARTS) >= PARTS
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = k_ptr, q_ptr, do_ptr, dv_ptr, v_raw_ptr
-    if keys:
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = v_ptr, do_ptr, q_ptr, dk_ptr, k_raw_ptr
-    a_head, b_head, c_head = (
-        tl.where(keys, v_head, k_head),
-        tl.where(keys, do_head, q_head),
-        tl.where(keys, q_head, do_head),
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = for_role(
+        keys, q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr
     )
-    out_head, raw_head = tl.where(keys, dk_head, dv_head), tl.where(keys, k_raw_head, v_raw_head)
+    a_head, b_head, c_head, out_head, raw_head = for_role(
+        keys, q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head
+    )
     walk_unit(
         a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
         a_head, b_head, c_head, out_head, raw_head, tl.where(keys, 1, D), tl.where(keys, D, 1),

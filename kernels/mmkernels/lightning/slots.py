@@ -68,6 +68,13 @@ def document_spans(cu_ptr, index, documents, tokens):
 
 
 @triton.jit
+def slot_share(words_ptr, segments):
+    """Slots of a row, and how many of them each of ``segments`` equal shares has."""
+    count = tl.load(words_ptr).to(tl.int32)
+    return count, (count + segments - 1) // segments
+
+
+@triton.jit
 def _slots_kernel(
     cu_ptr, words_ptr, origins_ptr, tokens, documents, capacity,
     C: tl.constexpr, SLOTS: tl.constexpr, DOCUMENTS: tl.constexpr,

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmkernels.lightning import choice
-from mmkernels.lightning.slots import Slots, document_spans, slot_opened, slot_pad, slot_start
+from mmkernels.lightning.slots import Slots, document_spans, slot_opened, slot_pad, slot_share, slot_start
 from mmkernels.lightning.tile import LOG2E, dot_add, load_tile, loss_over, silu, walk_base
 from mmkernels.lightning.tiling import Tile, block_width, ceil_div, precision
 
@@ -51,8 +51,7 @@ def document_begin(cu_ptr, documents, position, tokens, REVERSE: tl.constexpr):
 @triton.jit
 def slot_segment(words_ptr, origins_ptr, segment, segments, C: tl.constexpr):
     """Where the last document in a segment of a row of slots begins there, and where the segment ends, in positions."""
-    count = tl.load(words_ptr).to(tl.int32)
-    share = (count + segments - 1) // segments
+    count, share = slot_share(words_ptr, segments)
     lo = segment * share
     hi = tl.minimum(lo + share, count)
     final = tl.load(origins_ptr + tl.maximum(hi - 1, 0))
@@ -60,6 +59,23 @@ def slot_segment(words_ptr, origins_ptr, segment, segments, C: tl.constexpr):
     first = slot_start(tl.load(origins_ptr + opening)) + slot_pad(tl.load(words_ptr + 1 + opening))
     end = slot_start(final) + C
     return tl.where(lo < hi, first, end), end
+
+
+@triton.jit
+def stretch(
+    documents_ptr, words_ptr, segment, segments, length, pad, documents, slope, tokens,
+    C: tl.constexpr, REVERSE: tl.constexpr, SLOTS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Positions of a segment that its state is made of, first and end, and in how many chunks they are read."""
+    if SLOTS:
+        first, end = slot_segment(words_ptr, documents_ptr, segment, segments, C)
+    else:
+        first = tl.maximum(segment * length - pad, 0)
+        end = tl.minimum((segment + 1) * length - pad, tokens)
+        if PACKED:
+            first = tl.maximum(first, document_begin(documents_ptr, documents, end - 1, tokens, REVERSE))
+    seen = 30.0 / tl.maximum(slope * LOG2E, 1e-30) + 1.0
+    return first, end, (tl.minimum((end - first).to(tl.float32), seen).to(tl.int32) + C - 1) // C
 
 
 @triton.jit
@@ -80,25 +96,20 @@ def states_kernel(
     PARTS: tl.constexpr = (E + BE - 1) // BE
     part, head, z = pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads)
     batch, segment = z // given, z % given
-    if SLOTS:
-        first, hi = slot_segment(words_ptr, documents_ptr, segment, segments, C)
-    else:
-        first = tl.maximum(segment * length - pad, 0)
-        hi = tl.minimum((segment + 1) * length - pad, tokens)
-        if PACKED:
-            first = tl.maximum(first, document_begin(documents_ptr, documents, hi - 1, tokens, REVERSE))
-    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, REVERSE)
-    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, REVERSE)
     slope = tl.load(slopes_ptr + head).to(tl.float32)
+    first, hi, chunks = stretch(
+        documents_ptr, words_ptr, segment, segments, length, pad, documents, slope, tokens, C, REVERSE, SLOTS, PACKED
+    )
+    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, 0, REVERSE)
+    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, 0, REVERSE)
     SHIFT: tl.constexpr = 1 if REVERSE else 0
     i, d, e = tl.arange(0, C), tl.arange(0, BD), part * BE + tl.arange(0, BE)
     d_ok, e_ok = d < D, e < E
-    reach = tl.minimum(tl.cast(hi - first, tl.float32), 30.0 / tl.maximum(slope * LOG2E, 1e-30) + 1.0).to(tl.int32)
     outof = tl.exp2(-slope * LOG2E * (C - 1 + SHIFT - i))
     lost = loss_over(slope, C)
     state = tl.zeros([BD, BE], tl.float32)
     # Chunks end where the segment ends; the first one may begin before ``first``.
-    begin = hi - (reach + C - 1) // C * C
+    begin = hi - chunks * C
     if begin < hi:
         state = _step(
             state, b, c, b_step, c_step, begin, first, lost, outof, i, d, e, d_ok, e_ok,

@@ -61,13 +61,15 @@ def silu_slope(x):
 
 
 @triton.jit
-def walk_base(ptr, batch, head, stride_token, stride_head, tokens, REVERSE: tl.constexpr):
-    """Address of position 0 of the walk, and the stride from one position to the next."""
-    start = tl.cast(batch, tl.int64) * tokens
+def walk_base(ptr, batch, head, stride_token, stride_head, tokens, position, REVERSE: tl.constexpr):
+    """Address of a position of the walk, and the stride from one position to the next."""
+    token = tl.cast(batch, tl.int64) * tokens
     if REVERSE:
-        return ptr + (start + tokens - 1) * stride_token + tl.cast(head, tl.int64) * stride_head, -stride_token
+        token += tokens - 1 - position
+        return ptr + token * stride_token + tl.cast(head, tl.int64) * stride_head, -stride_token
     else:
-        return ptr + start * stride_token + tl.cast(head, tl.int64) * stride_head, stride_token
+        token += position
+        return ptr + token * stride_token + tl.cast(head, tl.int64) * stride_head, stride_token
 
 
 @triton.jit
@@ -145,6 +147,15 @@ def as_operand(state, like):
         return state
     else:
         return state.to(like.dtype)
+
+
+@triton.jit
+def for_role(keys, q, k, v, do, dk, dv, k_raw, v_raw):
+    """What the reversed walk that writes dk (if ``keys``) or dv takes for a, b, c, out and raw."""
+    a, b, c, out, raw = k, q, do, dv, v_raw
+    if keys:
+        a, b, c, out, raw = v, do, q, dk, k_raw
+    return a, b, c, out, raw
 
 
 @triton.jit

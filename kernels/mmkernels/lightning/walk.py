@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmkernels.lightning.slots import slot_opened, slot_pad, slot_start, slot_until
+from mmkernels.lightning.slots import document_spans, slot_opened, slot_pad, slot_share, slot_start, slot_until
 from mmkernels.lightning.tile import (
     LOG2E,
     as_operand,
@@ -35,16 +35,13 @@ def unit_of_work(
     """
     batch, segment = z // segments, z % segments
     if DOCUMENTS:
-        # Offsets are not read on the host: wrong ones must not send a kernel out of its row.
-        begin = tl.minimum(tl.maximum(tl.cast(tl.load(bounds_ptr + z), tl.int32), 0), tokens)
-        end = tl.minimum(tl.maximum(tl.cast(tl.load(bounds_ptr + z + 1), tl.int32), begin), tokens)
+        begin, end = document_spans(bounds_ptr, z, segments, tokens)
         first = tokens - end if REVERSE else begin
         chunks = (end - begin + C - 1) // C
         pad = chunks * C - (end - begin)
         return batch * 0, z * 0, chunks, first - pad, pad, z >= 0
     elif SLOTS:
-        count = tl.load(words_ptr).to(tl.int32)
-        share = (count + segments - 1) // segments
+        count, share = slot_share(words_ptr, segments)
         lo = segment * share
         hi = tl.minimum(lo + share, count)
         at = tl.maximum(tl.minimum(lo, count - 1), 0)
@@ -67,8 +64,7 @@ def add_entering_state(
     """``state`` and the one before chunk ``lo`` of a row: the row's own, and what each earlier segment left behind."""
     first, pad = 0, (C - tokens % C) % C
     if SLOTS:
-        count = tl.load(words_ptr).to(tl.int32)
-        share = (count + segments - 1) // segments
+        count, share = slot_share(words_ptr, segments)
         first = slot_opened(tl.load(bounds_ptr + tl.maximum(tl.minimum(lo, count - 1), 0)))
         pad = slot_pad(tl.load(words_ptr + 1))
         if HAS_INIT:  # the document that the state belongs to began before the row
@@ -132,11 +128,11 @@ def walk_unit(
         z, bounds_ptr, words_ptr, segments, share, tokens, C, REVERSE, SLOTS, DOCUMENTS
     )
     owner = z if DOCUMENTS else batch
-    a, a_step = walk_base(a_ptr, batch, head, a_token, a_head, tokens, REVERSE)
-    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, REVERSE)
-    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, REVERSE)
-    out, out_step = walk_base(out_ptr, batch, head, out_token, out_head, tokens, REVERSE)
-    raw, raw_step = walk_base(raw_ptr, batch, head, raw_token, raw_head, tokens, REVERSE)
+    a, a_step = walk_base(a_ptr, batch, head, a_token, a_head, tokens, start, REVERSE)
+    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, start, REVERSE)
+    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, start, REVERSE)
+    out, out_step = walk_base(out_ptr, batch, head, out_token, out_head, tokens, start, REVERSE)
+    raw, raw_step = walk_base(raw_ptr, batch, head, raw_token, raw_head, tokens, start, REVERSE)
     slope = tl.load(slopes_ptr + head).to(tl.float32)
     i, d, e = tl.arange(0, C), tl.arange(0, BD), part * BE + tl.arange(0, BE)
     d_ok, e_ok = d < D, e < E
@@ -154,9 +150,6 @@ def walk_unit(
     into = tl.exp2(-slope * LOG2E * (i + 1 - SHIFT))
     lost = loss_over(slope, C)
     loses = loss_over(slope, C - pad)
-    at = tl.cast(start, tl.int64)
-    a, b, c = a + at * a_step, b + at * b_step, c + at * c_step
-    out, raw = out + at * out_step, raw + at * raw_step
     a_at, b_at, c_at = (
         i[:, None] * a_step + d[None, :],
         i[:, None] * b_step + d[None, :],

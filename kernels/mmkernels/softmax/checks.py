@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mmkernels.checks import check_kind
 from mmkernels.errors import KernelArgumentError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -23,7 +24,7 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, names: tuple[str, str, str]) -> N
         KernelArgumentError: names the argument, what it was, and what is allowed.
     """
     for name, x in zip(names, (q, k, v), strict=True):
-        _check_tensor(name, x, 3, DTYPES)
+        check_kind(name, x, 3, DTYPES)
         _check_beside(name, x, names[0], q)
     heads, width = q.shape[1:]
     if not heads or not width:
@@ -47,7 +48,7 @@ def check_lengths(
     tokens = q_THD.shape[0]
     if k_TGD.shape[0] != tokens:
         raise KernelArgumentError("k_TGD", f"{k_TGD.shape[0]} tokens", f"as many as q has, {tokens}")
-    _check_tensor("cu_seqlens", cu_seqlens, 1, (torch.int32, torch.int64))
+    check_kind("cu_seqlens", cu_seqlens, 1, (torch.int32, torch.int64))
     if cu_seqlens.shape[0] < 2:
         raise KernelArgumentError("cu_seqlens", f"shape {list(cu_seqlens.shape)}", "[N+1] with at least one document")
     if cu_seqlens.device != q_THD.device:
@@ -76,23 +77,14 @@ def check_causal(q_THD: Tensor, k_SGD: Tensor, causal: bool) -> None:
 def check_results(do_THD: Tensor, q_THD: Tensor, o_THD: Tensor, lse_HT: Tensor) -> None:
     """Refuse an output, its gradient or its log-sum-exp that does not belong to the queries."""
     for name, x in (("do_THD", do_THD), ("o_THD", o_THD)):
-        _check_tensor(name, x, 3, DTYPES)
+        check_kind(name, x, 3, DTYPES)
         _check_beside(name, x, "q_THD", q_THD)
         if x.shape != q_THD.shape:
             raise KernelArgumentError(name, f"shape {list(x.shape)}", f"that of q_THD, {list(q_THD.shape)}")
-    _check_tensor("lse_HT", lse_HT, 2, (torch.promote_types(q_THD.dtype, torch.float32),))
+    check_kind("lse_HT", lse_HT, 2, (torch.promote_types(q_THD.dtype, torch.float32),))
     shape = [q_THD.shape[1], q_THD.shape[0]]
     if list(lse_HT.shape) != shape or lse_HT.device != q_THD.device:
         raise KernelArgumentError("lse_HT", f"{list(lse_HT.shape)} on {lse_HT.device}", f"{shape} on {q_THD.device}")
-
-
-def _check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(x, Tensor):
-        raise KernelArgumentError(name, type(x).__name__, f"a tensor of {ndim} dimensions")
-    if x.ndim != ndim:
-        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"{ndim} dimensions")
-    if x.dtype not in dtypes:
-        raise KernelArgumentError(name, f"dtype {x.dtype}", " or ".join(str(dtype) for dtype in dtypes))
 
 
 def _check_beside(name: str, x: Tensor, q_name: str, q: Tensor) -> None:
