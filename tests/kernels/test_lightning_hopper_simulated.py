@@ -19,11 +19,11 @@ BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Simulated]:
     """Launches on this CPU go to the simulator."""
-    plain = {**hopper.KERNELS, "states": (hopper_states.states_hopper_kernel, 3)}
-    kernels = {role: Simulated(kernel) for role, (kernel, _) in plain.items()}
+    plain = {**hopper.KERNELS, "states": (hopper_states.states_hopper_kernel, 64, 3)}
+    kernels = {role: Simulated(entry[0]) for role, entry in plain.items()}
     monkeypatch.setattr(choice, "HOPPER", True)
     monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
-    monkeypatch.setattr(choice, "hopper_kernels", lambda: {role: (kernels[role], plain[role][1]) for role in plain})
+    monkeypatch.setattr(choice, "hopper_kernels", lambda: {role: (kernels[role], *plain[role][1:]) for role in plain})
     return kernels
 
 

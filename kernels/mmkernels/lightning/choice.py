@@ -31,8 +31,10 @@ def hopper_takes(tensors: tuple[Tensor, ...], tile: Tile) -> bool:
 
 
 @functools.lru_cache
-def hopper_kernels() -> dict[str, tuple[Any, int]]:
-    """Kernel and pipeline stages by launch; empty where this Triton lacks what they are written in."""
+def hopper_kernels() -> dict[str, tuple[Any, int, int, int]]:
+    """Kernel, most columns of a program and pipeline stages by launch; empty where this Triton lacks what they are
+    written in.
+    """
     if INTERPRETED:
         return {}
     try:
@@ -40,4 +42,11 @@ def hopper_kernels() -> dict[str, tuple[Any, int]]:
         from mmkernels.lightning.hopper_states import states_hopper_kernel
     except ImportError:
         return {}
-    return {**KERNELS, "states": (states_hopper_kernel, 4)}
+    return {**KERNELS, "states": (states_hopper_kernel, 64, 4, 1)}
+
+
+def hopper_launch(role: str, width: int, chunk: int) -> tuple[Any, dict[str, int]]:
+    """Kernel and block shape of a launch for heads of ``width``. More than 64 columns are shared by two warpgroups."""
+    kernel, columns, stages, groups = hopper_kernels()[role]
+    shape = {"D": width, "C": chunk, "BE": min(width, columns), "STAGES": stages, "GROUPS": groups}
+    return kernel, {**shape, "num_warps": 4 * groups}

@@ -49,9 +49,7 @@ class Call:
         slots = None if cu_seqlens is None else document_slots(cu_seqlens, tokens, tile.chunk)
         return Call(slopes_H.float(), Walk(segments, length // tile.chunk, slots), tile)
 
-    def states(
-        self, b: Tensor, c: Tensor, reverse: bool = False, silu: tuple[bool, bool] = (False, False)
-    ) -> Tensor | None:
+    def states(self, b: Tensor, c: Tensor, reverse: bool = False, silu: bool = False) -> Tensor | None:
         """What the segments of each row leave behind; None where there is one segment or documents have states."""
         walk, chunk = self.walk, self.tile.chunk
         if walk.segments == 1 or walk.documents:
@@ -71,34 +69,31 @@ def attend(
     o = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
     count = call.walk.segments if call.walk.documents else q.shape[0]
     final = q.new_empty(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
-    local = call.states(k, v, silu=(silu, silu))
-    raw = (True, True, True) if silu else None
-    scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final, silu=raw)
+    local = call.states(k, v, silu=silu)
+    scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final, silu=silu)
     return o, final, local
 
 
 def differentiate(
     call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, grads: tuple[Tensor, Tensor, Tensor],
     *, initial: Tensor | None, local: Tensor | None, dfinal: Tensor | None, want_dinitial: bool,
-    raw: tuple[Tensor, Tensor, Tensor] | None = None, silu: bool = False,
+    raw: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor | None:  # fmt: skip
     """Write the gradients of q, k and v; return that of the initial state if wanted.
 
     ``local`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose
-    SiLU q, k and v are; then the gradients are those of the raw tensors. With ``silu`` q, k and v are raw themselves.
+    SiLU q, k and v are; then the gradients are those of the raw tensors.
     """
     slopes, walk, tile = call.slopes_H, call.walk, call.tile
     dq, dk, dv = grads
     q_raw, k_raw, v_raw = raw or (None, None, None)
-    inside = (False, True, True) if silu else None
-    scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local, silu=inside)
+    scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local)
     dinitial = torch.empty_like(initial) if want_dinitial and initial is not None else None
-    states = {"init": dfinal, "local": call.states(q, do, reverse=True, silu=(silu, False))}
+    states = {"init": dfinal, "local": call.states(q, do, reverse=True)}
     if q.shape[3] == v.shape[3]:
         pair = None if raw is None else (k_raw, v_raw)
         scan_keys_values(
-            q, k, v, do, dk, dv, slopes, walk, pair_tile(tile, raw is not None), raw=pair, leave=dinitial, silu=silu,
-            **states,
+            q, k, v, do, dk, dv, slopes, walk, pair_tile(tile, raw is not None), raw=pair, leave=dinitial, **states
         )  # fmt: skip
     else:
         scan(k, q, do, dv, slopes, walk, tile, reverse=True, raw=v_raw, leave=dinitial, **states)
@@ -134,32 +129,30 @@ class _Attention(torch.autograd.Function):
 
 
 class _SiluAttention(torch.autograd.Function):
-    """Saves the projection and the segments' states; and SiLU of the projection where no kernel applies it inside,
-    unless it is to be computed again.
+    """Saves the projection and the segments' states; and SiLU of the projection, unless it is to be computed again.
+
+    Where nothing keeps SiLU's result, a kernel for Hopper applies it inside.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call, recompute: bool) -> Tensor:
-        inside = choice.hopper_takes(_thirds(qkv_BTHX), call.tile)
+    def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call, keep: bool) -> Tensor:
+        inside = not keep and choice.hopper_takes(_thirds(qkv_BTHX), call.tile)
         act_BTHX = qkv_BTHX if inside else F.silu(qkv_BTHX)
         o, _, local = attend(call, *_thirds(act_BTHX), None, False, silu=inside)
         ctx.call = call
-        ctx.save_for_backward(qkv_BTHX, None if recompute or inside else act_BTHX, local)
+        ctx.save_for_backward(qkv_BTHX, act_BTHX if keep else None, local)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor, None, None]:
         raw_BTHX, act_BTHX, local = ctx.saved_tensors
-        grad_BTHX, do = torch.empty_like(raw_BTHX), rows_in_line(do)
-        raw, grads = _thirds(raw_BTHX), _thirds(grad_BTHX)
-        inside = act_BTHX is None and choice.hopper_takes((do, *raw, *grads), ctx.call.tile)
+        grad_BTHX = torch.empty_like(raw_BTHX)
         with on_device(do):
-            if not inside:
-                act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX
+            act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX
             differentiate(
-                ctx.call, *(raw if inside else _thirds(act_BTHX)), do, grads,
-                initial=None, local=local, dfinal=None, want_dinitial=False, raw=raw, silu=inside,
+                ctx.call, *_thirds(act_BTHX), rows_in_line(do), _thirds(grad_BTHX),
+                initial=None, local=local, dfinal=None, want_dinitial=False, raw=_thirds(raw_BTHX),
             )  # fmt: skip
         return grad_BTHX, None, None
 
@@ -197,7 +190,8 @@ def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor
         return qkv_BTHX[..., : q.shape[3]] * 0
     qkv = rows_in_line(qkv_BTHX)
     with on_device(qkv):
-        return _SiluAttention.apply(qkv, Call.plan(q, v, slopes_H, cu_seqlens, per_document=False), recompute)
+        keep = torch.is_grad_enabled() and qkv.requires_grad and not recompute
+        return _SiluAttention.apply(qkv, Call.plan(q, v, slopes_H, cu_seqlens, per_document=False), keep)
 
 
 def triton_segment_states(

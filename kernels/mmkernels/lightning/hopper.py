@@ -52,15 +52,11 @@ def copy_rows(target, source, row, pad, wanted, MASKED: gl.constexpr):
 
 
 @gluon.jit
-def copy_chunk(
-    a_s, b_s, c_s, raw_s, a, b, c, raw, row, slim_row, pad, wanted, MASKED: gl.constexpr, SILU_GRAD: gl.constexpr
-):
+def copy_chunk(a_s, b_s, c_s, a, b, c, row, slim_row, pad, wanted, MASKED: gl.constexpr):
     """Ask for all tiles of a chunk, as one group."""
     copy_rows(a_s, a, row, pad, wanted, MASKED)
     copy_rows(b_s, b, row, pad, wanted, MASKED)
     copy_rows(c_s, c, slim_row, pad, wanted, MASKED)
-    if SILU_GRAD:
-        copy_rows(raw_s, raw, slim_row, pad, wanted, MASKED)
     async_copy.commit_group()
 
 
@@ -71,19 +67,11 @@ def activate(tile, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def activate_chunk(
-    a_s, b_s, c_s, WIDE: gl.constexpr, SLIM: gl.constexpr,
-    A_RAW: gl.constexpr, B_RAW: gl.constexpr, C_RAW: gl.constexpr, b_raw, c_raw,
-):  # fmt: skip
-    """SiLU of what holds raw values."""
-    if A_RAW:
-        activate(a_s, WIDE)
-    if B_RAW:
-        if b_raw:
-            activate(b_s, WIDE)
-    if C_RAW:
-        if c_raw:
-            activate(c_s, SLIM)
+def activate_chunk(a_s, b_s, c_s, WIDE: gl.constexpr, SLIM: gl.constexpr):
+    """SiLU of all tiles of a chunk."""
+    activate(a_s, WIDE)
+    activate(b_s, WIDE)
+    activate(c_s, SLIM)
 
 
 @gluon.jit
@@ -94,18 +82,19 @@ def walk_hopper(
     D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
     REVERSE: gl.constexpr, MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr,
     HAS_INIT: gl.constexpr, HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr,
-    STAGES: gl.constexpr, A_RAW: gl.constexpr = False, B_RAW: gl.constexpr = False, C_RAW: gl.constexpr = False,
-    b_raw=True, c_raw=True, WEIGH_B: gl.constexpr = False,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, RAW: gl.constexpr = False, WEIGH_B: gl.constexpr = False,
 ):  # fmt: skip
-    """``walk.walk_unit``. A_RAW, B_RAW, C_RAW: a, b, c are SiLU of what is in memory; b, c if ``b_raw``, ``c_raw``.
+    """``walk.walk_unit``. RAW: a, b and c are SiLU of what is in memory. Two warpgroups (GROUPS) share the work:
+    each has half of the columns of an output, and half of the rows of the state.
 
     Of each pair that enters the state one side takes the decay, and is rounded once more: c, which is half as large, or
     with WEIGH_B b. Over b's columns the next product sums, so that those errors average out where c's do not.
     """
-    AB: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    CE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BE, BE // 8], [4, 1], [1, 0])
-    MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BE, 16])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
+    AB: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4 * GROUPS, 1], [1, 0])
+    CE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BE, BE // 8], [4 * GROUPS, 1], [1, 0])
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, C // GROUPS, 16])
+    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, BE // GROUPS, 16])
+    STATE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * GROUPS, 1], [16, BE, 16])
     wide: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, D], gl.bfloat16)
     slim: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, BE], gl.bfloat16)
     a_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], wide)
@@ -115,7 +104,10 @@ def walk_hopper(
     state_s = gl.allocate_shared_memory(
         gl.bfloat16, [D, BE], gl.NVMMASharedLayout.get_default_for([D, BE], gl.bfloat16)
     )
-    raw_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BE], slim) if SILU_GRAD else c_s
+    if GROUPS == 2:  # a product of one warpgroup takes scores of both
+        scores_s = gl.allocate_shared_memory(
+            gl.bfloat16, [C, C], gl.NVMMASharedLayout.get_default_for([C, C], gl.bfloat16)
+        )
 
     batch, lo, hi, start, pad, ends = unit_of_work(
         z, bounds_ptr, words_ptr, segments, share, tokens, C, REVERSE, SLOTS, DOCUMENTS
@@ -133,13 +125,14 @@ def walk_hopper(
     slim_row, slim_col = gl.arange(0, C, layout=gl.SliceLayout(1, CE)), gl.arange(0, BE, layout=gl.SliceLayout(0, CE))
     a_at, b_at = row[:, None] * a_step + col[None, :], row[:, None] * b_step + col[None, :]
     c_at, out_at = slim_row[:, None] * c_step + slim_col[None, :], slim_row[:, None] * out_step + slim_col[None, :]
-    raw_at = slim_row[:, None] * raw_step + slim_col[None, :]
-    d, e = gl.arange(0, D, layout=gl.SliceLayout(1, MMA)), gl.arange(0, BE, layout=gl.SliceLayout(0, MMA))
+    out_row, out_col = gl.arange(0, C, layout=gl.SliceLayout(1, OUT)), gl.arange(0, BE, layout=gl.SliceLayout(0, OUT))
+    raw_at = out_row[:, None] * raw_step + out_col[None, :]
+    d, e = gl.arange(0, D, layout=gl.SliceLayout(1, STATE)), gl.arange(0, BE, layout=gl.SliceLayout(0, STATE))
     de = d[:, None] * state_d + (part * BE + e)[None, :] * state_e
-    none = gl.zeros([C, BE], gl.float32, MMA)
+    none = gl.zeros([C, BE], gl.float32, OUT)
     no_scores = gl.zeros([C, C], gl.float32, SCORES)
     state = add_entering_state(
-        gl.zeros([D, BE], gl.float32, MMA), init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads,
+        gl.zeros([D, BE], gl.float32, STATE), init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads,
         segments, share, slope, tokens, de, de >= 0, HAS_INIT, HAS_LOCAL, SLOTS, D * D, C,
     )  # fmt: skip
 
@@ -149,7 +142,6 @@ def walk_hopper(
     decay = gl.where(lag >= 0, gl.exp2(-slope * LOG2E * lag), 0.0)
     weighed_row = row if WEIGH_B else slim_row
     outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - weighed_row))
-    out_row = gl.arange(0, C, layout=gl.SliceLayout(1, MMA))
     into = gl.exp2(-slope * LOG2E * (out_row + 1 - SHIFT))
     lost = loss_over(slope, C)
     loses = loss_over(slope, C - pad)
@@ -165,14 +157,15 @@ def walk_hopper(
     ahead, ahead_pad, ahead_until = lo, pad, until
     for s in gl.static_range(STAGES - 1):
         copy_chunk(
-            a_s.index(s), b_s.index(s), c_s.index(s), raw_s.index(s), a + a_at, b + b_at, c + c_at, raw + raw_at,
-            row, slim_row, ahead_pad, ahead < hi, MASKED, SILU_GRAD,
+            a_s.index(s), b_s.index(s), c_s.index(s), a + a_at, b + b_at, c + c_at, row, slim_row, ahead_pad,
+            ahead < hi, MASKED,
         )  # fmt: skip
         ahead_pad, ahead_until, advance = load_cursor(ahead, ahead_pad, ahead_until, hi, words_ptr, C, SLOTS)
         ahead = ahead + 1
-        a, b, c, raw = a + advance * a_step, b + advance * b_step, c + advance * c_step, raw + advance * raw_step
+        a, b, c = a + advance * a_step, b + advance * b_step, c + advance * c_step
     async_copy.wait_group(STAGES - 2)
-    activate_chunk(a_s.index(0), b_s.index(0), c_s.index(0), AB, CE, A_RAW, B_RAW, C_RAW, b_raw, c_raw)
+    if RAW:
+        activate_chunk(a_s.index(0), b_s.index(0), c_s.index(0), AB, CE)
     fence_async_shared()
     scores = warpgroup_mma(a_s.index(0), b_s.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
     buffer = 0
@@ -180,13 +173,15 @@ def walk_hopper(
         following = gl.where(buffer == STAGES - 1, 0, buffer + 1)
         free = gl.where(buffer == 0, STAGES - 1, buffer - 1)  # of the chunk before: its products are done
         copy_chunk(
-            a_s.index(free), b_s.index(free), c_s.index(free), raw_s.index(free), a + a_at, b + b_at, c + c_at,
-            raw + raw_at, row, slim_row, ahead_pad, ahead < hi, MASKED, SILU_GRAD,
+            a_s.index(free), b_s.index(free), c_s.index(free), a + a_at, b + b_at, c + c_at, row, slim_row, ahead_pad,
+            ahead < hi, MASKED,
         )  # fmt: skip
         ahead_pad, ahead_until, advance = load_cursor(ahead, ahead_pad, ahead_until, hi, words_ptr, C, SLOTS)
         ahead = ahead + 1
-        a, b, c, raw = a + advance * a_step, b + advance * b_step, c + advance * c_step, raw + advance * raw_step
+        a, b, c = a + advance * a_step, b + advance * b_step, c + advance * c_step
 
+        if SILU_GRAD:
+            raw_tile = gl.load(raw + raw_at, mask=(out_row >= pad)[:, None] if MASKED else None)
         seen, leaving, loss = into, outof, lost
         if MASKED:
             leaving = gl.where(weighed_row >= pad, leaving, 0.0)
@@ -210,23 +205,27 @@ def walk_hopper(
         scores = warpgroup_mma_wait(2, deps=[scores]) * decay
         if MASKED:
             scores = gl.where(j[None, :] >= pad, scores, 0.0)
-        scores = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, MMA, 2))
-        if A_RAW or B_RAW or C_RAW:
+        if GROUPS == 2:
+            scores_s.store(scores.to(gl.bfloat16))
+            operand = scores_s
+        else:
+            operand = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, OUT, 2))
+        if RAW or GROUPS == 2:
             async_copy.wait_group(STAGES - 2)
-        activate_chunk(
-            a_s.index(following), b_s.index(following), c_s.index(following), AB, CE, A_RAW, B_RAW, C_RAW, b_raw, c_raw
-        )
+            if RAW:
+                activate_chunk(a_s.index(following), b_s.index(following), c_s.index(following), AB, CE)
+            fence_async_shared()
         o = warpgroup_mma_wait(1, deps=[o])
-        o = warpgroup_mma(scores, c_s.index(buffer), o * seen[:, None], is_async=True)
-        if not (A_RAW or B_RAW or C_RAW):
+        o = warpgroup_mma(operand, c_s.index(buffer), o * seen[:, None], is_async=True)
+        if not (RAW or GROUPS == 2):
             async_copy.wait_group(STAGES - 2)
-        fence_async_shared()
+            fence_async_shared()
         scores = warpgroup_mma(
             a_s.index(following), b_s.index(following).permute((1, 0)), no_scores, use_acc=False, is_async=True
         )
         o, state = warpgroup_mma_wait(1, deps=[o, updated])
         if SILU_GRAD:
-            o *= silu_slope(raw_s.index(buffer).load(MMA))
+            o *= silu_slope(raw_tile)
         o = gl.convert_layout(o.to(gl.bfloat16), CE)
         if MASKED:
             gl.store(out + out_at, o, mask=(slim_row >= pad)[:, None])
@@ -234,7 +233,7 @@ def walk_hopper(
         else:
             gl.store(out + out_at, o)
         pad, until, advance = load_cursor(n, pad, until, hi, words_ptr, C, SLOTS)
-        out += advance * out_step
+        out, raw = out + advance * out_step, raw + advance * raw_step
         buffer = following
     warpgroup_mma_wait(0, deps=[scores])
     if LEAVE:
@@ -251,7 +250,7 @@ def scan_hopper_kernel(
     D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
     REVERSE: gl.constexpr, MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr,
     HAS_INIT: gl.constexpr, HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr,
-    STAGES: gl.constexpr, A_RAW: gl.constexpr = False, B_RAW: gl.constexpr = False, C_RAW: gl.constexpr = False,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, RAW: gl.constexpr = False,
 ):  # fmt: skip
     """`scan.scan_kernel`."""
     pid = gl.program_id(0)
@@ -261,7 +260,7 @@ def scan_hopper_kernel(
         a_head, b_head, c_head, out_head, raw_head, state_d, state_e,
         tokens, heads, segments, share, pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads), pid >= 0,
         a_token, b_token, c_token, out_token, raw_token, D, C, BE, REVERSE, MASKED, SLOTS, DOCUMENTS,
-        HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES, A_RAW, B_RAW, C_RAW,
+        HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES, GROUPS, RAW,
     )  # fmt: skip
 
 
@@ -275,9 +274,9 @@ def key_value_hopper_kernel(
     D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
     MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr, HAS_INIT: gl.constexpr,
     HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr, STAGES: gl.constexpr,
-    RAW: gl.constexpr = False, WEIGH_B: gl.constexpr = True,
+    GROUPS: gl.constexpr, WEIGH_B: gl.constexpr = True,
 ):  # fmt: skip
-    """`scan.key_value_kernel`; RAW: q, k and v are SiLU of what lies in memory."""
+    """`scan.key_value_kernel`."""
     pid = gl.program_id(0)
     PARTS: gl.constexpr = D // BE
     keys = pid % (2 * PARTS) >= PARTS
@@ -294,9 +293,10 @@ def key_value_hopper_kernel(
         either(keys, v_token, k_token), either(keys, do_token, q_token), either(keys, q_token, do_token),
         either(keys, dk_token, dv_token), either(keys, k_raw_token, v_raw_token),
         D, C, BE, True, MASKED, SLOTS, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES,
-        RAW, RAW, RAW, pid % (2 * PARTS) < PARTS, keys, WEIGH_B and not RAW,
+        GROUPS, False, WEIGH_B,
     )  # fmt: skip
 
 
-KERNELS = {"scan": (scan_hopper_kernel, 4), "key_value": (key_value_hopper_kernel, 3)}
-"""Kernel and pipeline stages by launch."""
+KERNELS = {"scan": (scan_hopper_kernel, 64, 4, 1), "key_value": (key_value_hopper_kernel, 128, 3, 2)}
+"""Kernel, most columns of a program and pipeline stages by launch. With 128 columns programs read half as much of what
+others read too through the L2 cache, which limits dk and dv; a scan is limited by memory, and wants the programs."""

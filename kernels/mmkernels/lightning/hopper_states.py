@@ -24,7 +24,7 @@ def states_hopper_kernel(
     b_ptr, c_ptr, slopes_ptr, origins_ptr, words_ptr, local_ptr, b_head, c_head,
     tokens, heads, segments, given, length, pad,
     b_token: gl.constexpr, c_token: gl.constexpr, D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
-    REVERSE: gl.constexpr, SLOTS: gl.constexpr, B_RAW: gl.constexpr, C_RAW: gl.constexpr, STAGES: gl.constexpr,
+    REVERSE: gl.constexpr, SLOTS: gl.constexpr, RAW: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
 ):  # fmt: skip
     """``states.states_kernel`` for segments of SLOTS, or of ``length`` positions of a row that is not packed."""
     AB: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
@@ -64,7 +64,7 @@ def states_hopper_kernel(
         async_copy.commit_group()
         b, c = b + C * b_step, c + C * c_step
     async_copy.wait_group(STAGES - 2)
-    if B_RAW:
+    if RAW:
         activate(b_s.index(0), AB)
     buffer = 0
     for n in range(0, chunks):
@@ -75,7 +75,7 @@ def states_hopper_kernel(
         async_copy.commit_group()
         b, c = b + C * b_step, c + C * c_step
         c_tile = c_s.index(buffer).load(CE)
-        if C_RAW:
+        if RAW:
             c_tile = silu(c_tile)
         leaving = gl.where(n * C + slim_row >= before, outof, 0.0)
         weighted = gl.where(leaving[:, None] > 0.0, c_tile.to(gl.float32) * leaving[:, None], 0.0)
@@ -84,7 +84,7 @@ def states_hopper_kernel(
         fence_async_shared()
         updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
         async_copy.wait_group(STAGES - 2)
-        if B_RAW:
+        if RAW:
             activate(b_s.index(following), AB)
         state = warpgroup_mma_wait(0, deps=[updated])
         buffer = following

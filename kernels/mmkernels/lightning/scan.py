@@ -80,7 +80,7 @@ def scan(
     a: Tensor, b: Tensor, c: Tensor, out: Tensor, slopes_H: Tensor, walk: Walk, tile: Tile, *,
     reverse: bool = False, transposed: bool = False, raw: Tensor | None = None,
     init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None,
-    silu: tuple[bool, bool, bool] | None = None,
+    silu: bool = False,
 ) -> None:  # fmt: skip
     """One scan, ``out`` from a, b and c.
 
@@ -98,41 +98,39 @@ def scan(
         init: fp32 state before each row or document.
         local: fp32 [B, N, H, ..] states that the segments leave on their own.
         leave: fp32 state after each row or document, written.
-        silu: whether a, b and c are SiLU of the tensors given; only where ``hopper_takes`` them.
+        silu: a, b and c are SiLU of the tensors given; only where ``hopper_takes`` them.
     """
     batch, tokens, heads, d = a.shape
     e = c.shape[3]
     units = walk.units(batch)
     tensors = (a, b, c, out, out if raw is None else raw)
     kernel, shape = _kernel("scan", tensors, tile)
-    kernel[(units * heads * ceil_div(e, tile.columns),)](
+    kernel[(units * heads * ceil_div(e, shape["BE"]),)](
         *tensors, slopes_H, walk.bounds(reverse), walk.words(reverse), init, local, leave,
         *(x.stride(2) for x in tensors), 1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments,
         walk.share, *(x.stride(1) for x in tensors),
         REVERSE=reverse, **_modes(walk, tokens, tile), HAS_INIT=init is not None, HAS_LOCAL=local is not None,
         LEAVE=leave is not None, SILU_GRAD=raw is not None, **shape,
-        **({} if silu is None else dict(zip(("A_RAW", "B_RAW", "C_RAW"), silu, strict=True))),
+        **({"RAW": True} if silu else {}),
     )  # fmt: skip
 
 
 def scan_keys_values(
     q: Tensor, k: Tensor, v: Tensor, do: Tensor, dk: Tensor, dv: Tensor, slopes_H: Tensor, walk: Walk, tile: Tile, *,
     raw: tuple[Tensor, Tensor] | None = None,
-    init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None, silu: bool = False,
+    init: Tensor | None = None, local: Tensor | None = None, leave: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Write dk and dv [B, T, H, D]; D must equal E, else use two scans. ``raw`` are the raw k and v; with ``silu`` q, k
-    and v are raw too.
-    """
+    """Write dk and dv [B, T, H, D]; D must equal E, else use two scans. ``raw`` are the raw k and v."""
     batch, tokens, heads, d = q.shape
     k_raw, v_raw = (dk, dv) if raw is None else raw
     tensors = (q, k, v, do, dk, dv, k_raw, v_raw)
     kernel, shape = _kernel("key_value", tensors, tile)
-    kernel[(walk.units(batch) * heads * 2 * ceil_div(d, tile.columns),)](
+    kernel[(walk.units(batch) * heads * 2 * ceil_div(d, shape["BE"]),)](
         *tensors, slopes_H, walk.bounds(True), walk.words(True), init, local, leave,
         *(x.stride(2) for x in tensors), tokens, heads, walk.segments, walk.share,
         *(x.stride(1) for x in tensors),
         **_modes(walk, tokens, tile), HAS_INIT=init is not None, HAS_LOCAL=local is not None,
-        LEAVE=leave is not None, SILU_GRAD=raw is not None, **shape, **({"RAW": True} if silu else {}),
+        LEAVE=leave is not None, SILU_GRAD=raw is not None, **shape,
     )  # fmt: skip
 
 
@@ -140,8 +138,7 @@ def _kernel(role: str, tensors: tuple[Tensor, ...], tile: Tile) -> tuple[Any, di
     """The kernel of a launch, and the block shape as it wants that."""
     d = tensors[0].shape[3]
     if choice.hopper_takes(tensors, tile):
-        kernel, stages = choice.hopper_kernels()[role]
-        return kernel, {"D": d, "C": tile.chunk, "BE": tile.columns, "STAGES": stages, "num_warps": 4}
+        return choice.hopper_launch(role, d, tile.chunk)
     shape = {
         "D": d, "C": tile.chunk, "BD": block_width(d), "BE": tile.columns, "PRECISION": precision(tensors[0].dtype),
         "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages,

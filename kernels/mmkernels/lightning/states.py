@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmkernels.lightning import choice
 from mmkernels.lightning.slots import Slots, document_spans, slot_opened, slot_pad, slot_share, slot_start
-from mmkernels.lightning.tile import LOG2E, dot_add, load_tile, loss_over, silu, walk_base
+from mmkernels.lightning.tile import LOG2E, dot_add, load_tile, loss_over, walk_base
 from mmkernels.lightning.tiling import Tile, block_width, ceil_div, precision
 
 
@@ -21,17 +21,13 @@ from mmkernels.lightning.tiling import Tile, block_width, ceil_div, precision
 def _step(
     state, b_ptr, c_ptr, b_step, c_step, p, first, lost, outof, i, d, e, d_ok, e_ok,
     MASK_ROWS: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr,
-    B_RAW: tl.constexpr, C_RAW: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state after one more chunk; with MASK_ROWS positions before ``first`` are left out."""
     at = tl.cast(p, tl.int64)
     ok = p + i >= first
     b = load_tile(b_ptr + at * b_step + (i[:, None] * b_step + d[None, :]), ok, d_ok, MASK_ROWS, MASK_D)
     c = load_tile(c_ptr + at * c_step + (i[:, None] * c_step + e[None, :]), ok, e_ok, MASK_ROWS, MASK_E)
-    if B_RAW:
-        b = silu(b)
-    if C_RAW:
-        c = silu(c)
     weighted = (c.to(tl.float32) * outof[:, None]).to(c.dtype)
     return dot_add(tl.trans(b), weighted, state - lost * state, PRECISION)
 
@@ -83,7 +79,7 @@ def states_kernel(
     b_ptr, c_ptr, slopes_ptr, documents_ptr, words_ptr, local_ptr, b_token, b_head, c_token, c_head,
     tokens, heads, segments, given, length, pad, documents,
     D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    REVERSE: tl.constexpr, SLOTS: tl.constexpr, PACKED: tl.constexpr, B_RAW: tl.constexpr, C_RAW: tl.constexpr,
+    REVERSE: tl.constexpr, SLOTS: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``sum of exp(-s (end-1-j)) b_j^T c_j`` over the part of a segment's last document that lies in the segment.
@@ -113,12 +109,12 @@ def states_kernel(
     if begin < hi:
         state = _step(
             state, b, c, b_step, c_step, begin, first, lost, outof, i, d, e, d_ok, e_ok,
-            True, BD != D, E % BE != 0, B_RAW, C_RAW, PRECISION,
+            True, BD != D, E % BE != 0, PRECISION,
         )  # fmt: skip
     for p in tl.range(begin + C, hi, C, num_stages=STAGES):
         state = _step(
             state, b, c, b_step, c_step, p, first, lost, outof, i, d, e, d_ok, e_ok,
-            False, BD != D, E % BE != 0, B_RAW, C_RAW, PRECISION,
+            False, BD != D, E % BE != 0, PRECISION,
         )  # fmt: skip
     at = ((tl.cast(batch, tl.int64) * segments + segment) * heads + head) * (D * E)
     tl.store(local_ptr + at + d[:, None] * E + e[None, :], state, mask=d_ok[:, None] & e_ok[None, :])
@@ -127,7 +123,7 @@ def states_kernel(
 def segment_states(
     b: Tensor, c: Tensor, slopes_H: Tensor, tile: Tile, *,
     segments: int, length: int, given: int, pad: int = 0, slots: Slots | None = None, cu_seqlens: Tensor | None = None,
-    reverse: bool = False, silu: tuple[bool, bool] = (False, False),
+    reverse: bool = False, silu: bool = False,
 ) -> Tensor:  # fmt: skip
     """State that each segment of a row leaves when it starts from zero.
 
@@ -143,7 +139,7 @@ def segment_states(
         slots: segments are equal shares of these instead.
         cu_seqlens: offsets of the documents of a packed row whose segments are ``length`` positions.
         reverse: from the last token to the first.
-        silu: whether b and c are SiLU of the tensors given.
+        silu: b and c are SiLU of the tensors given; only where ``hopper_takes`` them.
 
     Returns:
         fp32 [B, N, H, D, E].
@@ -156,18 +152,18 @@ def segment_states(
     )
     grid = (batch * given * heads * ceil_div(e, tile.columns),)
     if cu_seqlens is None and choice.hopper_takes((b, c), tile):
-        kernel, stages = choice.hopper_kernels()["states"]
+        kernel, shape = choice.hopper_launch("states", d, tile.chunk)
         kernel[grid](
             b, c, slopes_H, documents, words, local, b.stride(2), c.stride(2), tokens, heads, segments, given, length,
-            pad, b_token=b.stride(1), c_token=c.stride(1), D=d, C=tile.chunk, BE=tile.columns, REVERSE=reverse,
-            SLOTS=slots is not None, B_RAW=silu[0], C_RAW=silu[1], STAGES=stages, num_warps=4,
+            pad, b_token=b.stride(1), c_token=c.stride(1), REVERSE=reverse, SLOTS=slots is not None, RAW=silu,
+            **shape,
         )  # fmt: skip
         return local
     states_kernel[grid](
         b, c, slopes_H, documents, words, local, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
         tokens, heads, segments, given, length, pad, 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         D=d, E=e, C=tile.chunk, BD=block_width(d), BE=tile.columns, REVERSE=reverse, SLOTS=slots is not None,
-        PACKED=cu_seqlens is not None, B_RAW=silu[0], C_RAW=silu[1], PRECISION=precision(b.dtype),
+        PACKED=cu_seqlens is not None, PRECISION=precision(b.dtype),
         STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return local
