@@ -66,7 +66,7 @@ def attention(
     from mmkernels.lightning import choice, fused, lightning_attention, silu_lightning_attention
 
     fused.processors = lambda device: 132  # rows are cut into segments as they are on an H100
-    choice.capability, choice.HOPPER = lambda device: capability, True
+    choice.capability = lambda device: capability
     triton = {"backend": "triton"}
     q, k, v = (tensor(1, tokens, heads, width) for _ in range(3))
     yield lightning_attention(q, k, v, slopes, **triton)[0]
@@ -75,7 +75,9 @@ def attention(
     yield lightning_attention(
         q, k, v, slopes, cu_seqlens=documents, initial_state=states, output_final_state=True, **triton
     )
-    yield silu_lightning_attention(tensor(1, tokens, heads, 3 * width), slopes, **triton)
+    for cu_seqlens in (None, documents):  # SiLU inside the forward walk, its derivative inside the others
+        raw = tensor(1, tokens, heads, 3 * width)
+        yield silu_lightning_attention(raw, slopes, cu_seqlens=cu_seqlens, recompute=True, **triton)
 
 
 def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:

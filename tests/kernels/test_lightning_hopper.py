@@ -23,7 +23,6 @@ BOUND = 6e-3
 @pytest.fixture(autouse=True)
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each launch went to the walk for Hopper."""
-    monkeypatch.setattr(choice, "HOPPER", True)
     taken: list[bool] = []
     plain = choice.hopper_takes
 

@@ -12,16 +12,15 @@ from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, c
 
 hopper = pytest.importorskip("mmkernels.lightning.hopper")
 hopper_states = pytest.importorskip("mmkernels.lightning.hopper_states")
-WIDTH = 64
+PACKED_SILU = "scan, SiLU's derivative, packed"
 BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
 
 
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Simulated]:
     """Launches on this CPU go to the simulator."""
-    plain = {**hopper.KERNELS, "states": (hopper_states.states_hopper_kernel, 64, 3)}
+    plain = {**hopper.KERNELS, "states": (hopper_states.states_hopper_kernel, 64, 3, 1)}
     kernels = {role: Simulated(entry[0]) for role, entry in plain.items()}
-    monkeypatch.setattr(choice, "HOPPER", True)
     monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
     monkeypatch.setattr(choice, "hopper_kernels", lambda: {role: (kernels[role], *plain[role][1:]) for role in plain})
     return kernels
@@ -33,9 +32,9 @@ def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
-def check(tokens: int, row_state: bool = False, **options: object) -> None:
+def check(tokens: int, row_state: bool = False, width: int = 64, **options: object) -> None:
     options = {"slopes": SLOPES[:2], **options}
-    problem = make_problem(tokens, dtype=torch.bfloat16, widths=(WIDTH, WIDTH), row_state=row_state, **options)
+    problem = make_problem(tokens, dtype=torch.bfloat16, widths=(width, width), row_state=row_state, **options)
     got = run(problem, "triton", row_state=row_state)
     assert_close(got, run(problem, "naive", torch.float64, row_state=row_state), BOUND)
 
@@ -45,6 +44,11 @@ def test_lengths(tokens: int, segments: None, simulated: dict[str, Simulated]) -
     check(tokens)
     check(tokens, states=False)
     assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
+
+
+def test_two_warpgroups_for_heads_of_128(segments: None) -> None:
+    check(200, width=128)
+    check(270, width=128, cu_seqlens=[0, 3, 198, 270], row_state=True)
 
 
 def test_slopes_and_rows_of_a_batch() -> None:
@@ -65,18 +69,24 @@ def test_documents_with_states_of_their_own() -> None:
     check(300, cu_seqlens=[0, 3, 270, 271, 300])
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 30, 31, 150]], ids=str)
-def test_silu_inside(cu_seqlens: list[int] | None, segments: None, simulated: dict[str, Simulated]) -> None:
+@pytest.mark.parametrize("width", [64, 128])
+def test_silu(
+    width: int, cu_seqlens: list[int] | None, recompute: bool, segments: None, simulated: dict[str, Simulated]
+) -> None:
+    """Inside the forward walk when it is computed again for backward, whose walks multiply by its derivative."""
     generator = torch.Generator().manual_seed(3)
-    raw = torch.randn(1, 150, 2, 3 * WIDTH, generator=generator).bfloat16()
-    do = torch.randn(1, 150, 2, WIDTH, generator=generator).bfloat16()
+    raw = torch.randn(1, 150, 2, 3 * width, generator=generator).bfloat16()
+    do = torch.randn(1, 150, 2, width, generator=generator).bfloat16()
     cu = None if cu_seqlens is None else torch.tensor(cu_seqlens)
     results = []
     for backend, dtype in (("triton", torch.bfloat16), ("naive", torch.float64)):
         x = raw.to(dtype, copy=True).requires_grad_()
-        o = silu_lightning_attention(x, SLOPES[:2], cu_seqlens=cu, backend=backend)
+        o = silu_lightning_attention(x, SLOPES[:2], cu_seqlens=cu, recompute=recompute, backend=backend)
         o.backward(do.to(dtype))
-        thirds = dict(zip(("dq", "dk", "dv"), x.grad.double().split(WIDTH, dim=-1), strict=True))
+        thirds = dict(zip(("dq", "dk", "dv"), x.grad.double().split(width, dim=-1), strict=True))
         results.append({"o": o.detach().double(), **thirds})
     assert_close(*results, BOUND)
-    assert simulated["scan"].launches == 2 and simulated["key_value"].launches == 1
+    scans = simulated["scan"].launches + simulated[PACKED_SILU].launches
+    assert scans == 2 and simulated["key_value"].launches == 1

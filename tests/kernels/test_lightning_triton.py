@@ -14,7 +14,7 @@ from mmkernels import (
     lightning_segment_states,
     silu_lightning_attention,
 )
-from mmkernels.lightning import tiling
+from mmkernels.lightning import choice, tiling
 from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,6 +27,12 @@ PACKED = {
     "spans many chunks": [0, 3, 200, 201, 280],
     "one": [0, 77],
 }
+
+
+@pytest.fixture(autouse=True)
+def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Hopper GPUs too, which have kernels of their own (`test_lightning_hopper.py`)."""
+    monkeypatch.setattr(choice, "HOPPER", False)
 
 
 @pytest.fixture(autouse=True)

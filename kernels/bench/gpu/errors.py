@@ -9,19 +9,21 @@ from torch import Tensor
 
 from bench.gpu import peers
 from bench.gpu.harness import Bench
-from bench.gpu.inputs import FLATTEST, Attention
-from bench.gpu.table import Goal, Label, Row
-from mmkernels import lightning_attention
+from bench.gpu.inputs import FLATTEST, WIDTH, Attention, normal, slopes_of
+from bench.gpu.table import Goal, Label, Peer, Row
+from mmkernels import lightning_attention, silu_lightning_attention
+from mmkernels.norm_gate import norm_gate
 
 GOAL = Goal("worst_ratio", 1.02, "no error above 1.02 of the peer's", least=False)
-NAMES = ("o", "dq", "dk", "dv")
 BLOCK, TAIL = 65536, 4096
+EPS = 1e-6
 
 
 def errors(bench: Bench) -> None:
     """Steep, flat and nearly no decay at 2048 tokens, and the end of a million."""
     for name, factor in (("slopes x 1", 1.0), (f"slopes x {FLATTEST}", FLATTEST), ("slopes 1e-6", None)):
         bench.case(Label("errors", name, ""), gradients, name, factor)
+    bench.case(Label("errors", "layer core", ""), layer_gradients)
     bench.case(Label("errors", "drift", ""), drift, bench.cap(1 << 20))
 
 
@@ -34,15 +36,43 @@ def gradients(bench: Bench, name: str, factor: float | None) -> None:
     """Errors of o, dq, dk and dv; ``factor`` None sets every slope to 1e-6."""
     x = Attention.draw(bench.device, 1, bench.cap(2048), 8, factor or 1.0)
     slopes = x.slopes if factor else torch.full_like(x.slopes, 1e-6)
-    wide = tuple(leaf.detach().double().requires_grad_() for leaf in x.leaves)
-    exact = _results(lambda: lightning_attention(*wide, slopes, backend="chunked")[0], wide, x.do.double())
-    peer = peers.simple_gla(*x.leaves, slopes)
-    row = Row("errors", name, x.shape, peer=peer.name)
-    found = _results(lambda: lightning_attention(*x.leaves, slopes)[0], x.leaves, x.do)
-    row.extra["ours"] = _errors(found, exact)
+
+    def ours(*leaves: Tensor, backend: str = "auto") -> Tensor:
+        return lightning_attention(*leaves, slopes, backend=backend)[0]
+
+    _compare(bench, name, x.shape, ("o", "dq", "dk", "dv"), ours, peers.simple_gla(*x.leaves, slopes), x.leaves, x.do)
+
+
+def layer_gradients(bench: Bench) -> None:
+    """Errors of a layer core: output, gradients of the projection before SiLU, of the gate and of the norm's weight."""
+    torch.manual_seed(0)
+    tokens, heads = bench.cap(2048), 8
+    qkv = normal(bench.device, 1, tokens, heads, 3 * WIDTH).requires_grad_()
+    gate = normal(bench.device, 1, tokens, heads * WIDTH).requires_grad_()
+    weight = torch.nn.Parameter(torch.ones(heads * WIDTH, device=bench.device, dtype=torch.bfloat16))
+    slopes = slopes_of(heads, 1.0, bench.device)
+
+    def ours(qkv: Tensor, gate: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
+        o = silu_lightning_attention(qkv, slopes, backend=backend).flatten(-2)[0]
+        return norm_gate(o, gate[0], weight, EPS, backend="torch" if backend == "chunked" else "auto")[None]
+
+    peer = peers.layer_core(qkv, gate, weight, slopes, EPS)
+    shape, names = f"B=1 T={tokens} H={heads} D={WIDTH}", ("o", "dqkv", "dgate", "dweight")
+    _compare(bench, "layer core", shape, names, ours, peer, (qkv, gate, weight), normal(bench.device, *gate.shape))
+
+
+def _compare(
+    bench: Bench, name: str, shape: str, names: tuple[str, ...], ours: Callable[..., Tensor], peer: Peer,
+    leaves: tuple[Tensor, ...], do: Tensor,
+) -> None:  # fmt: skip
+    """A row with the errors of ours and the peer's to ours in float64 through torch."""
+    wide = tuple(leaf.detach().double().requires_grad_() for leaf in leaves)
+    exact = _results(lambda: ours(*wide, backend="chunked"), wide, do.double())
+    row = Row("errors", name, shape, peer=peer.name)
+    row.extra["ours"] = _errors(names, _results(lambda: ours(*leaves), leaves, do), exact)
     if peer.call is not None:
         try:
-            row.extra["peer"] = _errors(_results(peer.call, x.leaves, x.do), exact)
+            row.extra["peer"] = _errors(names, _results(peer.call, leaves, do), exact)
             row.extra["worst_ratio"] = worst_ratio(row.extra["ours"], row.extra["peer"])
         except Exception as error:
             row.peer_ms = bench.note(f"errors {name}: {peer.name}", error)
@@ -60,8 +90,8 @@ def _results(call: Callable[[], Tensor], leaves: tuple[Tensor, ...], do: Tensor)
     return o.detach(), *torch.autograd.grad(o, leaves, do)
 
 
-def _errors(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
-    return {name: relative_error(a, b) for name, a, b in zip(NAMES, found, exact, strict=True)}
+def _errors(names: tuple[str, ...], found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> dict[str, float]:
+    return {name: relative_error(a, b) for name, a, b in zip(names, found, exact, strict=True)}
 
 
 def drift(bench: Bench, tokens: int) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from mmkernels.lightning.tiling import Tile, capability
 from mmkernels.triton_support import INTERPRETED
 
-HOPPER = False
-"""Whether Hopper GPUs take the kernels that are written for them: not before they have been measured on one."""
+HOPPER = True
+"""Whether Hopper GPUs take the kernels that are written for them."""
 
 
 def hopper_takes(tensors: tuple[Tensor, ...], tile: Tile) -> bool:
@@ -32,8 +32,8 @@ def hopper_takes(tensors: tuple[Tensor, ...], tile: Tile) -> bool:
 
 @functools.lru_cache
 def hopper_kernels() -> dict[str, tuple[Any, int, int, int]]:
-    """Kernel, most columns of a program and pipeline stages by launch; empty where this Triton lacks what they are
-    written in.
+    """Kernel, most columns of a program, pipeline stages and warpgroups by launch; empty where this Triton lacks what
+    they are written in.
     """
     if INTERPRETED:
         return {}
@@ -46,7 +46,8 @@ def hopper_kernels() -> dict[str, tuple[Any, int, int, int]]:
 
 
 def hopper_launch(role: str, width: int, chunk: int) -> tuple[Any, dict[str, int]]:
-    """Kernel and block shape of a launch for heads of ``width``. More than 64 columns are shared by two warpgroups."""
+    """Kernel and block shape of a launch for heads of ``width``."""
     kernel, columns, stages, groups = hopper_kernels()[role]
+    groups = min(groups, width // 64)
     shape = {"D": width, "C": chunk, "BE": min(width, columns), "STAGES": stages, "GROUPS": groups}
     return kernel, {**shape, "num_warps": 4 * groups}

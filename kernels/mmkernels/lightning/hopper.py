@@ -125,8 +125,7 @@ def walk_hopper(
     slim_row, slim_col = gl.arange(0, C, layout=gl.SliceLayout(1, CE)), gl.arange(0, BE, layout=gl.SliceLayout(0, CE))
     a_at, b_at = row[:, None] * a_step + col[None, :], row[:, None] * b_step + col[None, :]
     c_at, out_at = slim_row[:, None] * c_step + slim_col[None, :], slim_row[:, None] * out_step + slim_col[None, :]
-    out_row, out_col = gl.arange(0, C, layout=gl.SliceLayout(1, OUT)), gl.arange(0, BE, layout=gl.SliceLayout(0, OUT))
-    raw_at = out_row[:, None] * raw_step + out_col[None, :]
+    raw_at = slim_row[:, None] * raw_step + slim_col[None, :]
     d, e = gl.arange(0, D, layout=gl.SliceLayout(1, STATE)), gl.arange(0, BE, layout=gl.SliceLayout(0, STATE))
     de = d[:, None] * state_d + (part * BE + e)[None, :] * state_e
     none = gl.zeros([C, BE], gl.float32, OUT)
@@ -142,6 +141,7 @@ def walk_hopper(
     decay = gl.where(lag >= 0, gl.exp2(-slope * LOG2E * lag), 0.0)
     weighed_row = row if WEIGH_B else slim_row
     outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - weighed_row))
+    out_row = gl.arange(0, C, layout=gl.SliceLayout(1, OUT))
     into = gl.exp2(-slope * LOG2E * (out_row + 1 - SHIFT))
     lost = loss_over(slope, C)
     loses = loss_over(slope, C - pad)
@@ -181,7 +181,7 @@ def walk_hopper(
         a, b, c = a + advance * a_step, b + advance * b_step, c + advance * c_step
 
         if SILU_GRAD:
-            raw_tile = gl.load(raw + raw_at, mask=(out_row >= pad)[:, None] if MASKED else None)
+            raw_tile = gl.load(raw + raw_at, mask=(slim_row >= pad)[:, None] if MASKED else None)
         seen, leaving, loss = into, outof, lost
         if MASKED:
             leaving = gl.where(weighed_row >= pad, leaving, 0.0)
@@ -223,9 +223,11 @@ def walk_hopper(
         scores = warpgroup_mma(
             a_s.index(following), b_s.index(following).permute((1, 0)), no_scores, use_acc=False, is_async=True
         )
+        if SILU_GRAD:
+            slope_tile = silu_slope(gl.convert_layout(raw_tile, OUT))
         o, state = warpgroup_mma_wait(1, deps=[o, updated])
         if SILU_GRAD:
-            o *= silu_slope(raw_tile)
+            o *= slope_tile
         o = gl.convert_layout(o.to(gl.bfloat16), CE)
         if MASKED:
             gl.store(out + out_at, o, mask=(slim_row >= pad)[:, None])
@@ -274,7 +276,7 @@ def key_value_hopper_kernel(
     D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
     MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr, HAS_INIT: gl.constexpr,
     HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr, STAGES: gl.constexpr,
-    GROUPS: gl.constexpr, WEIGH_B: gl.constexpr = True,
+    GROUPS: gl.constexpr,
 ):  # fmt: skip
     """`scan.key_value_kernel`."""
     pid = gl.program_id(0)
@@ -293,10 +295,18 @@ def key_value_hopper_kernel(
         either(keys, v_token, k_token), either(keys, do_token, q_token), either(keys, q_token, do_token),
         either(keys, dk_token, dv_token), either(keys, k_raw_token, v_raw_token),
         D, C, BE, True, MASKED, SLOTS, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES,
-        GROUPS, False, WEIGH_B,
+        GROUPS, False, True,
     )  # fmt: skip
 
 
-KERNELS = {"scan": (scan_hopper_kernel, 64, 4, 1), "key_value": (key_value_hopper_kernel, 128, 3, 2)}
-"""Kernel, most columns of a program and pipeline stages by launch. With 128 columns programs read half as much of what
-others read too through the L2 cache, which limits dk and dv; a scan is limited by memory, and wants the programs."""
+KERNELS = {
+    "scan": (scan_hopper_kernel, 64, 4, 1),
+    "scan, SiLU's derivative, packed": (scan_hopper_kernel, 64, 4, 2),
+    "key_value": (key_value_hopper_kernel, 128, 3, 2),
+}
+"""Kernel, most columns of a program, pipeline stages and warpgroups by launch, as measured on an H100.
+
+With 128 columns programs read half as much of what others read too through the L2 cache, which limits dk and dv (1.08
+instead of 1.34 ms); a scan is limited by memory, and wants the programs (0.72 ms; 0.74 with two warpgroups). One
+with SiLU's derivative takes 1.12 ms, 1.43 with two warpgroups; but 1.35 and 1.10 when the row is packed.
+"""

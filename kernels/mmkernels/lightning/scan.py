@@ -104,7 +104,8 @@ def scan(
     e = c.shape[3]
     units = walk.units(batch)
     tensors = (a, b, c, out, out if raw is None else raw)
-    kernel, shape = _kernel("scan", tensors, tile)
+    packed_silu = raw is not None and walk.slots is not None
+    kernel, shape = _kernel("scan, SiLU's derivative, packed" if packed_silu else "scan", tensors, tile)
     kernel[(units * heads * ceil_div(e, shape["BE"]),)](
         *tensors, slopes_H, walk.bounds(reverse), walk.words(reverse), init, local, leave,
         *(x.stride(2) for x in tensors), 1 if transposed else e, d if transposed else 1, tokens, heads, walk.segments,
@@ -143,7 +144,7 @@ def _kernel(role: str, tensors: tuple[Tensor, ...], tile: Tile) -> tuple[Any, di
         "D": d, "C": tile.chunk, "BD": block_width(d), "BE": tile.columns, "PRECISION": precision(tensors[0].dtype),
         "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
-    if role == "scan":
+    if role != "key_value":
         return scan_kernel, {"E": tensors[2].shape[3], **shape}
     return key_value_kernel, shape
 
