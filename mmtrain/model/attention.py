@@ -32,7 +32,7 @@ class LocalAttention:
 
     def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
         """See :class:`AttentionCall`."""
-        return silu_lightning_attention(qkv_THX[None], slopes_H, cu_seqlens=packing.cu_seqlens)[0]
+        return silu_lightning_attention(qkv_THX[None], slopes_H, cu_seqlens=packing.cu_seqlens).squeeze(0)
 
     def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
         """See :class:`AttentionCall`."""

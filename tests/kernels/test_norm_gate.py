@@ -34,7 +34,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(rows: int, width: int, dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> list[Tensor]:
-    """o, gate, weight and dy; rows of o are of very different size, one of them 0."""
+    """o, gate, weight and dy, which has the output's dtype; rows of o are of very different size, one of them 0."""
     generator = torch.Generator().manual_seed(rows * 1000 + width)
     o, gate, dy = (torch.randn(rows, width, generator=generator, dtype=torch.float64) for _ in range(3))
     o *= torch.logspace(-3, 2, rows, dtype=torch.float64)[:, None]
@@ -44,7 +44,7 @@ def make(rows: int, width: int, dtype: torch.dtype, weight_dtype: torch.dtype | 
         o.to(DEVICE, dtype),
         (3 * gate).to(DEVICE, dtype),
         weight.to(DEVICE, weight_dtype or dtype),
-        dy.to(o.device),
+        dy.to(DEVICE, dtype),
     ]
 
 
@@ -167,7 +167,8 @@ def on_two_ranks(tensors: list[Tensor], cut: int, backend: str) -> dict[str, Ten
 @pytest.mark.parametrize("cut", [48, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_split_over_two_ranks_in_torch(dtype: torch.dtype, cut: int) -> None:
-    tensors = make(7, 96, dtype)
+    # On the CPU: autograd has one thread for a GPU, in which both ranks' backward would wait for one another.
+    tensors = [x.cpu() for x in make(7, 96, dtype)]
     assert_close(on_two_ranks(tensors, cut, "torch"), want(tensors), dtype)
 
 

@@ -53,8 +53,8 @@ def layer_gradients(bench: Bench) -> None:
     slopes = slopes_of(heads, 1.0, bench.device)
 
     def ours(qkv: Tensor, gate: Tensor, weight: Tensor, backend: str = "auto") -> Tensor:
-        o = silu_lightning_attention(qkv, slopes, backend=backend).flatten(-2)[0]
-        return norm_gate(o, gate[0], weight, EPS, backend="torch" if backend == "chunked" else "auto")[None]
+        o = silu_lightning_attention(qkv, slopes, backend=backend).flatten(-2).squeeze(0)
+        return norm_gate(o, gate.squeeze(0), weight, EPS, backend="torch" if backend == "chunked" else "auto")[None]
 
     peer = peers.layer_core(qkv, gate, weight, slopes, EPS)
     shape, names = f"B=1 T={tokens} H={heads} D={WIDTH}", ("o", "dqkv", "dgate", "dweight")

@@ -26,16 +26,19 @@ def states_hopper_kernel(
     b_token: gl.constexpr, c_token: gl.constexpr, D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
     REVERSE: gl.constexpr, SLOTS: gl.constexpr, RAW: gl.constexpr, STAGES: gl.constexpr, GROUPS: gl.constexpr,
 ):  # fmt: skip
-    """``states.states_kernel`` for segments of SLOTS, or of ``length`` positions of a row that is not packed."""
+    """``states.states_kernel`` for segments of SLOTS, or of ``length`` positions of a row that is not packed.
+
+    The side of each pair that takes the decay, and is rounded once more, is what the walk that goes on from the states
+    weighs: b of a reversed one, else c.
+    """
     AB: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     CE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BE, BE // 8], [4, 1], [1, 0])
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BE, 16])
+    wide: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, D], gl.bfloat16)
     slim: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, BE], gl.bfloat16)
-    b_s = gl.allocate_shared_memory(
-        gl.bfloat16, [STAGES, C, D], gl.NVMMASharedLayout.get_default_for([C, D], gl.bfloat16)
-    )
+    b_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], wide)
     c_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BE], slim)
-    weighted_s = gl.allocate_shared_memory(gl.bfloat16, [C, BE], slim)
+    weighted_s = gl.allocate_shared_memory(gl.bfloat16, [C, D if REVERSE else BE], wide if REVERSE else slim)
 
     pid = gl.program_id(0)
     PARTS: gl.constexpr = D // BE
@@ -53,10 +56,12 @@ def states_hopper_kernel(
     row, col = gl.arange(0, C, layout=gl.SliceLayout(1, AB)), gl.arange(0, D, layout=gl.SliceLayout(0, AB))
     slim_row, slim_col = gl.arange(0, C, layout=gl.SliceLayout(1, CE)), gl.arange(0, BE, layout=gl.SliceLayout(0, CE))
     b_at, c_at = row[:, None] * b_step + col[None, :], slim_row[:, None] * c_step + slim_col[None, :]
-    outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - slim_row))
+    weighed_row = row if REVERSE else slim_row
+    outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - weighed_row))
     lost = loss_over(slope, C)
     state = gl.zeros([D, BE], gl.float32, MMA)
     b_s.index(0).store(gl.zeros([C, D], gl.bfloat16, AB))  # rows that no copy fills meet zeros: they must be numbers
+    c_s.index(0).store(gl.zeros([C, BE], gl.bfloat16, CE))
     before = first - begin
     for s in gl.static_range(STAGES - 1):
         copy_rows(b_s.index(s), b + b_at, row, before, s < chunks, s == 0)
@@ -74,15 +79,17 @@ def states_hopper_kernel(
         copy_rows(c_s.index(free), c + c_at, slim_row, 0, n + STAGES - 1 < chunks, False)
         async_copy.commit_group()
         b, c = b + C * b_step, c + C * c_step
-        c_tile = c_s.index(buffer).load(CE)
+        weighed = b_s.index(buffer).load(AB) if REVERSE else c_s.index(buffer).load(CE)
         if RAW:
-            c_tile = silu(c_tile)
-        leaving = gl.where(n * C + slim_row >= before, outof, 0.0)
-        weighted = gl.where(leaving[:, None] > 0.0, c_tile.to(gl.float32) * leaving[:, None], 0.0)
-        weighted_s.store(weighted.to(gl.bfloat16))
+            weighed = silu(weighed)
+        leaving = gl.where(n * C + weighed_row >= before, outof, 0.0)
+        weighted_s.store((weighed.to(gl.float32) * leaving[:, None]).to(gl.bfloat16))
         kept = state - lost * state
         fence_async_shared()
-        updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
+        if REVERSE:
+            updated = warpgroup_mma(weighted_s.permute((1, 0)), c_s.index(buffer), kept, is_async=True)
+        else:
+            updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
         async_copy.wait_group(STAGES - 2)
         if RAW:
             activate(b_s.index(following), AB)
