@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
     from mmtrain.parallel import mesh
+    from mmtrain.parallel.layout import plan_layout
     from mmtrain.train.checkpoint import check_same_model, find_checkpoint
     from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.folder import RunFolder
@@ -28,7 +29,8 @@ def pretrain(config: PretrainConfig) -> None:
     device = mesh.pick_device(config.cluster)
     check_optimizer(config.optim, device.type)
     phases = scaled_phases(config.stage)
-    plan = RunPlan(phases, mesh.world_size(), config.parallel.micro_batch_rows)
+    layout = plan_layout(mesh.world_size(), config.parallel, config.model, [phase.seq_len for phase in phases])
+    plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
     folder = RunFolder(config)
     if (resumed := folder.resume_from()) is not None:
         check_same_model("run.resume", resumed, config.model)
@@ -38,7 +40,7 @@ def pretrain(config: PretrainConfig) -> None:
 
     if device.type == "cpu":
         keep_freed_memory()
-    context = mesh.start(config.cluster)
+    context = mesh.start(config.cluster, layout)
     try:
         for line in Trainer(config, context, plan, inputs, folder).run():
             print(line, flush=True)

@@ -173,3 +173,17 @@ def test_bad_input_is_refused_by_name_with_a_fix(option, value):
 def test_numbers_that_yaml_reads_as_text():
     config = load_config(values(optim__eps="1e-8", stage__scale="1/64"))
     assert (config.optim.eps, config.stage.scale) == (1e-8, 1 / 64)
+
+
+def test_an_option_of_two_types_takes_either_and_names_both_when_neither_fits():
+    assert load_config(values(parallel__token_groups=4)).parallel.token_groups == 4
+    assert load_config(values(parallel__token_groups="auto")).parallel.token_groups == "auto"
+    for given, text in [([1], "expected int or str, got list"), (None, "expected int or str"), ("???", "required")]:
+        with pytest.raises(ConfigError) as caught:
+            load_config(values(parallel__token_groups=given))
+        assert caught.value.option == "parallel.token_groups" and text in caught.value.problem
+
+
+def test_an_optional_of_one_type_says_what_that_type_needs():
+    with pytest.raises(ConfigError, match=r"model\.capacity_factor=some: expected float, got str"):
+        load_config(values(model__capacity_factor="some"))

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmtrain.config.model import LIGHTNING, SOFTMAX, ModelConfig
+from mmtrain.config.parallel import ParallelConfig
 from mmtrain.config.run import (
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
     LogConfig,
     OptimConfig,
-    ParallelConfig,
     RunConfig,
 )
 from mmtrain.config.stage import BatchStep, LrSegment, PhaseConfig, SourceConfig, StageConfig

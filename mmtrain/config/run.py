@@ -1,4 +1,4 @@
-"""Options of a run that are neither the model nor the stage: layout, data, optimizer, records, machine."""
+"""Options of a run that are neither the model, the stage nor the layout: data, optimizer, records, machine."""
 
 from __future__ import annotations
 
@@ -6,28 +6,6 @@ from dataclasses import dataclass, field
 
 from mmtrain.config.checks import choose, require
 from mmtrain.config.stage import SourceConfig
-
-
-@dataclass
-class ParallelConfig:
-    """How the model is laid over processes.
-
-    Attributes:
-        micro_batch_rows: rows that one process runs at once.
-        activation_checkpoint: recompute each block in backward.
-        reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3) or keep them (ZeRO-2).
-        sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
-    """
-
-    micro_batch_rows: int = 1
-    activation_checkpoint: bool = False
-    reshard_after_forward: bool = True
-    sync_every_micro_batch: bool = False
-
-    def validate(self) -> None:
-        """Refuse empty micro-batches."""
-        require(self.micro_batch_rows >= 1, "parallel.micro_batch_rows", self.micro_batch_rows,
-                 "must be at least 1", "for example 1")  # fmt: skip
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The experts, and the way tokens get to them and back: the one place where a layer of experts meets other devices.
 
-:class:`MoE` holds an :class:`ExpertCall`; expert parallelism replaces it by one with all-to-alls.
+:class:`Experts` holds an :class:`ExpertCall`; expert parallelism replaces it by one with all-to-alls.
 
 Legend: T tokens, D model width, F expert width, E experts, R rows, of which the kept assignments are the first.
 """
@@ -18,30 +18,41 @@ from mmkernels.swiglu import swiglu
 
 
 class Experts(nn.Module):
-    """E SwiGLU experts, stacked; FFN_i(x) = W2_i (SiLU(W1_i x) * W3_i x)."""
+    """E SwiGLU experts, stacked; FFN_i(x) = W2_i (SiLU(W1_i x) * W3_i x).
+
+    Attributes:
+        call: how tokens get to the experts and back.
+    """
 
     def __init__(self, num_experts: int, hidden_size: int, ffn_hidden_size: int) -> None:
         super().__init__()
         self.w13_E2FD = nn.Parameter(torch.empty(num_experts, 2, ffn_hidden_size, hidden_size))
         self.w2_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, ffn_hidden_size))
+        self.call: ExpertCall = LocalExperts()
 
-    def forward(self, x_RD: Tensor, offset_E: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, plan: Route) -> Tensor:
+        """The weighted sum over each token's kept experts, [T, D]."""
+        return self.call(self, x_TD, plan)
+
+    def products(self, x_RD: Tensor, offset_E: Tensor, chosen: slice = slice(None)) -> Tensor:
         """Run rows sorted by expert; [R, D] to [R, D].
 
         Args:
             x_RD: tokens; rows from `offset_E[-1]` on belong to nobody.
             offset_E: int32, the row after each expert's last.
+            chosen: of the experts that this device holds, those that the rows belong to.
 
         Returns:
             Results of the used rows. Grouped products leave the other rows of their output, and of their input's
             gradient, unwritten: the activation skips them, and so must whoever reads the result.
         """
-        gate_up_R2F = F.grouped_mm(x_RD, self.w13_E2FD.flatten(1, 2).transpose(1, 2), offs=offset_E)
-        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), self.w2_EDF.transpose(1, 2), offs=offset_E)
+        w13_E2FD, w2_EDF = self.w13_E2FD[chosen], self.w2_EDF[chosen]
+        gate_up_R2F = F.grouped_mm(x_RD, w13_E2FD.flatten(1, 2).transpose(1, 2), offs=offset_E)
+        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), w2_EDF.transpose(1, 2), offs=offset_E)
 
 
 class ExpertCall(Protocol):
-    """What an MoE layer asks for."""
+    """What the experts of a layer ask for."""
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """The weighted sum over each token's kept experts, [T, D]."""
@@ -53,4 +64,4 @@ class LocalExperts:
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """See :class:`ExpertCall`."""
         x_RD = permute(x_TD, plan)
-        return unpermute(experts(x_RD, plan.offset_E), plan.weight_TK, plan)
+        return unpermute(experts.products(x_RD, plan.offset_E), plan.weight_TK, plan)

@@ -6,6 +6,7 @@ Legend: T tokens, D model width, H heads, K head dimension, I = H * K.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,9 @@ class LightningAttention(nn.Module):
 
     q, k, v = SiLU(W_qkv x), with no scale, softmax, denominator or RoPE; the norm spans all heads (MiniMax-01 section
     2.2 and Fig. 3, details from the released code). Rows of W_qkv are interleaved by head: K of q, K of k, K of v.
+
+    Attributes:
+        norm_over: for `norm_gate`, where the heads lie on several ranks: width of all, and what sums over ranks.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -54,6 +58,11 @@ class LightningAttention(nn.Module):
         self.norm = RMSNorm(inner, config.lightning_norm_eps)
         self._slopes_H: Tensor | None = None
         self.attention: AttentionCall = LocalAttention()
+        self.norm_over: dict[str, Any] = {}
+
+    def take_heads(self, first: int, count: int) -> None:
+        """Work on some heads only, for tensor parallelism; slopes stay those of the global heads."""
+        self.num_heads, self._slopes, self._slopes_H = count, self._slopes[first : first + count], None
 
     def slopes_on(self, device: torch.device) -> Tensor:
         """The decay slopes, fp32 [H]: no parameter and no buffer, so that no cast of the module touches them."""
@@ -73,7 +82,8 @@ class LightningAttention(nn.Module):
             o_THK = self.attention.lightning(qkv_THX, slopes_H, packing)
         else:
             o_THK = _continue_document(qkv_THX, slopes_H, cache)
-        return self.out_proj(norm_gate(o_THK.flatten(-2), self.output_gate(x_TD), self.norm.weight, self.norm.eps))
+        gate_TI = self.output_gate(x_TD)
+        return self.out_proj(norm_gate(o_THK.flatten(-2), gate_TI, self.norm.weight, self.norm.eps, **self.norm_over))
 
 
 def _continue_document(qkv_THX: Tensor, slopes_H: Tensor, cache: LightningCache) -> Tensor:

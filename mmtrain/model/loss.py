@@ -5,11 +5,15 @@ Legend: T tokens, D model width, V vocabulary, C tokens of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORE = -100
+LossCall = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Arguments and result of :func:`linear_cross_entropy`."""
 
 
 def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int) -> Tensor:

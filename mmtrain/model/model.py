@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
 from mmtrain.model.cache import DecodeCache
-from mmtrain.model.loss import linear_cross_entropy
+from mmtrain.model.loss import LossCall, linear_cross_entropy
 from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packing import Packing
 from mmtrain.model.rope import rope_table
@@ -39,6 +39,8 @@ class HybridLM(nn.Module):
 
     Attributes:
         rope_base: RoPE base; phases of training set it.
+        token_loss: what turns final hidden states, the head's weight and labels into a sum; vocabulary parallelism
+            puts another in its place.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -49,6 +51,7 @@ class HybridLM(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.token_loss: LossCall = linear_cross_entropy
 
     def forward(
         self, tokens_T: Tensor, packing: Packing, labels_T: Tensor | None = None, cache: DecodeCache | None = None
@@ -73,6 +76,6 @@ class HybridLM(nn.Module):
         h_TD = self.norm(h_TD)
         if labels_T is None:
             return self.lm_head(h_TD)
-        ce_sum = linear_cross_entropy(h_TD, self.lm_head.weight, labels_T, self.config.loss_chunk_tokens)
+        ce_sum = self.token_loss(h_TD, self.lm_head.weight, labels_T, self.config.loss_chunk_tokens)
         aux_loss = sum((stats.aux_loss for stats in router), start=torch.zeros_like(ce_sum))
         return LossOutput(ce_sum, aux_loss, router)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
-from mmtrain.model.experts import ExpertCall, Experts, LocalExperts
+from mmtrain.model.experts import Experts
 from mmtrain.model.ffn import SwiGLU
 from mmtrain.model.router import Router, RouterStats
 
@@ -23,12 +23,11 @@ class MoE(nn.Module):
         self.router = Router(config)
         self.experts = Experts(config.num_experts, config.hidden_size, config.ffn_hidden_size)
         self.shared = SharedExpert(config) if config.shared_ffn_hidden_size else None
-        self.expert_call: ExpertCall = LocalExperts()
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
         """Apply to every token; returns [T, D] and what the router did."""
         plan, stats = self.router(x_TD)
-        out_TD = self.expert_call(self.experts, x_TD, plan)
+        out_TD = self.experts(x_TD, plan)
         return (out_TD if self.shared is None else self.shared(x_TD, out_TD)), stats
 
 

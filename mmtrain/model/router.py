@@ -1,12 +1,13 @@
 """The router: which experts a token goes to, and which assignments an expert's capacity lets pass.
 
-Legend: T tokens, D model width, E experts, K experts a token.
+Legend: T tokens, N tokens of the micro-batch (T unless they lie on several ranks), D model width, E experts, K experts
+of a token.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,28 @@ class RouterStats(NamedTuple):
     entropy: Tensor
 
 
+class TokenShare(Protocol):
+    """Which tokens of a micro-batch the router sees, and which of them are its own."""
+
+    def gather(self, logits_TE: Tensor) -> Tensor:
+        """Logits of all tokens that are routed together, [N, E], given this rank's."""
+
+    def mine(self, plan: Route) -> Route:
+        """This rank's tokens of a plan for all N."""
+
+
+class OwnTokens:
+    """All tokens of the micro-batch lie here."""
+
+    def gather(self, logits_TE: Tensor) -> Tensor:
+        """See :class:`TokenShare`."""
+        return logits_TE
+
+    def mine(self, plan: Route) -> Route:
+        """See :class:`TokenShare`."""
+        return plan
+
+
 class Router(nn.Module):
     """Top-k routing in fp32 (MiniMax-01 eq. 1 and section 2.1).
 
@@ -44,24 +67,28 @@ class Router(nn.Module):
         self.capacity_factor, self.drop_policy = config.capacity_factor, config.drop_policy
         self.aux_loss_coef = config.aux_loss_coef
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.tokens: TokenShare = OwnTokens()
 
     def forward(self, x_TD: Tensor) -> tuple[Route, RouterStats]:
-        """Route every token of x [T, D]."""
-        logits_TE = F.linear(x_TD.float(), self.weight.float())
-        log_prob_TE = logits_TE.log_softmax(-1)
-        prob_TE = log_prob_TE.exp()
+        """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
+
+        Returns the plan of the T tokens, and statistics of the whole micro-batch.
+        """
+        logits_NE = self.tokens.gather(F.linear(x_TD.float(), self.weight.float()))
+        log_prob_NE = logits_NE.log_softmax(-1)
+        prob_NE = log_prob_NE.exp()
         factor = self.capacity_factor if self.training else None
-        tokens = max(x_TD.shape[0], 1)  # a capacity is at least 1
+        tokens = max(logits_NE.shape[0], 1)  # a capacity is at least 1
         capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
-        plan = route(logits_TE, self.top_k, capacity, self.drop_policy)
+        plan = route(logits_NE, self.top_k, capacity, self.drop_policy)
         assignments = max(plan.slot_TK.numel(), 1)
         stats = RouterStats(
-            aux_loss=load_balancing_loss(prob_TE, plan.wanted_E, self.top_k) * self.aux_loss_coef,
+            aux_loss=load_balancing_loss(prob_NE, plan.wanted_E, self.top_k) * self.aux_loss_coef,
             load_E=plan.wanted_E * (self.num_experts / assignments),
             drop_rate=1.0 - plan.count_E.sum() / assignments,
-            entropy=-(prob_TE.detach() * log_prob_TE.detach()).sum() / tokens,
+            entropy=-(prob_NE.detach() * log_prob_NE.detach()).sum() / tokens,
         )
-        return plan, stats
+        return self.tokens.mine(plan), stats
 
 
 def load_balancing_loss(prob_TE: Tensor, wanted_E: Tensor, top_k: int) -> Tensor:

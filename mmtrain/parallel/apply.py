@@ -7,11 +7,14 @@ from functools import partial
 import torch
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
+from mmtrain.parallel.expert import apply_expert_parallel
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.parallel.tensor import apply_tensor_parallel
 
 
 def apply_parallel(
@@ -21,27 +24,50 @@ def apply_parallel(
     compute_dtype: torch.dtype,
     host_parameters: bool = False,
 ) -> nn.Module:
-    """Turn every parameter of a (meta) model into a DTensor on the mesh, sharded over data parallelism by FSDP2.
+    """Turn every parameter of a (meta) model into a DTensor on the meshes of `context`, sharded by FSDP2.
 
-    Master weights stay fp32; blocks compute in `compute_dtype`, routers in fp32; gradients are reduced in fp32 as the
-    mean over ranks. The model has no memory afterwards if it had none before.
+    Dense parameters are split over tp, and sharded over dp and cp; experts are split over ep and etp, and sharded over
+    edp. Master weights stay fp32; blocks compute in `compute_dtype`, routers in fp32; gradients are reduced in fp32, as
+    the mean over replicas of the model (those of experts too, whose ranks each saw the tokens of several replicas). The
+    model has no memory afterwards if it had none before.
 
     Args:
         host_parameters: keep sharded parameters and gradients in host memory, for an optimizer that runs there.
     """
+    layout = context.layout
+    if layout.tp > 1:
+        apply_tensor_parallel(model, context.dense["tp"])
+    if layout.ep * layout.etp > 1:
+        apply_expert_parallel(model, context.expert["ep", "etp"], config)
     # Inputs are not cast: hidden states come in compute_dtype already, and RoPE tables must stay fp32.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if host_parameters and context.device.type == "cuda" else OffloadPolicy()
-    shard = partial(fully_shard, mesh=context.mesh["dp"], offload_policy=offload)
+    shard = partial(fully_shard, offload_policy=offload)
+    dense = {"mesh": context.replicas, "shard_placement_fn": partial(_free_dimension, ranks=context.replicas.size())}
+    expert = {"mesh": context.expert["edp"], "shard_placement_fn": partial(_free_dimension, ranks=layout.edp)}
     reshard = config.reshard_after_forward
     for block in model.layers:
         block.recompute = config.activation_checkpoint
         if isinstance(block.ffn, MoE):
-            shard(block.ffn.router, mp_policy=exact, reshard_after_forward=reshard)
-        shard(block, mp_policy=policy, reshard_after_forward=reshard)
-    shard(model, mp_policy=policy, reshard_after_forward=False)
+            shard(block.ffn.router, mp_policy=exact, reshard_after_forward=reshard, **dense)
+            if layout.tp * layout.ep * layout.etp > 1:  # other ranks hold copies of an expert than of the rest
+                experts = shard(block.ffn.experts, mp_policy=policy, reshard_after_forward=reshard, **expert)
+                experts.set_gradient_divide_factor(layout.replicas)
+                if context.device.type == "cpu" and layout.edp > 1:  # gloo has no other reduction
+                    experts.set_force_sum_reduction_for_comms(True)
+        shard(block, mp_policy=policy, reshard_after_forward=reshard, **dense)
+    shard(model, mp_policy=policy, reshard_after_forward=False, **dense)
     return model
+
+
+def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
+    """Where FSDP cuts a parameter that is split already: along the first other dimension that it divides evenly."""
+    if not isinstance(parameter, DTensor):
+        return None
+    taken = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}
+    free = [dim for dim, size in enumerate(parameter.shape) if dim not in taken and size % ranks == 0 and size > 1]
+    return Shard(free[0]) if taken and free else None
 
 
 def set_gradient_sync(model: nn.Module, sync: bool) -> None:

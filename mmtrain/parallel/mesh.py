@@ -1,4 +1,8 @@
-"""The processes of a run and the groups they form. The only global state is torch.distributed's own."""
+"""The processes of a run and the groups they form. The only global state is torch.distributed's own.
+
+Axes, outermost first. Dense view: pp, dp, cp, tp. Expert view of the same processes: pp, edp, ep, etp (MiniMax-01
+section 3, eqs. 15 and 16).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
+from mmtrain.parallel.layout import Layout
+
+DENSE, EXPERT = ("pp", "dp", "cp", "tp"), ("pp", "edp", "ep", "etp")
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,17 @@ class ParallelContext:
 
     Attributes:
         device: where its tensors live.
-        mesh: named mesh of all processes; axis ``dp`` is data parallelism.
+        layout: sizes of all axes.
+        dense: mesh of all processes with axes pp, dp, cp, tp.
+        expert: mesh of the same processes with axes pp, edp, ep, etp.
+        replicas: dp and cp as one axis: the ranks that hold the same part of the dense parameters.
     """
 
     device: torch.device
-    mesh: DeviceMesh
+    layout: Layout
+    dense: DeviceMesh
+    expert: DeviceMesh
+    replicas: DeviceMesh
 
     @property
     def rank(self) -> int:
@@ -34,12 +47,12 @@ class ParallelContext:
     @property
     def dp_rank(self) -> int:
         """Rank along the data-parallel axis."""
-        return self.mesh["dp"].get_local_rank()
+        return self.dense["dp"].get_local_rank()
 
     @property
     def dp_size(self) -> int:
         """Number of data-parallel replicas."""
-        return self.mesh["dp"].size()
+        return self.layout.dp
 
     @property
     def is_main(self) -> bool:
@@ -68,29 +81,73 @@ def pick_device(cluster: ClusterConfig) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def start(cluster: ClusterConfig) -> ParallelContext:
-    """Join the process group (one process forms a group of its own) and make the mesh.
+def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelContext:
+    """Join the process group (one process forms a group of its own) and make the meshes.
 
     NCCL connects GPUs and gloo CPUs; everything above is the same code.
+
+    Args:
+        layout: sizes of all axes, of `plan_layout`; None is data parallelism over all processes.
     """
     device = pick_device(cluster)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = timedelta(minutes=cluster.timeout_minutes)
     if "RANK" not in os.environ:  # plain `python launch/pretrain.py`
         dist.init_process_group(
             backend=_backend(device), store=dist.HashStore(), rank=0, world_size=1, device_id=_device_id(device)
         )
     else:
-        timeout = timedelta(minutes=cluster.timeout_minutes)
         dist.init_process_group(backend=_backend(device), timeout=timeout, device_id=_device_id(device))
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp",))
-    return ParallelContext(device, mesh)
+    world = dist.get_world_size()
+    layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
+    dense, expert = _meshes(device.type, layout, cluster.timeout_minutes)
+    return ParallelContext(device, layout, dense, expert, dense["dp", "cp"]._flatten("replicas"))
 
 
 def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _meshes(device_type: str, layout: Layout, timeout_minutes: float) -> tuple[DeviceMesh, DeviceMesh]:
+    """Both views; their groups are megatron-core's, so that any module of its sees the same ones."""
+    dense = (layout.pp, layout.dp, layout.cp, layout.tp)
+    expert = (layout.pp, layout.edp, layout.ep, layout.etp)
+    if layout.dp == layout.edp == layout.world:  # importing megatron-core's parallel state takes three seconds
+        return init_device_mesh(device_type, dense, mesh_dim_names=DENSE), init_device_mesh(
+            device_type, expert, mesh_dim_names=EXPERT
+        )
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        context_parallel_size=layout.cp,
+        expert_model_parallel_size=layout.ep,
+        expert_tensor_parallel_size=layout.etp,
+        order="tp-cp-ep-dp-pp",
+        distributed_timeout_minutes=max(1, round(timeout_minutes)),
+    )
+    dense_groups = [
+        parallel_state.get_pipeline_model_parallel_group(),
+        parallel_state.get_data_parallel_group(),
+        parallel_state.get_context_parallel_group(),
+        parallel_state.get_tensor_model_parallel_group(),
+    ]
+    expert_groups = [
+        parallel_state.get_pipeline_model_parallel_group(),
+        parallel_state.get_expert_data_parallel_group(),
+        parallel_state.get_expert_model_parallel_group(),
+        parallel_state.get_expert_tensor_parallel_group(),
+    ]
+    ranks = torch.arange(layout.world)
+    return (
+        DeviceMesh.from_group(dense_groups, device_type, mesh=ranks.view(dense), mesh_dim_names=DENSE),
+        DeviceMesh.from_group(expert_groups, device_type, mesh=ranks.view(expert), mesh_dim_names=EXPERT),
+    )
 
 
 def _backend(device: torch.device) -> str:

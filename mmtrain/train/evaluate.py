@@ -44,6 +44,6 @@ def evaluate(
             totals += torch.tensor([ce_sum.item(), labels.size, float(token_bytes[labels].sum())], dtype=torch.float64)
     model.train()
     totals = totals.to(context.device)
-    dist.all_reduce(totals)
+    dist.all_reduce(totals, group=context.replicas.get_group())
     nats, tokens, size = totals.tolist()
     return Validation(nats / max(tokens, 1.0), nats / math.log(2) / max(size, 1.0))

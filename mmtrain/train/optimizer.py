@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -50,11 +52,21 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    decayed, plain = [], []
-    for parameter in model.parameters():
-        (decayed if config.decay_norms or parameter.ndim > 1 else plain).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """By decay and by mesh: one fused update takes DTensors of one mesh."""
+    groups: list[dict] = []
+    for parameters in by_mesh(model.parameters()):
+        decayed = [p for p in parameters if config.decay_norms or p.ndim > 1]
+        plain = [p for p in parameters if not (config.decay_norms or p.ndim > 1)]
+        groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters apart by the mesh they lie on: experts lie on another than the rest."""
+    found: dict[object, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    return list(found.values())
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -73,11 +85,27 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     Returns:
         The norm before clipping, float64 scalar, the same on every rank; with None it is only measured.
     """
-    chosen = [parameter for parameter in parameters if parameter.grad is not None]
-    norms = torch._foreach_norm([parameter.grad for parameter in chosen], 2, dtype=torch.float64)
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(chosen, max_norm, norm.float())
+    chosen = by_mesh(parameter for parameter in parameters if parameter.grad is not None)
+    squares = torch.stack([_squares(parameter.grad for parameter in some) for some in chosen]).sum()
+    if isinstance(chosen[0][0], DTensor):
+        dist.all_reduce(squares)
+    norm = squares.sqrt()
+    for some in chosen:
+        if max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(some, max_norm, norm.float())
     return norm
+
+
+def _squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+    """This rank's share of the sum of squares: what several ranks hold alike counts once."""
+    local, share = [], []
+    for gradient in gradients:
+        copies = 1
+        if isinstance(gradient, DTensor):
+            mesh = gradient.device_mesh
+            copies = math.prod(mesh.size(i) for i, p in enumerate(gradient.placements) if p.is_replicate())
+            gradient = gradient.to_local()
+        local.append(gradient)
+        share.append(1 / copies)
+    norms = torch.stack(torch._foreach_norm(local, 2, dtype=torch.float64))
+    return (norms.square() * norms.new_tensor(share)).sum()

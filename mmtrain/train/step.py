@@ -67,8 +67,9 @@ def train_step(
     rows fall to ranks; auxiliary losses are the mean over micro-batches.
     """
     labelled = torch.tensor([sum(int(b.loss_mask_BS.sum()) for b in batches)], dtype=torch.int64, device=context.device)
-    dist.all_reduce(labelled)
-    token_scale = context.dp_size / labelled.clamp(min=1).to(torch.float32).squeeze()  # FSDP takes the mean over ranks
+    dist.all_reduce(labelled, group=context.replicas.get_group())
+    # FSDP takes the mean over replicas.
+    token_scale = context.layout.replicas / labelled.clamp(min=1).to(torch.float32).squeeze()
     report = StepReport(model.config, context.device)
     for i, batch in enumerate(batches):
         set_gradient_sync(model, sync_every_micro_batch or i == len(batches) - 1)
@@ -79,7 +80,7 @@ def train_step(
     set_lr(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return report.reduce(grad_norm, labelled, len(batches) * context.dp_size)
+    return report.reduce(grad_norm, labelled, len(batches) * context.dp_size, context.replicas.get_group())
 
 
 class StepReport:
@@ -102,11 +103,13 @@ class StepReport:
             self.scalars[2] += (1.0 - router[:, -2]).sum() * (sum(lengths) * self.config.top_k)
             self.router = router if self.router is None else self.router + router
 
-    def reduce(self, grad_norm: Tensor, labelled: Tensor, micro_batches: int) -> StepResult:
-        """Sum over ranks and return plain numbers, the same on each."""
+    def reduce(
+        self, grad_norm: Tensor, labelled: Tensor, micro_batches: int, replicas: dist.ProcessGroup
+    ) -> StepResult:
+        """Sum over the ranks that had other rows, and return plain numbers, the same on each."""
         router = self.scalars.new_zeros(0) if self.router is None else self.router
         packed = torch.cat([self.scalars, self.scalars.new_tensor([self.flops]), router.flatten().double()])
-        dist.all_reduce(packed)
+        dist.all_reduce(packed, group=replicas)
         values = torch.cat([packed, grad_norm.to(packed)[None], labelled.to(packed)]).tolist()
         ce_sum, aux_sum, kept, flops = values[:4]
         table = torch.tensor(values[4:-2]).view(router.shape if router.ndim == 2 else (0, 2)) / micro_batches

@@ -1,14 +1,23 @@
-"""One small corpus for all tests here."""
+"""One small corpus and one pool of worker processes for all tests here."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.dist.pool import Pool
 from tests.dist.runs import make_corpus
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Workers for up to eight ranks; none starts before a test runs something on it."""
+    with Pool(8) as workers:
+        yield workers

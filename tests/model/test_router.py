@@ -382,7 +382,7 @@ def test_shared_expert_is_blended_by_its_gate(dtype: torch.dtype) -> None:
     assert out.dtype == dtype
     assert relative(out, (1 - gate) * routed + gate * shared) < (1e-6 if dtype == torch.float32 else 1e-2)
     with torch.no_grad():
-        whole, plain = moe(x)[0], moe.expert_call(moe.experts, x, moe.router(x)[0])
+        whole, plain = moe(x)[0], moe.experts(x, moe.router(x)[0])
         assert torch.equal(whole, moe.shared(x, plain)) and not torch.equal(whole, plain)
 
 

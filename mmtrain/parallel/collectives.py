@@ -1,0 +1,164 @@
+"""Collectives that autograd goes through, on plain tensors, over gloo or NCCL; in a group of one they do nothing.
+
+All work along dim 0, whatever dimensions follow, and in the order of the ranks in the group. Every rank of the group
+has to call them, and to run their backward, in the same order.
+
+Legend: W ranks of the group, N rows of one rank, M = N W, R rows of this rank, any number, D all further dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.distributed import ProcessGroup
+
+# torch 2.13 renamed them, and warns where it meets the old names.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def gather_rows(x_ND: Tensor, group: ProcessGroup) -> Tensor:
+    """All ranks' rows, [N W, D], where each rank goes on to compute something of its own with them.
+
+    Backward sums the ranks' gradients of the rows of this rank: a reduce-scatter.
+
+    Args:
+        x_ND: any dtype; the same shape on every rank. N may be 0.
+        group: the ranks.
+    """
+    return x_ND if group.size() == 1 else _GatherRows.apply(x_ND, group)
+
+
+def scatter_sum_rows(x_MD: Tensor, group: ProcessGroup) -> Tensor:
+    """This rank's part [M / W, D] of the sum over the ranks: a reduce-scatter. Backward gathers the gradients' rows.
+
+    Args:
+        x_MD: any dtype, in which it is summed; the same shape on every rank.
+        group: the ranks.
+
+    Raises:
+        ValueError: W does not divide M.
+    """
+    return x_MD if group.size() == 1 else _ScatterSumRows.apply(x_MD, group)
+
+
+def gather_alike(x_ND: Tensor, group: ProcessGroup) -> Tensor:
+    """All ranks' rows, [N W, D], where every rank goes on to compute the same with them.
+
+    Then every rank holds the whole gradient already, and backward takes this rank's rows of it without communication.
+    Where ranks compute different things from the rows, the gradient would be wrong: use `gather_rows`.
+
+    Args:
+        x_ND: any dtype; the same shape on every rank. N may be 0.
+        group: the ranks.
+    """
+    return x_ND if group.size() == 1 else _GatherAlike.apply(x_ND, group)
+
+
+def exchange_rows(x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup) -> Tensor:
+    """Send consecutive rows to each rank, and return what the ranks sent here, in their order: an all-to-all.
+
+    Backward sends the gradients back.
+
+    Args:
+        x_RD: any dtype; R may differ between ranks, D may not.
+        send: rows for each rank, summing to R. None, for both lists on all ranks: equal parts.
+        receive: rows from each rank, what those ranks have in `send` for this one.
+        group: the ranks.
+
+    Returns:
+        [sum of `receive`, D], or [R, D] for equal parts.
+
+    Raises:
+        ValueError: the rows cannot be sent like that.
+    """
+    if (send is None) != (receive is None):
+        raise ValueError("exchange_rows: give both `send` and `receive`, or neither")
+    if x_RD.shape[0] % group.size() if send is None else x_RD.shape[0] != sum(send):
+        raise ValueError(f"exchange_rows: {x_RD.shape[0]} rows for {group.size()} ranks, send={send}")
+    return x_RD if group.size() == 1 else _ExchangeRows.apply(x_RD, send, receive, group)
+
+
+def sum_in_place(x: Tensor, group: ProcessGroup) -> Tensor:
+    """Replace x, of any shape and dtype, by its sum over the ranks, unseen by autograd, and return it."""
+    if group.size() > 1:
+        dense = x.detach().contiguous()
+        dist.all_reduce(dense, group=group)
+        if dense.data_ptr() != x.data_ptr():
+            x.detach().copy_(dense)
+    return x
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_ND: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gather(x_ND, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_MD: Tensor) -> tuple[Tensor, None]:
+        return _scatter_sum(grad_MD, ctx.group), None
+
+
+class _ScatterSumRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_MD: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _scatter_sum(x_MD, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_ND: Tensor) -> tuple[Tensor, None]:
+        return _gather(grad_ND, ctx.group), None
+
+
+class _GatherAlike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_ND: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.start, ctx.rows = group.rank() * x_ND.shape[0], x_ND.shape[0]
+        return _gather(x_ND, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_MD: Tensor) -> tuple[Tensor, None]:
+        return grad_MD.narrow(0, ctx.start, ctx.rows), None
+
+
+class _ExchangeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup
+    ) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return _exchange(x_RD, send, receive, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grad_RD, ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def _gather(x_ND: Tensor, group: ProcessGroup) -> Tensor:
+    out_MD = x_ND.new_empty(x_ND.shape[0] * group.size(), *x_ND.shape[1:])
+    if out_MD.numel():  # alike on all ranks
+        _all_gather(out_MD, x_ND.contiguous(), group=group)
+    return out_MD
+
+
+def _scatter_sum(x_MD: Tensor, group: ProcessGroup) -> Tensor:
+    if x_MD.shape[0] % group.size():
+        raise ValueError(f"scatter_sum_rows: {x_MD.shape[0]} rows for {group.size()} ranks")
+    out_ND = x_MD.new_empty(x_MD.shape[0] // group.size(), *x_MD.shape[1:])
+    if out_ND.numel():
+        _reduce_scatter(out_ND, x_MD.contiguous(), group=group)
+    return out_ND
+
+
+def _exchange(x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup) -> Tensor:
+    # Called for no rows too: a rank that neither sends nor receives does not know whether the others do.
+    out_RD = x_RD.new_empty(x_RD.shape[0] if receive is None else sum(receive), *x_RD.shape[1:])
+    dist.all_to_all_single(out_RD, x_RD.contiguous(), receive, send, group=group)
+    return out_RD

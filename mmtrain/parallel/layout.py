@@ -1,0 +1,184 @@
+"""Which axes the processes form, decided and checked by arithmetic alone: no device and no process group is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
+from itertools import product
+
+from mmtrain.config import ModelConfig, ParallelConfig
+from mmtrain.config.checks import require
+from mmtrain.errors import ConfigError
+
+AXES = ("pp", "tp", "ep", "etp")  # those that a user sets and the search for a layout that works may change
+ROW_ALIGNMENT = 8  # bf16 elements in the 16 bytes that rows of a grouped product are aligned to
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of all axes: world = pp*dp*cp*tp = pp*edp*ep*etp (MiniMax-01 section 3, eqs. 15 and 16).
+
+    Attributes:
+        dp: data parallelism of everything but the routed experts.
+        edp: data parallelism of the routed experts.
+    """
+
+    pp: int
+    dp: int
+    cp: int
+    tp: int
+    edp: int
+    ep: int
+    etp: int
+
+    @property
+    def world(self) -> int:
+        """All processes."""
+        return self.pp * self.dp * self.cp * self.tp
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same part of the dense parameters, and shard it among them."""
+        return self.dp * self.cp
+
+    def __str__(self) -> str:
+        dense = f"PP{self.pp} x DP{self.dp} x CP{self.cp} x TP{self.tp}"
+        return f"{dense} | PP{self.pp} x EDP{self.edp} x EP{self.ep} x ETP{self.etp}"
+
+
+def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_lens: Sequence[int] = ()) -> Layout:
+    """Size all axes for `world` processes, or refuse with the layouts nearest to the one asked for.
+
+    Args:
+        world: number of processes.
+        model: a validated model.
+        seq_lens: lengths of sequence that the run's phases train on.
+
+    Raises:
+        ConfigError: the first option that cannot work, the arithmetic, and up to three sets of overrides that do.
+    """
+    parallel.validate()
+    require(parallel.pp_chunks <= model.num_layers, "parallel.pp_chunks", parallel.pp_chunks,
+             f"more chunks than model.num_layers={model.num_layers}",
+             f"give parallel.pp_chunks={model.num_layers} or less")  # fmt: skip
+    job = _Job(world, parallel, model, tuple(seq_lens))
+    if refused := next(_problems(job), None):
+        axis, problem = refused
+        raise ConfigError(f"parallel.{axis}", getattr(parallel, axis), problem, _advice(job))
+    pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
+    dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
+    return Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a layout must fit: the arguments of :func:`plan_layout`."""
+
+    world: int
+    parallel: ParallelConfig
+    model: ModelConfig
+    seq_lens: tuple[int, ...]
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """Sizes of `AXES` that the options ask for."""
+        return tuple(getattr(self.parallel, axis) for axis in AXES)
+
+
+def _problems(job: _Job) -> Iterator[tuple[str, str]]:
+    """Axes that cannot work, each with the reason: first the two views' arithmetic, then what the model allows."""
+    world, cp, (pp, tp, ep, etp) = job.world, job.parallel.cp, job.asked
+    if world % (pp * cp * tp):
+        text = f"{world} processes = pp {pp} x dp ? x cp {cp} x tp {tp}: {world} / {pp * cp * tp} is not whole"
+        yield ("pp" if world % pp else "tp"), text
+    if world % (pp * ep * etp):
+        text = f"{world} processes = pp {pp} x edp ? x ep {ep} x etp {etp}: {world} / {pp * ep * etp} is not whole"
+        yield ("ep" if world % (pp * ep) else "etp"), text
+    for axis, size in zip(AXES, job.asked, strict=True):
+        if problem := _PROBLEMS[axis](job, size):
+            yield axis, problem
+
+
+def _pp_problem(job: _Job, pp: int) -> str:
+    chunks, layers = job.parallel.pp_chunks, job.model.num_layers
+    if pp * chunks > layers:
+        return f"pp {pp} x pp_chunks {chunks} = {pp * chunks} is more than model.num_layers {layers}"
+    return ""
+
+
+def _tp_problem(job: _Job, tp: int) -> str:
+    model, rows = job.model, job.parallel.micro_batch_rows
+    width = "shared_ffn_hidden_size" if model.num_experts else "ffn_hidden_size"
+    for name in ("num_heads", width):
+        if getattr(model, name) % tp:
+            return f"model.{name} {getattr(model, name)} / tp {tp} is not whole"
+    if model.num_kv_heads % tp and tp % model.num_kv_heads:  # fewer KV heads than ranks are replicated
+        return f"model.num_kv_heads {model.num_kv_heads} and tp {tp}: neither divides the other"
+    if model.vocab_size < tp:
+        return f"model.vocab_size {model.vocab_size} is less than tp {tp}"
+    for seq_len in job.seq_lens:
+        if rows * seq_len % tp:  # sequence parallelism shares the tokens out evenly
+            return f"micro_batch_rows {rows} x seq_len {seq_len} = {rows * seq_len} tokens / tp {tp} is not whole"
+    return ""
+
+
+def _ep_problem(job: _Job, ep: int) -> str:
+    experts = job.model.num_experts
+    if not experts:
+        return "model.num_experts=0: a dense model has no experts to share out" if ep > 1 else ""
+    return f"model.num_experts {experts} / ep {ep} is not whole" if experts % ep else ""
+
+
+def _etp_problem(job: _Job, etp: int) -> str:
+    width = job.model.ffn_hidden_size
+    if not job.model.num_experts:
+        return "model.num_experts=0: a dense model has no experts to cut" if etp > 1 else ""
+    if width % etp:
+        return f"model.ffn_hidden_size {width} / etp {etp} is not whole"
+    if width // etp % ROW_ALIGNMENT:
+        return f"model.ffn_hidden_size {width} / etp {etp} = {width // etp} is not a multiple of {ROW_ALIGNMENT}"
+    return ""
+
+
+_PROBLEMS = {"pp": _pp_problem, "tp": _tp_problem, "ep": _ep_problem, "etp": _etp_problem}
+
+
+def _advice(job: _Job) -> str:
+    """The nearest layouts that work, as overrides of the options given."""
+    changes = [
+        " ".join(f"parallel.{axis}={new}" for axis, new, old in zip(AXES, sizes, job.asked, strict=True) if new != old)
+        for sizes in _nearest_layouts(job)
+    ]
+    return "give " + ", or ".join(changes) if changes else "no layout of so many processes fits this model"
+
+
+def _nearest_layouts(job: _Job, count: int = 3) -> list[tuple[int, ...]]:
+    """Up to `count` sizes of `AXES` that work and change the fewest options, those by the smallest factors first.
+
+    Once `pp` is chosen, `tp` and the two expert axes do not bear on one another, so the best of each side are enough.
+    """
+    divisors = [size for size in range(1, job.world + 1) if job.world % size == 0]
+    sizes = {axis: [size for size in divisors if not _PROBLEMS[axis](job, size)] for axis in AXES}
+    _, asked_tp, *asked_experts = job.asked
+    found: list[tuple[int, ...]] = []
+    for pp in sizes["pp"]:
+        ranks = job.world // pp
+        tps = ((tp,) for tp in sizes["tp"] if ranks % (job.parallel.cp * tp) == 0)
+        experts = (pair for pair in product(sizes["ep"], sizes["etp"]) if ranks % math.prod(pair) == 0)
+        sides = _nearest(tps, (asked_tp,), count), _nearest(experts, asked_experts, count)
+        found += [(pp, *tp, *pair) for tp, pair in product(*sides)]
+    best = _nearest(found, job.asked, count)
+    changes = [sum(new != old for new, old in zip(layout, job.asked, strict=True)) for layout in best]
+    return [layout for layout, number in zip(best, changes, strict=True) if number == changes[0]]
+
+
+def _nearest(choices: Iterable[tuple[int, ...]], asked: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """The `count` choices with the fewest changes to the sizes asked for, then the smallest factors."""
+
+    def distance(sizes: tuple[int, ...]) -> tuple[int, float, tuple[int, ...]]:
+        factors = [abs(math.log2(new / old)) for new, old in zip(sizes, asked, strict=True) if new != old]
+        return len(factors), sum(factors), sizes
+
+    return nsmallest(count, choices, key=distance)

@@ -1,0 +1,103 @@
+"""A training step of a small model under any layout, and the same in one process: what the layout tests compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmdata.loader import PackedBatch
+from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
+from mmtrain.model.init import initialise, meta_model
+from mmtrain.parallel import mesh
+from mmtrain.parallel.apply import apply_parallel
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.train.optimizer import build_optimizer
+from mmtrain.train.step import StepResult, train_step
+
+SEQ = 48
+MODEL = ModelConfig("small", vocab_size=101, hidden_size=32, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=8,
+                    ffn_hidden_size=32, layer_pattern="LLLS", rotary_dim=4, num_experts=8, capacity_factor=0.8,
+                    loss_chunk_tokens=50)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every layout is given: steps of `rows` packed rows, of which a micro-batch has `parallel.micro_batch_rows`."""
+
+    model: ModelConfig = field(default_factory=lambda: MODEL)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    rows: int = 8
+    steps: int = 1
+    eval_too: bool = False
+
+
+@dataclass
+class Outcome:
+    """What one rank saw; the tensors are whole parameters."""
+
+    before: dict[str, torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    results: list[StepResult]
+
+
+def packed_row(row: int, vocab_size: int = 101) -> PackedBatch:
+    """A row of documents of random lengths, some of one token, with labels that differ in number from row to row."""
+    rng = np.random.default_rng(row)
+    tokens = rng.integers(0, vocab_size, SEQ + 1)
+    cuts = sorted({0, SEQ, *rng.integers(1, SEQ, 5).tolist(), 7, 8})
+    position = np.concatenate([np.arange(b - a) for a, b in zip(cuts, cuts[1:], strict=False)])
+    mask = np.ones(SEQ, dtype=bool)
+    mask[np.array(cuts[1:]) - 1] = False
+    mask[: row % 8 * 5] = False
+    as_row = [torch.from_numpy(a)[None] for a in (tokens[:-1], tokens[1:], mask, position)]
+    return PackedBatch(*as_row, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), rows=(row,))
+
+
+def train(job: Job) -> Outcome:
+    """Run on every process of the world."""
+    layout = plan_layout(mesh.world_size(), job.parallel, job.model, [SEQ])
+    try:
+        return _train(job, mesh.start(ClusterConfig(device="cpu"), layout))
+    finally:
+        mesh.stop()
+        forget_meshes()
+
+
+def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
+    model = apply_parallel(meta_model(job.model), context, job.parallel, torch.float32).to_empty(device="cpu")
+    initialise(model, 7)
+    before = whole(model)
+    optimizer = build_optimizer(model, OptimConfig())
+    gradients: dict[str, torch.Tensor] = {}
+    optimizer.register_step_pre_hook(lambda *_: None if gradients else gradients.update(whole(model, gradient=True)))
+    results = []
+    for step in range(job.steps):
+        rows = range(step * job.rows + context.dp_rank, (step + 1) * job.rows, context.dp_size)
+        batches = [packed_row(row) for row in rows]
+        results.append(train_step(model, optimizer, batches, 1e-3, context, clip_grad=None,
+                                  sync_every_micro_batch=job.parallel.sync_every_micro_batch))  # fmt: skip
+    return Outcome(before, gradients, whole(model), results)
+
+
+def forget_meshes() -> None:
+    """Empty DTensor's caches, whose keys take a mesh of destroyed groups for an equal new one."""
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+    getattr(_redistribute, "clear_redistribute_planner_cache", lambda: None)()
+
+
+def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:
+    """Full parameters, or their full gradients."""
+    return {name: (p.grad if gradient else p).full_tensor().clone() for name, p in model.named_parameters()}
+
+
+def alone(job: Job) -> Job:
+    """The same work for one process."""
+    return replace(job, parallel=ParallelConfig(micro_batch_rows=job.parallel.micro_batch_rows))

@@ -1,0 +1,193 @@
+"""Worker processes that are started once and run functions of many tests: importing torch costs more than most tests.
+
+A function runs on the first `world` workers at once, each with the environment that torchrun would give it. It makes
+and leaves its own process group (`mesh.start`, `mesh.stop`); a group it forgets is destroyed here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[2]
+# Read while a worker starts. The store of a process group looks up a name for every peer's address, 127.0.0.1 too, and
+# would wait 5 s for a name server that does not answer.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
+START_SECONDS = 300  # eight imports of torch on one busy core
+GRACE_SECONDS = 1.0  # after a failure: peers that fail in consequence answer at once, those that hang never do
+
+
+class WorkerError(RuntimeError):
+    """A function raised, died or hung on some rank; the text holds every traceback, the earliest first."""
+
+
+class Answer(NamedTuple):
+    """What a worker sends for a task.
+
+    Attributes:
+        result: what the function returned.
+        failure: traceback, or None.
+        when: time of the failure, comparable between processes.
+    """
+
+    result: Any = None
+    failure: str | None = None
+    when: float = 0.0
+
+
+@dataclass
+class Worker:
+    """A process and this end of the pipe to it."""
+
+    process: BaseProcess
+    pipe: Connection
+
+    def receive(self) -> Answer:
+        """The next answer; a failure if the process ended instead."""
+        try:
+            return pickle.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.process.join()
+            return Answer(failure=f"the process ended with exit code {self.process.exitcode}\n", when=time.time())
+
+
+class Pool:
+    """Up to `size` workers; each starts when a task first needs it, and again after it was stopped."""
+
+    def __init__(self, size: int) -> None:
+        self._workers: list[Worker | None] = [None] * size
+
+    def run(self, function: Callable[..., Any], *args: Any, world: int = 4, timeout: float = 120.0) -> list[Any]:
+        """Call function(*args) on `world` workers at once and return their results in rank order.
+
+        Args:
+            function: of a module that workers can import. Results and arguments travel by value: pickle copies the
+                storage of a tensor where multiprocessing's own pickler would pass a file descriptor.
+            args: the same for every rank.
+            world: number of ranks.
+            timeout: seconds that the call may take, without the start of workers.
+
+        Raises:
+            WorkerError: a rank raised or died, or did not answer in time. Ranks that then do not answer are stopped.
+        """
+        task = pickle.dumps((function, args))
+        answers = self._ask(self._start(world), task, timeout)
+        failed = sorted((rank for rank in answers if answers[rank].failure), key=lambda rank: answers[rank].when)
+        text = [f"rank {rank} of {world}: {answers[rank].failure}" for rank in failed]
+        if len(answers) < world:
+            silent = [rank for rank in range(world) if rank not in answers]
+            after = f"{GRACE_SECONDS:g} s of the failure above" if failed else f"{timeout:g} s"
+            text.append(f"no answer within {after} from ranks {silent} of {world}: stopped")
+        if text:
+            raise WorkerError("\n".join(text))
+        return [answers[rank].result for rank in range(world)]
+
+    def close(self) -> None:
+        """Stop every worker."""
+        self._stop(range(len(self._workers)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, world: int) -> list[Worker]:
+        """The first `world` workers, all of them waiting for a task."""
+        if world > len(self._workers):
+            raise ValueError(f"world={world}: the pool has {len(self._workers)} workers")
+        spawn = multiprocessing.get_context("spawn")
+        fresh = {}
+        with mock.patch.dict(os.environ, ENVIRONMENT):
+            for rank, worker in enumerate(self._workers[:world]):
+                if worker is None or not worker.process.is_alive():
+                    ours, theirs = spawn.Pipe()
+                    process = spawn.Process(target=_work, args=(theirs,), name=f"pool-{rank}", daemon=True)
+                    process.start()
+                    theirs.close()  # the worker's end lives in the worker alone, so its death ends the pipe
+                    self._workers[rank] = fresh[rank] = Worker(process, ours)
+        for rank, worker in fresh.items():
+            if not worker.pipe.poll(START_SECONDS) or worker.receive().failure:
+                self._stop(fresh)
+                raise WorkerError(f"worker {rank} did not start; {START_SECONDS} s are allowed")
+        return self._workers[:world]
+
+    def _ask(self, workers: list[Worker], task: bytes, timeout: float) -> dict[int, Answer]:
+        """Send the task and return the answers by rank; workers without one are stopped, whatever ends the wait."""
+        answers: dict[int, Answer] = {}
+        pending = dict(enumerate(workers))
+        port = _free_port()
+        deadline = time.monotonic() + timeout
+        try:
+            for rank, worker in pending.items():
+                worker.pipe.send_bytes(pickle.dumps((rank, len(workers), port, task)))
+            while pending and (left := deadline - time.monotonic()) > 0:
+                ready = wait([worker.pipe for worker in pending.values()], left)
+                for rank in [rank for rank, worker in pending.items() if worker.pipe in ready]:
+                    answers[rank] = pending[rank].receive()
+                    del pending[rank]
+                    if answers[rank].failure:
+                        deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+        finally:
+            self._stop(pending)
+        return answers
+
+    def _stop(self, ranks: Iterable[int]) -> None:
+        """Kill the workers of these ranks."""
+        for rank in ranks:
+            if (worker := self._workers[rank]) is not None:
+                worker.process.kill()
+                worker.process.join()
+                worker.pipe.close()
+                self._workers[rank] = None
+
+
+def _work(pipe: Connection) -> None:
+    """A worker's life: announce itself, then answer tasks until it is killed or the pipe ends."""
+    torch.set_num_threads(1)
+    for folder in (ROOT / "data", ROOT / "kernels", ROOT):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    pipe.send_bytes(pickle.dumps(Answer()))
+    while True:
+        try:
+            rank, world, port, task = pickle.loads(pipe.recv_bytes())
+        except EOFError:  # the parent is gone
+            return
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port))  # fmt: skip
+        try:
+            function, args = pickle.loads(task)
+            result = function(*args)
+            _leave_group()
+            answer = pickle.dumps(Answer(result))
+        except BaseException:  # SystemExit too: the parent must learn of it
+            answer = pickle.dumps(Answer(failure=traceback.format_exc(), when=time.time()))
+        pipe.send_bytes(answer)
+        _leave_group()  # after a failure; its traceback was sent first, because leaving may hang
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,146 @@
+"""Collectives and their gradients against autograd of one process on all ranks' tensors.
+
+Legend: N rows of a rank, A and B further dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from mmtrain.parallel import collectives
+from tests.dist.pool import Pool
+
+A, B = 3, 2
+LAYOUTS = {"2": [[0, 1]], "4": [[0, 1, 2, 3]], "2 of 4": [[0, 2], [1, 3]]}
+OPS = ["gather_rows", "scatter_sum_rows", "gather_alike", "exchange_rows", "exchange_rows equal"]
+
+
+def input_rows(op: str, rank: int, ranks: int, empty: bool) -> int:
+    if op == "exchange_rows":
+        return sum(sent(rank, ranks, empty))
+    return 0 if empty else (5 if op.startswith("gather") else 5 * ranks)
+
+
+def sent(rank: int, ranks: int, empty: bool) -> list[int]:
+    """Rows that a rank sends to each: from 0 to 4, and rank 1 sends none at all."""
+    return [0 if empty or rank == 1 else (3 * rank + 2 * peer) % 5 for peer in range(ranks)]
+
+
+def leaf(op: str, rank: int, ranks: int, empty: bool) -> Tensor:
+    """[N, A, B], not contiguous."""
+    generator = torch.Generator().manual_seed(rank)
+    x_ANB = torch.randn(A, input_rows(op, rank, ranks, empty), B, dtype=torch.float64, generator=generator)
+    return x_ANB.transpose(0, 1).requires_grad_()
+
+
+def linear(op: str, out_NAB: Tensor, rank: int) -> Tensor:
+    """A random linear function, another one on each rank unless the op wants the same; its gradient is not dense."""
+    generator = torch.Generator().manual_seed(100 + (0 if op == "gather_alike" else rank))
+    weight_BAN = torch.randn(B, A, out_NAB.shape[0], dtype=torch.float64, generator=generator)
+    return (out_NAB.permute(2, 1, 0) * weight_BAN).sum()
+
+
+def work(op: str, groups: list[list[int]], empty: bool) -> tuple[Tensor, Tensor]:
+    """Output and gradient on this rank."""
+    group, _ = join(groups)
+    rank, ranks = group.rank(), group.size()
+    x_NAB = leaf(op, rank, ranks, empty)
+    apply: Callable[[Tensor], Tensor] = partial(getattr(collectives, op.split()[0]), group=group)
+    if op.startswith("exchange"):
+        send = receive = None
+        if op == "exchange_rows":
+            send, receive = sent(rank, ranks, empty), [sent(peer, ranks, empty)[rank] for peer in range(ranks)]
+        apply = (
+            partial(apply, send=None, receive=None)
+            if op.endswith("equal")
+            else partial(apply, send=send, receive=receive)
+        )
+    out_NAB = apply(x_NAB)
+    linear(op, out_NAB, rank).backward()
+    dist.barrier()  # rank 0 keeps the store that the others may still be reading
+    return out_NAB.detach(), x_NAB.grad
+
+
+def join(groups: list[list[int]]) -> tuple[ProcessGroup, list[int]]:
+    """This rank's group and its members."""
+    dist.init_process_group("gloo")
+    made = [(dist.new_group(members), members) for members in groups]
+    return next(pair for pair in made if dist.get_rank() in pair[1])
+
+
+def reference(op: str, ranks: int, empty: bool) -> list[tuple[Tensor, Tensor]]:
+    """What `work` has to return on every rank of a group."""
+    xs = [leaf(op, rank, ranks, empty) for rank in range(ranks)]
+    if op.startswith("gather"):
+        outs = [torch.cat(xs)] * ranks
+    elif op == "scatter_sum_rows":
+        outs = list(torch.stack(xs).sum(0).chunk(ranks))
+    else:
+        cuts = [sent(r, ranks, empty) if op == "exchange_rows" else [len(x) // ranks] * ranks for r, x in enumerate(xs)]
+        parts = [x.split(cut) for x, cut in zip(xs, cuts, strict=True)]
+        outs = [torch.cat([part[rank] for part in parts]) for rank in range(ranks)]
+    losses = [linear(op, out, rank) for rank, out in enumerate(outs)]
+    (losses[0] if op == "gather_alike" else sum(losses)).backward()
+    return [(out.detach(), x.grad) for out, x in zip(outs, xs, strict=True)]
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["", "empty"])
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_and_gradients(pool: Pool, layout: str, op: str, empty: bool) -> None:
+    groups = LAYOUTS[layout]
+    ranks = len(groups[0])
+    wanted = reference(op, ranks, empty)
+    results = pool.run(work, op, groups, empty, world=len(groups) * ranks)
+    for members in groups:
+        for rank, (out, grad) in zip(members, wanted, strict=True):
+            torch.testing.assert_close(results[rank], (out, grad), rtol=1e-14, atol=1e-14)
+
+
+def work_sum() -> list[Tensor]:
+    dist.init_process_group("gloo")
+    x_AB = torch.arange(6.0).view(2, 3).t() * (dist.get_rank() + 1)
+    tracked = torch.ones(2, requires_grad=True) * 1
+    for x in (x_AB, tracked):
+        assert collectives.sum_in_place(x, dist.group.WORLD) is x
+    return [x_AB, tracked.detach()]
+
+
+def test_sum_in_place(pool: Pool) -> None:
+    for x_AB, ones in pool.run(work_sum, world=4):
+        assert torch.equal(x_AB, torch.arange(6.0).view(2, 3).t() * 10) and torch.equal(ones, torch.full((2,), 4.0))
+
+
+def work_alone() -> None:
+    dist.init_process_group("gloo")
+    x_NA, group = torch.randn(4, 2), dist.group.WORLD
+    for op in (collectives.gather_rows, collectives.scatter_sum_rows, collectives.gather_alike):
+        assert op(x_NA, group) is x_NA
+    assert collectives.exchange_rows(x_NA, [4], [4], group) is collectives.sum_in_place(x_NA, group) is x_NA
+
+
+def test_a_group_of_one_returns_its_input(pool: Pool) -> None:
+    pool.run(work_alone, world=1)
+
+
+def work_refused() -> None:
+    dist.init_process_group("gloo")
+    x_NA, group = torch.randn(3, 2), dist.group.WORLD
+    with pytest.raises(ValueError, match="3 rows for 2 ranks"):
+        collectives.scatter_sum_rows(x_NA, group)
+    for lists in [(None, None), ([1, 1], [1, 1])]:
+        with pytest.raises(ValueError, match="3 rows for 2 ranks"):
+            collectives.exchange_rows(x_NA, *lists, group)
+    with pytest.raises(ValueError, match="both"):
+        collectives.exchange_rows(x_NA, None, [1, 2], group)
+
+
+def test_rows_that_cannot_be_sent_are_refused(pool: Pool) -> None:
+    pool.run(work_refused, world=2)

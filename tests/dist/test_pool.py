@@ -1,0 +1,82 @@
+"""The pool of workers: order, reuse, failures."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.dist.pool import Pool, WorkerError
+
+
+def add_ranks(scale_1: torch.Tensor, stop: bool) -> tuple[int, torch.Tensor, int]:
+    """This rank, the scaled sum of all ranks, and the process; without `stop` the group is left to the worker."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    total_1 = scale_1 * rank
+    dist.all_reduce(total_1)
+    if stop:
+        dist.destroy_process_group()
+    return rank, total_1, os.getpid()
+
+
+def raise_on(rank: int) -> None:
+    """The other ranks wait for the one that raises."""
+    dist.init_process_group("gloo")
+    if dist.get_rank() == rank:
+        raise ValueError("wrong on purpose")
+    dist.barrier()
+
+
+def hang_on(rank: int) -> int:
+    mine = int(os.environ["RANK"])
+    if mine == rank:
+        time.sleep(1000)
+    return mine
+
+
+def die_on(rank: int) -> None:
+    if int(os.environ["RANK"]) == rank:
+        os._exit(3)
+
+
+def check(pool: Pool, world: int, stop: bool = True) -> list[int]:
+    """Run `add_ranks` and return the process of every rank."""
+    results = pool.run(add_ranks, torch.tensor([0.5]), stop, world=world)
+    assert [rank for rank, _, _ in results] == list(range(world))
+    assert all(total_1.item() == 0.5 * sum(range(world)) for _, total_1, _ in results)
+    return [process for _, _, process in results]
+
+
+def test_workers_are_reused_whatever_the_world(pool: Pool) -> None:
+    two, four, again = check(pool, 2), check(pool, 4, stop=False), check(pool, 2, stop=False)
+    assert four[:2] == two == again and len({*four, os.getpid()}) == 5
+
+
+def test_an_exception_shows_where_it_was_raised_and_spares_those_who_answer(pool: Pool) -> None:
+    before = check(pool, 2)
+    with pytest.raises(WorkerError, match=r"^rank 1 of 2: Traceback(.|\n)*in raise_on(.|\n)*wrong on purpose"):
+        pool.run(raise_on, 1, world=2)
+    assert check(pool, 2)[1] == before[1]
+
+
+def test_a_rank_that_hangs_is_named_and_replaced(pool: Pool) -> None:
+    before = check(pool, 2)
+    with pytest.raises(WorkerError, match=r"^no answer within 1 s from ranks \[1\] of 2: stopped$"):
+        pool.run(hang_on, 1, world=2, timeout=1)
+    after = check(pool, 2)
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+def test_a_rank_that_dies_is_named_and_replaced(pool: Pool) -> None:
+    with pytest.raises(WorkerError, match="rank 0 of 2: the process ended with exit code 3"):
+        pool.run(die_on, 0, world=2)
+    check(pool, 2)
+
+
+def test_a_world_larger_than_the_pool_is_refused(pool: Pool) -> None:
+    with pytest.raises(ValueError, match="world=9"):
+        pool.run(hang_on, 0, world=9)

@@ -1,0 +1,73 @@
+"""Options of the layout: what the command line may give, and what is refused whatever the number of processes."""
+
+from pathlib import Path
+
+import pytest
+
+from mmtrain.cli import compose
+from mmtrain.config import ParallelConfig
+from mmtrain.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def parallel(*overrides):
+    return compose(["run.name=a", "data.path=b", *overrides], CONFIGS).parallel
+
+
+def test_the_file_holds_the_defaults():
+    assert parallel() == ParallelConfig()
+
+
+def test_options_come_from_the_command_line():
+    config = parallel("parallel.tp=2", "parallel.pp=4", "parallel.pp_schedule=interleaved", "parallel.pp_chunks=2",
+                      "parallel.aux_loss_over=sequence", "parallel.dispatch=exact")  # fmt: skip
+    assert config == ParallelConfig(tp=2, pp=4, pp_schedule="interleaved", pp_chunks=2, aux_loss_over="sequence",
+                                    dispatch="exact")  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), [("4", 4), ("auto", "auto")])
+def test_token_groups_are_a_number_or_auto(text, value):
+    assert parallel(f"parallel.token_groups={text}").token_groups == value
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_zero_bubble_runs_with_any_number_of_chunks(chunks):
+    ParallelConfig(pp_schedule="zero_bubble", pp_chunks=chunks).validate()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("tp", "0"),
+        ("pp", "-1"),
+        ("cp", "0"),
+        ("cp", "2"),
+        ("ep", "0"),
+        ("etp", "0"),
+        ("tp", "1.5"),
+        ("pp_schedule", "gpipe"),
+        ("pp_chunks", "0"),
+        ("pp_chunks", "2"),
+        ("token_groups", "0"),
+        ("token_groups", "all"),
+        ("token_groups", "2.5"),
+        ("token_groups", "true"),
+        ("global_router", "maybe"),
+        ("aux_loss_over", "batch"),
+        ("dispatch", "padded"),
+    ],
+)
+def test_bad_values_are_refused_by_name(option, text):
+    with pytest.raises(ConfigError) as caught:
+        parallel(f"parallel.{option}={text}")
+    assert caught.value.option == f"parallel.{option}" and caught.value.fix
+
+
+def test_the_global_router_is_a_switch():
+    assert parallel("parallel.global_router=true").global_router is True
+
+
+def test_interleaving_needs_chunks():
+    with pytest.raises(ConfigError, match=r"parallel\.pp_chunks=1: .*interleaved.*parallel\.pp_chunks=2"):
+        parallel("parallel.pp_schedule=interleaved")
