@@ -24,13 +24,14 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.optimizer import check_optimizer
     from mmtrain.train.stage import RunPlan, scaled_phases
-    from mmtrain.train.trainer import Trainer
+    from mmtrain.train.trainer import Trainer, check_batches
 
     device = mesh.pick_device(config.cluster)
     check_optimizer(config.optim, device.type)
     phases = scaled_phases(config.stage)
     layout = plan_layout(mesh.world_size(), config.parallel, config.model, [phase.seq_len for phase in phases])
     plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
+    check_batches(config.parallel, layout.dp, plan)
     folder = RunFolder(config)
     if (resumed := folder.resume_from()) is not None:
         check_same_model("run.resume", resumed, config.model)

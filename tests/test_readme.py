@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 
 from mmtrain.cli import compose
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.train.compare import LayoutRun
 from tests.dist.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +55,16 @@ def test_prepare_and_generate_options_parse() -> None:
         script("prepare").parse(after(line, "launch/prepare.py"))
     for line in generate:
         script("generate").parse(after(line, "launch/generate.py"))
+
+
+def test_layouts_to_compare_fit() -> None:
+    lines = commands("launch/compare.py ")
+    assert lines
+    for line in lines:
+        options, overrides = script("compare").parse(after(line, "launch/compare.py"))
+        for layout in map(LayoutRun, options.layout):
+            config = compose([*overrides, *layout.overrides, "run.name=x"], ROOT / "configs")
+            plan_layout(layout.processes, config.parallel, config.model, [p.seq_len for p in config.stage.phases])
 
 
 def test_make_targets_exist() -> None:

@@ -21,12 +21,13 @@ class ParallelConfig:
         cp: context parallelism; ranks that share a sequence.
         ep: expert parallelism; ranks that share the experts of a layer.
         etp: tensor parallelism inside an expert; free to differ from `tp`.
-        pp_schedule: order of a pipeline's work: ``1f1b``, ``interleaved`` or ``zero_bubble``.
-        pp_chunks: model chunks that a pipeline rank holds; above 1 for ``interleaved``, 1 for ``1f1b``.
-        token_groups: groups of tokens whose expert traffic and compute overlap; ``auto`` chooses.
+        pp_schedule: order of a pipeline's work: ``1f1b``, ``interleaved`` or ``zero_bubble``, which keeps parameters
+            gathered and reduces gradients once, whatever the two options above say.
+        pp_chunks: model chunks that a pipeline rank holds; above 1 for ``interleaved``, 1 for ``1f1b``, any number for
+            ``zero_bubble``.
+        token_groups: groups of a layer's experts, each with the tokens sent to it, that run one after another.
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
-        aux_loss_over: tokens that the auxiliary loss takes as one: a ``micro_batch``, ``sequence`` or ``global_batch``.
-        dispatch: shapes of the expert all-to-all: ``static`` (padded to capacity), ``exact`` counts, or ``auto``.
+        aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch`` or of a ``sequence``.
     """
 
     micro_batch_rows: int = 1
@@ -40,14 +41,13 @@ class ParallelConfig:
     etp: int = 1
     pp_schedule: str = "1f1b"
     pp_chunks: int = 1
-    token_groups: int | str = 1
+    token_groups: int = 1
     global_router: bool = False
     aux_loss_over: str = "micro_batch"
-    dispatch: str = "auto"
 
     def validate(self) -> None:
         """Refuse sizes below 1, unknown choices, and chunks that the schedule cannot run."""
-        for name in ("micro_batch_rows", "tp", "pp", "cp", "ep", "etp", "pp_chunks"):
+        for name in ("micro_batch_rows", "tp", "pp", "cp", "ep", "etp", "pp_chunks", "token_groups"):
             value = getattr(self, name)
             require(value >= 1, f"parallel.{name}", value, "must be at least 1", "for example 1")
         require(self.cp == 1, "parallel.cp", self.cp, "context parallelism is not available yet", "give parallel.cp=1")
@@ -58,8 +58,12 @@ class ParallelConfig:
         require(self.pp_schedule != "1f1b" or self.pp_chunks == 1, "parallel.pp_chunks", self.pp_chunks,
                  "pp_schedule=1f1b runs one chunk a rank",
                  "give parallel.pp_chunks=1 or parallel.pp_schedule=interleaved")  # fmt: skip
-        groups = self.token_groups
-        require(groups == "auto" or (isinstance(groups, int) and groups >= 1), "parallel.token_groups", groups,
-                 "must be a number of at least 1, or auto", "for example 1")  # fmt: skip
-        choose("parallel.aux_loss_over", self.aux_loss_over, ("micro_batch", "sequence", "global_batch"))
-        choose("parallel.dispatch", self.dispatch, ("auto", "static", "exact"))
+        zero_bubble = self.pp > 1 and self.pp_schedule == "zero_bubble"
+        require(not (zero_bubble and self.activation_checkpoint), "parallel.activation_checkpoint",
+                 self.activation_checkpoint, "zero_bubble would run every block again for each of its weights",
+                 "turn it off, or choose another parallel.pp_schedule")  # fmt: skip
+        senders = self.ep * self.etp
+        require(not self.global_router or (senders % self.tp == 0 and senders > self.tp), "parallel.global_router",
+                 self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
+                 f"micro-batches, each on tp={self.tp} ranks", "raise parallel.ep, or turn it off")  # fmt: skip
+        choose("parallel.aux_loss_over", self.aux_loss_over, ("micro_batch", "sequence"))

@@ -34,8 +34,25 @@ class LossOutput(NamedTuple):
     router: list[RouterStats]
 
 
+class StageOutput(NamedTuple):
+    """What some of the layers, without the head, made of a micro-batch.
+
+    Attributes:
+        h_TD: hidden states.
+        aux_loss: scalar, auxiliary losses of these layers.
+        router: one entry a layer of experts.
+    """
+
+    h_TD: Tensor
+    aux_loss: Tensor
+    router: list[RouterStats]
+
+
 class HybridLM(nn.Module):
     """A decoder of lightning and softmax layers with a mixture of experts in each (MiniMax-01 section 2).
+
+    It runs without its embedding, some of its layers, or its norm and head too: what is taken away is None, and
+    `layers` keeps the numbers of those that stay.
 
     Attributes:
         rope_base: RoPE base; phases of training set it.
@@ -55,16 +72,18 @@ class HybridLM(nn.Module):
 
     def forward(
         self, tokens_T: Tensor, packing: Packing, labels_T: Tensor | None = None, cache: DecodeCache | None = None
-    ) -> LossOutput | Tensor:
+    ) -> LossOutput | StageOutput | Tensor:
         """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
 
+        Without norm and head it returns hidden states.
+
         Args:
-            tokens_T: int64 [T].
+            tokens_T: int64 [T]; without an embedding, hidden states [T, D].
             packing: the documents that the tokens belong to.
             labels_T: next tokens.
             cache: what decoding remembers; the tokens continue its one document, and it is updated in place.
         """
-        h_TD = self.embed_tokens(tokens_T)
+        h_TD = tokens_T if self.embed_tokens is None else self.embed_tokens(tokens_T)
         rope = rope_table(packing.position_ids_T, self.config.rotary_dim, self.rope_base)
         router: list[RouterStats] = []
         for i, layer in enumerate(self.layers):
@@ -73,9 +92,14 @@ class HybridLM(nn.Module):
                 router.append(stats)
         if cache is not None:
             cache.length += tokens_T.shape[0]
+        if self.norm is None:
+            return StageOutput(h_TD, _total(router, h_TD.new_zeros((), dtype=torch.float32)), router)
         h_TD = self.norm(h_TD)
         if labels_T is None:
             return self.lm_head(h_TD)
         ce_sum = self.token_loss(h_TD, self.lm_head.weight, labels_T, self.config.loss_chunk_tokens)
-        aux_loss = sum((stats.aux_loss for stats in router), start=torch.zeros_like(ce_sum))
-        return LossOutput(ce_sum, aux_loss, router)
+        return LossOutput(ce_sum, _total(router, torch.zeros_like(ce_sum)), router)
+
+
+def _total(router: list[RouterStats], zero: Tensor) -> Tensor:
+    return sum((stats.aux_loss for stats in router), start=zero)

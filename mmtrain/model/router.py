@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkernels.moe import Route, route
+from mmkernels.moe import Quotas, Route, route
 from mmtrain.config import ModelConfig
 
 
@@ -55,10 +55,22 @@ class OwnTokens:
         return plan
 
 
+class CapacityPool(Protocol):
+    """Shares capacity out among micro-batches."""
+
+    def quotas(self, capacity: int) -> Quotas:
+        """For `route`: what this micro-batch may keep of each expert, where each alone would have `capacity`."""
+
+
 class Router(nn.Module):
     """Top-k routing in fp32 (MiniMax-01 eq. 1 and section 2.1).
 
     Capacity holds in training mode alone: after `model.eval()` nothing is dropped, as in the released inference code.
+
+    Attributes:
+        tokens: tokens of the micro-batch that lie elsewhere.
+        pool: shares capacity with other micro-batches; None: each has its own.
+        parts: equal parts of the micro-batch (its rows) that the auxiliary loss is the mean over.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -68,6 +80,8 @@ class Router(nn.Module):
         self.aux_loss_coef = config.aux_loss_coef
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.tokens: TokenShare = OwnTokens()
+        self.pool: CapacityPool | None = None
+        self.parts = 1
 
     def forward(self, x_TD: Tensor) -> tuple[Route, RouterStats]:
         """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
@@ -80,15 +94,27 @@ class Router(nn.Module):
         factor = self.capacity_factor if self.training else None
         tokens = max(logits_NE.shape[0], 1)  # a capacity is at least 1
         capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
-        plan = route(logits_NE, self.top_k, capacity, self.drop_policy)
+        if self.pool is None or capacity is None:
+            plan = route(logits_NE, self.top_k, capacity, self.drop_policy)
+        else:
+            plan = route(logits_NE, self.top_k, None, self.drop_policy, quotas=self.pool.quotas(capacity))
         assignments = max(plan.slot_TK.numel(), 1)
         stats = RouterStats(
-            aux_loss=load_balancing_loss(prob_NE, plan.wanted_E, self.top_k) * self.aux_loss_coef,
+            aux_loss=self._balance(prob_NE, plan) * self.aux_loss_coef,
             load_E=plan.wanted_E * (self.num_experts / assignments),
             drop_rate=1.0 - plan.count_E.sum() / assignments,
             entropy=-(prob_NE.detach() * log_prob_NE.detach()).sum() / tokens,
         )
         return self.tokens.mine(plan), stats
+
+    def _balance(self, prob_NE: Tensor, plan: Route) -> Tensor:
+        if self.parts == 1 or not self.training:
+            return load_balancing_loss(prob_NE, plan.wanted_E, self.top_k)
+        wanted_PE = prob_NE.new_zeros(self.parts, self.num_experts, dtype=torch.int32)
+        expert_PA = plan.expert_TK.view(self.parts, -1).long()
+        wanted_PE.scatter_add_(1, expert_PA, torch.ones_like(expert_PA, dtype=torch.int32))
+        rows = zip(prob_NE.chunk(self.parts), wanted_PE, strict=True)
+        return torch.stack([load_balancing_loss(*row, self.top_k) for row in rows]).mean()
 
 
 def load_balancing_loss(prob_TE: Tensor, wanted_E: Tensor, top_k: int) -> Tensor:

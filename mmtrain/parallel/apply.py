@@ -14,6 +14,9 @@ from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
 from mmtrain.parallel.expert import apply_expert_parallel
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.parallel.pipeline import Pipeline
+from mmtrain.parallel.routing import apply_routing
+from mmtrain.parallel.stages import take_stages
 from mmtrain.parallel.tensor import apply_tensor_parallel
 
 
@@ -23,6 +26,7 @@ def apply_parallel(
     config: ParallelConfig,
     compute_dtype: torch.dtype,
     host_parameters: bool = False,
+    seq_len: int = 8192,
 ) -> nn.Module:
     """Turn every parameter of a (meta) model into a DTensor on the meshes of `context`, sharded by FSDP2.
 
@@ -31,14 +35,38 @@ def apply_parallel(
     the mean over replicas of the model (those of experts too, whose ranks each saw the tokens of several replicas). The
     model has no memory afterwards if it had none before.
 
+    With a pipeline the model loses the parts that other ranks have, and its `pipeline` runs what is left.
+
     Args:
         host_parameters: keep sharded parameters and gradients in host memory, for an optimizer that runs there.
+        seq_len: length of sequence at which the stages of a pipeline cost about the same.
     """
     layout = context.layout
     if layout.tp > 1:
         apply_tensor_parallel(model, context.dense["tp"])
     if layout.ep * layout.etp > 1:
         apply_expert_parallel(model, context.expert["ep", "etp"], config)
+    apply_routing(model, context, config)
+    stages = [model]
+    if layout.pp > 1:  # after the model was placed, which asks for all of its parts
+        rank = context.dense["pp"].get_local_rank()
+        by_number = take_stages(model, rank, layout.pp, config.pp_chunks, seq_len)
+        model.pipeline = Pipeline(model, by_number, context, config, compute_dtype)
+        stages = list(by_number.values())
+    _shard(model, stages, context, config, compute_dtype, host_parameters)
+    return model
+
+
+def _shard(
+    model: HybridLM,
+    stages: list[HybridLM],
+    context: ParallelContext,
+    config: ParallelConfig,
+    compute_dtype: torch.dtype,
+    host_parameters: bool,
+) -> None:
+    """FSDP2 over the replicas of each parameter; `stages` are the modules whose forward is called."""
+    layout = context.layout
     # Inputs are not cast: hidden states come in compute_dtype already, and RoPE tables must stay fp32.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -46,7 +74,8 @@ def apply_parallel(
     shard = partial(fully_shard, offload_policy=offload)
     dense = {"mesh": context.replicas, "shard_placement_fn": partial(_free_dimension, ranks=context.replicas.size())}
     expert = {"mesh": context.expert["edp"], "shard_placement_fn": partial(_free_dimension, ranks=layout.edp)}
-    reshard = config.reshard_after_forward
+    # Weight gradients that are computed apart look for the parameters as forward used them.
+    reshard = config.reshard_after_forward and not (layout.pp > 1 and config.pp_schedule == "zero_bubble")
     for block in model.layers:
         block.recompute = config.activation_checkpoint
         if isinstance(block.ffn, MoE):
@@ -57,8 +86,8 @@ def apply_parallel(
                 if context.device.type == "cpu" and layout.edp > 1:  # gloo has no other reduction
                     experts.set_force_sum_reduction_for_comms(True)
         shard(block, mp_policy=policy, reshard_after_forward=reshard, **dense)
-    shard(model, mp_policy=policy, reshard_after_forward=False, **dense)
-    return model
+    for stage in stages:
+        shard(stage, mp_policy=policy, reshard_after_forward=False, **dense)
 
 
 def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:

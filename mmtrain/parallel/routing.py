@@ -1,6 +1,6 @@
-"""Routing of tokens that lie on several ranks, as one rank would route them all.
+"""Routing across ranks: tokens of one micro-batch that lie on several, and capacity that several micro-batches pool.
 
-Legend: T tokens of this rank, N tokens of all W ranks, E experts, K experts a token, R rows.
+Legend: T tokens of this rank, N tokens of all W ranks, E experts, K experts a token, R rows, M micro-batches.
 """
 
 from __future__ import annotations
@@ -9,8 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmkernels.moe import Route
+from mmkernels.moe import Quotas, Route
+from mmtrain.config import ParallelConfig
+from mmtrain.model.model import HybridLM
+from mmtrain.model.moe import MoE
 from mmtrain.parallel.collectives import gather_alike
+from mmtrain.parallel.mesh import ParallelContext
+
+
+def apply_routing(model: HybridLM, context: ParallelContext, config: ParallelConfig) -> None:
+    """Set what the routers of a model take as one: for the auxiliary loss, and for capacity."""
+    pool = PooledCapacity(context) if config.global_router else None
+    for block in model.layers:
+        if isinstance(getattr(block, "ffn", None), MoE):  # a pipeline's stage has not all blocks
+            block.ffn.router.pool = pool
+            block.ffn.router.parts = config.micro_batch_rows if config.aux_loss_over == "sequence" else 1
 
 
 class RoutedTogether:
@@ -53,3 +66,44 @@ def part_of(plan: Route, rank: int, ranks: int) -> Route:
     new_slot_TK = torch.where(kept_A, place_A, -1).int().view_as(slot_TK)
     token_R = torch.where(torch.arange(rows, device=order_A.device) < offset_E[-1], order_A[:rows] // top_k, -1).int()
     return Route(plan.weight_TK[mine], expert_TK, new_slot_TK, token_R, count_E, wanted_E, offset_E)
+
+
+class PooledCapacity:
+    """The global router: ranks that send to the same copies of the experts pool each expert's capacity.
+
+    One all-gather of E counts a rank; the pool is shared out to micro-batches in proportion to what they want. Where
+    one wants less of an expert than its share, another may keep more (MiniMax-01 section 3: global router).
+    """
+
+    def __init__(self, context: ParallelContext) -> None:
+        mesh = context.expert["ep", "etp"]
+        self.group = mesh._flatten().get_group()
+        self.ranks_each = context.layout.tp  # of tensor parallelism: they hold one micro-batch together
+
+    def quotas(self, capacity: int) -> Quotas:
+        """For `route`: what this rank's micro-batch may keep of each expert."""
+
+        def quota(wanted_E: Tensor) -> Tensor:
+            everyone = gather_alike(wanted_E, self.group).view(-1, wanted_E.numel())
+            wanted_ME = everyone[:: self.ranks_each]
+            return share_out(wanted_ME, capacity * wanted_ME.shape[0])[self.group.rank() // self.ranks_each]
+
+        return quota
+
+
+def share_out(wanted_ME: Tensor, pool: int) -> Tensor:
+    """Quotas int32 [M, E] of `pool` places an expert, by largest remainder; ties go to the lower micro-batch.
+
+    Where no more than the pool is wanted, everyone gets what it wants; else the quotas sum to the pool, and none is
+    larger than what is wanted.
+    """
+    wanted = wanted_ME.long()
+    total_E = wanted.sum(0)
+    scaled = wanted * pool
+    floor = scaled // total_E.clamp(min=1)
+    left_E = pool - floor.sum(0)
+    order = (scaled - floor * total_E).argsort(dim=0, descending=True, stable=True)
+    place = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
+    rank = torch.empty_like(order).scatter_(0, order, place)
+    shared = floor + (rank < left_E)
+    return torch.where(total_E <= pool, wanted, shared).int()

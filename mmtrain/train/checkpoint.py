@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -38,6 +39,9 @@ _SHAPES = (
     "num_experts",
     "shared_ffn_hidden_size",
 )
+
+# Options of the optimizer by parameter, not by group: ranks of a pipeline have groups of different parameters.
+_BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def save_checkpoint(
     if dist.get_rank() == 0 and scratch.exists():
         shutil.rmtree(scratch)
     dist.barrier()
-    weights, moments = get_state_dict(model, optimizer)
+    weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
     _quietly(dcp.save, {"model": weights, "optimizer": moments}, checkpoint_id=scratch)
     dist.barrier()
     if dist.get_rank() == 0:
@@ -86,9 +90,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         _quietly(dcp.load, {"model": weights}, checkpoint_id=path)
         set_model_state_dict(model, weights)
     else:
-        weights, moments = get_state_dict(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
         _quietly(dcp.load, {"model": weights, "optimizer": moments}, checkpoint_id=path)
-        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
     return read_progress(path)
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from mmdata.loader import PackedBatch
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.train.step import run_micro_batch
+from mmtrain.parallel.pipeline import pipeline_of
+from mmtrain.train.step import model_inputs
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,18 @@ def evaluate(
         token_bytes: bytes of text that each token stands for, [V].
     """
     model.eval()
+    pipeline = pipeline_of(model)
     totals = torch.zeros(3, dtype=torch.float64)
     for batch, counts in batches:
-        ce_sum = run_micro_batch(model, batch, context.device).ce_sum
-        if counts:
+        inputs = model_inputs(batch, context.device)
+        ce_sum = model(*inputs).ce_sum if pipeline is None else pipeline.forward(inputs)
+        if counts and ce_sum is not None:
             labels = batch.labels_BS[batch.loss_mask_BS].numpy()
             totals += torch.tensor([ce_sum.item(), labels.size, float(token_bytes[labels].sum())], dtype=torch.float64)
     model.train()
     totals = totals.to(context.device)
     dist.all_reduce(totals, group=context.replicas.get_group())
+    if pipeline is not None:
+        dist.all_reduce(totals, group=context.dense["pp"].get_group())
     nats, tokens, size = totals.tolist()
     return Validation(nats / max(tokens, 1.0), nats / math.log(2) / max(size, 1.0))

@@ -10,10 +10,11 @@ from itertools import islice
 import torch.distributed as dist
 
 from mmdata.loader import PackedBatch, micro_batches
-from mmtrain.config import PretrainConfig
+from mmtrain.config import ParallelConfig, PretrainConfig
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel.apply import apply_parallel
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.parallel.pipeline import check_schedule
 from mmtrain.train.checkpoint import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
 from mmtrain.train.device import compute_dtype, peak_rate
 from mmtrain.train.evaluate import evaluate
@@ -37,7 +38,8 @@ class Trainer:
         self.config, self.context, self.plan, self.inputs, self.folder = config, context, plan, inputs, folder
         self.dtype = compute_dtype(config.optim.precision, context.device)
         offload = config.optim.name == "cpu_offload"
-        model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload)
+        seq_len = max(plan.phases, key=lambda phase: phase.tokens).phase.seq_len  # where most of the work is
+        model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload, seq_len)
         self.model = model.to_empty(device="cpu" if offload else context.device)
         initialise(self.model, config.run.seed)
         self.optimizer = build_optimizer(self.model, config.optim)
@@ -121,6 +123,14 @@ class Trainer:
         numbers = [[min(row, rows - 1)] for row in mine]
         batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
         report.validation(self.progress, evaluate(self.model, batches, self.inputs.token_bytes, self.context))
+
+
+def check_batches(parallel: ParallelConfig, dp_size: int, plan: RunPlan) -> None:
+    """Refuse batches that the pipeline's schedule cannot run, before anything is started (ConfigError)."""
+    rows = dp_size * parallel.micro_batch_rows
+    for i, phase in enumerate(plan.phases):
+        for num_rows in {ramp.num_rows for ramp in phase.ramps}:
+            check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * phase.phase.seq_len, num_rows // rows)
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -36,7 +36,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What one rank saw; the tensors are whole parameters."""
+    """What one rank saw; the tensors are whole parameters, those that it has a part of."""
 
     before: dict[str, torch.Tensor]
     gradients: dict[str, torch.Tensor]

@@ -59,6 +59,7 @@ def test_resume_continues_to_the_last_bit(reference: Path, corpus: Path, tmp_pat
     assert records(tmp_path / "cut")[-1] == records(reference)[-1]
 
 
+@pytest.mark.slow
 def test_phases_change_where_their_tokens_end_and_resume_in_the_second(corpus: Path, tmp_path: Path) -> None:
     common = [option for option in SMALL if not option.startswith("stage")]
     common += ["stage=long_ctx", "stage.scale=1/2048", "stage.batch_scale=1/16", "stage.token_scale=1/15000",
@@ -76,6 +77,7 @@ def test_phases_change_where_their_tokens_end_and_resume_in_the_second(corpus: P
     assert exact(tmp_path / "cut") == whole
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_weights_of_another_run(reference: Path, corpus: Path, tmp_path: Path) -> None:
     common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.max_steps=1", f"run.init_from={reference}"]
     pretrain(*common, "run.name=next", "data.seed=5", processes=2)
@@ -131,12 +133,14 @@ def test_a_checkpoint_of_another_model_is_refused(reference: Path, corpus: Path,
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_two_launches_of_one_configuration_are_bitwise_equal(reference: Path, corpus: Path, tmp_path: Path) -> None:
     pretrain(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=again", "data.num_workers=1", processes=2)
     assert exact(tmp_path / "again") == exact(reference)
     assert json.loads((tmp_path / "again/config.json").read_text())["run"]["name"] == "again"
 
 
+@pytest.mark.slow
 def test_host_memory_optimizer_follows_adamw_and_resumes(corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
     common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}"]

@@ -102,6 +102,30 @@ def test_kernels_equal_the_definition_and_a_loop(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(40, 6, 2), (33, 5, 1), (7, 9, 3)])
+def test_quotas_are_each_expert_s_own_capacity(tokens: int, experts: int, top_k: int, policy: str) -> None:
+    """Some of them 0, some more than is wanted."""
+    logits, asked = draw(tokens, experts), []
+    quota_E = (torch.arange(experts, dtype=torch.int32) * 3 % 11).to(DEVICE)
+
+    def quotas(wanted_E: Tensor) -> Tensor:
+        asked.append(wanted_E.clone())
+        return quota_E
+
+    ours = route(logits, top_k, None, policy, quotas=quotas, backend="triton")
+    theirs = route(logits, top_k, None, policy, quotas=quotas, backend="naive")
+    for name, mine, other in zip(Route._fields[1:], ours[1:], theirs[1:], strict=True):
+        assert mine.dtype == other.dtype == torch.int32 and torch.equal(mine, other), name
+    assert all(torch.equal(wanted_E, ours.wanted_E) and wanted_E.dtype == torch.int32 for wanted_E in asked)
+    assert torch.equal(ours.count_E, torch.minimum(ours.wanted_E, quota_E)) and ours.token_R.shape[0] == tokens * top_k
+    for expert in range(experts):  # each expert keeps what it would with that capacity for all
+        alone = loop_route(logits, top_k, int(quota_E[expert]), policy)[1]
+        kept = [[slot >= 0 for slot in row] for row in ours.slot_TK.tolist()]
+        chosen = (ours.expert_TK == expert).tolist()
+        assert all((kept[t][k] == (alone[t][k] >= 0)) for t in range(tokens) for k in range(top_k) if chosen[t][k])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_of_equal_logits_the_lower_expert_and_of_equal_priorities_the_earlier_token(top_k: int, policy: str) -> None:
     logits = torch.randint(0, 3, (50, 6), generator=torch.Generator().manual_seed(1)).float().to(DEVICE)

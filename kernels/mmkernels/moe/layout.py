@@ -5,9 +5,13 @@ Legend: T tokens, E experts, K experts a token, C capacity, R rows of the expert
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
+
+Quotas = Callable[[Tensor], Tensor]
+"""From how many assignments want each expert (int32 [E]) to how many it may keep (int32 [E]), on the device."""
 
 
 class Route(NamedTuple):

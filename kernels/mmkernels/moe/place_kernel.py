@@ -37,7 +37,7 @@ def _threshold(list_ptr, wanted, capacity, passes, BLOCK: tl.constexpr) -> tuple
     return threshold, above
 
 
-@triton.jit(do_not_specialize=["R", "capacity"])
+@triton.jit(do_not_specialize=["R", "limit"])
 def place_kernel(
     list_priority_ptr,
     list_assignment_ptr,
@@ -47,18 +47,28 @@ def place_kernel(
     count_ptr,
     offset_ptr,
     R,
-    capacity,
+    limit,
+    quota_ptr,
     E: tl.constexpr,
     K: tl.constexpr,
     EP: tl.constexpr,
     PROBS: tl.constexpr,
+    QUOTAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Drop what one expert has over capacity and number the rest: slot_TK, token_R, count_E, offset_E. Grid: E."""
+    """Drop what one expert has over capacity and number the rest: slot_TK, token_R, count_E, offset_E. Grid: E.
+
+    The capacity is `limit`, or with QUOTAS each expert's own.
+    """
     expert = tl.program_id(0)
     e = tl.arange(0, EP)
     wanted_E = tl.load(wanted_ptr + e, mask=e < E, other=0)
-    count_E = tl.minimum(wanted_E, capacity)
+    count_E = tl.minimum(wanted_E, limit)
+    capacity = limit
+    if QUOTAS:
+        quota_E = tl.load(quota_ptr + e, mask=e < E, other=0)
+        count_E = tl.minimum(wanted_E, quota_E)
+        capacity = tl.sum(tl.where(e == expert, quota_E, 0), axis=0)
     wanted = tl.sum(tl.where(e == expert, wanted_E, 0), axis=0)
     count = tl.minimum(wanted, capacity)
     start = tl.sum(tl.where(e < expert, wanted_E, 0), axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkernels.checks import use_triton
-from mmkernels.moe.layout import Route
+from mmkernels.moe.layout import Quotas, Route
 from mmkernels.moe.naive import naive_route
 from mmkernels.moe.validate import check_route
 
@@ -16,6 +16,7 @@ def route(
     capacity: int | None = None,
     drop_policy: str = "probs",
     *,
+    quotas: Quotas | None = None,
     backend: str = "auto",
 ) -> Route:
     """Choose each token's experts, weigh them, drop what is over capacity, number the rest by expert.
@@ -30,6 +31,8 @@ def route(
         drop_policy: over capacity, "probs" drops the assignments with the lowest weights first (with top_k 1, where
             every weight is 1, the lowest probabilities among all experts), of equal ones the latest tokens;
             "position" drops the latest tokens.
+        quotas: instead of a capacity, a function that is told how many assignments want each expert, before any is
+            dropped, and says how many each may keep: so that ranks can share capacity out among them.
         backend: "auto" (the kernels on CUDA, else torch), "triton" or "naive".
 
     Returns:
@@ -39,9 +42,9 @@ def route(
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    check_route(logits_TE, top_k, capacity, drop_policy)
+    check_route(logits_TE, top_k, capacity, drop_policy, quotas)
     if not use_triton(backend, "logits_TE", logits_TE, others=("naive",)):
-        return naive_route(logits_TE, top_k, capacity, drop_policy)
+        return naive_route(logits_TE, top_k, capacity, drop_policy, quotas)
     from mmkernels.moe.route_triton import triton_route
 
-    return triton_route(logits_TE, top_k, capacity, drop_policy)
+    return triton_route(logits_TE, top_k, capacity, drop_policy, quotas)

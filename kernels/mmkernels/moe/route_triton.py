@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.moe import tuning
-from mmkernels.moe.layout import Route, static_rows
+from mmkernels.moe.layout import Quotas, Route, static_rows
 from mmkernels.moe.place_kernel import place_kernel
 from mmkernels.moe.route_kernels import choose_kernel, list_kernel, scan_kernel, weight_grad_kernel
 
 
-def triton_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str) -> Route:
+def triton_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str, quotas: Quotas | None) -> Route:
     """See `mmkernels.moe.route`, which has checked the arguments."""
-    return Route(*_Route.apply(logits_TE, top_k, capacity, drop_policy))
+    return Route(*_Route.apply(logits_TE, top_k, capacity, drop_policy, quotas))
 
 
 class _Route(torch.autograd.Function):
@@ -26,9 +26,9 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str
+        ctx: FunctionCtx, logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str, quotas: Quotas | None
     ) -> tuple[Tensor, ...]:
-        weight_TK, expert_TK, *rest = _forward(logits_TE.contiguous(), top_k, capacity, drop_policy)
+        weight_TK, expert_TK, *rest = _forward(logits_TE.contiguous(), top_k, capacity, drop_policy, quotas)
         ctx.experts = logits_TE.shape[1]
         ctx.save_for_backward(weight_TK, expert_TK)
         ctx.mark_non_differentiable(expert_TK, *rest)
@@ -37,20 +37,22 @@ class _Route(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dweight_TK: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: FunctionCtx, dweight_TK: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None, None]:
         if dweight_TK is None:
-            return None, None, None, None
-        return _backward(dweight_TK.contiguous(), *ctx.saved_tensors, ctx.experts), None, None, None
+            return None, None, None, None, None
+        return _backward(dweight_TK.contiguous(), *ctx.saved_tensors, ctx.experts), None, None, None, None
 
 
-def _forward(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str) -> tuple[Tensor, ...]:
+def _forward(
+    logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str, quotas: Quotas | None
+) -> tuple[Tensor, ...]:
     (tokens, experts), device = logits_TE.shape, logits_TE.device
     padded = triton.next_power_of_2(experts)
     assignments, block_tokens = tokens * top_k, tuning.route_tokens(experts)
     blocks = triton.cdiv(tokens, block_tokens)
     rows = static_rows(tokens, top_k, experts, capacity)
     limit = max(assignments, 1) if capacity is None else min(capacity, max(assignments, 1))
-    ranked = drop_policy == "probs" and capacity is not None
+    ranked = drop_policy == "probs" and (capacity is not None or quotas is not None)
 
     weight_TK = torch.empty(tokens, top_k, dtype=torch.float32, device=device)
     expert_TK, slot_TK = (torch.empty(tokens, top_k, dtype=torch.int32, device=device) for _ in range(2))
@@ -76,9 +78,11 @@ def _forward(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: s
             assignments, blocks, E=experts, EP=padded, ASSIGNMENTS_PER_BLOCK=block_tokens * top_k, BLOCK_A=block,
             num_warps=tuning.LIST_WARPS,
         )  # fmt: skip
+    quota_E = None if quotas is None else quotas(wanted_E)
     place_kernel[(experts,)](
-        list_priority_A, list_assignment_A, wanted_E, slot_TK, token_R, count_E, offset_E, rows, limit,
-        E=experts, K=top_k, EP=padded, PROBS=ranked, BLOCK=tuning.PLACE_BLOCK, num_warps=tuning.PLACE_WARPS,
+        list_priority_A, list_assignment_A, wanted_E, slot_TK, token_R, count_E, offset_E, rows, limit, quota_E,
+        E=experts, K=top_k, EP=padded, PROBS=ranked, QUOTAS=quotas is not None,
+        BLOCK=tuning.PLACE_BLOCK, num_warps=tuning.PLACE_WARPS,
     )  # fmt: skip
     return weight_TK, expert_TK, slot_TK, token_R, count_E, wanted_E, offset_E
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkernels.checks import ALL_DTYPES
 from mmkernels.errors import KernelArgumentError
-from mmkernels.moe.layout import Route
+from mmkernels.moe.layout import Quotas, Route
 
 DROP_POLICIES = ("probs", "position")
 MAX_EXPERTS = 1024
@@ -19,7 +19,9 @@ MAX_ASSIGNMENTS = 2**30
 """Assignments and rows are numbered in int32, with room for sums of two."""
 
 
-def check_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str) -> None:
+def check_route(
+    logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str, quotas: Quotas | None = None
+) -> None:
     """Refuse arguments that `route` cannot take.
 
     Raises:
@@ -36,6 +38,8 @@ def check_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy
         raise KernelArgumentError("logits_TE", f"{tokens} tokens * top_k {top_k}", "fewer than 2^30 assignments")
     if capacity is not None:
         _check_int("capacity", capacity, 1)
+        if quotas is not None:
+            raise KernelArgumentError("quotas", "a function", f"None with capacity {capacity}: give one of them")
     if drop_policy not in DROP_POLICIES:
         raise KernelArgumentError("drop_policy", repr(drop_policy), ", ".join(DROP_POLICIES))
 

@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+r"""Train a few steps under several layouts and say whether they train the same model.
+
+    python launch/compare.py model=tiny stage=quickstart data.path=DIR \
+        --layout "1" --layout "4 parallel.tp=2 parallel.ep=2" --layout "8 parallel.tp=2 parallel.ep=4"
+
+A layout is a number of processes and the overrides that belong to it. Each runs in processes of its own, on this
+machine, from the same initial weights and data, in fp32 unless told otherwise. Prints loss and gradient norm of every
+step and the largest relative difference to the first layout; the exit code is 1 if that is above the tolerance, 2 if a
+layout could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Command line to options, and the Hydra overrides that all layouts share."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layout", action="append", required=True, metavar='"N OVERRIDES"', help="twice or more")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="relative (default %(default)s)")
+    parser.add_argument("--keep", metavar="DIR", help="keep the runs there (default: a folder that goes away)")
+    return parser.parse_known_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare; the exit code is 0, 1 past the tolerance, or 2 where a layout could not run."""
+    options, overrides = parse(argv)
+    from mmtrain.errors import ConfigError
+    from mmtrain.train.compare import compare
+
+    try:
+        return compare(options.layout, overrides, options.steps, options.tolerance, options.keep)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The same few steps under several layouts, each in processes of its own, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmtrain.errors import ConfigError
+from mmtrain.train.metrics import read_metrics
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
+FIGURES = ("loss", "grad_norm")
+
+
+@dataclass(frozen=True)
+class LayoutRun:
+    """A layout as the user wrote it: number of processes, then Hydra overrides."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        first = self.text.split()[:1]
+        if not first or not first[0].isdigit() or int(first[0]) < 1:
+            raise ConfigError("--layout", self.text, "must begin with the number of processes",
+                              'for example --layout "4 parallel.tp=2 parallel.ep=2"')  # fmt: skip
+
+    @property
+    def processes(self) -> int:
+        """How many to start."""
+        return int(self.text.split()[0])
+
+    @property
+    def overrides(self) -> list[str]:
+        """What is different from the other layouts."""
+        return self.text.split()[1:]
+
+
+def compare(
+    layouts: Sequence[str], overrides: Sequence[str], steps: int, tolerance: float, keep: str | None = None
+) -> int:
+    """Run every layout, print the table, and say whether they agree.
+
+    Args:
+        layouts: two or more; the first is what the others are compared with.
+        overrides: Hydra overrides of all.
+        steps: optimizer steps.
+        tolerance: largest relative difference allowed.
+        keep: folder of the runs; None: one that goes away.
+
+    Returns:
+        0, or 1 if a figure differs by more than the tolerance or is no number.
+
+    Raises:
+        ConfigError: fewer than two layouts, or one that cannot run; its message is the run's own.
+    """
+    runs = [LayoutRun(text) for text in layouts]
+    for ok, option, value, problem in (
+        (len(runs) > 1, "--layout", " ".join(layouts), "needs at least two layouts"),
+        (steps >= 1, "--steps", steps, "must be at least 1"),
+        (tolerance > 0, "--tolerance", tolerance, "must be above 0"),
+    ):
+        if not ok:
+            raise ConfigError(option, value, problem, "see launch/compare.py --help")
+    with contextlib.ExitStack() as stack:
+        folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmtrain_compare_"))
+        records = []
+        for number, run in enumerate(runs):
+            print(f"layout {number}: {run.text}", flush=True)
+            records.append(_train(run, overrides, steps, Path(folder), f"layout{number}"))
+    worst = _print_table(records)
+    agree = worst <= tolerance
+    print(f"largest relative difference {worst:.1e}, tolerance {tolerance:.0e}: {'equal' if agree else 'DIFFERENT'}")
+    if keep:
+        print(f"runs: {keep}")
+    return 0 if agree else 1
+
+
+def _train(run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, name: str) -> list[dict[str, Any]]:
+    """The step records of one run."""
+    own = [f"run.dir={folder}", f"run.name={name}", f"run.max_steps={steps}", "checkpoint.save_final=false",
+           "checkpoint.interval=0", "log.wandb=off", "log.plot=false", "log.valid_interval=0"]  # fmt: skip
+    defaults = [] if any(text.startswith("optim.precision=") for text in overrides) else ["optim.precision=fp32"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(run.processes),
+               str(LAUNCHER), *defaults, *overrides, *own, *run.overrides]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(run.processes), check=False)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        told = next((line for line in lines if line.startswith("error: ")), None)
+        raise ConfigError("--layout", run.text, (told or "\n".join(lines[-30:]) or "failed").removeprefix("error: "),
+                          "correct the layout or the options")  # fmt: skip
+    return [record for record in read_metrics(folder / name) if "loss" in record]
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """Threads of this machine shared out, so that processes do not fight for cores."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+
+def _print_table(runs: Sequence[Sequence[dict[str, Any]]]) -> float:
+    """A line a step; returns the largest relative difference to the first run."""
+    titles = [f"{figure} [{number}]" for figure in FIGURES for number in range(len(runs))]
+    print("step  " + "  ".join(f"{title:>16}" for title in titles) + "  relative difference")
+    worst = 0.0
+    for records in zip(*runs, strict=True):
+        values = [[_number(record[figure]) for record in records] for figure in FIGURES]
+        here = max(relative_difference(first, other) for first, *others in values for other in others)
+        worst = max(worst, here)
+        cells = "  ".join(f"{value:16.8f}" for row in values for value in row)
+        print(f"{records[0]['step']:4d}  {cells}  {here:.1e}")
+    return worst
+
+
+def _number(value: float | None) -> float:
+    """A record's null stands for what is no number."""
+    return math.nan if value is None else float(value)
+
+
+def relative_difference(first: float, other: float) -> float:
+    """|other - first| / |first|; infinite where one is no number, or only one is zero."""
+    if first == other:
+        return 0.0
+    difference = abs(other - first) / abs(first) if first else math.inf
+    return difference if math.isfinite(difference) else math.inf

@@ -1,0 +1,89 @@
+"""Experts on several ranks against the same experts on one: outputs and gradients of each rank, at the edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmkernels.moe import Route, route
+from mmtrain.config import ClusterConfig, ParallelConfig
+from mmtrain.model.experts import Experts
+from mmtrain.parallel import mesh
+from mmtrain.parallel.expert import ExchangedExperts
+from mmtrain.parallel.layout import plan_layout
+from tests.dist.layouts import MODEL, forget_meshes
+from tests.dist.pool import Pool
+
+TOKENS, EXPERTS, HIDDEN, WIDTH = 24, 8, 16, 32
+
+
+def inputs(rank: int, kind: str) -> tuple[Tensor, Tensor, Route]:
+    """Tokens of a rank, the gradient of its output, and where its tokens go."""
+    generator = torch.Generator().manual_seed(rank)
+    x, dy = (torch.randn(TOKENS, HIDDEN, generator=generator) for _ in range(2))
+    logits = torch.randn(TOKENS, EXPERTS, generator=generator)
+    capacity, quotas, top_k = 5, None, 2
+    if kind == "experts without a token":
+        logits[:, [0, 3, 4]] -= 100
+    elif kind == "all tokens to one expert":
+        logits[:, 5] += 100
+        capacity, top_k = None, 1
+    elif kind == "a rank whose tokens are all dropped" and rank == 1:
+        capacity, quotas = None, torch.zeros_like
+    elif kind == "everything dropped":
+        capacity, quotas = None, torch.zeros_like
+    return x, dy, route(logits, top_k, capacity, quotas=quotas)
+
+
+def whole_experts() -> Experts:
+    experts = Experts(EXPERTS, HIDDEN, WIDTH)
+    generator = torch.Generator().manual_seed(99)
+    for weight in experts.parameters():
+        torch.nn.init.normal_(weight, std=0.3, generator=generator)
+    return experts
+
+
+def run(experts: Experts, rank: int, kind: str) -> dict[str, Tensor]:
+    """Output and gradients of one rank's tokens; weights collect theirs."""
+    x, dy, plan = inputs(rank, kind)
+    x.requires_grad_()
+    weight = plan.weight_TK.detach().requires_grad_()
+    out = experts(x, plan._replace(weight_TK=weight))
+    out.backward(dy)
+    return {"out": out.detach(), "dx": x.grad, "dweight": weight.grad}
+
+
+def exchanged(parallel: ParallelConfig, kind: str) -> dict[str, Tensor]:
+    context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
+    try:
+        axes = context.expert["ep", "etp"]
+        experts, (ep, etp) = whole_experts(), (axes["ep"].get_local_rank(), axes["etp"].get_local_rank())
+        for name, weight in list(experts.named_parameters()):
+            part = weight.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
+            setattr(experts, name, torch.nn.Parameter(part.detach().clone()))
+        experts.call = ExchangedExperts(axes, parallel.token_groups)
+        found = run(experts, context.rank, kind)
+        return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
+    finally:
+        mesh.stop()
+        forget_meshes()
+
+
+KINDS = ["capacity", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",
+         "everything dropped"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"ep": 4}, {"ep": 2, "etp": 2, "token_groups": 2}, {"etp": 4}], ids=str)
+def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], kind: str) -> None:
+    parallel = ParallelConfig(**options)
+    experts = whole_experts()
+    expected = [run(experts, rank, kind) for rank in range(4)]
+    for rank, found in enumerate(pool.run(exchanged, parallel, kind, world=4)):
+        for name, value in expected[rank].items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=f"{name} of rank {rank}")
+        ep, etp = divmod(rank, parallel.etp)
+        for name, weight in experts.named_parameters():
+            part = weight.grad.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
+            torch.testing.assert_close(found[name], part, rtol=1e-5, atol=1e-5, msg=f"{name} on rank {rank}")
