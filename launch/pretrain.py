@@ -31,7 +31,7 @@ def pretrain(config: PretrainConfig) -> None:
     phases = scaled_phases(config.stage)
     layout = plan_layout(mesh.world_size(), config.parallel, config.model, [phase.seq_len for phase in phases])
     plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
-    check_batches(config.parallel, layout.dp, plan)
+    check_batches(config, layout.dp, plan)
     folder = RunFolder(config)
     if (resumed := folder.resume_from()) is not None:
         check_same_model("run.resume", resumed, config.model)

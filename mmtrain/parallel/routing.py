@@ -21,7 +21,7 @@ def apply_routing(model: HybridLM, context: ParallelContext, config: ParallelCon
     """Set what the routers of a model take as one: for the auxiliary loss, and for capacity."""
     pool = PooledCapacity(context) if config.global_router else None
     for block in model.layers:
-        if isinstance(getattr(block, "ffn", None), MoE):  # a pipeline's stage has not all blocks
+        if isinstance(block.ffn, MoE):
             block.ffn.router.pool = pool
             block.ffn.router.parts = config.micro_batch_rows if config.aux_loss_over == "sequence" else 1
 

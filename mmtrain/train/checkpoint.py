@@ -84,6 +84,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
     The model must have the checkpoint's shapes (:func:`check_same_model`).
+
+    Raises:
+        ConfigError: the optimizer's state is not in the form that this version writes.
     """
     if optimizer is None:
         weights = get_model_state_dict(model)
@@ -91,6 +94,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         set_model_state_dict(model, weights)
     else:
         weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
+        known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        if missing := next((f"optimizer.{name}" for name in moments if f"optimizer.{name}" not in known), None):
+            raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
+                              f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
         _quietly(dcp.load, {"model": weights, "optimizer": moments}, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
     return read_progress(path)

@@ -10,7 +10,8 @@ from itertools import islice
 import torch.distributed as dist
 
 from mmdata.loader import PackedBatch, micro_batches
-from mmtrain.config import ParallelConfig, PretrainConfig
+from mmtrain.config import PretrainConfig
+from mmtrain.config.checks import require
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel.apply import apply_parallel
 from mmtrain.parallel.mesh import ParallelContext
@@ -125,12 +126,17 @@ class Trainer:
         report.validation(self.progress, evaluate(self.model, batches, self.inputs.token_bytes, self.context))
 
 
-def check_batches(parallel: ParallelConfig, dp_size: int, plan: RunPlan) -> None:
-    """Refuse batches that the pipeline's schedule cannot run, before anything is started (ConfigError)."""
+def check_batches(config: PretrainConfig, dp_size: int, plan: RunPlan) -> None:
+    """Refuse, before anything is started, batches that the layout cannot run (ConfigError)."""
+    parallel = config.parallel
     rows = dp_size * parallel.micro_batch_rows
     for i, phase in enumerate(plan.phases):
+        seq_len = phase.phase.seq_len
+        require(config.data.valid_rows == 0 or seq_len % parallel.tp == 0, "parallel.tp", parallel.tp,
+                f"validation runs one row at a time: {seq_len} tokens / tp {parallel.tp} is not whole",
+                "give another parallel.tp, or data.valid_rows=0")  # fmt: skip
         for num_rows in {ramp.num_rows for ramp in phase.ramps}:
-            check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * phase.phase.seq_len, num_rows // rows)
+            check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * seq_len, num_rows // rows)
 
 
 def _is_due(step: int, interval: int) -> bool:

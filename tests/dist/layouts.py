@@ -31,7 +31,6 @@ class Job:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     rows: int = 8
     steps: int = 1
-    eval_too: bool = False
 
 
 @dataclass
@@ -64,7 +63,6 @@ def train(job: Job) -> Outcome:
         return _train(job, mesh.start(ClusterConfig(device="cpu"), layout))
     finally:
         mesh.stop()
-        forget_meshes()
 
 
 def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
@@ -81,16 +79,6 @@ def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
         results.append(train_step(model, optimizer, batches, 1e-3, context, clip_grad=None,
                                   sync_every_micro_batch=job.parallel.sync_every_micro_batch))  # fmt: skip
     return Outcome(before, gradients, whole(model), results)
-
-
-def forget_meshes() -> None:
-    """Empty DTensor's caches, whose keys take a mesh of destroyed groups for an equal new one."""
-    from torch.distributed.tensor import _redistribute
-    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-
-    _clear_sharding_prop_cache()
-    _redistribute._gen_transform_infos.cache_clear()
-    getattr(_redistribute, "clear_redistribute_planner_cache", lambda: None)()
 
 
 def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from mmtrain.model.experts import Experts
 from mmtrain.parallel import mesh
 from mmtrain.parallel.expert import ExchangedExperts
 from mmtrain.parallel.layout import plan_layout
-from tests.dist.layouts import MODEL, forget_meshes
+from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool
 
 TOKENS, EXPERTS, HIDDEN, WIDTH = 24, 8, 16, 32
@@ -67,7 +67,6 @@ def exchanged(parallel: ParallelConfig, kind: str) -> dict[str, Tensor]:
         return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
     finally:
         mesh.stop()
-        forget_meshes()
 
 
 KINDS = ["capacity", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",

@@ -20,7 +20,7 @@ from mmtrain.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.optimizer import build_optimizer
 from mmtrain.train.step import StepResult, train_step
-from tests.dist.layouts import MODEL, SEQ, Job, forget_meshes, packed_row, whole
+from tests.dist.layouts import MODEL, SEQ, Job, packed_row, whole
 from tests.dist.pool import Pool
 from tests.dist.runs import SMALL, pretrain, records, steps
 from tests.dist.test_layouts import SHALLOW, check
@@ -85,7 +85,6 @@ def step_and_save(
         return weights, result, evaluate(model, held_out, np.ones(101), context)
     finally:
         mesh.stop()
-        forget_meshes()
 
 
 @pytest.mark.parametrize("options", [{}, LOOPED], ids=["1f1b", "interleaved"])

@@ -14,7 +14,7 @@ from mmtrain.model.router import Router, expert_capacity, load_balancing_loss
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.routing import PooledCapacity, share_out
-from tests.dist.layouts import MODEL, SEQ, Job, alone, forget_meshes, train
+from tests.dist.layouts import MODEL, SEQ, Job, alone, train
 from tests.dist.pool import Pool
 
 
@@ -63,7 +63,6 @@ def route_pooled(parallel: ParallelConfig) -> tuple[torch.Tensor, torch.Tensor]:
         return plan.wanted_E, plan.count_E
     finally:
         mesh.stop()
-        forget_meshes()
 
 
 @pytest.mark.parametrize(

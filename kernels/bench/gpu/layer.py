@@ -33,9 +33,8 @@ def core(bench: Bench, tokens: int) -> None:
     slopes, leaves = slopes_of(HEADS, 1.0, bench.device), (qkv, gate, weight)
 
     def ours() -> Tensor:
-        return norm_gate(silu_lightning_attention(qkv, slopes).flatten(-2).squeeze(0), gate.squeeze(0), weight, EPS)[
-            None
-        ]
+        o = silu_lightning_attention(qkv, slopes).flatten(-2).squeeze(0)
+        return norm_gate(o, gate.squeeze(0), weight, EPS)[None]
 
     label = Label("layer", "layer core", f"T={tokens} H={HEADS} D={WIDTH}")
     peer = peers.layer_core(qkv, gate, weight, slopes, EPS)
