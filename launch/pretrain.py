@@ -21,6 +21,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.checkpoint import check_same_model, find_checkpoint
     from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.folder import RunFolder
+    from mmtrain.train.guard import Guard
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.optimizer import check_optimizer
     from mmtrain.train.stage import RunPlan, scaled_phases
@@ -43,8 +44,9 @@ def pretrain(config: PretrainConfig) -> None:
         keep_freed_memory()
     context = mesh.start(config.cluster, layout)
     try:
-        for line in Trainer(config, context, plan, inputs, folder).run():
-            print(line, flush=True)
+        with Guard(config.cluster.timeout_minutes) as guard:
+            for line in Trainer(config, context, plan, inputs, folder).run(guard):
+                print(line, flush=True)
     finally:
         mesh.stop()
 

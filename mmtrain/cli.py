@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from mmtrain.cli_errors import diagnose
 from mmtrain.config import PretrainConfig, load_config
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, RankLost
 
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +40,7 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
         config_name: the YAML file at its root.
 
     Raises:
-        SystemExit: code 2, after one line on stderr, for a wrong input.
+        SystemExit: after one line on stderr: code 2 for a wrong input, 3 for a run that lost a rank.
     """
     overrides, flags = _split(sys.argv[1:])
     failures: list[str] = []
@@ -48,6 +48,9 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
     def task(composed: DictConfig) -> None:
         try:
             run(_typed(composed))
+        except RankLost as error:  # a sweep ends too: its other points need the same ranks
+            error.tell()
+            sys.exit(RankLost.EXIT_CODE)
         except Exception as error:
             if not _is_input_error(error):
                 raise

@@ -1,8 +1,10 @@
-"""The one error a user's input can raise."""
+"""The one error a user's input can raise, and the one that another rank's end raises."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +18,27 @@ class ConfigError(ValueError):
     def __init__(self, option: str, value: Any, problem: str, fix: str) -> None:
         self.option, self.value, self.problem, self.fix = option, value, problem, fix
         super().__init__(f"{option}={value}: {problem}; {fix}")
+
+
+class RankLost(RuntimeError):
+    """Another rank died, hangs or stopped on an error, so this one cannot go on: which, since when, and what to do.
+
+    Raised during a run; nothing is wrong with the configuration, and the run can be resumed.
+    """
+
+    EXIT_CODE = 3
+
+    def tell(self) -> None:
+        """Print it on stderr, with the error of this rank that it explains."""
+        lines = [f"error on rank {os.environ.get('RANK', '0')}: {self}"]
+        if self.__cause__ is not None:
+            lines.append(f"  it came to light here as {brief(self.__cause__)}")
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def brief(error: BaseException) -> str:
+    """Type and first line of an error, 200 characters at most."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

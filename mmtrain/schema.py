@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import types
@@ -46,7 +47,8 @@ def build(cls: type[T], values: Any, path: str = "") -> T:
     """Build dataclass `cls` from nested `values`, checking names and types.
 
     Args:
-        cls: a dataclass whose field types are built-ins, :class:`Count`, dataclasses, lists or optionals of these.
+        cls: a dataclass whose field types are built-ins, :class:`Count`, dataclasses, and lists, optionals or unions of
+            these (a union takes the first type that fits).
         values: a mapping of its fields; missing fields take the class's defaults.
         path: dotted option name of `values`, for messages.
 
@@ -76,12 +78,12 @@ def _join(path: str, name: Any) -> str:
 def _convert(hint: Any, value: Any, option: str) -> Any:
     """Convert one value to the annotated type, or raise ConfigError naming the option."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if value == "???":
+        raise ConfigError(option, "???", "required", f"give it on the command line: {option}=...")
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, option)
-    if value == "???":
-        raise ConfigError(option, "???", "required", f"give it on the command line: {option}=...")
+        return _convert_union([arg for arg in args if arg is not type(None)], value, option)
     if origin is list:
         if not isinstance(value, list | tuple):
             raise ConfigError(option, value, "expected a list", "write it as [a, b]")
@@ -91,6 +93,17 @@ def _convert(hint: Any, value: Any, option: str) -> Any:
     if hint is Count:
         return Count(parse_count(value, option))
     return _convert_plain(hint, value, option)
+
+
+def _convert_union(hints: list[Any], value: Any, option: str) -> Any:
+    """Convert to the first of `hints` that takes the value; a lone one says itself what is wrong."""
+    if len(hints) == 1:
+        return _convert(hints[0], value, option)
+    for hint in hints:
+        with contextlib.suppress(ConfigError):
+            return _convert(hint, value, option)
+    names = " or ".join(hint.__name__ for hint in hints)
+    raise ConfigError(option, value, f"expected {names}, got {type(value).__name__}", "correct the value")
 
 
 def _convert_plain(hint: type, value: Any, option: str) -> Any:

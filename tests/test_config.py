@@ -9,7 +9,7 @@ import pytest
 from mmtrain.cli import compose
 from mmtrain.config import PretrainConfig, load_config
 from mmtrain.errors import ConfigError
-from mmtrain.schema import Count, parse_count
+from mmtrain.schema import Count, build, parse_count
 from mmtrain.train.stage import RunPlan, scaled_phases
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -173,6 +173,15 @@ def test_bad_input_is_refused_by_name_with_a_fix(option, value):
 def test_numbers_that_yaml_reads_as_text():
     config = load_config(values(optim__eps="1e-8", stage__scale="1/64"))
     assert (config.optim.eps, config.stage.scale) == (1e-8, 1 / 64)
+
+
+def test_an_option_of_two_types_takes_either_and_names_both_when_neither_fits():
+    either = dataclasses.make_dataclass("Either", [("size", int | str)])
+    assert build(either, {"size": 4}).size == 4 and build(either, {"size": "auto"}).size == "auto"
+    for given, text in [([1], "expected int or str, got list"), (None, "expected int or str"), ("???", "required")]:
+        with pytest.raises(ConfigError) as caught:
+            build(either, {"size": given}, "some")
+        assert caught.value.option == "some.size" and text in caught.value.problem
 
 
 def test_an_optional_of_one_type_says_what_that_type_needs():

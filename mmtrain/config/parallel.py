@@ -25,9 +25,11 @@ class ParallelConfig:
             gathered and reduces gradients once, whatever the two options above say.
         pp_chunks: model chunks that a pipeline rank holds; above 1 for ``interleaved``, 1 for ``1f1b``, any number for
             ``zero_bubble``.
-        token_groups: groups of a layer's experts, each with the tokens sent to it, that run one after another.
+        token_groups: groups of a rank's experts, each with the tokens sent to it: one travels while another computes.
+            ``auto`` measures at the start of a run which number is fastest.
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
-        aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch`` or of a ``sequence``.
+        aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
+            or of the ``global_batch``. The last are the step before's; at the first step all are even.
     """
 
     micro_batch_rows: int = 1
@@ -41,15 +43,18 @@ class ParallelConfig:
     etp: int = 1
     pp_schedule: str = "1f1b"
     pp_chunks: int = 1
-    token_groups: int = 1
+    token_groups: int | str = 1
     global_router: bool = False
     aux_loss_over: str = "micro_batch"
 
     def validate(self) -> None:
         """Refuse sizes below 1, unknown choices, and chunks that the schedule cannot run."""
-        for name in ("micro_batch_rows", "tp", "pp", "cp", "ep", "etp", "pp_chunks", "token_groups"):
+        for name in ("micro_batch_rows", "tp", "pp", "cp", "ep", "etp", "pp_chunks"):
             value = getattr(self, name)
             require(value >= 1, f"parallel.{name}", value, "must be at least 1", "for example 1")
+        groups = self.token_groups
+        require(groups == "auto" or (isinstance(groups, int) and groups >= 1), "parallel.token_groups", groups,
+                 "must be a number from 1 on, or auto", "for example 1")  # fmt: skip
         require(self.cp == 1, "parallel.cp", self.cp, "context parallelism is not available yet", "give parallel.cp=1")
         choose("parallel.pp_schedule", self.pp_schedule, ("1f1b", "interleaved", "zero_bubble"))
         require(self.pp_schedule != "interleaved" or self.pp_chunks > 1, "parallel.pp_chunks", self.pp_chunks,
@@ -66,4 +71,4 @@ class ParallelConfig:
         require(not self.global_router or (senders % self.tp == 0 and senders > self.tp), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
                  f"micro-batches, each on tp={self.tp} ranks", "raise parallel.ep, or turn it off")  # fmt: skip
-        choose("parallel.aux_loss_over", self.aux_loss_over, ("micro_batch", "sequence"))
+        choose("parallel.aux_loss_over", self.aux_loss_over, ("micro_batch", "sequence", "global_batch"))

@@ -126,7 +126,8 @@ class ClusterConfig:
 
     Attributes:
         device: ``auto`` (CUDA when there is one), ``cuda`` or ``cpu``.
-        timeout_minutes: how long a collective may wait for a missing rank.
+        timeout_minutes: how long a collective may wait for a missing rank; a rank that shows no sign of life for half
+            of it ends the run.
     """
 
     device: str = "auto"

@@ -37,12 +37,13 @@ def meta_model(config: ModelConfig) -> nn.Module:
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill every parameter (plain or DTensor) of a HybridLM that has memory.
+    """Fill every parameter (plain or DTensor) and buffer of a HybridLM that has memory.
 
     Norm weights are 1. Everything else is Xavier-uniform, U(-a, a) with a = gain sqrt(6 / (fan_in + fan_out))
     (MiniMax-01 section 4.2 says Xavier with DeepNorm's factors). The gain is beta for value and output projections and
     feed-forward matrices, as DeepNorm defines, and 1 for queries, keys, gates, router, embedding and head; which
-    matrices MiniMax scaled is not stated.
+    matrices MiniMax scaled is not stated. Routers' fractions begin even, where they have any: the first step's
+    auxiliary loss is its coefficient, without a gradient.
     """
     config: ModelConfig = model.config
     for name, parameter in model.named_parameters():
@@ -50,6 +51,8 @@ def initialise(model: nn.Module, seed: int) -> None:
             parameter.fill_(1.0)
         else:
             _fill(parameter, name, seed, config)
+    for fractions_E in model.buffers():
+        fractions_E.fill_(config.top_k / config.num_experts)
 
 
 def _fill(parameter: Tensor, name: str, seed: int, config: ModelConfig) -> None:

@@ -10,26 +10,29 @@ import math
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkernels.moe import Quotas, Route, route
+from mmkernels.router import balance_stats, router_logits
 from mmtrain.config import ModelConfig
 
 
 class RouterStats(NamedTuple):
-    """What one layer's router did to one micro-batch; all fp32, detached but for the loss.
+    """What one layer's router did to one micro-batch; scalars are fp32, and all but the loss are detached.
 
     Attributes:
         aux_loss: scalar, already times its coefficient, to be added to the loss.
-        load_E: assignments wanted of each expert over the even share (1 is balanced).
+        wanted_E: int32, assignments of each expert before any was dropped.
         drop_rate: scalar, share of assignments dropped.
+        drop_rate_alone: scalar, share that the micro-batch's own capacity would have dropped; `drop_rate` unless
+            capacity is pooled.
         entropy: scalar, mean entropy of the router's distribution, in nats.
     """
 
     aux_loss: Tensor
-    load_E: Tensor
+    wanted_E: Tensor
     drop_rate: Tensor
+    drop_rate_alone: Tensor
     entropy: Tensor
 
 
@@ -71,7 +74,11 @@ class Router(nn.Module):
         tokens: tokens of the micro-batch that lie elsewhere.
         pool: shares capacity with other micro-batches; None: each has its own.
         parts: equal parts of the micro-batch (its rows) that the auxiliary loss is the mean over.
+        fractions_E: fp32 buffer, fractions that the auxiliary loss takes in place of the micro-batch's own: assignments
+            a token of each expert, summing to k. None: its own.
     """
+
+    fractions_E: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,15 +89,14 @@ class Router(nn.Module):
         self.tokens: TokenShare = OwnTokens()
         self.pool: CapacityPool | None = None
         self.parts = 1
+        self.register_buffer("fractions_E", None)
 
     def forward(self, x_TD: Tensor) -> tuple[Route, RouterStats]:
         """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
 
         Returns the plan of the T tokens, and statistics of the whole micro-batch.
         """
-        logits_NE = self.tokens.gather(F.linear(x_TD.float(), self.weight.float()))
-        log_prob_NE = logits_NE.log_softmax(-1)
-        prob_NE = log_prob_NE.exp()
+        logits_NE = self.tokens.gather(router_logits(x_TD, self.weight.float()))
         factor = self.capacity_factor if self.training else None
         tokens = max(logits_NE.shape[0], 1)  # a capacity is at least 1
         capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
@@ -99,22 +105,29 @@ class Router(nn.Module):
         else:
             plan = route(logits_NE, self.top_k, None, self.drop_policy, quotas=self.pool.quotas(capacity))
         assignments = max(plan.slot_TK.numel(), 1)
-        stats = RouterStats(
-            aux_loss=self._balance(prob_NE, plan) * self.aux_loss_coef,
-            load_E=plan.wanted_E * (self.num_experts / assignments),
-            drop_rate=1.0 - plan.count_E.sum() / assignments,
-            entropy=-(prob_NE.detach() * log_prob_NE.detach()).sum() / tokens,
-        )
-        return self.tokens.mine(plan), stats
+        drop_rate = drop_rate_alone = 1.0 - plan.offset_E[-1] / assignments  # the last offset: all that were kept
+        if self.pool is not None and capacity is not None:
+            drop_rate_alone = 1.0 - plan.wanted_E.clamp(max=capacity).sum() / assignments
+        aux_loss, entropy = self._balance(logits_NE, plan)
+        return self.tokens.mine(plan), RouterStats(aux_loss, plan.wanted_E, drop_rate, drop_rate_alone, entropy)
 
-    def _balance(self, prob_NE: Tensor, plan: Route) -> Tensor:
+    def _balance(self, logits_NE: Tensor, plan: Route) -> tuple[Tensor, Tensor]:
+        """The auxiliary loss, times its coefficient, and the mean entropy."""
+        scale = self.aux_loss_coef / self.top_k
+        if self.fractions_E is not None:
+            mean_E, entropy = balance_stats(logits_NE)
+            # Where the optimizer runs in host memory, buffers begin there.
+            return _imbalance(mean_E, self.fractions_E.to(mean_E.device), scale), entropy
+        scale /= max(logits_NE.shape[0], 1)
         if self.parts == 1 or not self.training:
-            return load_balancing_loss(prob_NE, plan.wanted_E, self.top_k)
-        wanted_PE = prob_NE.new_zeros(self.parts, self.num_experts, dtype=torch.int32)
+            mean_E, entropy = balance_stats(logits_NE)
+            return _imbalance(mean_E, plan.wanted_E, scale), entropy
+        mean_PE, entropy_P = zip(*(balance_stats(part_TE) for part_TE in logits_NE.chunk(self.parts)), strict=True)
+        wanted_PE = logits_NE.new_zeros(self.parts, self.num_experts)
         expert_PA = plan.expert_TK.view(self.parts, -1).long()
-        wanted_PE.scatter_add_(1, expert_PA, torch.ones_like(expert_PA, dtype=torch.int32))
-        rows = zip(prob_NE.chunk(self.parts), wanted_PE, strict=True)
-        return torch.stack([load_balancing_loss(*row, self.top_k) for row in rows]).mean()
+        wanted_PE.scatter_add_(1, expert_PA, wanted_PE.new_ones(()).expand_as(expert_PA))
+        # A part's fractions divide by its own tokens, the mean over parts by their number: by N, as the whole's do.
+        return _imbalance(torch.stack(mean_PE), wanted_PE, scale), torch.stack(entropy_P).mean()
 
 
 def load_balancing_loss(prob_TE: Tensor, wanted_E: Tensor, top_k: int) -> Tensor:
@@ -123,8 +136,13 @@ def load_balancing_loss(prob_TE: Tensor, wanted_E: Tensor, top_k: int) -> Tensor
     The paper prints (1/E) * sum_i f_i m_i (MiniMax-01 section 2.1): multiply by k/E^2 to get its value. f is taken
     before anything is dropped and carries no gradient. Equal to megatron-core's `switch_load_balancing_loss_func`.
     """
-    tokens, experts = max(prob_TE.shape[0], 1), prob_TE.shape[1]
-    return (prob_TE.sum(0) * wanted_E).sum() * (experts / (top_k * tokens * tokens))
+    tokens = max(prob_TE.shape[0], 1)
+    return _imbalance(prob_TE.sum(0), wanted_E, 1 / (top_k * tokens * tokens))
+
+
+def _imbalance(mean_E: Tensor, wanted_E: Tensor, scale: float) -> Tensor:
+    """E * sum_i f_i m_i * scale, as few launches as it takes; f and m may have rows, which are summed too."""
+    return (mean_E * wanted_E).sum() * (mean_E.shape[-1] * scale)
 
 
 def expert_capacity(tokens: int, top_k: int, num_experts: int, factor: float | None) -> int | None:

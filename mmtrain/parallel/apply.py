@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
-from mmtrain.parallel.expert import apply_expert_parallel
+from mmtrain.parallel.expert import ExchangedExperts, apply_expert_parallel
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline import Pipeline
 from mmtrain.parallel.routing import apply_routing
@@ -45,7 +45,10 @@ def apply_parallel(
     if layout.tp > 1:
         apply_tensor_parallel(model, context.dense["tp"])
     if layout.ep * layout.etp > 1:
-        apply_expert_parallel(model, context.expert["ep", "etp"], config)
+        axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
+        groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later
+        call = ExchangedExperts(axes, tensor, context.device, groups)
+        apply_expert_parallel(model, axes, tensor, call)
     apply_routing(model, context, config)
     stages = [model]
     if layout.pp > 1:  # after the model was placed, which asks for all of its parts

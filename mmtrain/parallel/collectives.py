@@ -91,6 +91,48 @@ def sum_in_place(x: Tensor, group: ProcessGroup) -> Tensor:
     return x
 
 
+def sum_gradient(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The same x, which every rank holds alike and uses in its own way: backward sums the ranks' gradients."""
+    return x if group.size() == 1 else _SumGradient.apply(x, group)
+
+
+def exchange_into(
+    out_RD: Tensor, x_ND: Tensor, receive: list[int] | None, send: list[int] | None, group: ProcessGroup
+) -> None:
+    """An all-to-all of rows into memory that is there, unseen by autograd; in a group of one a copy.
+
+    Called for no rows too: a rank that neither sends nor receives does not know whether the others do.
+    """
+    if group.size() == 1:
+        out_RD.copy_(x_ND)
+    else:
+        dist.all_to_all_single(out_RD, x_ND, receive, send, group=group)
+
+
+def gather_into(out_MD: Tensor, x_ND: Tensor, group: ProcessGroup) -> None:
+    """An all-gather of as many rows of each rank, likewise."""
+    if out_MD.numel():  # alike on all ranks
+        _all_gather(out_MD, x_ND, group=group)
+
+
+def scatter_sum_into(out_ND: Tensor, x_MD: Tensor, group: ProcessGroup) -> None:
+    """A reduce-scatter, likewise."""
+    if out_ND.numel():
+        _reduce_scatter(out_ND, x_MD, group=group)
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return sum_in_place(grad.contiguous().clone(), ctx.group), None
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_ND: Tensor, group: ProcessGroup) -> Tensor:
@@ -143,8 +185,7 @@ class _ExchangeRows(torch.autograd.Function):
 
 def _gather(x_ND: Tensor, group: ProcessGroup) -> Tensor:
     out_MD = x_ND.new_empty(x_ND.shape[0] * group.size(), *x_ND.shape[1:])
-    if out_MD.numel():  # alike on all ranks
-        _all_gather(out_MD, x_ND.contiguous(), group=group)
+    gather_into(out_MD, x_ND.contiguous(), group)
     return out_MD
 
 
@@ -152,13 +193,11 @@ def _scatter_sum(x_MD: Tensor, group: ProcessGroup) -> Tensor:
     if x_MD.shape[0] % group.size():
         raise ValueError(f"scatter_sum_rows: {x_MD.shape[0]} rows for {group.size()} ranks")
     out_ND = x_MD.new_empty(x_MD.shape[0] // group.size(), *x_MD.shape[1:])
-    if out_ND.numel():
-        _reduce_scatter(out_ND, x_MD.contiguous(), group=group)
+    scatter_sum_into(out_ND, x_MD.contiguous(), group)
     return out_ND
 
 
 def _exchange(x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup) -> Tensor:
-    # Called for no rows too: a rank that neither sends nor receives does not know whether the others do.
     out_RD = x_RD.new_empty(x_RD.shape[0] if receive is None else sum(receive), *x_RD.shape[1:])
-    dist.all_to_all_single(out_RD, x_RD.contiguous(), receive, send, group=group)
+    exchange_into(out_RD, x_RD.contiguous(), receive, send, group)
     return out_RD

@@ -68,9 +68,10 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
         axis, problem = refused
         raise ConfigError(f"parallel.{axis}", getattr(parallel, axis), problem, _advice(job))
     held = model.num_experts // parallel.ep
-    require(parallel.token_groups == 1 or (held > 0 and held % parallel.token_groups == 0), "parallel.token_groups",
-             parallel.token_groups, f"does not divide the {held} experts of a rank (model.num_experts "
-             f"{model.num_experts} / ep {parallel.ep})", "choose a divisor, or 1")  # fmt: skip
+    groups = parallel.token_groups
+    require(isinstance(groups, str) or groups <= max(held, 1), "parallel.token_groups", groups,
+             f"more groups than a rank has experts: model.num_experts {model.num_experts} / ep {parallel.ep} = {held}",
+             f"give parallel.token_groups={max(held, 1)} or less, or auto")  # fmt: skip
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
     return Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)

@@ -1,6 +1,7 @@
-"""Routing across ranks: tokens of one micro-batch that lie on several, and capacity that several micro-batches pool.
+"""Routing across ranks: tokens of one micro-batch that lie on several, capacity that several micro-batches pool, and
+fractions of the whole global batch.
 
-Legend: T tokens of this rank, N tokens of all W ranks, E experts, K experts a token, R rows, M micro-batches.
+Legend: T tokens of this rank, N tokens of all W ranks, L layers, E experts, K experts a token, R rows, M micro-batches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from mmkernels.moe import Quotas, Route
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
-from mmtrain.parallel.collectives import gather_alike
+from mmtrain.parallel.collectives import gather_alike, sum_gradient
 from mmtrain.parallel.mesh import ParallelContext
 
 
@@ -22,8 +23,28 @@ def apply_routing(model: HybridLM, context: ParallelContext, config: ParallelCon
     pool = PooledCapacity(context) if config.global_router else None
     for block in model.layers:
         if isinstance(block.ffn, MoE):
-            block.ffn.router.pool = pool
-            block.ffn.router.parts = config.micro_batch_rows if config.aux_loss_over == "sequence" else 1
+            router = block.ffn.router
+            router.pool = pool
+            router.parts = config.micro_batch_rows if config.aux_loss_over == "sequence" else 1
+            if config.aux_loss_over == "global_batch":
+                even = router.top_k / router.num_experts
+                router.fractions_E = torch.full((router.num_experts,), even, device=router.weight.device)
+
+
+def take_fractions(model: HybridLM, wanted_LE: Tensor) -> None:
+    """Give the routers the fractions of a step for the next one, if they take those of a global batch.
+
+    A step's own are not known before its last micro-batch; the gradient flows through the mean probabilities alone, of
+    which the mean over micro-batches is the global batch's.
+
+    Args:
+        wanted_LE: float64 whole numbers, so that no order of summing them changes a bit: assignments of all tokens of
+            the global batch, for every layer of the whole model.
+    """
+    for layer, block in model.layers.named_children():
+        if isinstance(block.ffn, MoE) and block.ffn.router.fractions_E is not None:
+            router, wanted_E = block.ffn.router, wanted_LE[int(layer)]
+            router.fractions_E.copy_(wanted_E * router.top_k / wanted_E.sum())
 
 
 class RoutedTogether:
@@ -44,12 +65,22 @@ class RoutedTogether:
         return part_of(plan, dist.get_rank(self.group), dist.get_world_size(self.group))
 
 
+class RoutedWhole(RoutedTogether):
+    """The same, where what follows takes the plan of all N tokens, each rank for its own share of the rows."""
+
+    def mine(self, plan: Route) -> Route:
+        """The whole plan, of whose weights every rank needs the whole gradient."""
+        return plan._replace(weight_TK=sum_gradient(plan.weight_TK, self.group))
+
+
 def part_of(plan: Route, rank: int, ranks: int) -> Route:
     """The plan of one of `ranks` equal parts of the tokens. Nothing waits for the device.
 
     Rows that a plan numbers by expert, then by token, keep their order in a part: an assignment's new row is how many
     of the part's come before it.
     """
+    if ranks == 1:
+        return plan
     tokens = plan.slot_TK.shape[0] // ranks
     mine = slice(rank * tokens, (rank + 1) * tokens)
     slot_TK, expert_TK = plan.slot_TK[mine], plan.expert_TK[mine]
@@ -65,7 +96,7 @@ def part_of(plan: Route, rank: int, ranks: int) -> Route:
     place_A[order_A] = torch.arange(order_A.numel(), device=order_A.device)
     new_slot_TK = torch.where(kept_A, place_A, -1).int().view_as(slot_TK)
     token_R = torch.where(torch.arange(rows, device=order_A.device) < offset_E[-1], order_A[:rows] // top_k, -1).int()
-    return Route(plan.weight_TK[mine], expert_TK, new_slot_TK, token_R, count_E, wanted_E, offset_E)
+    return Route(plan.weight_TK[mine], expert_TK, new_slot_TK, token_R, count_E, wanted_E, offset_E, plan.capacity)
 
 
 class PooledCapacity:

@@ -83,22 +83,24 @@ def save_checkpoint(
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
-    The model must have the checkpoint's shapes (:func:`check_same_model`).
+    The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
+    without the option that needs it, keeps its value.
 
     Raises:
         ConfigError: the optimizer's state is not in the form that this version writes.
     """
+    known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
     if optimizer is None:
         weights = get_model_state_dict(model)
-        _quietly(dcp.load, {"model": weights}, checkpoint_id=path)
+        _quietly(dcp.load, {"model": _without(weights, optional)}, checkpoint_id=path)
         set_model_state_dict(model, weights)
     else:
         weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
-        known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
         if missing := next((f"optimizer.{name}" for name in moments if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
                               f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
-        _quietly(dcp.load, {"model": weights, "optimizer": moments}, checkpoint_id=path)
+        _quietly(dcp.load, {"model": _without(weights, optional), "optimizer": moments}, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
     return read_progress(path)
 
@@ -148,6 +150,10 @@ def remove_old(folder: Path, keep: int) -> None:
     complete = complete_checkpoints(folder)
     for path in complete[:-keep] if keep else []:
         shutil.rmtree(path)
+
+
+def _without(weights: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in weights.items() if name not in names}
 
 
 def _swap_in(scratch: Path, final: Path) -> None:

@@ -112,6 +112,8 @@ def summary_lines(records: Sequence[Mapping[str, Any]], run_dir: Path, seconds: 
             outcome += f" ({valid[-1]['val_bits_per_byte']:.3f} bits per byte)"
     if last.get("drop_rate") is not None:
         outcome += f", {last['drop_rate']:.1%} of assignments dropped"
+        if last.get("drop_rate_alone") is not None:
+            outcome += f" ({last['drop_rate_alone']:.1%} without the global router)"
     files = ", ".join(sorted(path.name for path in Path(run_dir).iterdir())) if Path(run_dir).is_dir() else ""
     return [
         f"trained to step {last['step']:,}: {_count(last['tokens'])} tokens in {_duration(seconds)}{speed}{mfu}",
@@ -131,6 +133,8 @@ def _cells(record: Mapping[str, Any], total_steps: int, seconds_left: float | No
         ("tok/s", "tokens_per_s", _count),
         ("MFU", "mfu", lambda mfu: f"{mfu:.1%}"),
         ("drop", "drop_rate", lambda rate: f"{rate:.1%}"),
+        ("alone", "drop_rate_alone", lambda rate: f"{rate:.1%}"),
+        ("hidden", "exchange_hidden", lambda part: f"{part:.0%}"),
     ]
     cells = [(name, text(record[key])) for name, key, text in shown if record.get(key) is not None]
     if "loss" in record and record["loss"] is None:

@@ -122,16 +122,18 @@ def _draw_load_over_time(axes: Axes, routed: Records) -> None:
 
 
 def _draw_drop_rate(axes: Axes, steps: Records) -> None:
-    """Show the mean drop rate, and the range over the layers where it was recorded."""
+    """Show the mean drop rate, that without the global router, and the range over layers, where they were recorded."""
     layered = [step for step in steps if step.get("drop_rate_per_layer") and None not in step["drop_rate_per_layer"]]
     if layered:
         tokens = [step["tokens"] for step in layered]
         low = [100 * min(step["drop_rate_per_layer"]) for step in layered]
         high = [100 * max(step["drop_rate_per_layer"]) for step in layered]
         axes.fill_between(tokens, low, high, color=DROP, alpha=0.15, linewidth=0, label="range over layers")
-    mean = [step for step in steps if step.get("drop_rate") is not None]
-    xs, rates = _smoothed([step["tokens"] for step in mean], [100 * step["drop_rate"] for step in mean])
-    axes.plot(xs, rates, color=DROP, linewidth=1.6, label="mean")
+    for key, label, style in (("drop_rate", "mean", "-"), ("drop_rate_alone", "mean without the global router", ":")):
+        mean = [step for step in steps if step.get(key) is not None]
+        if mean:
+            xs, rates = _smoothed([step["tokens"] for step in mean], [100 * step[key] for step in mean])
+            axes.plot(xs, rates, color=DROP, linewidth=1.6, linestyle=style, label=label)
     _style(axes, "Assignments dropped", "%")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, loc="upper right")

@@ -61,9 +61,17 @@ class Report:
             "mfu": result.flops / seconds / self.peak, "step_s": seconds,
             "drop_rate": _mean(result.drop_rate), "rows": run_step.plan.num_rows,
         }  # fmt: skip
+        pooled = self.config.parallel.global_router  # without it, the next two figures say nothing new
+        if pooled:
+            record["drop_rate_alone"] = _mean(result.drop_rate_alone)
+        if result.exchange_s:
+            record["exchange_s"] = result.exchange_s
+            record["exchange_hidden"] = 1.0 - result.exchange_waited_s / result.exchange_s
         if result.router_load and (record["step"] % self.load_every == 0 or record["step"] == self.last_step):
             record["router_load"] = [[round(load, 4) for load in layer] for layer in result.router_load]
             record["router_entropy"], record["drop_rate_per_layer"] = result.router_entropy, result.drop_rate
+            if pooled:
+                record["drop_rate_alone_per_layer"] = result.drop_rate_alone
         self.writer.write(record)
         self.tracker.log(record, record["step"])
         self.console.update(record)

@@ -1,8 +1,11 @@
-"""One optimizer step: accumulate micro-batches, reduce, clip, update, and say what happened."""
+"""One optimizer step: accumulate micro-batches, reduce, clip, update, and say what happened.
+
+Legend: L layers, E experts.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -15,9 +18,12 @@ from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import LossOutput, StageOutput
 from mmtrain.model.packing import Packing
 from mmtrain.parallel.apply import set_gradient_sync
+from mmtrain.parallel.lanes import Meter
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline import pipeline_of
+from mmtrain.parallel.routing import take_fractions
 from mmtrain.parallel.stage import ModelInputs
+from mmtrain.parallel.tune import expert_call
 from mmtrain.train.optimizer import clip_gradients, set_lr
 
 
@@ -32,7 +38,10 @@ class StepResult:
         flops: useful operations, forward and backward, of the assignments that were kept.
         router_load: [layers][experts], wanted assignments over the even share; empty without experts.
         drop_rate: share of assignments dropped, a layer.
+        drop_rate_alone: share that each micro-batch's own capacity would have dropped, without the global router.
         router_entropy: nats, a layer.
+        exchange_s: seconds that this rank's communication around experts took.
+        exchange_waited_s: seconds of them that computing waited.
     """
 
     loss: float
@@ -41,7 +50,10 @@ class StepResult:
     flops: float
     router_load: list[list[float]]
     drop_rate: list[float]
+    drop_rate_alone: list[float]
     router_entropy: list[float]
+    exchange_s: float = 0.0
+    exchange_waited_s: float = 0.0
 
 
 def model_inputs(batch: PackedBatch, device: torch.device) -> ModelInputs:
@@ -73,6 +85,8 @@ def train_step(
     # FSDP takes the mean over replicas.
     token_scale = context.layout.replicas / labelled.clamp(min=1).to(torch.float32).squeeze()
     report = StepReport(model.config, context)
+    if (exchange := expert_call(model)) is not None:
+        exchange.lanes.meter = Meter()
     if (pipeline := pipeline_of(model)) is not None:
         inputs = [model_inputs(batch, context.device) for batch in batches]
         for result in pipeline.train(inputs, token_scale, 1 / len(batches), sync_every_micro_batch):
@@ -88,7 +102,13 @@ def train_step(
     set_lr(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return report.reduce(grad_norm, labelled, len(batches) * context.dp_size)
+    report.reduce()
+    take_fractions(model, report.wanted_LE)
+    result = report.result(grad_norm, labelled, len(batches) * context.dp_size)
+    if exchange is None:
+        return result
+    taken, waited = exchange.lanes.read()
+    return replace(result, exchange_s=taken, exchange_waited_s=waited)
 
 
 class StepReport:
@@ -97,9 +117,14 @@ class StepReport:
     def __init__(self, config: ModelConfig, context: ParallelContext) -> None:
         self.config, self.context, self.flops = config, context, 0.0
         # float64: counts must survive the sum
-        self.scalars = torch.zeros(3, dtype=torch.float64, device=context.device)
-        shape = (config.num_layers, config.num_experts + 2) if config.num_experts else (0, 2)
-        self.router = torch.zeros(shape, device=context.device)
+        self.scalars = torch.zeros(4, dtype=torch.float64, device=context.device)
+        shape = (config.num_layers, config.num_experts + 3) if config.num_experts else (0, 3)
+        self.router = torch.zeros(shape, dtype=torch.float64, device=context.device)
+
+    @property
+    def wanted_LE(self) -> Tensor:
+        """Assignments wanted of each expert of every layer, before drops: whole numbers in float64."""
+        return self.router[:, :-3]
 
     def add(self, out: LossOutput | StageOutput, packing: Packing, layers: list[int]) -> None:
         """Take in what these layers made of a micro-batch; those with the head bring its loss."""
@@ -108,26 +133,35 @@ class StepReport:
             self.scalars[0] += out.ce_sum.detach()
         self.scalars[1] += out.aux_loss.detach()
         if out.router:
-            rows = [torch.cat([s.load_E, s.drop_rate[None], s.entropy[None]]).detach() for s in out.router]
-            router = torch.stack(rows)
-            self.scalars[2] += (1.0 - router[:, -2]).sum() * (sum(packing.lengths) * self.config.top_k)
+            rates = [torch.stack([s.drop_rate, s.drop_rate_alone, s.entropy]).double() for s in out.router]
+            router = torch.stack([torch.cat([s.wanted_E, r]) for s, r in zip(out.router, rates, strict=True)])
+            self.scalars[2] += (1.0 - router[:, -3]).sum() * (sum(packing.lengths) * self.config.top_k)
             self.router[layers] += router
 
-    def reduce(self, grad_norm: Tensor, labelled: Tensor, micro_batches: int) -> StepResult:
-        """Sum over the ranks that had other rows or other layers, and return plain numbers, the same on each."""
-        packed = torch.cat([self.scalars, self.scalars.new_tensor([self.flops]), self.router.flatten().double()])
+    def reduce(self) -> None:
+        """Sum over the ranks that had other rows or other layers; afterwards all have the same."""
+        self.scalars[3] = self.flops
+        packed = torch.cat([self.scalars, self.router.flatten()])
         dist.all_reduce(packed, group=self.context.replicas.get_group())
         if self.context.layout.pp > 1:
             dist.all_reduce(packed, group=self.context.dense["pp"].get_group())
-        values = torch.cat([packed, grad_norm.to(packed)[None], labelled.to(packed)]).tolist()
-        ce_sum, aux_sum, kept, flops = values[:4]
-        table = torch.tensor(values[4:-2]).view(self.router.shape) / micro_batches
+        self.scalars, self.router = packed[:4], packed[4:].view(self.router.shape)
+
+    def result(self, grad_norm: Tensor, labelled: Tensor, micro_batches: int) -> StepResult:
+        """What was summed, as plain numbers."""
+        packed = torch.cat([self.scalars, grad_norm.to(self.scalars)[None], labelled.to(self.scalars),
+                            self.router.flatten()])  # fmt: skip
+        ce_sum, aux_sum, kept, flops, norm, tokens, *table = packed.tolist()
+        router = torch.tensor(table, dtype=torch.float64).view(self.router.shape)
+        wanted_LE, rate_L3 = router[:, :-3], router[:, -3:] / micro_batches
+        load_LE = wanted_LE * self.config.num_experts / wanted_LE.sum(1, keepdim=True).clamp(min=1)
         return StepResult(
-            loss=ce_sum / max(values[-1], 1.0),
+            loss=ce_sum / max(tokens, 1.0),
             aux_loss=aux_sum / micro_batches,
-            grad_norm=values[-2],
+            grad_norm=norm,
             flops=flops + step_flops(self.config, [], kept_assignments=kept).total,
-            router_load=table[:, :-2].tolist(),
-            drop_rate=table[:, -2].tolist(),
-            router_entropy=table[:, -1].tolist(),
+            router_load=load_LE.tolist(),
+            drop_rate=rate_L3[:, 0].tolist(),
+            drop_rate_alone=rate_L3[:, 1].tolist(),
+            router_entropy=rate_L3[:, 2].tolist(),
         )

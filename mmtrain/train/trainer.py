@@ -16,10 +16,12 @@ from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel.apply import apply_parallel
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline import check_schedule
+from mmtrain.parallel.tune import tune_groups
 from mmtrain.train.checkpoint import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
 from mmtrain.train.device import compute_dtype, peak_rate
 from mmtrain.train.evaluate import evaluate
 from mmtrain.train.folder import RunFolder
+from mmtrain.train.guard import Guard
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.optimizer import build_optimizer
 from mmtrain.train.report import Report
@@ -58,17 +60,31 @@ class Trainer:
             load_checkpoint(source, self.model, self.optimizer if run.init_optimizer else None)
         return Progress()
 
-    def run(self) -> list[str]:
-        """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines."""
+    def run(self, guard: Guard) -> list[str]:
+        """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines.
+
+        Args:
+            guard: is told the step at work.
+        """
         dist.barrier()  # every rank has looked at the folder before it is written to
         if self.context.is_main:
             self.folder.claim()
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
+            self._tune(seq_len=self.plan.phases[0].phase.seq_len, report=report)
             batches = self._batches()
             for step in range(self.progress.step, self.last_step):
+                guard.step = step + 1  # as metrics.jsonl counts
                 self._step(self.plan.step(step), batches, report)
             return report.close()
+
+    def _tune(self, seq_len: int, report: Report) -> None:
+        """Choose what is to be measured on this machine."""
+        parallel = self.config.parallel
+        if parallel.token_groups == "auto":
+            tokens = parallel.micro_batch_rows * seq_len // (parallel.tp * parallel.cp)
+            if choice := tune_groups(self.model, self.config.model, self.context, tokens, self.dtype):
+                report.note(str(choice))
 
     def _step(self, run_step: RunStep, batches: Iterator[PackedBatch], report: Report) -> None:
         phase = self.plan.phases[run_step.phase_index].phase

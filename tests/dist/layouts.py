@@ -25,12 +25,19 @@ MODEL = ModelConfig("small", vocab_size=101, hidden_size=32, num_layers=4, num_h
 
 @dataclass(frozen=True)
 class Job:
-    """What every layout is given: steps of `rows` packed rows, of which a micro-batch has `parallel.micro_batch_rows`."""
+    """What every layout is given: steps of `rows` packed rows, of which a micro-batch has `parallel.micro_batch_rows`.
+
+    Attributes:
+        lr: 0 leaves the weights alone, so that later steps can be compared as closely as the first.
+        probe: the step whose gradients are kept.
+    """
 
     model: ModelConfig = field(default_factory=lambda: MODEL)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     rows: int = 8
     steps: int = 1
+    lr: float = 1e-3
+    probe: int = 0
 
 
 @dataclass
@@ -56,6 +63,15 @@ def packed_row(row: int, vocab_size: int = 101) -> PackedBatch:
     return PackedBatch(*as_row, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), rows=(row,))
 
 
+def micro_batch(first: int, count: int, vocab_size: int = 101) -> PackedBatch:
+    """The packed rows [first, first + count) as one batch."""
+    rows = [packed_row(row, vocab_size) for row in range(first, first + count)]
+    stacked = {name: torch.cat([getattr(row, name) for row in rows])
+               for name in ("tokens_BS", "labels_BS", "loss_mask_BS", "position_ids_BS")}  # fmt: skip
+    bounds = [rows[0].cu_seqlens, *(row.cu_seqlens[1:] + i * SEQ for i, row in enumerate(rows[1:], 1))]
+    return PackedBatch(**stacked, cu_seqlens=torch.cat(bounds), rows=tuple(range(first, first + count)))
+
+
 def train(job: Job) -> Outcome:
     """Run on every process of the world."""
     layout = plan_layout(mesh.world_size(), job.parallel, job.model, [SEQ])
@@ -71,12 +87,15 @@ def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
     before = whole(model)
     optimizer = build_optimizer(model, OptimConfig())
     gradients: dict[str, torch.Tensor] = {}
-    optimizer.register_step_pre_hook(lambda *_: None if gradients else gradients.update(whole(model, gradient=True)))
-    results = []
+    results: list[StepResult] = []
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.update(whole(model, gradient=True)) if len(results) == job.probe else None
+    )
     for step in range(job.steps):
-        rows = range(step * job.rows + context.dp_rank, (step + 1) * job.rows, context.dp_size)
-        batches = [packed_row(row) for row in rows]
-        results.append(train_step(model, optimizer, batches, 1e-3, context, clip_grad=None,
+        rows = job.parallel.micro_batch_rows
+        starts = range(step * job.rows, (step + 1) * job.rows, rows)[context.dp_rank :: context.dp_size]
+        batches = [micro_batch(start, rows) for start in starts]
+        results.append(train_step(model, optimizer, batches, job.lr, context, clip_grad=None,
                                   sync_every_micro_batch=job.parallel.sync_every_micro_batch))  # fmt: skip
     return Outcome(before, gradients, whole(model), results)
 
@@ -88,4 +107,5 @@ def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:
 
 def alone(job: Job) -> Job:
     """The same work for one process."""
-    return replace(job, parallel=ParallelConfig(micro_batch_rows=job.parallel.micro_batch_rows))
+    rows, over = job.parallel.micro_batch_rows, job.parallel.aux_loss_over
+    return replace(job, parallel=ParallelConfig(micro_batch_rows=rows, aux_loss_over=over))

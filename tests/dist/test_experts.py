@@ -23,17 +23,16 @@ def inputs(rank: int, kind: str) -> tuple[Tensor, Tensor, Route]:
     generator = torch.Generator().manual_seed(rank)
     x, dy = (torch.randn(TOKENS, HIDDEN, generator=generator) for _ in range(2))
     logits = torch.randn(TOKENS, EXPERTS, generator=generator)
-    capacity, quotas, top_k = 5, None, 2
-    if kind == "experts without a token":
+    case, size = kind.split(", ")
+    capacity = {"places": 5, "exact": None}[size]
+    if case == "experts without a token":
         logits[:, [0, 3, 4]] -= 100
-    elif kind == "all tokens to one expert":
+    elif case == "all tokens to one expert":
         logits[:, 5] += 100
-        capacity, top_k = None, 1
-    elif kind == "a rank whose tokens are all dropped" and rank == 1:
-        capacity, quotas = None, torch.zeros_like
-    elif kind == "everything dropped":
-        capacity, quotas = None, torch.zeros_like
-    return x, dy, route(logits, top_k, capacity, quotas=quotas)
+    elif case == "everything dropped" or (case == "a rank whose tokens are all dropped" and rank == 1):
+        plan = route(logits, 2, quotas=torch.zeros_like)
+        return x, dy, plan._replace(capacity=capacity)
+    return x, dy, route(logits, 2 - (case == "all tokens to one expert"), capacity)
 
 
 def whole_experts() -> Experts:
@@ -62,19 +61,20 @@ def exchanged(parallel: ParallelConfig, kind: str) -> dict[str, Tensor]:
         for name, weight in list(experts.named_parameters()):
             part = weight.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
             setattr(experts, name, torch.nn.Parameter(part.detach().clone()))
-        experts.call = ExchangedExperts(axes, parallel.token_groups)
+        experts.call = ExchangedExperts(axes, context.dense["tp"].get_group(), context.device, parallel.token_groups)
         found = run(experts, context.rank, kind)
         return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
     finally:
         mesh.stop()
 
 
-KINDS = ["capacity", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",
+CASES = ["balanced", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",
          "everything dropped"]  # fmt: skip
+KINDS = [f"{case}, {size}" for case in CASES for size in ("places", "exact")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{"ep": 4}, {"ep": 2, "etp": 2, "token_groups": 2}, {"etp": 4}], ids=str)
+@pytest.mark.parametrize("options", [{"ep": 4}, {"ep": 2, "etp": 2, "token_groups": 3}, {"etp": 4}], ids=str)
 def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], kind: str) -> None:
     parallel = ParallelConfig(**options)
     experts = whole_experts()

@@ -83,16 +83,28 @@ def test_micro_batches_pool_their_capacity(pool: Pool, options: dict[str, int], 
     assert fewer > 0
 
 
-def test_training_with_the_global_router_drops_less(pool: Pool) -> None:
+def test_training_with_the_global_router_drops_less_and_says_so(pool: Pool) -> None:
     model = replace(MODEL, num_layers=2, layer_pattern="LS")
     drops = []
     for pooled in (False, True):
         parallel = ParallelConfig(ep=4, global_router=pooled, activation_checkpoint=True)
         many = pool.run(train, Job(model, parallel, rows=4), world=4)
-        drops.append(sum(many[0].results[0].drop_rate))
+        drops.append(many[0].results[0])
         for other in many[1:]:
             assert all(torch.equal(other.gradients[name], gradient) for name, gradient in many[0].gradients.items())
-    assert drops[1] < drops[0]
+    without, pooled = drops
+    assert without.drop_rate_alone == without.drop_rate and sum(pooled.drop_rate) < sum(without.drop_rate)
+    # What was not dropped changes what later layers are given.
+    assert pooled.drop_rate_alone[0] == without.drop_rate[0] > pooled.drop_rate[0]
+    assert pooled.drop_rate_alone[1] > pooled.drop_rate[1]
+
+
+def test_a_pipeline_counts_the_same_drops_without_the_pool(pool: Pool) -> None:
+    model, pooled = replace(MODEL, num_layers=2, layer_pattern="LS"), {"ep": 2, "global_router": True}
+    flat = pool.run(train, Job(model, ParallelConfig(**pooled), rows=4), world=2)[0].results[0]
+    for piped in pool.run(train, Job(model, ParallelConfig(pp=2, **pooled), rows=4), world=4):
+        assert piped.results[0].drop_rate_alone == pytest.approx(flat.drop_rate_alone)
+    assert all(alone > drop for alone, drop in zip(flat.drop_rate_alone, flat.drop_rate, strict=True))
 
 
 def test_the_loss_over_sequences_is_the_mean_of_its_rows() -> None:
@@ -111,7 +123,7 @@ def test_the_loss_over_sequences_is_the_mean_of_its_rows() -> None:
 def test_the_loss_over_sequences_does_not_depend_on_the_layout(pool: Pool) -> None:
     parallel = ParallelConfig(tp=2, ep=2, aux_loss_over="sequence")
     job = Job(replace(MODEL, num_layers=2, layer_pattern="LS", aux_loss_coef=1.0), parallel, rows=4)
-    one = pool.run(train, replace(alone(job), parallel=ParallelConfig(aux_loss_over="sequence")), world=1)[0]
+    one = pool.run(train, alone(job), world=1)[0]
     for many in pool.run(train, job, world=4):
         assert many.results[0].aux_loss == pytest.approx(one.results[0].aux_loss, rel=1e-6)
         for name, gradient in one.gradients.items():

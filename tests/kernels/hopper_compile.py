@@ -83,11 +83,12 @@ def attention(
 def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
     from mmkernels.lightning import lightning_decode_step, lightning_segment_states
-    from mmkernels.moe import permute, route, unpermute
+    from mmkernels.moe import permute, route, sort_arrivals, take_rows, to_places, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
     from mmkernels.norm_gate import norm_gate
     from mmkernels.rope import partial_rope
-    from mmkernels.swiglu import swiglu
+    from mmkernels.router import balance_stats, router_logits
+    from mmkernels.swiglu import swiglu, swiglu_grad
 
     tokens, heads, width, eps = 2048, 2, 128, 1e-5
     triton = {"backend": "triton"}
@@ -113,10 +114,21 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
     yield swiglu(tensor(rows, 2 * 9216), **triton)
     yield swiglu(tensor(rows, 2 * 9216), torch.tensor([rows], dtype=torch.int32), **triton)
 
+    swiglu_grad(tensor(rows, 2 * 9216), tensor(rows, 9216), **triton)
+
+    for dtype, experts in ((torch.bfloat16, 32), (torch.bfloat16, 200), (torch.float32, 64)):
+        x, weight = tensor(tokens, 6144, dtype=dtype), tensor(experts, 6144, dtype=torch.float32)
+        yield router_logits(x, weight, **triton)
     logits = tensor(tokens, 32, dtype=torch.float32)
+    yield balance_stats(logits, **triton)[0]
     for capacity in (None, 256):
         found = route(logits, 2, capacity, **triton)
         yield found.weight_TK
+    start, first, last = (torch.zeros(size, dtype=torch.int32) for size in (32, 8, 8))
+    placed = to_places(found, start, 0, 256, **triton)
+    sort_arrivals(placed.count_E.view(4, 1, 8), first, last, 256, **triton)
+    take_rows(tensor(tokens, 2048), torch.zeros(tokens, dtype=torch.int32), **triton)
+    yield permute(tensor(tokens, 2048), placed, clear=False, **triton)
     x_RD = permute(tensor(tokens, 2048), found, **triton)
     yield x_RD
     yield unpermute(tensor(*x_RD.shape), tensor(tokens, 2, dtype=torch.float32), found, **triton)

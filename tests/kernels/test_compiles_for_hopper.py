@@ -28,6 +28,9 @@ STREAMING = [
     "norm_gate.kernel.backward_kernel",
     "norm_gate.kernel.forward_kernel",
     "rope.kernel.rope_kernel",
+    "router.kernels.input_grad_kernel",
+    "router.kernels.logits_kernel",
+    "router.kernels.weight_grad_kernel",
     "swiglu.fused._backward_kernel",
     "swiglu.fused._forward_kernel",
 ]

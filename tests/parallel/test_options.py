@@ -50,6 +50,7 @@ def test_zero_bubble_runs_with_any_number_of_chunks(chunks):
         ("token_groups", "true"),
         ("global_router", "maybe"),
         ("aux_loss_over", "batch"),
+        ("aux_loss_over", "previous_batch"),
         ("global_router", "true"),
     ],
 )
@@ -61,6 +62,11 @@ def test_bad_values_are_refused_by_name(option, text):
 
 def test_the_global_router_is_a_switch():
     assert parallel("parallel.global_router=true", "parallel.ep=2").global_router is True
+
+
+@pytest.mark.parametrize("over", ["micro_batch", "sequence", "global_batch"])
+def test_the_auxiliary_loss_has_three_choices(over):
+    assert parallel(f"parallel.aux_loss_over={over}").aux_loss_over == over
 
 
 def test_interleaving_needs_chunks():

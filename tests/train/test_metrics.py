@@ -85,7 +85,7 @@ def test_plain_console_prints_now_and_then_and_at_the_end():
     lines = out.getvalue().splitlines()
     assert len(lines) == 11
     assert lines[0].startswith("step 1/100") and "left 3m18s" in lines[0] and "drop 5.0%" in lines[0]
-    assert "MFU" not in lines[0]
+    assert "MFU" not in lines[0] and "alone" not in lines[0]
     assert lines[-1].startswith("step 100/100") and "left 0s" in lines[-1]
 
 
@@ -120,6 +120,8 @@ def test_summary_is_three_lines(tmp_path):
     assert lines[0] == "trained to step 2: 2,000 tokens in 1m15s, 500 tokens/s"
     assert lines[1] == "loss 8.000 -> 4.000, validation 4.500 (2.250 bits per byte), 5.0% of assignments dropped"
     assert lines[2].startswith(str(tmp_path))
+    pooled = summary_lines([{**make_record(1), "drop_rate_alone": 0.125}], tmp_path, 1.0)[1]
+    assert pooled.endswith("5.0% of assignments dropped (12.5% without the global router)")
     assert len(summary_lines([], tmp_path, 1.0)) == 3
 
 

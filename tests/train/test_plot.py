@@ -18,6 +18,7 @@ def write_run(path, steps, layers=0, phases=1):
             if layers:
                 record |= {"drop_rate": 0.1, "router_load": [[0.5, 1.5, math.nan]] * layers}
                 record |= {"drop_rate_per_layer": [0.1] * layers}
+                record |= {"drop_rate_alone": 0.2} if layers > 2 else {}
             writer.write(record)
         writer.write({"step": steps, "tokens": 64 * steps, "val_loss": 1.0, "val_bits_per_byte": 2.0})
     return path

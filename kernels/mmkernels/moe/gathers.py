@@ -25,6 +25,13 @@ def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
     return _Unpermute.apply(y_RD, weight_TK, route)
 
 
+def torch_take_rows(x_ND: Tensor, index_M: Tensor) -> Tensor:
+    """See `mmkernels.moe.take_rows`, which has checked the arguments."""
+    if not x_ND.shape[0]:
+        return x_ND.new_zeros(index_M.shape[0], x_ND.shape[1])
+    return x_ND.detach().index_select(0, index_M.clamp(min=0)).masked_fill_(index_M[:, None] < 0, 0)
+
+
 class _Permute(torch.autograd.Function):
     """Backward adds up each token's rows."""
 

@@ -26,6 +26,7 @@ class Route(NamedTuple):
         count_E: int32, assignments kept by each expert.
         wanted_E: int32, assignments of each expert before any was dropped.
         offset_E: int32, inclusive cumulative sum of `count_E`: what `F.grouped_mm` takes as `offs`.
+        capacity: what no expert keeps more of, a number that the host knows; None where it does not.
     """
 
     weight_TK: Tensor
@@ -35,6 +36,7 @@ class Route(NamedTuple):
     count_E: Tensor
     wanted_E: Tensor
     offset_E: Tensor
+    capacity: int | None = None
 
 
 def static_rows(tokens: int, top_k: int, experts: int, capacity: int | None) -> int:

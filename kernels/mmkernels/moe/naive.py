@@ -73,7 +73,7 @@ def naive_assign(
     token_R[torch.where(keep_A, slot_A, rows)] = torch.where(keep_A, position_A // expert_TK.shape[1], -1)
     count_E = wanted_E if quota_E is None else torch.minimum(wanted_E, quota_E)
     integers = (expert_TK, slot_A.view_as(expert_TK), token_R[:rows], count_E, wanted_E, count_E.cumsum(0))
-    return Route(weight_TK, *(x.int() for x in integers))
+    return Route(weight_TK, *(x.int() for x in integers), capacity)
 
 
 def naive_permute(x_TD: Tensor, route: Route) -> Tensor:

@@ -5,21 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkernels.checks import use_triton
-from mmkernels.moe.gathers import torch_permute, torch_unpermute
+from mmkernels.moe.gathers import torch_permute, torch_take_rows, torch_unpermute
 from mmkernels.moe.layout import Route
-from mmkernels.moe.validate import check_permute, check_unpermute
+from mmkernels.moe.validate import check_permute, check_take_rows, check_unpermute
 
 
-def permute(x_TD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
+def permute(x_TD: Tensor, route: Route, *, clear: bool = True, backend: str = "auto") -> Tensor:
     """Copy each token to the rows of its kept assignments, sorted by expert. Differentiable in x.
 
     Args:
         x_TD: tokens [T, D], bfloat16, float16 or float32 (float64 too without the kernels).
         route: result of :func:`mmkernels.moe.route` for these tokens.
+        clear: zero the unused rows, which then must be the last ones. Without, they may lie anywhere and hold anything.
         backend: "auto" (the kernels on CUDA, else torch), "triton" or "naive".
 
     Returns:
-        Rows [R, D] in the dtype of x; unused rows are zero, and no gradient is read from them.
+        Rows [R, D] in the dtype of x; no gradient is read from unused ones.
 
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
@@ -29,21 +30,21 @@ def permute(x_TD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
         return torch_permute(x_TD, route)
     from mmkernels.moe.permute_triton import triton_permute
 
-    return triton_permute(x_TD, route)
+    return triton_permute(x_TD, route, clear)
 
 
-def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
+def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = True, backend: str = "auto") -> Tensor:
     """Weighted sum of each token's kept rows, in fp32. Differentiable in y and in the weights.
 
     Args:
         y_RD: rows [R, D], dtypes as for :func:`permute`. Unused rows are never read.
         weight_TK: float32 [T, K], as a rule ``route.weight_TK``.
         route: result of :func:`mmkernels.moe.route`.
+        clear: give the unused rows, which then must be the last ones, gradient 0. Without, it may be anything.
         backend: as for :func:`permute`.
 
     Returns:
-        [T, D] in the dtype of y. Dropped assignments add nothing and their weights get gradient 0; unused rows get
-        gradient 0.
+        [T, D] in the dtype of y. Dropped assignments add nothing and their weights get gradient 0.
 
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
@@ -53,4 +54,26 @@ def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, backend: str = "
         return torch_unpermute(y_RD, weight_TK, route)
     from mmkernels.moe.permute_triton import triton_unpermute
 
-    return triton_unpermute(y_RD, weight_TK, route)
+    return triton_unpermute(y_RD, weight_TK, route, clear)
+
+
+def take_rows(x_ND: Tensor, index_M: Tensor, *, backend: str = "auto") -> Tensor:
+    """Row `index` of x for each index, zeros where it is -1. Not differentiable.
+
+    Args:
+        x_ND: rows [N, D], dtypes as for :func:`permute`.
+        index_M: int32 [M], -1 to N - 1.
+        backend: as for :func:`permute`.
+
+    Returns:
+        [M, D] in the dtype of x.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_take_rows(x_ND, index_M)
+    if not use_triton(backend, "x_ND", x_ND, others=("naive",)):
+        return torch_take_rows(x_ND, index_M)
+    from mmkernels.moe.permute_triton import triton_take_rows
+
+    return triton_take_rows(x_ND, index_M)

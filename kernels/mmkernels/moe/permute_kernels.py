@@ -32,8 +32,9 @@ def permute_kernel(
     K: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CLEAR: tl.constexpr,
 ) -> None:
-    """y[slot] = x[t]; unused rows become zero. Grid: T * ceil(D / BLOCK_D)."""
+    """y[slot] = x[t]; unused rows become zero if CLEAR. Grid: T * ceil(D / BLOCK_D)."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     t = tl.program_id(0) // BLOCKS
     d = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -41,11 +42,12 @@ def permute_kernel(
     for k in tl.static_range(K):
         slot = tl.load(slot_ptr + t * K + k)
         tl.store(y_ptr + slot.to(tl.int64) * D + d, x, mask=_mask(d, slot, R, D))
-    kept = tl.load(offset_ptr + E - 1)
-    for k in tl.static_range(K):
-        unused = kept + k * T + t
-        zero = tl.zeros([BLOCK_D], y_ptr.dtype.element_ty)
-        tl.store(y_ptr + unused.to(tl.int64) * D + d, zero, mask=_mask(d, unused, R, D))
+    if CLEAR:
+        kept = tl.load(offset_ptr + E - 1)
+        for k in tl.static_range(K):
+            unused = kept + k * T + t
+            zero = tl.zeros([BLOCK_D], y_ptr.dtype.element_ty)
+            tl.store(y_ptr + unused.to(tl.int64) * D + d, zero, mask=_mask(d, unused, R, D))
 
 
 @triton.jit(do_not_specialize=["R"])
@@ -91,8 +93,9 @@ def unpermute_grad_kernel(
     D: tl.constexpr,
     KP: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    CLEAR: tl.constexpr,
 ) -> None:
-    """dy[slot] = weight * do[t] and dweight = <y[slot], do[t]>; unused rows of dy become zero. Grid: T.
+    """dy[slot] = weight * do[t] and dweight = <y[slot], do[t]>; unused rows of dy become zero if CLEAR. Grid: T.
 
     A program walks along one token's rows, all K side by side, and sums over them once, at the end.
     """
@@ -100,7 +103,8 @@ def unpermute_grad_kernel(
     k = tl.arange(0, KP)
     slot_K = tl.load(slot_ptr + t * K + k, mask=k < K, other=-1)
     weight_K = tl.load(weight_ptr + t * K + k, mask=k < K, other=0.0)
-    unused_K = tl.where(k < K, tl.load(offset_ptr + E - 1) + k * T + t, R)
+    if CLEAR:
+        unused_K = tl.where(k < K, tl.load(offset_ptr + E - 1) + k * T + t, R)
     product_KD = tl.zeros([KP, BLOCK_D], tl.float32)
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
@@ -110,8 +114,10 @@ def unpermute_grad_kernel(
         do = tl.load(do_ptr + t.to(tl.int64) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         y = tl.load(y_ptr + at, mask=kept, other=0.0).to(tl.float32)
         tl.store(dy_ptr + at, (weight_K[:, None] * do).to(dy_ptr.dtype.element_ty), mask=kept)
-        zero = tl.zeros([KP, BLOCK_D], dy_ptr.dtype.element_ty)
-        tl.store(dy_ptr + unused_K.to(tl.int64)[:, None] * D + d[None, :], zero, mask=inside & (unused_K < R)[:, None])
+        if CLEAR:
+            zero = tl.zeros([KP, BLOCK_D], dy_ptr.dtype.element_ty)
+            unused = inside & (unused_K < R)[:, None]
+            tl.store(dy_ptr + unused_K.to(tl.int64)[:, None] * D + d[None, :], zero, mask=unused)
         product_KD += y * do
     dweight_K = tl.where(slot_K >= 0, tl.sum(product_KD, axis=1), 0.0)
     tl.store(dweight_ptr + t * K + k, dweight_K, mask=k < K)

@@ -15,19 +15,24 @@ from mmkernels.moe.layout import Route
 from mmkernels.moe.permute_kernels import gather_kernel, permute_kernel, unpermute_grad_kernel
 
 
-def triton_permute(x_TD: Tensor, route: Route) -> Tensor:
+def triton_permute(x_TD: Tensor, route: Route, clear: bool) -> Tensor:
     """See `mmkernels.moe.permute`, which has checked the arguments."""
-    return _Permute.apply(x_TD, route.slot_TK, route.offset_E, route.token_R.shape[0])
+    return _Permute.apply(x_TD, route.slot_TK, route.offset_E, route.token_R.shape[0], clear)
 
 
-def triton_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
+def triton_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, clear: bool) -> Tensor:
     """See `mmkernels.moe.unpermute`, which has checked the arguments."""
-    return _Unpermute.apply(y_RD, weight_TK, route.slot_TK, route.offset_E)
+    return _Unpermute.apply(y_RD, weight_TK, route.slot_TK, route.offset_E, clear)
+
+
+def triton_take_rows(x_ND: Tensor, index_M: Tensor) -> Tensor:
+    """See `mmkernels.moe.take_rows`, which has checked the arguments."""
+    return _gather(x_ND.contiguous(), None, index_M[:, None])
 
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, slot_TK: Tensor, offset_E: Tensor, rows: int) -> Tensor:
+    def forward(ctx: FunctionCtx, x_TD: Tensor, slot_TK: Tensor, offset_E: Tensor, rows: int, clear: bool) -> Tensor:
         ctx.save_for_backward(slot_TK)
         x_TD, (tokens, width), top_k = x_TD.contiguous(), x_TD.shape, slot_TK.shape[1]
         y_RD = torch.empty(rows, width, dtype=x_TD.dtype, device=x_TD.device)
@@ -35,27 +40,29 @@ class _Permute(torch.autograd.Function):
         if y_RD.numel():
             permute_kernel[(tokens * triton.cdiv(width, block),)](
                 x_TD, y_RD, slot_TK, offset_E, tokens, rows,
-                E=offset_E.shape[0], K=top_k, D=width, BLOCK_D=block, num_warps=tuning.warps(block),
+                E=offset_E.shape[0], K=top_k, D=width, BLOCK_D=block, CLEAR=clear, num_warps=tuning.warps(block),
             )  # fmt: skip
         return y_RD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slot_TK,) = ctx.saved_tensors
-        return _gather(dy_RD.contiguous(), None, slot_TK), None, None, None
+        return _gather(dy_RD.contiguous(), None, slot_TK), None, None, None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, slot_TK: Tensor, offset_E: Tensor) -> Tensor:
-        y_RD, weight_TK = y_RD.contiguous(), weight_TK.contiguous()
+    def forward(
+        ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, slot_TK: Tensor, offset_E: Tensor, clear: bool
+    ) -> Tensor:
+        y_RD, weight_TK, ctx.clear = y_RD.contiguous(), weight_TK.contiguous(), clear
         ctx.save_for_backward(y_RD, weight_TK, slot_TK, offset_E)
         return _gather(y_RD, weight_TK, slot_TK)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         y_RD, weight_TK, slot_TK, offset_E = ctx.saved_tensors
         (tokens, width), do_TD = do_TD.shape, do_TD.contiguous()
         dy_RD, dweight_TK = torch.empty_like(y_RD), torch.empty_like(weight_TK)
@@ -64,10 +71,10 @@ class _Unpermute(torch.autograd.Function):
         if tokens:
             unpermute_grad_kernel[(tokens,)](
                 do_TD, y_RD, weight_TK, dy_RD, dweight_TK, slot_TK, offset_E, tokens, y_RD.shape[0],
-                E=offset_E.shape[0], K=slot_TK.shape[1], D=width, KP=padded, BLOCK_D=block,
+                E=offset_E.shape[0], K=slot_TK.shape[1], D=width, KP=padded, BLOCK_D=block, CLEAR=ctx.clear,
                 num_warps=tuning.warps(padded * block, tuning.REDUCE_ELEMENTS_PER_THREAD),
             )  # fmt: skip
-        return dy_RD, dweight_TK, None, None
+        return dy_RD, dweight_TK, None, None, None
 
 
 def _gather(y_RD: Tensor, weight_TK: Tensor | None, slot_TK: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from mmkernels.moe.route_kernels import choose_kernel, list_kernel, scan_kernel,
 
 def triton_route(logits_TE: Tensor, top_k: int, capacity: int | None, drop_policy: str, quotas: Quotas | None) -> Route:
     """See `mmkernels.moe.route`, which has checked the arguments."""
-    return Route(*_Route.apply(logits_TE, top_k, capacity, drop_policy, quotas))
+    return Route(*_Route.apply(logits_TE, top_k, capacity, drop_policy, quotas), capacity)
 
 
 class _Route(torch.autograd.Function):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmkernels.checks import ALL_DTYPES, use_triton
 from mmkernels.errors import KernelArgumentError
-from mmkernels.swiglu.eager import eager_swiglu
+from mmkernels.swiglu.eager import eager_swiglu, eager_swiglu_grad
 from mmkernels.swiglu.naive import naive_swiglu
 
 OTHERS = ("eager", "naive")
@@ -40,6 +40,34 @@ def swiglu(gate_up_N2F: Tensor, rows: Tensor | None = None, *, backend: str = "a
     else:
         y_NF = eager_swiglu(flat_N2F, rows)
     return y_NF.view(*gate_up_N2F.shape[:-1], y_NF.shape[-1])
+
+
+def swiglu_grad(
+    gate_up_N2F: Tensor, dy_NF: Tensor, rows: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The gradient of :func:`swiglu`, and its output once more: for who saved neither that nor its graph.
+
+    Args:
+        gate_up_N2F: the input [N, 2F].
+        dy_NF: gradient of the output [N, F], same dtype.
+        rows: as for :func:`swiglu`; the results' later rows are zeros.
+        backend: "auto" (the kernel on CUDA, else "eager"), "triton" or "eager".
+
+    Returns:
+        Gradient of the input [N, 2F], and the output [N, F].
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    _check(gate_up_N2F, rows)
+    if not isinstance(dy_NF, Tensor) or gate_up_N2F.ndim != 2 or 2 * dy_NF.numel() != gate_up_N2F.numel():
+        got = f"shape {list(dy_NF.shape)}" if isinstance(dy_NF, Tensor) else type(dy_NF).__name__
+        raise KernelArgumentError("dy_NF", got, f"[N, F] for an input [N, 2F] of {list(gate_up_N2F.shape)}")
+    if use_triton(backend, "gate_up_N2F", gate_up_N2F, others=("eager",)):
+        from mmkernels.swiglu.fused import triton_swiglu_grad
+
+        return triton_swiglu_grad(gate_up_N2F, dy_NF, rows, with_output=True)
+    return eager_swiglu_grad(gate_up_N2F, dy_NF, gate_up_N2F.shape[0] if rows is None else int(rows), with_output=True)
 
 
 def _check(gate_up_N2F: Tensor, rows: Tensor | None) -> None:

@@ -16,6 +16,25 @@ def eager_swiglu(gate_up_N2F: Tensor, rows: Tensor | None) -> Tensor:
     return _SwiGLU.apply(gate_up_N2F, gate_up_N2F.shape[0] if rows is None else int(rows))
 
 
+def eager_swiglu_grad(
+    gate_up_N2F: Tensor, dy_NF: Tensor, rows: int, with_output: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See `mmkernels.swiglu.swiglu_grad`; the output only where it is asked for."""
+    gate, up = gate_up_N2F[:rows].chunk(2, dim=-1)
+    grad_N2F = torch.empty_like(gate_up_N2F)
+    grad_N2F[rows:] = 0
+    dgate, dup = grad_N2F[:rows].chunk(2, dim=-1)
+    dy, silu = dy_NF[:rows], F.silu(gate)
+    torch.mul(silu, dy, out=dup)
+    torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate)
+    if not with_output:
+        return grad_N2F, None
+    y_NF = torch.empty_like(dy_NF)
+    y_NF[rows:] = 0
+    torch.mul(silu, up, out=y_NF[:rows])
+    return grad_N2F, y_NF
+
+
 class _SwiGLU(torch.autograd.Function):
     """Computes SiLU again in backward: one activation is saved in place of three, and one gradient buffer is used."""
 
@@ -34,11 +53,4 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, None]:
         (gate_up_N2F,) = ctx.saved_tensors
-        gate, up = gate_up_N2F[: ctx.rows].chunk(2, dim=-1)
-        grad_N2F = torch.empty_like(gate_up_N2F)
-        grad_N2F[ctx.rows :] = 0
-        dgate, dup = grad_N2F[: ctx.rows].chunk(2, dim=-1)
-        dy = dy_NF[: ctx.rows]
-        torch.mul(F.silu(gate), dy, out=dup)
-        torch.ops.aten.silu_backward.grad_input(dy * up, gate, grad_input=dgate)
-        return grad_N2F, None
+        return eager_swiglu_grad(gate_up_N2F, dy_NF, ctx.rows)[0], None

@@ -22,6 +22,22 @@ def triton_swiglu(gate_up_N2F: Tensor, rows: Tensor | None) -> Tensor:
     return _SwiGLU.apply(gate_up_N2F, rows)
 
 
+def triton_swiglu_grad(
+    gate_up_N2F: Tensor, dy_NF: Tensor, rows: Tensor | None, with_output: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """See `mmkernels.swiglu.swiglu_grad`; the output only where it is asked for."""
+    gate_up_N2F, dy_NF = gate_up_N2F.contiguous(), dy_NF.contiguous()
+    grad_N2F, (count, width) = torch.empty_like(gate_up_N2F), dy_NF.shape
+    y_NF = torch.empty_like(dy_NF) if with_output else None
+    block = _block(width)
+    if dy_NF.numel():
+        _backward_kernel[(count * triton.cdiv(width, block),)](
+            gate_up_N2F, dy_NF, grad_N2F, y_NF, rows,
+            F=width, BLOCK=block, HAS_ROWS=rows is not None, HAS_Y=with_output, num_warps=_warps(block),
+        )  # fmt: skip
+    return grad_N2F, y_NF
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, gate_up_N2F: Tensor, rows: Tensor | None) -> Tensor:
@@ -40,14 +56,7 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, None]:
         gate_up_N2F, rows = ctx.saved_tensors
-        grad_N2F, (count, width) = torch.empty_like(gate_up_N2F), dy_NF.shape
-        block = _block(width)
-        if dy_NF.numel():
-            _backward_kernel[(count * triton.cdiv(width, block),)](
-                gate_up_N2F, dy_NF.contiguous(), grad_N2F, rows,
-                F=width, BLOCK=block, HAS_ROWS=rows is not None, num_warps=_warps(block),
-            )  # fmt: skip
-        return grad_N2F, None
+        return triton_swiglu_grad(gate_up_N2F, dy_NF, rows)[0], None
 
 
 def _block(width: int) -> int:
@@ -90,12 +99,17 @@ def _backward_kernel(
     gate_up_ptr,
     dy_ptr,
     grad_ptr,
+    y_ptr,
     rows_ptr,
     F: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_ROWS: tl.constexpr,
+    HAS_Y: tl.constexpr,
 ) -> None:
-    """Backward: dgate = dy * up * s (1 + gate (1 - s)), dup = dy * gate * s, with s = sigmoid(gate). Grid as above."""
+    """Backward: dgate = dy * up * s (1 + gate (1 - s)), dup = dy * gate * s, with s = sigmoid(gate). Grid as above.
+
+    Writes y once more if HAS_Y.
+    """
     BLOCKS: tl.constexpr = (F + BLOCK - 1) // BLOCK
     n = (tl.program_id(0) // BLOCKS).to(tl.int64)
     f = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
@@ -110,3 +124,5 @@ def _backward_kernel(
     dgate = dy * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
     tl.store(grad_ptr + at_gate, dgate.to(grad_ptr.dtype.element_ty), mask=f < F)
     tl.store(grad_ptr + at_gate + F, (dy * gate * sigmoid).to(grad_ptr.dtype.element_ty), mask=f < F)
+    if HAS_Y:
+        tl.store(y_ptr + n * F + f, (gate * sigmoid * up).to(y_ptr.dtype.element_ty), mask=f < F)

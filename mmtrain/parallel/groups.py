@@ -1,0 +1,149 @@
+"""Which rows travel for which group of experts, and how those that arrive are sorted by expert.
+
+A rank's experts are cut into groups, so that rows of one group travel while another is multiplied. Cut by experts, not
+by tokens, no expert's products get smaller, and no weight's gradient has to be summed over groups.
+
+A sender's rows lie by group, then by rank that receives them, then by expert. They are of exact size, which every host
+has to know, or an expert has a fixed number of places, of which some stay empty: then no host waits for its device.
+
+Legend: E experts of all ranks, L experts of this rank, G groups, W ranks along ep, P ranks along etp, C places of one
+expert for one sender, R rows to send, M rows that arrive, S the same sorted by expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmkernels.moe import sort_arrivals
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group's experts and rows, as the host knows them.
+
+    Attributes:
+        experts: of those of this rank.
+        rows: of the sender's buffer.
+        send: rows to each rank along ep; None, like `receive`, for equal parts.
+        receive: rows from each rank along ep.
+        arriving: sum of `receive`.
+        padded: rows that each rank along etp brings together, at least `arriving`.
+    """
+
+    experts: slice
+    rows: slice
+    send: list[int] | None
+    receive: list[int] | None
+    arriving: int
+    padded: int
+
+
+class Sorting(NamedTuple):
+    """How the P * padded rows that a group gathers are sorted by expert.
+
+    Attributes:
+        source_S: int32, which row comes here; -1 for nothing.
+        place_M: int32, where a row goes; -1 for one that is empty.
+        offset_L: int32, row after the last of each expert of the group.
+    """
+
+    source_S: Tensor
+    place_M: Tensor
+    offset_L: Tensor
+
+
+def cut(held: int, groups: int) -> list[slice]:
+    """Cut a rank's experts into `groups` parts of which the first and the last are the smaller ones.
+
+    Nothing is multiplied while the rows of the first group travel there, nor while those of the last travel back.
+    """
+    ends = held // groups if groups < 3 else max(1, round(held / (3 * (groups - 2) + 2)))
+    inner = max(groups - 2, 0)
+    sizes = [ends] * min(groups, 2)
+    left = held - sum(sizes)
+    if inner:
+        sizes[1:1] = [left // inner + (i < left % inner) for i in range(inner)]
+    else:
+        sizes[0] += left
+    ends_at = torch.tensor(sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for end, size in zip(ends_at, sizes, strict=True)]
+
+
+class Places:
+    """Fixed places: whatever the router says, an expert has `capacity` of them for each sender.
+
+    Attributes:
+        start_E: int32, the row of each expert's first place in a sender's rows.
+    """
+
+    def __init__(self, ranks: int, slices: int, cuts: Sequence[slice], capacity: int, device: torch.device) -> None:
+        """Lay the rows out once, for W `ranks` and P `slices`."""
+        self.capacity, self.senders, self.groups = capacity, ranks * slices, []
+        start_WL = torch.empty(ranks, cuts[-1].stop, dtype=torch.int32)
+        bound_2L = torch.empty(2, cuts[-1].stop, dtype=torch.int32)
+        for part in cuts:
+            size = part.stop - part.start
+            first, number = ranks * part.start * capacity, ranks * size * capacity
+            self.groups.append(Group(part, slice(first, first + number), None, None, number, number))
+            start_WL[:, part] = first + torch.arange(ranks * size).view(ranks, size).int() * capacity
+            bound_2L[0, part], bound_2L[1, part] = part.start, part.stop
+        self.start_E, (self.lo_L, self.hi_L) = start_WL.flatten().to(device), bound_2L.to(device)
+
+    def sortings(self, count_WPL: Tensor) -> list[Sorting]:
+        """Sort each group's rows, by expert and by rank that they come from.
+
+        Args:
+            count_WPL: rows of each expert here from each rank, int32 on the device.
+        """
+        source_M, place_M, offset_L = sort_arrivals(count_WPL, self.lo_L, self.hi_L, self.capacity)
+        sortings = []
+        for group in self.groups:
+            rows = slice(*(self.senders * self.capacity * at for at in (group.experts.start, group.experts.stop)))
+            sortings.append(Sorting(source_M[rows], place_M[rows], offset_L[group.experts]))
+        return sortings
+
+
+def exact_groups(
+    count_WPWL: Tensor, cuts: Sequence[slice], rank: int, part: int, device: torch.device
+) -> tuple[list[Group], list[Sorting]]:
+    """Groups whose rows are as many as there are.
+
+    Args:
+        count_WPWL: rows of each sender (along ep, along etp) for each receiver's experts, int64 on the host.
+        cuts: the groups' experts.
+        rank: of this process along ep.
+        part: of this process along etp.
+        device: where the rows will be.
+    """
+    groups, sortings, first = [], [], 0
+    for experts in cuts:
+        count = count_WPWL[..., experts]
+        send, receive = count[rank, part].sum(-1).tolist(), count[:, part, rank].sum(-1).tolist()
+        segments_PWL = count[:, :, rank].transpose(0, 1)
+        padded = int(segments_PWL.sum((1, 2)).max())
+        groups.append(Group(experts, slice(first, first + sum(send)), send, receive, sum(receive), padded))
+        sortings.append(_sort(segments_PWL, padded, device))
+        first += sum(send)
+    return groups, sortings
+
+
+def _sort(segments_PWL: Tensor, padded: int, device: torch.device) -> Sorting:
+    """Sort rows of which each block of W * L segments fills `padded` at most."""
+    blocks, ranks, held = segments_PWL.shape
+    total = blocks * padded
+    expert_WL = torch.arange(held).expand(ranks, held)
+    owner_M = torch.full((total,), held, dtype=torch.int64)
+    for block in range(blocks):
+        counts = segments_PWL[block].flatten()
+        owner_M[block * padded : block * padded + int(counts.sum())] = expert_WL.flatten().repeat_interleave(counts)
+    order, used = owner_M.argsort(stable=True), int(segments_PWL.sum())
+    place_M = torch.full((total,), -1, dtype=torch.int32)
+    place_M[order[:used]] = torch.arange(used, dtype=torch.int32)
+    source_S = torch.where(torch.arange(total) < used, order, -1).int()
+    offset_L = segments_PWL.sum((0, 1)).cumsum(0).int()
+    return Sorting(source_S.to(device), place_M.to(device), offset_L.to(device))

@@ -1,0 +1,74 @@
+"""What a rank does in a run, as far as the other ranks see it, without the model; forked, so that torch loads once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from mmtrain.errors import RankLost
+from mmtrain.train.guard import Guard
+
+MINUTES = 0.2  # the timeout: a beat a second, missing after six
+STEP_SECONDS, WARM = 0.03, 100  # after so many steps a beat has told one
+
+
+class StandIn:
+    """A process that calls life(environment, log), with the part of Popen's interface that the tests use."""
+
+    def __init__(self, environment: dict[str, str], log: Path, life: Callable[[dict[str, str], Path], None]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._process = context.Process(target=life, args=(environment, log), daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+        self.kill = self._process.kill
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"still there after {timeout} s"
+        return self._process.exitcode
+
+
+def serve(environment: dict[str, str], log: Path) -> None:
+    """Keep the store, as torchrun does."""
+    address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False)
+    time.sleep(1000)
+    del store  # it ends with its last name
+
+
+def train(environment: dict[str, str], log: Path, steps: int = 1_000_000, stay: float = 0.0) -> None:
+    """Reduce `steps` times; then the last rank needs nobody for `stay` seconds more."""
+    os.environ.update(environment)
+    with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+    dist.init_process_group("gloo")
+    try:
+        with Guard(MINUTES) as guard:
+            for guard.step in range(1, steps + 1):
+                dist.all_reduce(torch.ones(1))
+                time.sleep(STEP_SECONDS)
+                if guard.step == WARM:
+                    os.write(1, b"warm\n")
+            if dist.get_rank() == dist.get_world_size() - 1:
+                time.sleep(stay)
+    except RankLost as error:
+        error.tell()
+        sys.exit(RankLost.EXIT_CODE)
+    finally:
+        dist.destroy_process_group()

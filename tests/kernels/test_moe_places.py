@@ -1,0 +1,138 @@
+"""Fixed places: rows of several senders sorted by expert, against plain loops; and the way of rows through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmkernels.errors import KernelArgumentError
+from mmkernels.moe import Route, permute, route, sort_arrivals, take_rows, to_places, unpermute
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ["triton", "naive"]
+
+
+def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a kernel leaves unwritten shows."""
+
+    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def full(*args: Any, **kwargs: Any) -> Tensor:
+            new = make(*args, **kwargs)
+            return new.fill_(float("nan") if new.is_floating_point() else 0x33333333)
+
+        return full
+
+    monkeypatch.setattr(torch, "empty", filled(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+
+
+def draw_route(tokens: int, experts: int, top_k: int, capacity: int) -> Route:
+    logits = torch.randn(tokens, experts, generator=torch.Generator().manual_seed(3))
+    return route(logits.to(DEVICE), top_k, capacity, backend="naive")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", [(40, 6, 2, 9, 0, 9), (40, 6, 2, 9, 4, 5), (40, 6, 2, 9, 0, 5), (7, 5, 3, 2, 1, 1),
+                                  (1, 1, 1, 1, 0, 1), (700, 3, 2, 300, 150, 1100)], ids=str)  # fmt: skip
+def test_assignments_get_the_places_of_their_number(case: tuple[int, ...], backend: str) -> None:
+    tokens, experts, top_k, capacity, first, places = case
+    plan = draw_route(tokens, experts, top_k, capacity)
+    start = torch.randperm(experts, generator=torch.Generator().manual_seed(1)).int().to(DEVICE) * places
+    found = to_places(plan, start, first, places, backend=backend)
+    want_slot, want_token = torch.full_like(plan.slot_TK, -1), torch.full((experts * places,), -1)
+    want_count = [0] * experts
+    for e in range(experts):
+        rows = plan.token_R[int(plan.offset_E[e] - plan.count_E[e]) : int(plan.offset_E[e])].tolist()
+        for j, token in enumerate(rows[first : first + places]):
+            k = plan.expert_TK[token].tolist().index(e)
+            want_slot[token, k] = start[e] + j
+            want_token[int(start[e]) + j] = token
+            want_count[e] += 1
+    assert torch.equal(found.slot_TK, want_slot)
+    assert found.token_R.tolist() == want_token.tolist() and found.token_R.dtype == torch.int32
+    assert found.count_E.tolist() == want_count
+    assert found.offset_E.tolist() == torch.tensor(want_count).cumsum(0).tolist()
+
+
+CUTS = {4: [[4], [1, 2, 1], [1, 1, 1, 1]], 1: [[1]], 5: [[2, 3]]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("ranks", "slices", "held", "capacity"), [(2, 1, 4, 3), (3, 2, 4, 5), (1, 2, 5, 1), (2, 2, 1, 1030)]
+)
+def test_arrivals_are_sorted_by_expert(ranks: int, slices: int, held: int, capacity: int, backend: str) -> None:
+    count = torch.randint(0, capacity + 1, (slices, ranks, held), generator=torch.Generator().manual_seed(7)).int()
+    count[0, 0, 0], count[-1, -1, -1] = 0, capacity
+    for sizes in CUTS[held]:
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        cuts = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        lo = torch.tensor([part.start for part in cuts for _ in part]).int().to(DEVICE)
+        hi = torch.tensor([part.stop for part in cuts for _ in part]).int().to(DEVICE)
+        found = sort_arrivals(count.to(DEVICE).transpose(0, 1), lo, hi, capacity, backend=backend)
+        assert {x.dtype for x in found} == {torch.int32}
+        for part in cuts:
+            rows = [(p, w, e, j) for p in range(slices) for w in range(ranks) for e in part for j in range(capacity)]
+            used = [i for i, (p, w, e, j) in enumerate(rows) if j < count[p, w, e]]
+            used.sort(key=lambda i: (rows[i][2], rows[i][0], rows[i][1], rows[i][3]))
+            place = [used.index(i) if i in set(used) else -1 for i in range(len(rows))] if len(rows) < 999 else None
+            at = slice(slices * ranks * capacity * part.start, slices * ranks * capacity * part.stop)
+            assert found.source_M[at].tolist() == used + [-1] * (len(rows) - len(used))
+            assert place is None or found.place_M[at].tolist() == place
+            sorted_rows = found.place_M[at][used].tolist()
+            assert sorted_rows == list(range(len(used)))
+            per_expert = count[:, :, part.start : part.stop].sum((0, 1)).cumsum(0)
+            assert found.offset_L[part.start : part.stop].tolist() == per_expert.tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_reach_their_places_and_empty_ones_are_never_read(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    garbage_in_new_memory(monkeypatch)
+    plan = draw_route(30, 4, 2, 12)
+    start = torch.arange(4, device=DEVICE).int() * 12
+    sent = to_places(plan, start, 0, 12, backend=backend)
+    x = torch.randn(30, 16, device=DEVICE).requires_grad_()
+    weight = plan.weight_TK.detach().requires_grad_()
+    rows = permute(x, sent, clear=False, backend=backend)
+    used = sent.token_R >= 0
+    assert torch.equal(rows[used], x[sent.token_R[used].long()])
+    y = torch.where(used[:, None], rows.detach(), float("nan")).requires_grad_()
+    out = unpermute(y, weight, sent, clear=False, backend=backend)
+    want = unpermute(permute(x, plan, backend="naive"), weight, plan, backend="naive")
+    torch.testing.assert_close(out, want)
+    upstream = torch.randn_like(out)
+    dy, dweight = torch.autograd.grad(out, (y, weight), upstream, retain_graph=True)
+    want_dx, want_dweight = torch.autograd.grad(want, (x, weight), upstream)
+    torch.testing.assert_close(dweight, want_dweight)
+    (dx,) = torch.autograd.grad(rows, x, torch.where(used[:, None], dy, float("nan")))
+    torch.testing.assert_close(dx, want_dx)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_take_rows(backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    garbage_in_new_memory(monkeypatch)
+    x = torch.randn(9, 37, device=DEVICE).to(dtype)
+    index = torch.tensor([3, -1, 0, 8, 8, -1], dtype=torch.int32, device=DEVICE)
+    found = take_rows(x, index, backend=backend)
+    want = torch.stack([x[i] if i >= 0 else torch.zeros_like(x[0]) for i in index.tolist()])
+    assert torch.equal(found, want)
+    assert take_rows(x[:0], index[:0], backend=backend).shape == (0, 37)
+    assert torch.equal(take_rows(x[:0], index[1:2], backend=backend), torch.zeros_like(x[:1]))
+
+
+def test_arguments_that_do_not_fit() -> None:
+    plan = draw_route(5, 3, 2, 4)
+    wrong: Tensor = torch.zeros(2, dtype=torch.int32, device=DEVICE)
+    for call in (
+        lambda: to_places(plan, wrong, 0, 4),
+        lambda: sort_arrivals(wrong, wrong, wrong, 4),
+        lambda: sort_arrivals(wrong.view(1, 1, 2), wrong, wrong, 4, backend="cuda"),
+        lambda: take_rows(torch.zeros(3, 4, device=DEVICE), wrong.long()),
+    ):
+        with pytest.raises(KernelArgumentError):
+            call()
