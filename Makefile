@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-all test-gpu lint format bench bench-kernels clean
+.PHONY: help setup pretrain test test-all test-gpu lint format bench bench-kernels bench-moe clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -81,6 +81,13 @@ bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this m
 
 bench-kernels: $(READY)  ## every kernel on this machine's GPU beside its peers and its floor
 	$(PY) kernels/bench/gpu/run.py --out kernels/bench/results
+
+GPUS ?= 4
+MOE_OUT ?= mmtrain/bench/results/$(shell date +%F)-moe-$(GPUS)gpu
+MOE = $(PY) -m torch.distributed.run --standalone --nproc-per-node $(GPUS) -m mmtrain.bench.moe_gpu --trace 4 --out $(MOE_OUT)
+bench-moe: $(READY)  ## an MoE layer over this machine's GPUs beside megatron-core's (GPUS=4)
+	$(MOE) --ep $(GPUS)
+	$(MOE) --ep $$(( $(GPUS) / 2 )) --etp 2 --tp 2
 
 clean:  ## remove caches and built files; runs, corpora and .venv stay
 	rm -rf .pytest_cache .ruff_cache dist build *.egg-info

@@ -106,24 +106,30 @@ def runs(layer: Callable[[Tensor], Tensor], x_TD: Tensor) -> tuple[Callable[[], 
     return forward, both
 
 
+def _fresh(both: Callable[[], object], leaves: list[Tensor]) -> Callable[[], object]:
+    """Without gradients of the call before to add to."""
+
+    def run() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        both()
+
+    return run
+
+
 def measure(layer: Callable[[Tensor], Tensor], weights: list[Tensor], x_TD: Tensor, shape: Shape) -> dict[str, float]:
     """Milliseconds and useful TFLOP/s a GPU."""
     forward, both = runs(layer, x_TD)
 
-    def step() -> None:
-        for weight in (*weights, x_TD):
-            weight.grad = None
-        both()
-
     operations = 2 * 3 * x_TD.shape[0] * TOP_K * shape.hidden * shape.ffn
-    ms_forward, ms_both = timed(forward), timed(step)
+    ms_forward, ms_both = timed(forward), timed(_fresh(both, [*weights, x_TD]))
     return {
         "forward_ms": round(ms_forward, 3), "forward_tflops": round(operations / ms_forward / 1e9, 1),
         "both_ms": round(ms_both, 3), "both_tflops": round(3 * operations / ms_both / 1e9, 1),
     }  # fmt: skip
 
 
-def hidden(call: ExchangedExperts, x_TD: Tensor, both: Callable[[], object], repeats: int = 8) -> dict[str, float]:
+def hidden(call: ExchangedExperts, both: Callable[[], object], repeats: int = 8) -> dict[str, float]:
     """How much of the communication's time computing hid, forward and backward together, by events."""
     call.lanes.meter = Meter()
     for _ in range(repeats):
@@ -144,7 +150,7 @@ def measure_ours(shape: Shape, context: mesh.ParallelContext, tokens: int, group
     torch.cuda.reset_peak_memory_stats()
     row = measure(layer, list(moe.parameters()), x_TD, shape)
     row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    return row | hidden(call, x_TD, runs(layer, x_TD)[1])
+    return row | hidden(call, _fresh(runs(layer, x_TD)[1], [*moe.parameters(), x_TD]))
 
 
 def trace(shape: Shape, context: mesh.ParallelContext, tokens: int, groups: int, folder: Path) -> None:
@@ -152,6 +158,7 @@ def trace(shape: Shape, context: mesh.ParallelContext, tokens: int, groups: int,
     moe, _ = our_moe(shape, context, groups)
     x_TD = torch.randn(tokens, shape.hidden, device=context.device, dtype=torch.bfloat16, requires_grad=True)
     both = runs(lambda x: moe(x)[0], x_TD)[1]
+    both = _fresh(both, [*moe.parameters(), x_TD])
     for _ in range(4):
         both()
     layout = context.layout
@@ -193,8 +200,8 @@ def write(rows: list[dict[str, Any]], folder: Path, layout: Layout) -> None:
     columns = ["layout", "shape", "layer", "forward ms", "both ms", "TFLOP/s a GPU", f"x {PEER}", "exchange ms",
                "of it hidden", "peak GiB"]  # fmt: skip
     lines = [
-        f"MoE layer on {dist.get_world_size()} {torch.cuda.get_device_name()}, {datetime.date.today().isoformat()}: torch "
-        f"{torch.__version__}, triton {triton.__version__}, {PEER} {version(PEER)}, NCCL {nccl}.",
+        f"MoE layer on {dist.get_world_size()} {torch.cuda.get_device_name()}, {datetime.date.today().isoformat()}: "
+        f"torch {torch.__version__}, triton {triton.__version__}, {PEER} {version(PEER)}, NCCL {nccl}.",
         f"{EXPERTS} experts, top-{TOP_K}, capacity factor {CAPACITY}, bf16; medians.",
         "",
         "| " + " | ".join(columns) + " |",

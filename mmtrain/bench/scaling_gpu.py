@@ -3,7 +3,7 @@
 
     python -m mmtrain.bench.scaling_gpu --data CORPUS --gpus 4 --out FOLDER --layout "parallel.ep=4"
 
-The model is as wide and deep as hybrid_1b, with 32 experts of 1,408 in place of each dense layer; rows of 8,192 tokens,
+The model is as wide and deep as hybrid_1b, with 16 experts of 1,408 in place of each dense layer; rows of 8,192 tokens,
 as many a GPU on one GPU as on all. Medians of the steps after the first three.
 """
 
@@ -19,11 +19,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmtrain.train.metrics import read_metrics
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
 SEQ_LEN, STEPS, SKIPPED = 8192, 9, 3
-MODEL = ["model=hybrid_1b", "model.num_experts=32", "model.ffn_hidden_size=1408"]
+MODEL = ["model=hybrid_1b", "model.num_experts=16", "model.ffn_hidden_size=1408"]
 RUN = ["stage=quickstart", f"stage.phases.0.seq_len={SEQ_LEN}", "data.num_workers=0", "data.valid_rows=0",
        "log.wandb=off", "log.plot=false", "log.valid_interval=0", "checkpoint.save_final=false",
        "checkpoint.interval=0", "cluster.device=cuda", "stage.phases.0.lr.0.end=0.0003",
@@ -70,7 +72,14 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    record = {"date": datetime.date.today().isoformat(), "model": MODEL, "seq_len": SEQ_LEN, "rows": rows}
+    device = f"{options.gpus} {torch.cuda.get_device_name()}, torch {torch.__version__}"
+    record = {
+        "device": device,
+        "date": datetime.date.today().isoformat(),
+        "model": MODEL,
+        "seq_len": SEQ_LEN,
+        "rows": rows,
+    }
     (options.out / "scaling.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

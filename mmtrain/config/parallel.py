@@ -25,8 +25,9 @@ class ParallelConfig:
             gathered and reduces gradients once, whatever the two options above say.
         pp_chunks: model chunks that a pipeline rank holds; above 1 for ``interleaved``, 1 for ``1f1b``, any number for
             ``zero_bubble``.
-        token_groups: groups of a rank's experts, each with the tokens sent to it: one travels while another computes.
-            ``auto`` measures at the start of a run which number is fastest.
+        token_groups: groups of a rank's experts, each with the tokens sent to it: one travels while another computes. A
+            multiple of the number of experts cuts the tokens of each one too.
+            ``auto`` measures at the start of a run which number is fastest, which need not be the same in the next run.
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
         aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
             or of the ``global_batch``. The last are the step before's; at the first step all are even.

@@ -3,7 +3,7 @@
 All work along dim 0, whatever dimensions follow, and in the order of the ranks in the group. Every rank of the group
 has to call them, and to run their backward, in the same order.
 
-Legend: W ranks of the group, N rows of one rank, M = N W, R rows of this rank, any number, D all further dimensions.
+Legend: W ranks of the group, N rows of one rank, M = N W, R rows that a rank receives, D all further dimensions.
 """
 
 from __future__ import annotations
@@ -55,30 +55,6 @@ def gather_alike(x_ND: Tensor, group: ProcessGroup) -> Tensor:
         group: the ranks.
     """
     return x_ND if group.size() == 1 else _GatherAlike.apply(x_ND, group)
-
-
-def exchange_rows(x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup) -> Tensor:
-    """Send consecutive rows to each rank, and return what the ranks sent here, in their order: an all-to-all.
-
-    Backward sends the gradients back.
-
-    Args:
-        x_RD: any dtype; R may differ between ranks, D may not.
-        send: rows for each rank, summing to R. None, for both lists on all ranks: equal parts.
-        receive: rows from each rank, what those ranks have in `send` for this one.
-        group: the ranks.
-
-    Returns:
-        [sum of `receive`, D], or [R, D] for equal parts.
-
-    Raises:
-        ValueError: the rows cannot be sent like that.
-    """
-    if (send is None) != (receive is None):
-        raise ValueError("exchange_rows: give both `send` and `receive`, or neither")
-    if x_RD.shape[0] % group.size() if send is None else x_RD.shape[0] != sum(send):
-        raise ValueError(f"exchange_rows: {x_RD.shape[0]} rows for {group.size()} ranks, send={send}")
-    return x_RD if group.size() == 1 else _ExchangeRows.apply(x_RD, send, receive, group)
 
 
 def sum_in_place(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -169,20 +145,6 @@ class _GatherAlike(torch.autograd.Function):
         return grad_MD.narrow(0, ctx.start, ctx.rows), None
 
 
-class _ExchangeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup
-    ) -> Tensor:
-        ctx.send, ctx.receive, ctx.group = send, receive, group
-        return _exchange(x_RD, send, receive, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grad_RD, ctx.receive, ctx.send, ctx.group), None, None, None
-
-
 def _gather(x_ND: Tensor, group: ProcessGroup) -> Tensor:
     out_MD = x_ND.new_empty(x_ND.shape[0] * group.size(), *x_ND.shape[1:])
     gather_into(out_MD, x_ND.contiguous(), group)
@@ -195,9 +157,3 @@ def _scatter_sum(x_MD: Tensor, group: ProcessGroup) -> Tensor:
     out_ND = x_MD.new_empty(x_MD.shape[0] // group.size(), *x_MD.shape[1:])
     scatter_sum_into(out_ND, x_MD.contiguous(), group)
     return out_ND
-
-
-def _exchange(x_RD: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup) -> Tensor:
-    out_RD = x_RD.new_empty(x_RD.shape[0] if receive is None else sum(receive), *x_RD.shape[1:])
-    exchange_into(out_RD, x_RD.contiguous(), receive, send, group)
-    return out_RD

@@ -23,7 +23,7 @@ from mmtrain.model.experts import Experts
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
-from mmtrain.parallel.groups import Places, Sorting, cut, exact_groups
+from mmtrain.parallel.groups import Places, Sorting, cut, exact_groups, in_parts, parts_of
 from mmtrain.parallel.lanes import Lanes
 from mmtrain.parallel.local import place
 from mmtrain.parallel.overlap import Job, Travel, run_groups
@@ -80,9 +80,12 @@ class ExchangedExperts:
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """See :class:`~mmtrain.model.experts.ExpertCall`; the plan is that of all N tokens."""
+        parts = parts_of(experts.w2_EDF.shape[0], self.groups)
         if plan.capacity is None:
-            return self._exact(experts, x_TD, part_of(plan, self.tensor.rank(), self.tensor.size()))
-        capacity = -(-min(plan.capacity, plan.slot_TK.shape[0]) // self.tensor.size())
+            mine = part_of(plan, self.tensor.rank(), self.tensor.size())
+            return self._exact(experts, x_TD, in_parts(mine, parts), parts)
+        plan = in_parts(plan._replace(capacity=min(plan.capacity, plan.slot_TK.shape[0])), parts)
+        capacity = -(-plan.capacity // self.tensor.size())
         places = self._places_of(plan.count_E.numel() // self.ranks, capacity)
         sent = to_places(plan, places.start_E, self.tensor.rank() * capacity, capacity)
         count_A = sent.count_E.new_empty(self.all.size() * sent.count_E.numel())
@@ -94,7 +97,8 @@ class ExchangedExperts:
             count_WPWL = count_A.view(self.ranks, self.slices, self.ranks, -1)
             return places.sortings(count_WPWL[:, :, self.rank])
 
-        y_RD = run_groups(x_RD, experts.w13_E2FD, experts.w2_EDF, Job(places.groups, sortings, self.travel))
+        job = Job(places.groups, sortings, self.travel, parts)
+        y_RD = run_groups(x_RD, experts.w13_E2FD, experts.w2_EDF, job)
         return scatter_sum_rows(unpermute(y_RD, sent.weight_TK, sent, clear=False), self.tensor)
 
     def _places_of(self, held: int, capacity: int) -> Places:
@@ -103,7 +107,7 @@ class ExchangedExperts:
             self._places[key] = Places(self.ranks, self.slices, cut(held, self.groups), capacity, self.device)
         return self._places[key]
 
-    def _exact(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
+    def _exact(self, experts: Experts, x_TD: Tensor, plan: Route, parts: int) -> Tensor:
         """Rows of exact size: the host waits to know it."""
         held = plan.count_E.numel() // self.ranks
         cuts = cut(held, self.groups)
@@ -112,7 +116,7 @@ class ExchangedExperts:
         gather_into(count_A, plan.count_E, self.all)
         count_WPWL = count_A.to("cpu", torch.int64).view(self.ranks, self.slices, self.ranks, held)
         groups, sortings = exact_groups(count_WPWL, cuts, self.rank, self.slice, x_TD.device)
-        job = Job(groups, lambda: sortings, self.travel)
+        job = Job(groups, lambda: sortings, self.travel, parts)
         y_RD = run_groups(permute(x_TD, sent), experts.w13_E2FD, experts.w2_EDF, job)
         return unpermute(y_RD, plan.weight_TK, sent)
 

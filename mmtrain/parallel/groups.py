@@ -1,7 +1,8 @@
 """Which rows travel for which group of experts, and how those that arrive are sorted by expert.
 
 A rank's experts are cut into groups, so that rows of one group travel while another is multiplied. Cut by experts, not
-by tokens, no expert's products get smaller, and no weight's gradient has to be summed over groups.
+by tokens, no expert's products get smaller, and no weight's gradient has to be summed over groups. Only where a rank
+has fewer experts than groups is each expert's list of tokens cut too: its parts then count as experts of their own.
 
 A sender's rows lie by group, then by rank that receives them, then by expert. They are of exact size, which every host
 has to know, or an expert has a fixed number of places, of which some stay empty: then no host waits for its device.
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmkernels.moe import sort_arrivals
+from mmkernels.moe import Route, sort_arrivals
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,31 @@ def cut(held: int, groups: int) -> list[slice]:
         sizes[0] += left
     ends_at = torch.tensor(sizes).cumsum(0).tolist()
     return [slice(end - size, end) for end, size in zip(ends_at, sizes, strict=True)]
+
+
+def parts_of(held: int, groups: int) -> int:
+    """Parts that each of a rank's experts is cut into, so that there are as many groups."""
+    return -(-groups // held)
+
+
+def in_parts(plan: Route, parts: int) -> Route:
+    """The same plan with each expert's kept tokens cut into parts, which count as experts: E * parts of them.
+
+    Rows stay where they are, as a part has consecutive ones. Nothing waits for the device.
+    """
+    if parts == 1:
+        return plan
+    capacity = None if plan.capacity is None else -(-plan.capacity // parts)
+    # A part's share of the expert's places, or where there are none, of its tokens.
+    wide_E = (plan.count_E + (parts - 1)) // parts if capacity is None else torch.full_like(plan.count_E, capacity)
+    part_P = torch.arange(parts, dtype=torch.int32, device=wide_E.device)
+    left_EP = (plan.count_E[:, None] - part_P * wide_E[:, None]).clamp(min=0)
+    count_V = torch.minimum(left_EP, wide_E[:, None]).flatten()
+    expert_TK = plan.expert_TK.long()
+    number_TK = (plan.slot_TK - (plan.offset_E - plan.count_E)[expert_TK]).clamp(min=0)  # of a dropped one: any
+    part_TK = number_TK // wide_E[expert_TK].clamp(min=1)
+    expert_TK = (expert_TK * parts + part_TK).int()
+    return plan._replace(expert_TK=expert_TK, count_E=count_V, offset_E=count_V.cumsum(0).int(), capacity=capacity)
 
 
 class Places:

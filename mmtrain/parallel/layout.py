@@ -69,9 +69,10 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
         raise ConfigError(f"parallel.{axis}", getattr(parallel, axis), problem, _advice(job))
     held = model.num_experts // parallel.ep
     groups = parallel.token_groups
-    require(isinstance(groups, str) or groups <= max(held, 1), "parallel.token_groups", groups,
-             f"more groups than a rank has experts: model.num_experts {model.num_experts} / ep {parallel.ep} = {held}",
-             f"give parallel.token_groups={max(held, 1)} or less, or auto")  # fmt: skip
+    fits = isinstance(groups, str) or held == 0 or groups <= held or groups % held == 0
+    require(fits, "parallel.token_groups", groups, f"more than the {held} experts of a rank (model.num_experts "
+             f"{model.num_experts} / ep {parallel.ep}), and no multiple",
+             f"give parallel.token_groups={held} or {2 * held}, or auto")  # fmt: skip
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
     return Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)

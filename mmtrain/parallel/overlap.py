@@ -66,11 +66,17 @@ class Job:
 
     Attributes:
         sortings: of each group; asked for when the rows are on their way.
+        parts: of each expert that count as one in a group, which has a single one if there are several.
     """
 
     groups: list[Group]
     sortings: Callable[[], list[Sorting]]
     travel: Travel
+    parts: int = 1
+
+    def experts(self, group: Group) -> slice:
+        """Those of the rank's experts that the group's are, or are parts of."""
+        return slice(group.experts.start // self.parts, -(-group.experts.stop // self.parts))
 
 
 def run_groups(x_RD: Tensor, w13_L2FD: Tensor, w2_LDF: Tensor, job: Job) -> Tensor:
@@ -92,44 +98,49 @@ class _Groups(torch.autograd.Function):
         saved, homes = [], []
         for group, sorting, (rows_MD, pending) in zip(job.groups, sortings, arrivals, strict=True):
             lanes.wait(pending)
-            x_SD, w2 = take_rows(rows_MD, sorting.source_S), w2_LDF[group.experts]
-            w13 = w13_L2FD[group.experts].flatten(1, 2)
+            x_SD, w2 = _move(rows_MD, sorting.source_S), w2_LDF[job.experts(group)]
+            w13 = w13_L2FD[job.experts(group)].flatten(1, 2)
             gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=sorting.offset_L)
             hidden_SF = swiglu(gate_up_S2F, sorting.offset_L[-1:])
             y_SD = F.grouped_mm(hidden_SF, w2.transpose(1, 2), offs=sorting.offset_L)
-            homes.append(travel.home(group, take_rows(y_SD, sorting.place_M), y_RD))
+            homes.append(travel.home(group, _move(y_SD, sorting.place_M), y_RD))
             saved += [x_SD, gate_up_S2F]
         for pending in homes:
             lanes.wait(pending)
         ctx.save_for_backward(w13_L2FD, w2_LDF, *saved)
-        ctx.groups, ctx.sortings, ctx.travel = job.groups, sortings, travel
+        ctx.job, ctx.sortings = job, sortings
         return y_RD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        travel, lanes = ctx.travel, ctx.travel.lanes
+        job, travel, lanes = ctx.job, ctx.job.travel, ctx.job.travel.lanes
         w13_L2FD, w2_LDF, *saved = ctx.saved_tensors
         dy_RD = dy_RD.contiguous()
-        arrivals = [travel.out(group, dy_RD) for group in ctx.groups]
+        arrivals = [travel.out(group, dy_RD) for group in job.groups]
         dx_RD, homes = torch.empty_like(dy_RD), []
         dw13 = _Gradient(w13_L2FD, ctx.needs_input_grad[1])
         dw2 = _Gradient(w2_LDF, ctx.needs_input_grad[2])
         rows = zip(saved[::2], saved[1::2], strict=True)
         for group, sorting, (rows_MD, pending), (x_SD, gate_up_S2F) in zip(
-            ctx.groups, ctx.sortings, arrivals, rows, strict=True
+            job.groups, ctx.sortings, arrivals, rows, strict=True
         ):
             lanes.wait(pending)
-            offset_L, dy_SD = sorting.offset_L, take_rows(rows_MD, sorting.source_S)
-            dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[group.experts], offs=offset_L)
+            offset_L, dy_SD, experts = sorting.offset_L, _move(rows_MD, sorting.source_S), job.experts(group)
+            dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[experts], offs=offset_L)
             dgate_up_S2F, hidden_SF = swiglu_grad(gate_up_S2F, dhidden_SF, offset_L[-1:])
-            dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[group.experts].flatten(1, 2), offs=offset_L)
-            homes.append(travel.home(group, take_rows(dx_SD, sorting.place_M), dx_RD))
-            dw2.add(group.experts, dy_SD, hidden_SF, offset_L)
-            dw13.add(group.experts, dgate_up_S2F, x_SD, offset_L)
+            dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[experts].flatten(1, 2), offs=offset_L)
+            homes.append(travel.home(group, _move(dx_SD, sorting.place_M), dx_RD))
+            dw2.add(experts, dy_SD, hidden_SF, offset_L)
+            dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
         for pending in homes:
             lanes.wait(pending)
         return dx_RD, dw13.whole, dw2.whole, None
+
+
+def _move(x_ND: Tensor, index_M: Tensor) -> Tensor:
+    """Rows in another order; what nobody reads stays unwritten."""
+    return take_rows(x_ND, index_M, clear=False)
 
 
 class _Gradient:
@@ -138,15 +149,17 @@ class _Gradient:
     def __init__(self, weight: Tensor, wanted: bool) -> None:
         self.weight, self.wanted = weight, wanted
         self.whole: Tensor | None = None
+        self._begun = 0
 
     def add(self, experts: slice, dout_SN: Tensor, in_SM: Tensor, offset_L: Tensor) -> None:
         """Compute that of some experts, of their rows' outputs' gradients and inputs."""
         if not self.wanted:
             return
         part = F.grouped_mm(dout_SN.t(), in_SM, offs=offset_L).view(-1, *self.weight.shape[1:])
-        if part.shape[0] == self.weight.shape[0]:
-            self.whole = part
-            return
         if self.whole is None:
-            self.whole = torch.empty_like(self.weight)
-        self.whole[experts] = part
+            self.whole = part if part.shape == self.weight.shape else torch.empty_like(self.weight)
+        if experts.stop <= self._begun:  # another part of the last one's tokens
+            self.whole[experts] += part
+        elif part is not self.whole:
+            self.whole[experts] = part
+        self._begun = experts.stop

@@ -58,7 +58,7 @@ def tune_groups(
     if call is None:
         return None
     held = config.num_experts // context.layout.ep
-    candidates = sorted({2**i for i in range(held.bit_length()) if 2**i <= held} | {1})
+    candidates = [groups for groups in (1, 2, 4, 8) if groups <= held or groups % held == 0]
     trial = _Trial(call, config, context, tokens, dtype)
     times = torch.tensor([trial.seconds(groups) for groups in candidates], dtype=torch.float64, device=context.device)
     dist.all_reduce(times, dist.ReduceOp.MAX)

@@ -21,6 +21,7 @@ from mmtrain.train.checkpoint import Progress, find_checkpoint, load_checkpoint,
 from mmtrain.train.device import compute_dtype, peak_rate
 from mmtrain.train.evaluate import evaluate
 from mmtrain.train.folder import RunFolder
+from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.guard import Guard
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.optimizer import build_optimizer
@@ -73,9 +74,11 @@ class Trainer:
         with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
             self._tune(seq_len=self.plan.phases[0].phase.seq_len, report=report)
             batches = self._batches()
-            for step in range(self.progress.step, self.last_step):
-                guard.step = step + 1  # as metrics.jsonl counts
-                self._step(self.plan.step(step), batches, report)
+            with collected_in_step():
+                for step in range(self.progress.step, self.last_step):
+                    guard.step = step + 1  # as metrics.jsonl counts
+                    self._step(self.plan.step(step), batches, report)
+                    collect(step + 1)
             return report.close()
 
     def _tune(self, seq_len: int, report: Report) -> None:

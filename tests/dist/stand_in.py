@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -51,17 +52,27 @@ def serve(environment: dict[str, str], log: Path) -> None:
     del store  # it ends with its last name
 
 
-def train(environment: dict[str, str], log: Path, steps: int = 1_000_000, stay: float = 0.0) -> None:
+def train(
+    environment: dict[str, str], log: Path, steps: int = 1_000_000, stay: float = 0.0, device: str = "cpu"
+) -> None:
     """Reduce `steps` times; then the last rank needs nobody for `stay` seconds more."""
     os.environ.update(environment)
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-    dist.init_process_group("gloo")
+    timeout = timedelta(minutes=MINUTES)
+    if device == "cpu":
+        dist.init_process_group("gloo", timeout=timeout)
+    else:
+        here = torch.device("cuda", int(environment["LOCAL_RANK"]))
+        torch.cuda.set_device(here)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=here)
     try:
         with Guard(MINUTES) as guard:
             for guard.step in range(1, steps + 1):
-                dist.all_reduce(torch.ones(1))
+                number = torch.ones(1, device=device)
+                dist.all_reduce(number)
+                number.item()  # on a GPU, the wait for it
                 time.sleep(STEP_SECONDS)
                 if guard.step == WARM:
                     os.write(1, b"warm\n")

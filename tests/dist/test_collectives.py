@@ -5,9 +5,6 @@ Legend: N rows of a rank, A and B further dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,24 +16,14 @@ from tests.dist.pool import Pool
 
 A, B = 3, 2
 LAYOUTS = {"2": [[0, 1]], "4": [[0, 1, 2, 3]], "2 of 4": [[0, 2], [1, 3]]}
-OPS = ["gather_rows", "scatter_sum_rows", "gather_alike", "exchange_rows", "exchange_rows equal"]
-
-
-def input_rows(op: str, rank: int, ranks: int, empty: bool) -> int:
-    if op == "exchange_rows":
-        return sum(sent(rank, ranks, empty))
-    return 0 if empty else (5 if op.startswith("gather") else 5 * ranks)
-
-
-def sent(rank: int, ranks: int, empty: bool) -> list[int]:
-    """Rows that a rank sends to each: from 0 to 4, and rank 1 sends none at all."""
-    return [0 if empty or rank == 1 else (3 * rank + 2 * peer) % 5 for peer in range(ranks)]
+OPS = ["gather_rows", "scatter_sum_rows", "gather_alike", "sum_gradient"]
 
 
 def leaf(op: str, rank: int, ranks: int, empty: bool) -> Tensor:
-    """[N, A, B], not contiguous."""
-    generator = torch.Generator().manual_seed(rank)
-    x_ANB = torch.randn(A, input_rows(op, rank, ranks, empty), B, dtype=torch.float64, generator=generator)
+    """[N, A, B], not contiguous; the same on every rank where the op wants that."""
+    generator = torch.Generator().manual_seed(0 if op == "sum_gradient" else rank)
+    rows = 0 if empty else 5 * ranks if op == "scatter_sum_rows" else 5
+    x_ANB = torch.randn(A, rows, B, dtype=torch.float64, generator=generator)
     return x_ANB.transpose(0, 1).requires_grad_()
 
 
@@ -52,17 +39,7 @@ def work(op: str, groups: list[list[int]], empty: bool) -> tuple[Tensor, Tensor]
     group, _ = join(groups)
     rank, ranks = group.rank(), group.size()
     x_NAB = leaf(op, rank, ranks, empty)
-    apply: Callable[[Tensor], Tensor] = partial(getattr(collectives, op.split()[0]), group=group)
-    if op.startswith("exchange"):
-        send = receive = None
-        if op == "exchange_rows":
-            send, receive = sent(rank, ranks, empty), [sent(peer, ranks, empty)[rank] for peer in range(ranks)]
-        apply = (
-            partial(apply, send=None, receive=None)
-            if op.endswith("equal")
-            else partial(apply, send=send, receive=receive)
-        )
-    out_NAB = apply(x_NAB)
+    out_NAB = getattr(collectives, op)(x_NAB, group)
     linear(op, out_NAB, rank).backward()
     dist.barrier()  # rank 0 keeps the store that the others may still be reading
     return out_NAB.detach(), x_NAB.grad
@@ -83,9 +60,8 @@ def reference(op: str, ranks: int, empty: bool) -> list[tuple[Tensor, Tensor]]:
     elif op == "scatter_sum_rows":
         outs = list(torch.stack(xs).sum(0).chunk(ranks))
     else:
-        cuts = [sent(r, ranks, empty) if op == "exchange_rows" else [len(x) // ranks] * ranks for r, x in enumerate(xs)]
-        parts = [x.split(cut) for x, cut in zip(xs, cuts, strict=True)]
-        outs = [torch.cat([part[rank] for part in parts]) for rank in range(ranks)]
+        xs = xs[:1] * ranks
+        outs = xs
     losses = [linear(op, out, rank) for rank, out in enumerate(outs)]
     (losses[0] if op == "gather_alike" else sum(losses)).backward()
     return [(out.detach(), x.grad) for out, x in zip(outs, xs, strict=True)]
@@ -121,9 +97,12 @@ def test_sum_in_place(pool: Pool) -> None:
 def work_alone() -> None:
     dist.init_process_group("gloo")
     x_NA, group = torch.randn(4, 2), dist.group.WORLD
-    for op in (collectives.gather_rows, collectives.scatter_sum_rows, collectives.gather_alike):
-        assert op(x_NA, group) is x_NA
-    assert collectives.exchange_rows(x_NA, [4], [4], group) is collectives.sum_in_place(x_NA, group) is x_NA
+    for op in OPS:
+        assert getattr(collectives, op)(x_NA, group) is x_NA
+    assert collectives.sum_in_place(x_NA, group) is x_NA
+    into_NA = torch.empty_like(x_NA)
+    collectives.exchange_into(into_NA, x_NA, None, None, group)
+    assert torch.equal(into_NA, x_NA)
 
 
 def test_a_group_of_one_returns_its_input(pool: Pool) -> None:
@@ -135,11 +114,6 @@ def work_refused() -> None:
     x_NA, group = torch.randn(3, 2), dist.group.WORLD
     with pytest.raises(ValueError, match="3 rows for 2 ranks"):
         collectives.scatter_sum_rows(x_NA, group)
-    for lists in [(None, None), ([1, 1], [1, 1])]:
-        with pytest.raises(ValueError, match="3 rows for 2 ranks"):
-            collectives.exchange_rows(x_NA, *lists, group)
-    with pytest.raises(ValueError, match="both"):
-        collectives.exchange_rows(x_NA, None, [1, 2], group)
 
 
 def test_rows_that_cannot_be_sent_are_refused(pool: Pool) -> None:

@@ -74,7 +74,8 @@ KINDS = [f"{case}, {size}" for case in CASES for size in ("places", "exact")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{"ep": 4}, {"ep": 2, "etp": 2, "token_groups": 3}, {"etp": 4}], ids=str)
+@pytest.mark.parametrize("options", [{"ep": 4}, {"ep": 2, "etp": 2, "token_groups": 3},
+                                     {"ep": 4, "token_groups": 6}, {"etp": 4}], ids=str)
 def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], kind: str) -> None:
     parallel = ParallelConfig(**options)
     experts = whole_experts()

@@ -14,6 +14,9 @@ from pathlib import Path
 from subprocess import Popen
 from unittest import mock
 
+import pytest
+import torch
+
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import RankLost
 from mmtrain.parallel import mesh
@@ -108,6 +111,16 @@ def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_pat
             run.check_all_say(missing(run, victim), except_for=[victim])
         assert [process.wait(STOP_SECONDS) for process in whole.ranks] == [0, 0, 0]
         assert [whole.said(rank) for rank in range(3)] == ["", "", ""]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_missing_rank_is_named_while_nccl_waits_for_it(tmp_path: Path, how: signal.Signals) -> None:
+    with started(2, tmp_path / "run", partial(StandIn, life=partial(train, device="cuda"))) as run:
+        run.wait_for("0.out")
+        run.ranks[1].send_signal(how)
+        run.check_all_say(missing(run, 1), except_for=[1])
 
 
 def test_torchrun_is_named_when_the_store_that_it_keeps_hangs(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_take_rows(backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     found = take_rows(x, index, backend=backend)
     want = torch.stack([x[i] if i >= 0 else torch.zeros_like(x[0]) for i in index.tolist()])
     assert torch.equal(found, want)
+    bare = take_rows(x, index, clear=False, backend=backend)
+    assert torch.equal(bare[index >= 0], want[index >= 0])
+    assert backend == "naive" or bare[index < 0].isnan().all()  # spared the writes
     assert take_rows(x[:0], index[:0], backend=backend).shape == (0, 37)
     assert torch.equal(take_rows(x[:0], index[1:2], backend=backend), torch.zeros_like(x[:1]))
 

@@ -57,12 +57,13 @@ def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = Tr
     return triton_unpermute(y_RD, weight_TK, route, clear)
 
 
-def take_rows(x_ND: Tensor, index_M: Tensor, *, backend: str = "auto") -> Tensor:
-    """Row `index` of x for each index, zeros where it is -1. Not differentiable.
+def take_rows(x_ND: Tensor, index_M: Tensor, *, clear: bool = True, backend: str = "auto") -> Tensor:
+    """Row `index` of x for each index. Not differentiable.
 
     Args:
         x_ND: rows [N, D], dtypes as for :func:`permute`.
         index_M: int32 [M], -1 to N - 1.
+        clear: zero the rows where the index is -1. Without, they may hold anything.
         backend: as for :func:`permute`.
 
     Returns:
@@ -76,4 +77,4 @@ def take_rows(x_ND: Tensor, index_M: Tensor, *, backend: str = "auto") -> Tensor
         return torch_take_rows(x_ND, index_M)
     from mmkernels.moe.permute_triton import triton_take_rows
 
-    return triton_take_rows(x_ND, index_M)
+    return triton_take_rows(x_ND, index_M, clear)

@@ -61,8 +61,12 @@ def gather_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    SKIP: tl.constexpr,
 ) -> None:
-    """out[t] = sum over k of weight * y[slot] (weight 1 unless WEIGHTED), in fp32. Grid: T * ceil(D / BLOCK_D)."""
+    """out[t] = sum over k of weight * y[slot] (weight 1 unless WEIGHTED), in fp32. Grid: T * ceil(D / BLOCK_D).
+
+    With SKIP, a token whose last slot is -1 is left out.
+    """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     t = tl.program_id(0) // BLOCKS
     d = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -74,7 +78,8 @@ def gather_kernel(
             # A dropped assignment adds nothing even if its weight is NaN.
             y *= tl.where(slot >= 0, tl.load(weight_ptr + t * K + k), 0.0)
         total += y
-    tl.store(out_ptr + t.to(tl.int64) * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
+    written = _mask(d, slot, R, D) if SKIP else d < D
+    tl.store(out_ptr + t.to(tl.int64) * D + d, total.to(out_ptr.dtype.element_ty), mask=written)
 
 
 @triton.jit(do_not_specialize=["T", "R"])

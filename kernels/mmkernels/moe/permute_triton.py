@@ -25,9 +25,9 @@ def triton_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, clear: bool)
     return _Unpermute.apply(y_RD, weight_TK, route.slot_TK, route.offset_E, clear)
 
 
-def triton_take_rows(x_ND: Tensor, index_M: Tensor) -> Tensor:
+def triton_take_rows(x_ND: Tensor, index_M: Tensor, clear: bool) -> Tensor:
     """See `mmkernels.moe.take_rows`, which has checked the arguments."""
-    return _gather(x_ND.contiguous(), None, index_M[:, None])
+    return _gather(x_ND.contiguous(), None, index_M[:, None], skip=not clear)
 
 
 class _Permute(torch.autograd.Function):
@@ -77,14 +77,14 @@ class _Unpermute(torch.autograd.Function):
         return dy_RD, dweight_TK, None, None, None
 
 
-def _gather(y_RD: Tensor, weight_TK: Tensor | None, slot_TK: Tensor) -> Tensor:
-    """(Weighted) sum of each token's rows."""
+def _gather(y_RD: Tensor, weight_TK: Tensor | None, slot_TK: Tensor, skip: bool = False) -> Tensor:
+    """(Weighted) sum of each token's rows; `skip` leaves unwritten what has no row in its last slot."""
     (tokens, top_k), width = slot_TK.shape, y_RD.shape[1]
     out_TD = torch.empty(tokens, width, dtype=y_RD.dtype, device=y_RD.device)
     block = tuning.row_block(width)
     if out_TD.numel():
         gather_kernel[(tokens * triton.cdiv(width, block),)](
             y_RD, weight_TK, out_TD, slot_TK, y_RD.shape[0],
-            K=top_k, D=width, BLOCK_D=block, WEIGHTED=weight_TK is not None, num_warps=tuning.warps(block),
+            K=top_k, D=width, BLOCK_D=block, WEIGHTED=weight_TK is not None, SKIP=skip, num_warps=tuning.warps(block),
         )  # fmt: skip
     return out_TD
