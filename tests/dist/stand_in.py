@@ -17,8 +17,8 @@ import torch.distributed as dist
 from mmtrain.errors import RankLost
 from mmtrain.train.guard import Guard
 
-MINUTES = 0.2  # the timeout: a beat a second, missing after six
-STEP_SECONDS, WARM = 0.03, 100  # after so many steps a beat has told one
+MINUTES = 0.25  # the timeout; a rank is missing after half of it
+STEP_SECONDS, WARM = 0.03, 120  # after so many steps a beat has told one
 
 
 class StandIn:

@@ -12,15 +12,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from subprocess import Popen
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import RankLost
 from mmtrain.parallel import mesh
-from mmtrain.train import guard
+from mmtrain.train import beats, guard
 from tests.dist.pool import ENVIRONMENT, Pool
 from tests.dist.runs import ROOT, SMALL, environment
 from tests.dist.stand_in import MINUTES, StandIn, serve, train
@@ -100,7 +102,7 @@ def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_pat
     with ExitStack() as stack:
         # The last stays longer than a rank may be silent, and rank 0, which has the store, for its sake.
         whole = stack.enter_context(
-            started(3, tmp_path / "whole", partial(StandIn, life=partial(train, steps=9, stay=8)))
+            started(3, tmp_path / "whole", partial(StandIn, life=partial(train, steps=9, stay=10)))
         )
         long = partial(StandIn, life=train)
         runs = [stack.enter_context(started(case[0], tmp_path / str(i), long)) for i, case in enumerate(cases)]
@@ -171,3 +173,18 @@ def _fail_on_both(rank: int) -> None:
 def test_an_error_goes_on_unchanged_while_all_others_beat(pool: Pool) -> None:
     errors = pool.run(guarded, _fail_on_both, world=2)
     assert errors == [f"RuntimeError: own error of {rank}, from None" for rank in range(2)]
+
+
+def test_silence_does_not_count_while_this_process_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    times = iter([0.0, 1.0, 500.0, 501.0, 502.0])  # suspended for 499 s
+    monkeypatch.setattr(beats, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    own = beats.Beats(interval=2.0)
+    own.watch([1, 2], pause=2.0)
+    own.heard[2] = beats.Beat(state=beats.LEFT)
+    silent = []
+    for _ in range(4):
+        own.tick()
+        silent.append(own.silent(patience=4.5))
+    assert own.now == 1 + 2 + 1 + 1 and silent == [[], [], [], [1]]

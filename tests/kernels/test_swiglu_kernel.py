@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.errors import KernelArgumentError
-from mmkernels.swiglu import swiglu
+from mmkernels.swiglu import swiglu, swiglu_grad
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["triton", "eager", "naive"]
@@ -60,6 +60,30 @@ def test_equals_float64_with_gradient(shape: tuple[int, ...], backend: str, dtyp
     assert y.dtype == grad.dtype == dtype and y.shape == dy.shape
     close(y, exact)
     close(grad, exact_grad)
+
+
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "rows"), [((9, 74), None), ((9, 74), 4), ((5, 4200), 5), ((3, 64), 0)])
+def test_gradient_and_output_at_once(
+    shape: tuple[int, int], rows: int | None, backend: str, dtype: torch.dtype
+) -> None:
+    gate_up, dy = draw(*shape, dtype=dtype), draw(shape[0], shape[1] // 2, seed=1, dtype=dtype)
+    exact, exact_grad = exact_with_gradient(gate_up, dy)
+    count = None
+    if rows is not None:
+        count = torch.tensor(rows, dtype=torch.int32, device=DEVICE)
+        for x in (gate_up, dy, exact, exact_grad):
+            x.data[rows:] = 0 if x.dtype == torch.float64 else NAN
+    grad, y = swiglu_grad(gate_up, dy, count, backend=backend)
+    assert grad.dtype == y.dtype == dtype
+    close(y, exact)
+    close(grad, exact_grad)
+
+
+def test_gradient_of_another_shape_is_refused() -> None:
+    with pytest.raises(KernelArgumentError, match="dy_NF"):
+        swiglu_grad(draw(4, 6), draw(4, 2))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
