@@ -46,7 +46,8 @@ class Run:
     def wait_for(self, file: str) -> None:
         """Return when a rank has written to the file."""
         end = time.monotonic() + START_SECONDS
-        while not (self.folder / file).exists() or not (self.folder / file).read_text():
+        path = self.folder / file
+        while not path.exists() or not path.read_text():
             ended = [rank for rank, process in enumerate(self.ranks) if process.poll() is not None]
             assert not ended and time.monotonic() < end, [self.said(rank) for rank in ended]
             time.sleep(0.05)
@@ -92,8 +93,16 @@ def test_a_rank_killed_in_a_run_is_named(corpus: Path, tmp_path: Path) -> None:
 
     with started(2, folder, start) as run:
         run.wait_for("run/metrics.jsonl")
+        time.sleep(3)  # for a beat that tells a step to be read
         run.ranks[1].kill()
         run.check_all_say(missing(run, 1), except_for=[1])
+
+
+def _beside_torchrun(environment: dict[str, str], log: Path) -> StandIn:
+    """The first process keeps the store in torchrun's place; the ranks are the others."""
+    rank, world = int(environment["RANK"]) - 1, int(environment["WORLD_SIZE"]) - 1
+    own = {"RANK": str(rank), "WORLD_SIZE": str(world), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return StandIn(environment | own, log, serve if rank < 0 else train)
 
 
 def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_path: Path) -> None:
@@ -101,16 +110,20 @@ def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_pat
     cases = [(3, 1, signal.SIGKILL), (2, 0, signal.SIGKILL), (3, 1, signal.SIGSTOP), (2, 0, signal.SIGSTOP)]
     with ExitStack() as stack:
         # The last stays longer than a rank may be silent, and rank 0, which has the store, for its sake.
-        whole = stack.enter_context(
-            started(3, tmp_path / "whole", partial(StandIn, life=partial(train, steps=9, stay=10)))
-        )
+        stay = partial(StandIn, life=partial(train, steps=9, stay=10))
+        whole = stack.enter_context(started(3, tmp_path / "whole", stay))
+        torchrun = stack.enter_context(started(3, tmp_path / "torchrun", _beside_torchrun))
         long = partial(StandIn, life=train)
         runs = [stack.enter_context(started(case[0], tmp_path / str(i), long)) for i, case in enumerate(cases)]
         for run, (_, victim, how) in zip(runs, cases, strict=True):
             run.wait_for("0.out")
             run.ranks[victim].send_signal(how)
+        torchrun.wait_for("1.out")
+        torchrun.ranks[0].send_signal(signal.SIGSTOP)
         for run, (_, victim, _) in zip(runs, cases, strict=True):
             run.check_all_say(missing(run, victim), except_for=[victim])
+        who = rf"torchrun of rank 0 of 2 \(pid {torchrun.ranks[1].pid} on \S+\) or its node is missing"
+        torchrun.check_all_say(f"{who}: the store it keeps does not answer", except_for=[0])
         assert [process.wait(STOP_SECONDS) for process in whole.ranks] == [0, 0, 0]
         assert [whole.said(rank) for rank in range(3)] == ["", "", ""]
 
@@ -123,19 +136,6 @@ def test_a_missing_rank_is_named_while_nccl_waits_for_it(tmp_path: Path, how: si
         run.wait_for("0.out")
         run.ranks[1].send_signal(how)
         run.check_all_say(missing(run, 1), except_for=[1])
-
-
-def test_torchrun_is_named_when_the_store_that_it_keeps_hangs(tmp_path: Path) -> None:
-    def start(environment: dict[str, str], log: Path) -> StandIn:
-        keeper = environment["RANK"] == "0"  # the first process; the ranks are the others
-        own = {"RANK": str(int(environment["RANK"]) - 1), "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        return StandIn(environment | own, log, serve if keeper else train)
-
-    with started(3, tmp_path / "run", start) as run:
-        run.wait_for("1.out")
-        run.ranks[0].send_signal(signal.SIGSTOP)
-        who = rf"torchrun of rank 0 of 2 \(pid {run.ranks[1].pid} on \S+\) or its node is missing"
-        run.check_all_say(f"{who}: the store it keeps does not answer", except_for=[0])
 
 
 def guarded(body: Callable[[int], None]) -> str | None:
