@@ -98,7 +98,12 @@ def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelConte
             backend=_backend(device), store=dist.HashStore(), rank=0, world_size=1, device_id=_device_id(device)
         )
     else:
-        dist.init_process_group(backend=_backend(device), timeout=timeout, device_id=_device_id(device))
+        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        # torchrun keeps one store for all points of a sweep: addresses of the last point's group are not this one's.
+        store = dist.PrefixStore(f"group{store.add(f'starts/{rank}', 1)}", store)
+        dist.init_process_group(backend=_backend(device), timeout=timeout, store=store, rank=rank, world_size=world,
+                                device_id=_device_id(device))  # fmt: skip
     world = dist.get_world_size()
     layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
     dense, expert = _meshes(device.type, layout, cluster.timeout_minutes)

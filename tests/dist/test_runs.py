@@ -114,6 +114,14 @@ def test_an_existing_run_is_neither_overwritten_nor_changed(reference: Path, cor
     assert (reference / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_runs_every_point(corpus: Path, tmp_path: Path) -> None:
+    """torchrun keeps one store for all points: a group must not read the addresses of the one before."""
+    pretrain("-m", "run.seed=1,2", "run.name=s${run.seed}", *SMALL, f"data.path={corpus}", f"run.dir={tmp_path}",
+             "run.max_steps=1", processes=2)  # fmt: skip
+    assert all(len(steps(tmp_path / name)) == 1 for name in ("s1", "s2"))
+
+
 def test_a_bad_corpus_is_refused_before_anything_is_written(corpus: Path, tmp_path: Path) -> None:
     run = [*SMALL, f"run.dir={tmp_path}/runs", "run.name=x"]
     assert "prepare" in refused(*run, f"data.path={tmp_path}/nowhere")
