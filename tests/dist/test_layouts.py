@@ -24,7 +24,6 @@ EIGHT = {
     "DP2 x TP4 with 2 KV heads": {"tp": 4},
     "TP8 x EP2 x ETP4": {"tp": 8, "ep": 2, "etp": 4},
 }
-QUICK = ("EP8",)
 GROUPED = {"G2": {"ep": 2, "token_groups": 2}, "G4": {"ep": 2, "etp": 2, "token_groups": 4}}
 
 
@@ -66,7 +65,8 @@ def test_each_axis_alone(pool: Pool, axis: str, size: int) -> None:
     check(pool, Job(parallel=ParallelConfig(**options)), size)
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EIGHT])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EIGHT)
 def test_eight_processes(pool: Pool, name: str) -> None:
     """With packed rows, drops, accumulation over micro-batches and checkpointing, over several steps."""
     model = replace(SHALLOW, num_kv_heads=2) if "KV" in name else SHALLOW

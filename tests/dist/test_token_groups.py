@@ -27,6 +27,7 @@ def test_every_step_says_how_much_communication_was_hidden(tuned: tuple[Path, st
         assert row["exchange_s"] > 0 and row["exchange_hidden"] == 0.0  # a CPU hides nothing
 
 
+@pytest.mark.slow
 def test_without_expert_parallelism_there_is_nothing_to_say(corpus: Path, tmp_path: Path) -> None:
     pretrain(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=one", "parallel.token_groups=auto",
              "run.max_steps=1", processes=None)  # fmt: skip
