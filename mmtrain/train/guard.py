@@ -127,6 +127,8 @@ class Guard:
             return None  # it has left; only rank 0 stays for others then
         if beats.gone or beats.store_silence() > patience:
             return self._message([0], store=True) if beats.heard[0].state != LEFT else None
+        if beats.store_silence() > 2 * beats.interval:  # nobody's news comes through: that says nothing of the ranks
+            return None
         silent = beats.silent(patience)
         return self._message(silent) if silent else None
 

@@ -198,7 +198,7 @@ def test_no_tokens(backend: str) -> None:
 def test_gradient_of_the_weights_equals_float64(experts: int, top_k: int, backend: str) -> None:
     logits = (draw(70, experts) * 2).requires_grad_()
     ours = route(logits, top_k, 15, backend=backend)
-    assert [x.requires_grad for x in ours] == [True] + [False] * 6
+    assert [x.requires_grad for x in ours[:-1]] == [True] + [False] * 6
     exact = logits.detach().double().requires_grad_()
     weight = exact.gather(1, ours.expert_TK.long()).softmax(-1)
     upstream = draw(top_k, 70, seed=1).T  # not contiguous
