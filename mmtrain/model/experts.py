@@ -34,21 +34,19 @@ class Experts(nn.Module):
         """The weighted sum over each token's kept experts, [T, D]."""
         return self.call(self, x_TD, plan)
 
-    def products(self, x_RD: Tensor, offset_E: Tensor, chosen: slice = slice(None)) -> Tensor:
+    def products(self, x_RD: Tensor, offset_E: Tensor) -> Tensor:
         """Run rows sorted by expert; [R, D] to [R, D].
 
         Args:
             x_RD: tokens; rows from `offset_E[-1]` on belong to nobody.
             offset_E: int32, the row after each expert's last.
-            chosen: of the experts that this device holds, those that the rows belong to.
 
         Returns:
             Results of the used rows. Grouped products leave the other rows of their output, and of their input's
             gradient, unwritten: the activation skips them, and so must whoever reads the result.
         """
-        w13_E2FD, w2_EDF = self.w13_E2FD[chosen], self.w2_EDF[chosen]
-        gate_up_R2F = F.grouped_mm(x_RD, w13_E2FD.flatten(1, 2).transpose(1, 2), offs=offset_E)
-        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), w2_EDF.transpose(1, 2), offs=offset_E)
+        gate_up_R2F = F.grouped_mm(x_RD, self.w13_E2FD.flatten(1, 2).transpose(1, 2), offs=offset_E)
+        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), self.w2_EDF.transpose(1, 2), offs=offset_E)
 
 
 class ExpertCall(Protocol):

@@ -13,17 +13,17 @@ rank, W ranks along ep, P ranks along etp, R rows to send, C places of one exper
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
-from mmkernels.moe import Route, permute, to_places, unpermute
+from mmkernels.moe import Arrivals, Route, permute, to_places, unpermute
 from mmtrain.model.experts import Experts
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
-from mmtrain.parallel.groups import Places, Sorting, cut, exact_groups, in_parts, parts_of
+from mmtrain.parallel.groups import Places, cut, exact_groups, in_parts, parts_of
 from mmtrain.parallel.lanes import Lanes
 from mmtrain.parallel.local import place
 from mmtrain.parallel.overlap import Job, Travel, run_groups
@@ -45,6 +45,12 @@ def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, tensor: ProcessGrou
         experts.call = call
         if tensor.size() > 1:
             block.ffn.router.tokens = RoutedWhole(tensor)
+
+
+def expert_call(model: nn.Module) -> ExchangedExperts | None:
+    """What runs the experts of all layers; None where every rank holds all experts."""
+    calls = (module.call for module in model.modules() if isinstance(module, Experts))
+    return next((call for call in calls if isinstance(call, ExchangedExperts)), None)
 
 
 class ExchangedExperts:
@@ -92,7 +98,7 @@ class ExchangedExperts:
         counted = self.lanes.run("counts", lambda: gather_into(count_A, sent.count_E, self.all))
         x_RD = permute(gather_rows(x_TD, self.tensor), sent, clear=False)
 
-        def sortings() -> list[Sorting]:
+        def sortings() -> list[Arrivals]:
             self.lanes.wait(counted)
             count_WPWL = count_A.view(self.ranks, self.slices, self.ranks, -1)
             return places.sortings(count_WPWL[:, :, self.rank])

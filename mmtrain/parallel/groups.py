@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmkernels.moe import Route, sort_arrivals
+from mmkernels.moe import Arrivals, Route, sort_arrivals
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,6 @@ class Group:
     receive: list[int] | None
     arriving: int
     padded: int
-
-
-class Sorting(NamedTuple):
-    """How the P * padded rows that a group gathers are sorted by expert.
-
-    Attributes:
-        source_S: int32, which row comes here; -1 for nothing.
-        place_M: int32, where a row goes; -1 for one that is empty.
-        offset_L: int32, row after the last of each expert of the group.
-    """
-
-    source_S: Tensor
-    place_M: Tensor
-    offset_L: Tensor
 
 
 def cut(held: int, groups: int) -> list[slice]:
@@ -120,7 +105,7 @@ class Places:
             bound_2L[0, part], bound_2L[1, part] = part.start, part.stop
         self.start_E, (self.lo_L, self.hi_L) = start_WL.flatten().to(device), bound_2L.to(device)
 
-    def sortings(self, count_WPL: Tensor) -> list[Sorting]:
+    def sortings(self, count_WPL: Tensor) -> list[Arrivals]:
         """Sort each group's rows, by expert and by rank that they come from.
 
         Args:
@@ -130,13 +115,13 @@ class Places:
         sortings = []
         for group in self.groups:
             rows = slice(*(self.senders * self.capacity * at for at in (group.experts.start, group.experts.stop)))
-            sortings.append(Sorting(source_M[rows], place_M[rows], offset_L[group.experts]))
+            sortings.append(Arrivals(source_M[rows], place_M[rows], offset_L[group.experts]))
         return sortings
 
 
 def exact_groups(
     count_WPWL: Tensor, cuts: Sequence[slice], rank: int, part: int, device: torch.device
-) -> tuple[list[Group], list[Sorting]]:
+) -> tuple[list[Group], list[Arrivals]]:
     """Groups whose rows are as many as there are.
 
     Args:
@@ -158,7 +143,7 @@ def exact_groups(
     return groups, sortings
 
 
-def _sort(segments_PWL: Tensor, padded: int, device: torch.device) -> Sorting:
+def _sort(segments_PWL: Tensor, padded: int, device: torch.device) -> Arrivals:
     """Sort rows of which each block of W * L segments fills `padded` at most."""
     blocks, ranks, held = segments_PWL.shape
     total = blocks * padded
@@ -172,4 +157,4 @@ def _sort(segments_PWL: Tensor, padded: int, device: torch.device) -> Sorting:
     place_M[order[:used]] = torch.arange(used, dtype=torch.int32)
     source_S = torch.where(torch.arange(total) < used, order, -1).int()
     offset_L = segments_PWL.sum((0, 1)).cumsum(0).int()
-    return Sorting(source_S.to(device), place_M.to(device), offset_L.to(device))
+    return Arrivals(source_S.to(device), place_M.to(device), offset_L.to(device))

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
-from mmkernels.moe import take_rows
+from mmkernels.moe import Arrivals, take_rows
 from mmkernels.swiglu import swiglu, swiglu_grad
 from mmtrain.parallel.collectives import exchange_into, gather_into, scatter_sum_into
-from mmtrain.parallel.groups import Group, Sorting
+from mmtrain.parallel.groups import Group
 from mmtrain.parallel.lanes import Lanes, Pending
 
 
@@ -70,7 +70,7 @@ class Job:
     """
 
     groups: list[Group]
-    sortings: Callable[[], list[Sorting]]
+    sortings: Callable[[], list[Arrivals]]
     travel: Travel
     parts: int = 1
 
@@ -98,7 +98,7 @@ class _Groups(torch.autograd.Function):
         saved, homes = [], []
         for group, sorting, (rows_MD, pending) in zip(job.groups, sortings, arrivals, strict=True):
             lanes.wait(pending)
-            x_SD, w2 = _move(rows_MD, sorting.source_S), w2_LDF[job.experts(group)]
+            x_SD, w2 = _move(rows_MD, sorting.source_M), w2_LDF[job.experts(group)]
             w13 = w13_L2FD[job.experts(group)].flatten(1, 2)
             gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=sorting.offset_L)
             hidden_SF = swiglu(gate_up_S2F, sorting.offset_L[-1:])
@@ -126,7 +126,7 @@ class _Groups(torch.autograd.Function):
             job.groups, ctx.sortings, arrivals, rows, strict=True
         ):
             lanes.wait(pending)
-            offset_L, dy_SD, experts = sorting.offset_L, _move(rows_MD, sorting.source_S), job.experts(group)
+            offset_L, dy_SD, experts = sorting.offset_L, _move(rows_MD, sorting.source_M), job.experts(group)
             dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[experts], offs=offset_L)
             dgate_up_S2F, hidden_SF = swiglu_grad(gate_up_S2F, dhidden_SF, offset_L[-1:])
             dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[experts].flatten(1, 2), offs=offset_L)

@@ -14,7 +14,7 @@ from mmkernels.moe import route
 from mmtrain.config import ModelConfig
 from mmtrain.model.experts import Experts
 from mmtrain.model.router import expert_capacity
-from mmtrain.parallel.expert import ExchangedExperts
+from mmtrain.parallel.expert import ExchangedExperts, expert_call
 from mmtrain.parallel.mesh import ParallelContext
 
 WARMUPS, REPEATS = 2, 5
@@ -39,16 +39,12 @@ class Choice:
         return f"token_groups=auto took {self.groups} (a layer's experts, forward and backward: {times})"
 
 
-def expert_call(model: nn.Module) -> ExchangedExperts | None:
-    """What runs the experts of all layers; None where every rank holds all experts."""
-    calls = (module.call for module in model.modules() if isinstance(module, Experts))
-    return next((call for call in calls if isinstance(call, ExchangedExperts)), None)
-
-
 def tune_groups(
     model: nn.Module, config: ModelConfig, context: ParallelContext, tokens: int, dtype: torch.dtype
 ) -> Choice | None:
-    """Try 1, 2, 4, ... groups and keep the fastest; all ranks decide alike. None without expert parallelism.
+    """Try 1, 2, 4 and 8 groups, those that fit, and keep the fastest; all ranks decide alike.
+
+    None without expert parallelism.
 
     Args:
         tokens: of a micro-batch on this rank.

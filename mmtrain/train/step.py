@@ -18,12 +18,12 @@ from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import LossOutput, StageOutput
 from mmtrain.model.packing import Packing
 from mmtrain.parallel.apply import set_gradient_sync
+from mmtrain.parallel.expert import expert_call
 from mmtrain.parallel.lanes import Meter
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline import pipeline_of
 from mmtrain.parallel.routing import take_fractions
 from mmtrain.parallel.stage import ModelInputs
-from mmtrain.parallel.tune import expert_call
 from mmtrain.train.optimizer import clip_gradients, set_lr
 
 

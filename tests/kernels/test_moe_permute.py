@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch import Tensor
 from mmkernels.errors import KernelArgumentError
 from mmkernels.moe import Route, permute, route, tuning, unpermute
 from mmkernels.moe.naive import naive_permute, naive_unpermute
+from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["triton", "naive"]
@@ -22,17 +22,7 @@ ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 1e-3, torc
 
 @pytest.fixture(autouse=True)
 def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a kernel leaves unwritten shows."""
-
-    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def full(*args: Any, **kwargs: Any) -> Tensor:
-            new = make(*args, **kwargs)
-            return new.fill_(NAN if new.is_floating_point() else 0x33333333)
-
-        return full
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+    fill_new_memory(monkeypatch)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

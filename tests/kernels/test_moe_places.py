@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from mmkernels.errors import KernelArgumentError
 from mmkernels.moe import Route, permute, route, sort_arrivals, take_rows, to_places, unpermute
+from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["triton", "naive"]
-
-
-def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a kernel leaves unwritten shows."""
-
-    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def full(*args: Any, **kwargs: Any) -> Tensor:
-            new = make(*args, **kwargs)
-            return new.fill_(float("nan") if new.is_floating_point() else 0x33333333)
-
-        return full
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
 
 
 def draw_route(tokens: int, experts: int, top_k: int, capacity: int) -> Route:
@@ -91,7 +75,7 @@ def test_arrivals_are_sorted_by_expert(ranks: int, slices: int, held: int, capac
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_reach_their_places_and_empty_ones_are_never_read(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    garbage_in_new_memory(monkeypatch)
+    fill_new_memory(monkeypatch)
     plan = draw_route(30, 4, 2, 12)
     start = torch.arange(4, device=DEVICE).int() * 12
     sent = to_places(plan, start, 0, 12, backend=backend)
@@ -115,7 +99,7 @@ def test_rows_reach_their_places_and_empty_ones_are_never_read(backend: str, mon
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_take_rows(backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    garbage_in_new_memory(monkeypatch)
+    fill_new_memory(monkeypatch)
     x = torch.randn(9, 37, device=DEVICE).to(dtype)
     index = torch.tensor([3, -1, 0, 8, 8, -1], dtype=torch.int32, device=DEVICE)
     found = take_rows(x, index, backend=backend)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmkernels.errors import KernelArgumentError
 from mmkernels.moe import Route, route, tuning
 from mmkernels.moe.naive import naive_assign, naive_route
+from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 POLICIES = ["probs", "position"]
@@ -22,14 +23,7 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.fixture(autouse=True)
 def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a kernel leaves unwritten shows."""
-    empty = torch.empty
-
-    def full(*args: Any, **kwargs: Any) -> Tensor:
-        new = empty(*args, **kwargs)
-        return new.fill_(NAN if new.is_floating_point() else 0x33333333)
-
-    monkeypatch.setattr(torch, "empty", full)
+    fill_new_memory(monkeypatch)
 
 
 def draw(tokens: int, experts: int, seed: int = 0) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmkernels.errors import KernelArgumentError
 from mmkernels.router import balance_stats, router_logits
+from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["triton", "naive"]
@@ -23,13 +24,7 @@ FP32 = 5e-7
 
 @pytest.fixture(autouse=True)
 def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a kernel leaves unwritten shows."""
-
-    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args, **kwargs: make(*args, **kwargs).fill_(NAN)
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+    fill_new_memory(monkeypatch)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from mmkernels.errors import KernelArgumentError
 from mmkernels.swiglu import swiglu, swiglu_grad
+from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["triton", "eager", "naive"]
@@ -21,13 +21,7 @@ ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 2e-3, torc
 
 @pytest.fixture(autouse=True)
 def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a kernel leaves unwritten shows."""
-
-    def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *args, **kwargs: make(*args, **kwargs).fill_(NAN)
-
-    monkeypatch.setattr(torch, "empty", filled(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
+    fill_new_memory(monkeypatch)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
