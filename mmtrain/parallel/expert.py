@@ -5,6 +5,8 @@ be those of tensor parallelism (MiniMax-01 section 3: ETP).
 
 Ranks of tensor parallelism hold parts of one micro-batch, whose capacity is the micro-batch's, not a part's. So that
 places are not needed for each part, these ranks gather the tokens and share each expert's places out among themselves.
+Where they are also the ranks that hold the slices of an expert, and their experts' ranks are near, each sends all the
+tokens' rows to its slice instead: they need not be gathered along etp, and results are summed as tokens, not as rows.
 
 Legend: T tokens of this rank, N tokens of the micro-batch, D model width, E experts of all ranks, L experts of this
 rank, W ranks along ep, P ranks along etp, R rows to send, C places of one expert for one sender.
@@ -12,7 +14,10 @@ rank, W ranks along ep, P ranks along etp, R rows to send, C places of one exper
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -26,6 +31,7 @@ from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_r
 from mmtrain.parallel.groups import Places, cut, exact_groups, in_parts, parts_of
 from mmtrain.parallel.lanes import Lanes
 from mmtrain.parallel.local import place
+from mmtrain.parallel.nccl import in_line, one_host
 from mmtrain.parallel.overlap import Job, Travel, run_groups
 from mmtrain.parallel.routing import RoutedWhole, part_of
 
@@ -68,9 +74,11 @@ class ExchangedExperts:
         self.tensor, self.device = tensor, device
         self.ranks, self.slices = mesh["ep"].size(), mesh["etp"].size()
         self.rank, self.slice = mesh["ep"].get_local_rank(), mesh["etp"].get_local_rank()
-        self.all = mesh._flatten().get_group()
+        self.ep, self.etp, self.all = mesh["ep"].get_group(), mesh["etp"].get_group(), mesh._flatten().get_group()
+        # Twice the rows then cross from rank to rank of ep, but none cross along etp: right unless ep leaves the host.
+        same = dist.get_process_group_ranks(tensor) == dist.get_process_group_ranks(self.etp)
+        self.whole = same and self.slices > 1 and one_host(self.ep)
         self.lanes = Lanes(device)
-        self.travel = Travel(mesh["ep"].get_group(), mesh["etp"].get_group(), self.lanes)
         self._places: dict[tuple[int, int, int], Places] = {}
         self.groups = groups
 
@@ -84,6 +92,14 @@ class ExchangedExperts:
         self._groups = number
         self.lanes.aside = number > 1  # one group has nothing to compute meanwhile
 
+    @cached_property
+    def _in_line(self) -> tuple[ProcessGroup, ProcessGroup]:
+        return in_line(self.ep, self.device), in_line(self.etp, self.device)
+
+    def _travel(self, along_etp: bool) -> Travel:
+        ep, etp = (self.ep, self.etp) if self.lanes.aside else self._in_line
+        return Travel(ep, etp if along_etp and self.slices > 1 else None, self.lanes)
+
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """See :class:`~mmtrain.model.experts.ExpertCall`; the plan is that of all N tokens."""
         parts = parts_of(experts.w2_EDF.shape[0], self.groups)
@@ -91,9 +107,9 @@ class ExchangedExperts:
             mine = part_of(plan, self.tensor.rank(), self.tensor.size())
             return self._exact(experts, x_TD, in_parts(mine, parts), parts)
         plan = in_parts(plan._replace(capacity=min(plan.capacity, plan.slot_TK.shape[0])), parts)
-        capacity = -(-plan.capacity // self.tensor.size())
+        capacity = plan.capacity if self.whole else -(-plan.capacity // self.tensor.size())
         places = self._places_of(plan.count_E.numel() // self.ranks, capacity)
-        sent = to_places(plan, places.start_E, self.tensor.rank() * capacity, capacity)
+        sent = to_places(plan, places.start_E, 0 if self.whole else self.tensor.rank() * capacity, capacity)
         count_A = sent.count_E.new_empty(self.all.size() * sent.count_E.numel())
         counted = self.lanes.run("counts", lambda: gather_into(count_A, sent.count_E, self.all))
         x_RD = permute(gather_rows(x_TD, self.tensor), sent, clear=False)
@@ -101,16 +117,18 @@ class ExchangedExperts:
         def sortings() -> list[Arrivals]:
             self.lanes.wait(counted)
             count_WPWL = count_A.view(self.ranks, self.slices, self.ranks, -1)
-            return places.sortings(count_WPWL[:, :, self.rank])
+            senders = slice(self.slice, self.slice + 1) if self.whole else slice(None)
+            return places.sortings(count_WPWL[:, senders, self.rank])
 
-        job = Job(places.groups, sortings, self.travel, parts)
+        job = Job(places.groups, sortings, self._travel(not self.whole), parts)
         y_RD = run_groups(x_RD, experts.w13_E2FD, experts.w2_EDF, job)
         return scatter_sum_rows(unpermute(y_RD, sent.weight_TK, sent, clear=False), self.tensor)
 
     def _places_of(self, held: int, capacity: int) -> Places:
         key = (held, self.groups, capacity)
         if key not in self._places:
-            self._places[key] = Places(self.ranks, self.slices, cut(held, self.groups), capacity, self.device)
+            slices = 1 if self.whole else self.slices
+            self._places[key] = Places(self.ranks, slices, cut(held, self.groups), capacity, self.device)
         return self._places[key]
 
     def _exact(self, experts: Experts, x_TD: Tensor, plan: Route, parts: int) -> Tensor:
@@ -122,7 +140,7 @@ class ExchangedExperts:
         gather_into(count_A, plan.count_E, self.all)
         count_WPWL = count_A.to("cpu", torch.int64).view(self.ranks, self.slices, self.ranks, held)
         groups, sortings = exact_groups(count_WPWL, cuts, self.rank, self.slice, x_TD.device)
-        job = Job(groups, lambda: sortings, self.travel, parts)
+        job = Job(groups, lambda: sortings, self._travel(True), parts)
         y_RD = run_groups(permute(x_TD, sent), experts.w13_E2FD, experts.w2_EDF, job)
         return unpermute(y_RD, plan.weight_TK, sent)
 

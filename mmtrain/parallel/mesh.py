@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import Layout
+from mmtrain.parallel.nccl import in_line
 
 DENSE, EXPERT = ("pp", "dp", "cp", "tp"), ("pp", "edp", "ep", "etp")
 
@@ -106,7 +107,7 @@ def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelConte
                                 device_id=_device_id(device))  # fmt: skip
     world = dist.get_world_size()
     layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
-    dense, expert = _meshes(device.type, layout, cluster.timeout_minutes)
+    dense, expert = _meshes(device, layout, cluster.timeout_minutes)
     return ParallelContext(device, layout, dense, expert, dense["dp", "cp"]._flatten("replicas"))
 
 
@@ -116,13 +117,13 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def _meshes(device_type: str, layout: Layout, timeout_minutes: float) -> tuple[DeviceMesh, DeviceMesh]:
-    """Both views; their groups are megatron-core's, so that any module of its sees the same ones."""
+def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tuple[DeviceMesh, DeviceMesh]:
+    """Both views; their groups have the ranks of megatron-core's, and nearly all are its own."""
     dense = (layout.pp, layout.dp, layout.cp, layout.tp)
     expert = (layout.pp, layout.edp, layout.ep, layout.etp)
     if layout.dp == layout.edp == layout.world:  # importing megatron-core's parallel state takes three seconds
-        return init_device_mesh(device_type, dense, mesh_dim_names=DENSE), init_device_mesh(
-            device_type, expert, mesh_dim_names=EXPERT
+        return init_device_mesh(device.type, dense, mesh_dim_names=DENSE), init_device_mesh(
+            device.type, expert, mesh_dim_names=EXPERT
         )
     from megatron.core import parallel_state
 
@@ -140,7 +141,7 @@ def _meshes(device_type: str, layout: Layout, timeout_minutes: float) -> tuple[D
         parallel_state.get_pipeline_model_parallel_group(),
         parallel_state.get_data_parallel_group(),
         parallel_state.get_context_parallel_group(),
-        parallel_state.get_tensor_model_parallel_group(),
+        in_line(parallel_state.get_tensor_model_parallel_group(), device),
     ]
     expert_groups = [
         parallel_state.get_pipeline_model_parallel_group(),
@@ -150,8 +151,8 @@ def _meshes(device_type: str, layout: Layout, timeout_minutes: float) -> tuple[D
     ]
     ranks = torch.arange(layout.world)
     return (
-        DeviceMesh.from_group(dense_groups, device_type, mesh=ranks.view(dense), mesh_dim_names=DENSE),
-        DeviceMesh.from_group(expert_groups, device_type, mesh=ranks.view(expert), mesh_dim_names=EXPERT),
+        DeviceMesh.from_group(dense_groups, device.type, mesh=ranks.view(dense), mesh_dim_names=DENSE),
+        DeviceMesh.from_group(expert_groups, device.type, mesh=ranks.view(expert), mesh_dim_names=EXPERT),
     )
 
 

@@ -32,27 +32,31 @@ class Travel:
 
     Out: all-to-all over ep, all-gather over etp. Home: reduce-scatter over etp, all-to-all over ep. As each is the
     other's transpose, gradients take the same two ways.
+
+    Attributes:
+        etp: None if rows do not travel along it.
     """
 
     ep: ProcessGroup
-    etp: ProcessGroup
+    etp: ProcessGroup | None
     lanes: Lanes
 
     def out(self, group: Group, x_RD: Tensor) -> tuple[Tensor, Pending]:
         """Send a group's rows off; returns the P * padded rows that will have arrived."""
-        sent, slices = x_RD[group.rows], self.etp.size()
-        gathered = x_RD.new_empty(slices * group.padded, x_RD.shape[1])
-        arrived = x_RD.new_empty(group.padded, x_RD.shape[1]) if slices > 1 else gathered
-        exchange = partial(exchange_into, arrived[: group.arriving], sent, group.receive, group.send, self.ep)
+        arrived = x_RD.new_empty(group.padded, x_RD.shape[1])
+        exchange = partial(
+            exchange_into, arrived[: group.arriving], x_RD[group.rows], group.receive, group.send, self.ep
+        )
         pending = self.lanes.run("ep", exchange)
-        if slices > 1:
-            pending = self.lanes.run("etp", partial(gather_into, gathered, arrived, self.etp), pending)
-        return gathered, pending
+        if self.etp is None:
+            return arrived, pending
+        gathered = x_RD.new_empty(self.etp.size() * group.padded, x_RD.shape[1])
+        return gathered, self.lanes.run("etp", partial(gather_into, gathered, arrived, self.etp), pending)
 
     def home(self, group: Group, rows_MD: Tensor, into_RD: Tensor) -> Pending:
         """Send P * padded rows back to where they came from, into the group's rows of `into`."""
         pending, arrived = None, rows_MD
-        if self.etp.size() > 1:
+        if self.etp is not None:
             arrived = rows_MD.new_empty(group.padded, rows_MD.shape[1])
             pending = self.lanes.run("etp", partial(scatter_sum_into, arrived, rows_MD, self.etp))
         into = into_RD[group.rows]

@@ -171,8 +171,8 @@ def _work(pipe: Connection) -> None:
             rank, world, port, task = pickle.loads(pipe.recv_bytes())
         except EOFError:  # the parent is gone
             return
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(port))  # fmt: skip
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
         try:
             function, args = pickle.loads(task)
             result = function(*args)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mmkernels.moe import Route, route
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.model.experts import Experts
 from mmtrain.parallel import mesh
+from mmtrain.parallel.collectives import sum_gradient
 from mmtrain.parallel.expert import ExchangedExperts
 from mmtrain.parallel.layout import plan_layout
 from tests.dist.layouts import MODEL
@@ -18,9 +23,9 @@ from tests.dist.pool import Pool
 TOKENS, EXPERTS, HIDDEN, WIDTH = 24, 8, 16, 32
 
 
-def inputs(rank: int, kind: str) -> tuple[Tensor, Tensor, Route]:
-    """Tokens of a rank, the gradient of its output, and where its tokens go."""
-    generator = torch.Generator().manual_seed(rank)
+def inputs(batch: int, kind: str) -> tuple[Tensor, Tensor, Route]:
+    """Tokens of a micro-batch, the gradient of its output, and where its tokens go."""
+    generator = torch.Generator().manual_seed(batch)
     x, dy = (torch.randn(TOKENS, HIDDEN, generator=generator) for _ in range(2))
     logits = torch.randn(TOKENS, EXPERTS, generator=generator)
     case, size = kind.split(", ")
@@ -29,7 +34,7 @@ def inputs(rank: int, kind: str) -> tuple[Tensor, Tensor, Route]:
         logits[:, [0, 3, 4]] -= 100
     elif case == "all tokens to one expert":
         logits[:, 5] += 100
-    elif case == "everything dropped" or (case == "a rank whose tokens are all dropped" and rank == 1):
+    elif case == "everything dropped" or (case == "a rank whose tokens are all dropped" and batch == 1):
         plan = route(logits, 2, quotas=torch.zeros_like)
         return x, dy, plan._replace(capacity=capacity)
     return x, dy, route(logits, 2 - (case == "all tokens to one expert"), capacity)
@@ -43,26 +48,33 @@ def whole_experts() -> Experts:
     return experts
 
 
-def run(experts: Experts, rank: int, kind: str) -> dict[str, Tensor]:
-    """Output and gradients of one rank's tokens; weights collect theirs."""
-    x, dy, plan = inputs(rank, kind)
-    x.requires_grad_()
+def run(experts: Experts, batch: int, kind: str, tensor: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
+    """Output and gradients of a micro-batch's tokens, or of this rank's part of them; weights collect theirs."""
+    x, dy, plan = inputs(batch, kind)
     weight = plan.weight_TK.detach().requires_grad_()
-    out = experts(x, plan._replace(weight_TK=weight))
+    plan = plan._replace(weight_TK=weight)
+    if tensor is not None:
+        x, dy = (whole.chunk(tensor.size())[tensor.rank()].clone() for whole in (x, dy))
+        plan = plan._replace(weight_TK=sum_gradient(weight, tensor))
+    x.requires_grad_()
+    out = experts(x, plan)
     out.backward(dy)
     return {"out": out.detach(), "dx": x.grad, "dweight": weight.grad}
 
 
-def exchanged(parallel: ParallelConfig, kind: str) -> dict[str, Tensor]:
-    context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
+def exchanged(parallel: ParallelConfig, kind: str, host_ranks: int) -> dict[str, Tensor]:
+    with mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=str(host_ranks)):
+        context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
+        axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
+        call = ExchangedExperts(axes, tensor, context.device, parallel.token_groups)
+    assert call.whole == (host_ranks == 4 and parallel.tp == parallel.etp == 2)
     try:
-        axes = context.expert["ep", "etp"]
         experts, (ep, etp) = whole_experts(), (axes["ep"].get_local_rank(), axes["etp"].get_local_rank())
         for name, weight in list(experts.named_parameters()):
             part = weight.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
             setattr(experts, name, torch.nn.Parameter(part.detach().clone()))
-        experts.call = ExchangedExperts(axes, context.dense["tp"].get_group(), context.device, parallel.token_groups)
-        found = run(experts, context.rank, kind)
+        experts.call = call
+        found = run(experts, context.dp_rank, kind, tensor)
         return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
     finally:
         mesh.stop()
@@ -71,19 +83,23 @@ def exchanged(parallel: ParallelConfig, kind: str) -> dict[str, Tensor]:
 CASES = ["balanced", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",
          "everything dropped"]  # fmt: skip
 KINDS = [f"{case}, {size}" for case in CASES for size in ("places", "exact")]
+LAYOUTS = [({"ep": 4}, 4), ({"ep": 2, "etp": 2, "token_groups": 3}, 4), ({"ep": 4, "token_groups": 6}, 4),
+           ({"etp": 4}, 4), ({"tp": 2, "ep": 4}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 4),
+           ({"tp": 2, "ep": 2, "etp": 2, "token_groups": 3}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 2)]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [{"ep": 4}, {"ep": 2, "etp": 2, "token_groups": 3},
-                                     {"ep": 4, "token_groups": 6}, {"etp": 4}], ids=str)
-def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], kind: str) -> None:
+@pytest.mark.parametrize(("options", "host_ranks"), LAYOUTS, ids=str)
+def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], host_ranks: int, kind: str) -> None:
     parallel = ParallelConfig(**options)
     experts = whole_experts()
-    expected = [run(experts, rank, kind) for rank in range(4)]
-    for rank, found in enumerate(pool.run(exchanged, parallel, kind, world=4)):
-        for name, value in expected[rank].items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=f"{name} of rank {rank}")
+    expected = [run(experts, batch, kind) for batch in range(4 // parallel.tp)]
+    for rank, found in enumerate(pool.run(exchanged, parallel, kind, host_ranks, world=4)):
+        batch, part = divmod(rank, parallel.tp)
+        for name, value in expected[batch].items():
+            mine = value if name == "dweight" else value.chunk(parallel.tp)[part]
+            torch.testing.assert_close(found[name], mine, rtol=1e-5, atol=1e-5, msg=f"{name} of rank {rank}")
         ep, etp = divmod(rank, parallel.etp)
         for name, weight in experts.named_parameters():
-            part = weight.grad.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
-            torch.testing.assert_close(found[name], part, rtol=1e-5, atol=1e-5, msg=f"{name} on rank {rank}")
+            mine = weight.grad.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
+            torch.testing.assert_close(found[name], mine, rtol=1e-5, atol=1e-5, msg=f"{name} on rank {rank}")
