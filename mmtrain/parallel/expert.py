@@ -91,13 +91,14 @@ class ExchangedExperts:
     def groups(self, number: int) -> None:
         self._groups = number
         self.lanes.aside = number > 1  # one group has nothing to compute meanwhile
+        self._links = (self.ep, self.etp) if number > 1 else self._in_line
 
     @cached_property
     def _in_line(self) -> tuple[ProcessGroup, ProcessGroup]:
         return in_line(self.ep, self.device), in_line(self.etp, self.device)
 
     def _travel(self, along_etp: bool) -> Travel:
-        ep, etp = (self.ep, self.etp) if self.lanes.aside else self._in_line
+        ep, etp = self._links
         return Travel(ep, etp if along_etp and self.slices > 1 else None, self.lanes)
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:

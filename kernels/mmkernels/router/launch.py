@@ -16,6 +16,8 @@ from mmkernels.router import kernels
 BLOCK_T = 64
 BLOCK_D = 128
 """For bfloat16; half of it where parts of x go through registers."""
+GRAD_BLOCK_T, GRAD_BLOCK_D = 128, 64
+"""Of the gradient of x, whose left side always goes through registers."""
 MAX_BLOCK_E = 64
 WARPS = 4
 STAGES = 3
@@ -68,7 +70,7 @@ class _RouterLogits(torch.autograd.Function):
 
 def _input_grad(dlogits_TE: Tensor, weight_ED: Tensor, x_TD: Tensor) -> Tensor:
     dx_TD, ((tokens, width), experts) = torch.empty_like(x_TD), (x_TD.shape, weight_ED.shape[0])
-    tile = _tile(x_TD, experts)
+    tile = {**_tile(x_TD, experts), "BLOCK_T": GRAD_BLOCK_T, "BLOCK_D": GRAD_BLOCK_D}
     if dx_TD.numel():
         grid = triton.cdiv(tokens, tile["BLOCK_T"]) * triton.cdiv(width, tile["BLOCK_D"])
         kernels.input_grad_kernel[(grid,)](dlogits_TE, weight_ED, dx_TD, tokens, D=width, E=experts, **tile)
