@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Weak scaling of a whole training step, 1 GPU against several: tokens a second and MFU of launch/pretrain.py.
+"""Weak scaling of a whole training step, from 1 GPU to several: tokens a second and MFU of launch/pretrain.py.
 
     python -m mmtrain.bench.scaling_gpu --data CORPUS --gpus 4 --out FOLDER --layout "parallel.ep=4"
 
 The model is as wide and deep as hybrid_1b, with 16 experts of 1,408 in place of each dense layer; rows of 8,192 tokens,
-as many a GPU on one GPU as on all. Medians of the steps after the first three.
+as many a GPU on one GPU as on all. Medians of the steps after the first three. As GPUs of one host differ by some
+percent, all of them first train alone, at the same time: the efficiency of a layout is its speed over their mean.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +35,8 @@ RUN = ["stage=quickstart", f"stage.phases.0.seq_len={SEQ_LEN}", "data.num_worker
        "stage.phases.0.lr.1.start=0.0003", f"run.max_steps={STEPS}"]  # fmt: skip
 
 
-def train(data: Path, gpus: int, rows: int, overrides: list[str]) -> dict[str, Any]:
-    """Medians of a run on `gpus` GPUs with `rows` rows a GPU and step."""
+def train(data: Path, gpus: int, rows: int, overrides: list[str], first: int = 0) -> dict[str, Any]:
+    """Medians of a run on `gpus` GPUs from number `first` on, with `rows` rows a GPU and step."""
     tokens = SEQ_LEN * rows * gpus
     batch = [f"stage.phases.0.tokens={tokens * (STEPS + 3)}", f"stage.phases.0.batch.0.tokens={tokens}",
              f"stage.phases.0.lr.0.tokens={tokens}"]  # fmt: skip
@@ -41,7 +44,9 @@ def train(data: Path, gpus: int, rows: int, overrides: list[str]) -> dict[str, A
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus),
                    str(LAUNCHER), *MODEL, *RUN, *batch, f"data.path={data}", f"run.dir={folder}", "run.name=run",
                    *overrides]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        visible = ",".join(str(gpu) for gpu in range(first, first + gpus))
+        done = subprocess.run(command, capture_output=True, text=True, check=False,
+                              env={**os.environ, "CUDA_VISIBLE_DEVICES": visible})  # fmt: skip
         if done.returncode != 0:
             raise RuntimeError(done.stderr[-3000:])
         steps = [record for record in read_metrics(Path(folder) / "run") if "loss" in record][SKIPPED:]
@@ -53,8 +58,14 @@ def train(data: Path, gpus: int, rows: int, overrides: list[str]) -> dict[str, A
             "exchange_s": steps[-1].get("exchange_s"), "drop_rate": steps[-1]["drop_rate"], "notes": notes}  # fmt: skip
 
 
+def train_alone(data: Path, gpus: int, rows: int, overrides: list[str]) -> list[dict[str, Any]]:
+    """Medians of every GPU that trains alone, all at the same time."""
+    with ThreadPoolExecutor(gpus) as pool:
+        return list(pool.map(lambda gpu: {"gpu": gpu, **train(data, 1, rows, overrides, gpu)}, range(gpus)))
+
+
 def main() -> None:
-    """Run one GPU, then every layout on all, and write the figures."""
+    """Run every GPU alone, then every layout on all of them, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--gpus", type=int, default=4)
@@ -64,11 +75,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     options, common = parser.parse_known_args()
-    rows = [train(options.data, 1, options.rows, common)]
-    print(json.dumps(rows[0]), flush=True)
+    rows = train_alone(options.data, options.gpus, options.rows, common)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    alone = statistics.mean(row["tokens_per_s_gpu"] for row in rows)
     for layout in options.layout:
         row = train(options.data, options.gpus, options.rows, [*common, *layout.split()])
-        row["efficiency"] = round(row["tokens_per_s_gpu"] / rows[0]["tokens_per_s_gpu"], 4)
+        row["efficiency"] = round(row["tokens_per_s_gpu"] / alone, 4)
         rows.append(row)
         print(json.dumps(row), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,7 @@ class _RouterLogits(torch.autograd.Function):
 def _input_grad(dlogits_TE: Tensor, weight_ED: Tensor, x_TD: Tensor) -> Tensor:
     dx_TD, ((tokens, width), experts) = torch.empty_like(x_TD), (x_TD.shape, weight_ED.shape[0])
     tile = {**_tile(x_TD, experts), "BLOCK_T": GRAD_BLOCK_T, "BLOCK_D": GRAD_BLOCK_D}
+    tile["num_warps"] = WARPS if tile["BLOCK_E"] < MAX_BLOCK_E else 2 * WARPS
     if dx_TD.numel():
         grid = triton.cdiv(tokens, tile["BLOCK_T"]) * triton.cdiv(width, tile["BLOCK_D"])
         kernels.input_grad_kernel[(grid,)](dlogits_TE, weight_ED, dx_TD, tokens, D=width, E=experts, **tile)
