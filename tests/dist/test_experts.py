@@ -62,22 +62,35 @@ def run(experts: Experts, batch: int, kind: str, tensor: dist.ProcessGroup | Non
     return {"out": out.detach(), "dx": x.grad, "dweight": weight.grad}
 
 
-def exchanged(parallel: ParallelConfig, kind: str, host_ranks: int) -> dict[str, Tensor]:
+def exchanged(parallel: ParallelConfig, host_ranks: int) -> dict[str, dict[str, Tensor]]:
+    """This rank's outputs and gradients of every kind."""
     with mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=str(host_ranks)):
         context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
         axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
         call = ExchangedExperts(axes, tensor, context.device, parallel.token_groups)
     assert call.whole == (host_ranks == 4 and parallel.tp == parallel.etp == 2)
     try:
-        experts, (ep, etp) = whole_experts(), (axes["ep"].get_local_rank(), axes["etp"].get_local_rank())
-        for name, weight in list(experts.named_parameters()):
-            part = weight.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
-            setattr(experts, name, torch.nn.Parameter(part.detach().clone()))
-        experts.call = call
-        found = run(experts, context.dp_rank, kind, tensor)
-        return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
+        return {kind: exchanged_once(call, (axes["ep"].get_local_rank(), axes["etp"].get_local_rank()), parallel, kind,
+                                     context.dp_rank) for kind in KINDS}  # fmt: skip
     finally:
         mesh.stop()
+
+
+def exchanged_once(
+    call: ExchangedExperts, place: tuple[int, int], parallel: ParallelConfig, kind: str, batch: int
+) -> dict[str, Tensor]:
+    experts = whole_experts()
+    for name, weight in list(experts.named_parameters()):
+        setattr(experts, name, torch.nn.Parameter(part_of(weight, place, parallel).detach().clone()))
+    experts.call = call
+    found = run(experts, batch, kind, call.tensor)
+    return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
+
+
+def part_of(weight: Tensor, place: tuple[int, int], parallel: ParallelConfig) -> Tensor:
+    """What the rank at this place along ep and etp has of a weight of all experts."""
+    ep, etp = place
+    return weight.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
 
 
 CASES = ["balanced", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",
@@ -88,18 +101,22 @@ LAYOUTS = [({"ep": 4}, 4), ({"ep": 2, "etp": 2, "token_groups": 3}, 4), ({"ep": 
            ({"tp": 2, "ep": 2, "etp": 2, "token_groups": 3}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 2)]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("options", "host_ranks"), LAYOUTS, ids=str)
-def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], host_ranks: int, kind: str) -> None:
+def test_every_rank_equals_one_process(pool: Pool, options: dict[str, int], host_ranks: int) -> None:
     parallel = ParallelConfig(**options)
-    experts = whole_experts()
-    expected = [run(experts, batch, kind) for batch in range(4 // parallel.tp)]
-    for rank, found in enumerate(pool.run(exchanged, parallel, kind, host_ranks, world=4)):
-        batch, part = divmod(rank, parallel.tp)
-        for name, value in expected[batch].items():
-            mine = value if name == "dweight" else value.chunk(parallel.tp)[part]
-            torch.testing.assert_close(found[name], mine, rtol=1e-5, atol=1e-5, msg=f"{name} of rank {rank}")
-        ep, etp = divmod(rank, parallel.etp)
-        for name, weight in experts.named_parameters():
-            mine = weight.grad.chunk(parallel.ep)[ep].chunk(parallel.etp, dim=2)[etp]
-            torch.testing.assert_close(found[name], mine, rtol=1e-5, atol=1e-5, msg=f"{name} on rank {rank}")
+    by_rank = pool.run(exchanged, parallel, host_ranks, world=4)
+    for kind in KINDS:
+        experts = whole_experts()
+        expected = [run(experts, batch, kind) for batch in range(4 // parallel.tp)]
+        for rank, found in enumerate(kinds[kind] for kinds in by_rank):
+            batch, part = divmod(rank, parallel.tp)
+            for name, value in expected[batch].items():
+                mine = value if name == "dweight" else value.chunk(parallel.tp)[part]
+                close(found[name], mine, f"{name} of rank {rank}, {kind}")
+            for name, weight in experts.named_parameters():
+                mine = part_of(weight.grad, divmod(rank, parallel.etp), parallel)
+                close(found[name], mine, f"{name} on rank {rank}, {kind}")
+
+
+def close(found: Tensor, wanted: Tensor, what: str) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5, msg=lambda text: f"{what}: {text}")

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from mmdata.loader import PackedBatch
@@ -19,6 +14,7 @@ from mmtrain.parallel import mesh
 from mmtrain.parallel.apply import apply_parallel
 from mmtrain.train.optimizer import build_optimizer
 from mmtrain.train.step import train_step
+from tests.dist.pool import Pool
 
 ROWS, SEQ = 8, 48
 
@@ -43,10 +39,7 @@ def batch(row: int) -> PackedBatch:
     return PackedBatch(*as_row, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), rows=(row,))
 
 
-def run(rank: int, world: int, port: int, folder: str, parallel: ParallelConfig) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=str(port))  # fmt: skip
-    torch.set_num_threads(1)
+def run(parallel: ParallelConfig) -> tuple:
     context = mesh.start(ClusterConfig(device="cpu"))
     model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32).to_empty(device="cpu")
     initialise(model, 7)
@@ -54,13 +47,12 @@ def run(rank: int, world: int, port: int, folder: str, parallel: ParallelConfig)
     optimizer = build_optimizer(model, OptimConfig())
     gradients: dict[str, torch.Tensor] = {}
     optimizer.register_step_pre_hook(lambda *_: gradients.update(whole(model, gradient=True)))
-    batches = [batch(row) for row in range(rank, ROWS, world)]
+    batches = [batch(row) for row in range(context.rank, ROWS, mesh.world_size())]
     result = train_step(model, optimizer, batches, 1e-2, context, clip_grad=None,
                         sync_every_micro_batch=parallel.sync_every_micro_batch)  # fmt: skip
     after = whole(model)
-    if rank == 0:
-        torch.save((before, gradients, after, result), Path(folder) / f"{world}.pt")
     mesh.stop()
+    return before, gradients, after, result
 
 
 def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:
@@ -68,17 +60,9 @@ def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:
     return {name: (p.grad if gradient else p).full_tensor().clone() for name, p in model.named_parameters()}
 
 
-def launch(world: int, folder: Path, parallel: ParallelConfig) -> tuple:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run, (world, port, str(folder), parallel), nprocs=world)
-    return torch.load(folder / f"{world}.pt", weights_only=False)
-
-
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    return launch(1, tmp_path_factory.mktemp("single"), ParallelConfig())
+def single(pool: Pool) -> tuple:
+    return pool.run(run, ParallelConfig(), world=1)[0]
 
 
 @pytest.mark.parametrize(
@@ -90,10 +74,10 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     ],
 )
 def test_weights_gradients_and_step_equal_one_process(
-    single: tuple, world: int, parallel: ParallelConfig, tmp_path: Path
+    pool: Pool, single: tuple, world: int, parallel: ParallelConfig
 ) -> None:
     before, gradients, after, result = single
-    many_before, many_gradients, many_after, many_result = launch(world, tmp_path, parallel)
+    many_before, many_gradients, many_after, many_result = pool.run(run, parallel, world=world)[0]
     assert before.keys() == many_before.keys() == many_gradients.keys()
     for name, weight in before.items():
         assert torch.equal(weight, many_before[name]), f"initial {name} depends on the layout"
