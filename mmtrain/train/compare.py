@@ -8,16 +8,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress
+
 from mmtrain.errors import ConfigError
-from mmtrain.train.metrics import read_metrics
+from mmtrain.train.metrics import FILE_NAME, read_metrics
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
 FIGURES = ("loss", "grad_norm")
+POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,10 @@ def compare(
         for number, run in enumerate(runs):
             print(f"layout {number}: {run.text}", flush=True)
             records.append(_train(run, overrides, steps, Path(folder), f"layout{number}"))
-    worst = _print_table(records)
+    worst, where = _print_table(records)
     agree = worst <= tolerance
-    print(f"largest relative difference {worst:.1e}, tolerance {tolerance:.0e}: {'equal' if agree else 'DIFFERENT'}")
+    verdict = "equal" if agree else "DIFFERENT"
+    print(f"largest relative difference {worst:.1e}{where}, tolerance {tolerance:.0e}: {verdict}")
     if keep:
         print(f"runs: {keep}")
     return 0 if agree else 1
@@ -90,13 +96,31 @@ def _train(run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, n
     defaults = [] if any(text.startswith("optim.precision=") for text in overrides) else ["optim.precision=fp32"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(run.processes),
                str(LAUNCHER), *defaults, *overrides, *own, *run.overrides]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment(run.processes), check=False)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
+    with log.open("w") as file, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file,
+                                                 env=_environment(run.processes)) as process:  # fmt: skip
+        _wait(process, folder / name, steps)
+    if process.returncode != 0:
+        lines = log.read_text(errors="replace").strip().splitlines()
         told = next((line for line in lines if line.startswith("error: ")), None)
         raise ConfigError("--layout", run.text, (told or "\n".join(lines[-30:]) or "failed").removeprefix("error: "),
                           "correct the layout or the options")  # fmt: skip
-    return [record for record in read_metrics(folder / name) if "loss" in record]
+    return _steps(folder / name)
+
+
+def _wait(process: subprocess.Popen[bytes], run: Path, steps: int) -> None:
+    """Until the process ends; a bar on a terminal shows the steps that it has recorded."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("steps", total=steps)
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            if (run / FILE_NAME).is_file():
+                progress.update(task, completed=len(_steps(run)))
+
+
+def _steps(run: Path) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(run) if "loss" in record]
 
 
 def _environment(processes: int) -> dict[str, str]:
@@ -105,18 +129,21 @@ def _environment(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
-def _print_table(runs: Sequence[Sequence[dict[str, Any]]]) -> float:
-    """A line a step; returns the largest relative difference to the first run."""
+def _print_table(runs: Sequence[Sequence[dict[str, Any]]]) -> tuple[float, str]:
+    """A line a step; returns the largest relative difference to the first run, and where it is."""
     titles = [f"{figure} [{number}]" for figure in FIGURES for number in range(len(runs))]
     print("step  " + "  ".join(f"{title:>16}" for title in titles) + "  relative difference")
-    worst = 0.0
+    worst, where = 0.0, ""
     for records in zip(*runs, strict=True):
-        values = [[_number(record[figure]) for record in records] for figure in FIGURES]
-        here = max(relative_difference(first, other) for first, *others in values for other in others)
-        worst = max(worst, here)
-        cells = "  ".join(f"{value:16.8f}" for row in values for value in row)
-        print(f"{records[0]['step']:4d}  {cells}  {here:.1e}")
-    return worst
+        values = {figure: [_number(record[figure]) for record in records] for figure in FIGURES}
+        found = {(figure, number): relative_difference(first, other) for figure, (first, *others) in values.items()
+                 for number, other in enumerate(others, 1)}  # fmt: skip
+        step, here = records[0]["step"], max(found, key=found.get)
+        if found[here] > worst:
+            worst, where = found[here], f" ({here[0]} of layout {here[1]}, step {step})"
+        cells = "  ".join(f"{value:16.8f}" for row in values.values() for value in row)
+        print(f"{step:4d}  {cells}  {found[here]:.1e}")
+    return worst, where
 
 
 def _number(value: float | None) -> float:

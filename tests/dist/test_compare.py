@@ -26,17 +26,18 @@ def compare(*arguments: str) -> int:
 
 def test_equal_layouts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layouts = ["--layout", "1", "--layout", "4 parallel.tp=2 parallel.ep=2 parallel.activation_checkpoint=true"]
-    assert compare(f"data.path={corpus}", *layouts, "--steps", "3", "--keep", str(tmp_path)) == 0
+    assert compare(f"data.path={corpus}", *layouts, "--steps", "3", "--keep", str(tmp_path / "new")) == 0
     text = capsys.readouterr().out
-    assert "equal" in text and str(tmp_path) in text
+    assert "equal" in text and str(tmp_path / "new") in text
     assert len([line for line in text.splitlines() if line.lstrip()[:1].isdigit()]) == 3
-    assert (tmp_path / "layout1" / "metrics.jsonl").is_file()
+    assert (tmp_path / "new" / "layout1" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.slow
 def test_different_runs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(f"data.path={corpus}", "--layout", "1", "--layout", "1 run.seed=5", "--steps", "1") == 1
-    assert "DIFFERENT" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "DIFFERENT" in text and "of layout 1, step 1)" in text
 
 
 def test_a_layout_that_cannot_run_is_told_by_its_own_error(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
