@@ -67,6 +67,7 @@ class ExchangedExperts:
 
     Attributes:
         lanes: where communication runs.
+        whole: whether each rank of tensor parallelism sends all the micro-batch's rows, to its slice of the experts.
     """
 
     def __init__(self, mesh: DeviceMesh, tensor: ProcessGroup, device: torch.device, groups: int = 1) -> None:
@@ -108,9 +109,9 @@ class ExchangedExperts:
             mine = part_of(plan, self.tensor.rank(), self.tensor.size())
             return self._exact(experts, x_TD, in_parts(mine, parts), parts)
         plan = in_parts(plan._replace(capacity=min(plan.capacity, plan.slot_TK.shape[0])), parts)
-        capacity = plan.capacity if self.whole else -(-plan.capacity // self.tensor.size())
+        first, capacity = self._share(plan.capacity)
         places = self._places_of(plan.count_E.numel() // self.ranks, capacity)
-        sent = to_places(plan, places.start_E, 0 if self.whole else self.tensor.rank() * capacity, capacity)
+        sent = to_places(plan, places.start_E, first, capacity)
         count_A = sent.count_E.new_empty(self.all.size() * sent.count_E.numel())
         counted = self.lanes.run("counts", lambda: gather_into(count_A, sent.count_E, self.all))
         x_RD = permute(gather_rows(x_TD, self.tensor), sent, clear=False)
@@ -124,6 +125,13 @@ class ExchangedExperts:
         job = Job(places.groups, sortings, self._travel(not self.whole), parts)
         y_RD = run_groups(x_RD, experts.w13_E2FD, experts.w2_EDF, job)
         return scatter_sum_rows(unpermute(y_RD, sent.weight_TK, sent, clear=False), self.tensor)
+
+    def _share(self, capacity: int) -> tuple[int, int]:
+        """The places of each expert that this rank sends to: the first one's number, and how many."""
+        if self.whole:
+            return 0, capacity
+        share = -(-capacity // self.tensor.size())
+        return self.tensor.rank() * share, share
 
     def _places_of(self, held: int, capacity: int) -> Places:
         key = (held, self.groups, capacity)
