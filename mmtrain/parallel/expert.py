@@ -76,7 +76,7 @@ class ExchangedExperts:
         self.ranks, self.slices = mesh["ep"].size(), mesh["etp"].size()
         self.rank, self.slice = mesh["ep"].get_local_rank(), mesh["etp"].get_local_rank()
         self.ep, self.etp, self.all = mesh["ep"].get_group(), mesh["etp"].get_group(), mesh._flatten().get_group()
-        # Twice the rows then cross from rank to rank of ep, but none cross along etp: right unless ep leaves the host.
+        # P times the rows then travel along ep, but none along etp: right unless ep leaves the host.
         same = dist.get_process_group_ranks(tensor) == dist.get_process_group_ranks(self.etp)
         self.whole = same and self.slices > 1 and one_host(self.ep)
         self.lanes = Lanes(device)

@@ -96,13 +96,16 @@ def _train(run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, n
     defaults = [] if any(text.startswith("optim.precision=") for text in overrides) else ["optim.precision=fp32"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(run.processes),
                str(LAUNCHER), *defaults, *overrides, *own, *run.overrides]  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{name}.log"
-    with log.open("w") as file, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=file,
-                                                 env=_environment(run.processes)) as process:  # fmt: skip
-        _wait(process, folder / name, steps)
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=_environment(run.processes))
+        try:
+            _wait(process, folder / name, steps)
+        finally:
+            process.terminate()  # nothing to one that has ended
+            process.wait()
+        log.seek(0)
+        lines = log.read().strip().splitlines()
     if process.returncode != 0:
-        lines = log.read_text(errors="replace").strip().splitlines()
         told = next((line for line in lines if line.startswith("error: ")), None)
         raise ConfigError("--layout", run.text, (told or "\n".join(lines[-30:]) or "failed").removeprefix("error: "),
                           "correct the layout or the options")  # fmt: skip
