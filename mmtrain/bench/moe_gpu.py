@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from mmtrain.bench.peer_moe import megatron_moe
 from mmtrain.bench.timeline import record
+from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
 from mmtrain.model.moe import MoE
 from mmtrain.parallel import mesh
@@ -75,22 +75,6 @@ def our_moe(shape: Shape, context: mesh.ParallelContext, groups: int) -> tuple[n
     if tensor.size() > 1:
         moe.router.tokens = RoutedWhole(tensor)
     return moe, call
-
-
-def timed(run: Callable[[], object], repeats: int = 15, warmup: int = 4) -> float:
-    """Median milliseconds of a call, all ranks together."""
-    times = []
-    for i in range(repeats + warmup):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        run()
-        end.record()
-        times.append((begin, end))
-        if i == warmup:
-            torch.cuda.synchronize()
-            dist.barrier()
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in times[warmup + 1 :])
 
 
 def runs(layer: Callable[[Tensor], Tensor], x_TD: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -100,8 +100,3 @@ def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
     taken = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}
     free = [dim for dim, size in enumerate(parameter.shape) if dim not in taken and size % ranks == 0 and size > 1]
     return Shard(free[0]) if taken and free else None
-
-
-def set_gradient_sync(model: nn.Module, sync: bool) -> None:
-    """Reduce gradients over ranks in the next backward, or keep them on this rank until one that does."""
-    model.set_requires_gradient_sync(sync)

@@ -42,9 +42,13 @@ def in_line(group: ProcessGroup, device: torch.device) -> ProcessGroup:
     chosen = any(name in os.environ for name in ("NCCL_MIN_CTAS", "NCCL_MAX_CTAS"))
     if device.type != "cuda" or chosen or group.size() == 1 or not one_host(group):
         return group
+    return with_channels(group, device, ALL_CHANNELS)
+
+
+def with_channels(group: ProcessGroup, device: torch.device, channels: int) -> ProcessGroup:
+    """The same ranks, connected through so many of NCCL's channels. Tensors of the host go through gloo still."""
     options = dist.ProcessGroupNCCL.Options()
-    options.config.min_ctas = options.config.max_ctas = ALL_CHANNELS
+    options.config.min_ctas = options.config.max_ctas = channels
     options._timeout = group._get_backend(device).options._timeout
-    # Of the kind that the first group is: tensors of the host go through gloo still.
     return dist.new_group(dist.get_process_group_ranks(group), options._timeout, pg_options=options,
                           use_local_synchronization=True)  # fmt: skip

@@ -54,23 +54,20 @@ class Pipeline:
         """`model` is all of this rank's part of the model; `stages` share its modules, by their number."""
         self.model, self.context, self.config, self.dtype = model, context, config, compute_dtype
         self.group, self.count = context.dense["pp"].get_group(), context.layout.pp * config.pp_chunks
-        self.stages = {number: Stage(stage, config.pp_schedule == "zero_bubble") for number, stage in stages.items()}
+        self.stages = {number: Stage(stage, config) for number, stage in stages.items()}
         self.schedules: dict[tuple[int, int], Schedule1F1B | ScheduleInterleaved1F1B] = {}
 
-    def train(
-        self, batches: list[ModelInputs], token_scale: Tensor, aux_scale: float, sync_every_micro_batch: bool
-    ) -> list[StageResult]:
+    def train(self, batches: list[ModelInputs], token_scale: Tensor, aux_scale: float) -> list[StageResult]:
         """Forward and backward of all micro-batches; returns what this rank's stages made of each.
 
         Args:
             batches: the same on all ranks of the pipeline, all of T tokens.
             token_scale: the loss is `ce_sum` times this, a scalar,
             aux_scale: plus the auxiliary losses of all stages times this.
-            sync_every_micro_batch: reduce gradients over replicas after each micro-batch, not the last alone.
         """
         results: list[StageResult] = []
         for stage in self.stages.values():
-            stage.begin(self.model.rope_base, batches, token_scale, aux_scale, sync_every_micro_batch, results)
+            stage.begin(self.model.rope_base, batches, token_scale, aux_scale, results)
         schedule = self._schedule(len(batches), batches[0].tokens_T.shape[0])
         schedule.step(micro_batch=torch.arange(len(batches)), target=torch.arange(len(batches)), return_outputs=False)
         return results

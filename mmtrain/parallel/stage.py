@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed.pipelining import PipelineStage
 
+from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM, LossOutput, StageOutput
 from mmtrain.model.packing import Packing
+from mmtrain.parallel.accumulate import set_micro_batch
 from mmtrain.parallel.stages import layer_numbers
 
 
@@ -43,9 +45,9 @@ class StageResult(NamedTuple):
 class Stage(nn.Module):
     """A stage as torch's schedules call it: hidden states in, hidden states or the loss out."""
 
-    def __init__(self, model: HybridLM, split_backward: bool) -> None:
+    def __init__(self, model: HybridLM, config: ParallelConfig) -> None:
         super().__init__()
-        self.model, self.split_backward = model, split_backward
+        self.model, self.config, self.split_backward = model, config, config.pp_schedule == "zero_bubble"
         self.layers = layer_numbers(model)
         self.graphs: dict[int, Tensor] = {}
 
@@ -55,13 +57,11 @@ class Stage(nn.Module):
         batches: list[ModelInputs],
         token_scale: Tensor,
         aux_scale: float,
-        sync_every_micro_batch: bool,
         results: list[StageResult],
     ) -> None:
         """Take what the micro-batches of a step need; results are appended to `results` as they come."""
         self.model.rope_base = rope_base
         self.batches, self.token_scale, self.aux_scale, self.results = batches, token_scale, aux_scale, results
-        self.sync_every_micro_batch = sync_every_micro_batch
         self.graphs.clear()
         if self.split_backward:  # what FSDP does after a backward comes before there are gradients of weights
             self.model.set_requires_gradient_sync(False)
@@ -85,8 +85,7 @@ class Stage(nn.Module):
     def _before_backward(self, number: int) -> None:
         """Reduce gradients in the backward that is about to run, or not. Each stage runs them in order."""
         if not self.split_backward:
-            last = number == len(self.batches) - 1
-            self.model.set_requires_gradient_sync(self.sync_every_micro_batch or last)
+            set_micro_batch(self.model, self.config, last=number == len(self.batches) - 1)
 
 
 class TorchStage(PipelineStage):

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmdata.loader import PackedBatch
-from mmtrain.config import ModelConfig
+from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import LossOutput, StageOutput
 from mmtrain.model.packing import Packing
-from mmtrain.parallel.apply import set_gradient_sync
+from mmtrain.parallel.accumulate import set_micro_batch
 from mmtrain.parallel.expert import expert_call
 from mmtrain.parallel.lanes import Meter
 from mmtrain.parallel.mesh import ParallelContext
@@ -73,7 +73,7 @@ def train_step(
     context: ParallelContext,
     *,
     clip_grad: float | None,
-    sync_every_micro_batch: bool,
+    parallel: ParallelConfig,
 ) -> StepResult:
     """Run this rank's micro-batches of a step and update the weights.
 
@@ -89,11 +89,11 @@ def train_step(
         exchange.lanes.meter = Meter()
     if (pipeline := pipeline_of(model)) is not None:
         inputs = [model_inputs(batch, context.device) for batch in batches]
-        for result in pipeline.train(inputs, token_scale, 1 / len(batches), sync_every_micro_batch):
+        for result in pipeline.train(inputs, token_scale, 1 / len(batches)):
             report.add(result.out, inputs[result.micro_batch].packing, result.layers)
     else:
         for i, batch in enumerate(batches):
-            set_gradient_sync(model, sync_every_micro_batch or i == len(batches) - 1)
+            set_micro_batch(model, parallel, last=i == len(batches) - 1)
             inputs = model_inputs(batch, context.device)
             out = model(*inputs)
             (out.ce_sum * token_scale + out.aux_loss / len(batches)).backward()

@@ -28,6 +28,7 @@ from mmtrain.train.optimizer import build_optimizer
 from mmtrain.train.report import Report
 from mmtrain.train.stage import RunPlan, RunStep, rank_batches
 from mmtrain.train.step import train_step
+from mmtrain.train.warm import plan_attention
 
 
 class Trainer:
@@ -72,7 +73,7 @@ class Trainer:
             self.folder.claim()
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
-            self._tune(seq_len=self.plan.phases[0].phase.seq_len, report=report)
+            self._prepare(report)
             batches = self._batches()
             with collected_in_step():
                 for step in range(self.progress.step, self.last_step):
@@ -81,13 +82,15 @@ class Trainer:
                     collect(step + 1)
             return report.close()
 
-    def _tune(self, seq_len: int, report: Report) -> None:
-        """Choose what is to be measured on this machine."""
-        parallel = self.config.parallel
+    def _prepare(self, report: Report) -> None:
+        """Choose what is to be measured on this machine, and build what steps would otherwise wait for."""
+        parallel, lengths = self.config.parallel, [phase.phase.seq_len for phase in self.plan.phases]
         if parallel.token_groups == "auto":
-            tokens = parallel.micro_batch_rows * seq_len // (parallel.tp * parallel.cp)
+            tokens = parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)
             if choice := tune_groups(self.model, self.config.model, self.context, tokens, self.dtype):
                 report.note(str(choice))
+        if planned := plan_attention(self.model, self.config, self.context, self.dtype, max(lengths)):
+            report.note(planned)
 
     def _step(self, run_step: RunStep, batches: Iterator[PackedBatch], report: Report) -> None:
         phase = self.plan.phases[run_step.phase_index].phase
@@ -101,7 +104,7 @@ class Trainer:
             run_step.plan.lr,
             self.context,
             clip_grad=self.config.optim.clip_grad,
-            sync_every_micro_batch=self.config.parallel.sync_every_micro_batch,
+            parallel=self.config.parallel,
         )
         self.progress = Progress(run_step.step + 1, run_step.tokens_after)
         report.step(run_step, phase, result, time.perf_counter() - began)

@@ -95,8 +95,7 @@ def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
         rows = job.parallel.micro_batch_rows
         starts = range(step * job.rows, (step + 1) * job.rows, rows)[context.dp_rank :: context.dp_size]
         batches = [micro_batch(start, rows) for start in starts]
-        results.append(train_step(model, optimizer, batches, job.lr, context, clip_grad=None,
-                                  sync_every_micro_batch=job.parallel.sync_every_micro_batch))  # fmt: skip
+        results.append(train_step(model, optimizer, batches, job.lr, context, clip_grad=None, parallel=job.parallel))
     return Outcome(before, gradients, whole(model), results)
 
 

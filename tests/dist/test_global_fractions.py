@@ -83,7 +83,7 @@ def steps_by_hand(rows_a_step: int, count: int) -> list[tuple[float, float]]:
         for step in range(count):
             weights = [block.ffn.router.weight.full_tensor().detach().clone() for block in model.layers]
             batches = [packed_row(row) for row in range(step * rows_a_step, (step + 1) * rows_a_step)]
-            options = {"clip_grad": None, "sync_every_micro_batch": False}
+            options = {"clip_grad": None, "parallel": parallel}
             result = train_step(model, optimizer, batches, 1e-3, context, **options)
             expected = sum(
                 naive_loss(x, weight, fraction).item() / rows_a_step
@@ -156,7 +156,7 @@ def part_of_a_run(parallel: ParallelConfig, folder: Path, first: int, last: int)
         for step in range(first, last):
             rows = range(4 * step + context.dp_rank, 4 * step + 4, context.dp_size)
             batches = [packed_row(row) for row in rows]
-            options = {"clip_grad": 1.0, "sync_every_micro_batch": False}
+            options = {"clip_grad": 1.0, "parallel": parallel}
             results.append(train_step(model, optimizer, batches, 1e-3, context, **options))
         save_checkpoint(folder, model, optimizer, Progress(last, last), {})
         return {**whole(model), **{name: buffer.clone() for name, buffer in model.named_buffers()}}, results

@@ -76,7 +76,7 @@ def step_and_save(
             assert load_checkpoint(folder / "step-00000001", model, optimizer).tokens == 5
             weights = whole(model)
         batches = [packed_row(row) for row in range(4)]
-        options = {"clip_grad": 1.0, "sync_every_micro_batch": False}
+        options = {"clip_grad": 1.0, "parallel": parallel}
         result = train_step(model, optimizer, batches, 1e-3, context, **options)
         if not resume:
             save_checkpoint(folder, model, optimizer, Progress(1, 5), {})

@@ -48,8 +48,7 @@ def run(parallel: ParallelConfig) -> tuple:
     gradients: dict[str, torch.Tensor] = {}
     optimizer.register_step_pre_hook(lambda *_: gradients.update(whole(model, gradient=True)))
     batches = [batch(row) for row in range(context.rank, ROWS, mesh.world_size())]
-    result = train_step(model, optimizer, batches, 1e-2, context, clip_grad=None,
-                        sync_every_micro_batch=parallel.sync_every_micro_batch)  # fmt: skip
+    result = train_step(model, optimizer, batches, 1e-2, context, clip_grad=None, parallel=parallel)
     after = whole(model)
     mesh.stop()
     return before, gradients, after, result

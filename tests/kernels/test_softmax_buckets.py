@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmkernels.softmax import buckets, dispatch, eager, packed, softmax_attention
+from mmkernels.softmax import buckets, build_plans, dispatch, eager, packed, plans, softmax_attention
 
 
 def test_buckets_hold_the_length_and_are_few() -> None:
@@ -33,3 +33,29 @@ def test_padded_documents_change_nothing(lengths: list[int], monkeypatch: pytest
     assert seen == lengths + [buckets.bucket(n) for n in lengths]
     for alone, padded in zip(*results, strict=True):
         torch.testing.assert_close(padded, alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("longest", [1, 2047, 2048, 2049, 8192, 40_000])
+def test_every_long_document_up_to_the_longest_has_its_plan(longest: int) -> None:
+    planned = plans.lengths_to_plan(longest)
+    longest = min(longest, plans.LONGEST)
+    assert set(planned) == {buckets.bucket(n) for n in range(1, longest + 1) if n >= dispatch.LONG}
+    assert planned == sorted(planned, reverse=True)  # memory of the first serves all
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_plans_are_built_by_running_each_length_both_ways(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int]] = {"forward": [], "backward": []}
+    for name, calls in seen.items():
+        run = getattr(eager, name)
+        monkeypatch.setattr(eager, name, lambda *a, run=run, calls=calls: calls.append(a[0].shape[0]) or run(*a))
+    for name, value in {"cudnn_fits": lambda q: True, "block_for": lambda q, k: eager, "LONG": 100}.items():
+        monkeypatch.setattr(dispatch, name, value)
+    monkeypatch.setattr(dispatch, "_least_for_block", lambda *_: dispatch.LONG)
+    count = build_plans(4, 2, 8, torch.float32, torch.device("cpu"), 200, recompute=recompute)
+    assert count == 3 and seen["backward"] == [256, 192, 128]
+    assert seen["forward"] == [n for n in (256, 192, 128) for _ in range(1 + recompute)]
+
+
+def test_nothing_is_planned_where_cudnn_takes_nothing() -> None:
+    assert build_plans(4, 2, 8, torch.float32, torch.device("cpu"), 8192) == 0
