@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mmkernels.cross_entropy import has_kernel, logits_to_gradient_, row_statistics
+
 IGNORE = -100
 LossCall = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Arguments and result of :func:`linear_cross_entropy`."""
@@ -42,22 +44,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = x_TD.new_zeros((), dtype=wide)
         dx_TD = torch.empty_like(x_TD) if need_x else None
         dweight_VD = torch.zeros_like(weight_VD, dtype=wide) if need_w else None
-        # Two buffers for all chunks: fresh memory of this size costs a third of the time on CPU, in page faults.
+        # The same buffers for all chunks: fresh memory of this size costs a third of the time on CPU, in page faults.
         rows = min(chunk_tokens, x_TD.shape[0])
         logits_CV = x_TD.new_empty(rows, weight_VD.shape[0])
-        log_prob_CV = torch.empty_like(logits_CV, dtype=wide)
+        log_prob_CV = None if has_kernel(logits_CV) else torch.empty_like(logits_CV, dtype=wide)
         for start in range(0, x_TD.shape[0], chunk_tokens):
             part = slice(start, start + chunk_tokens)
             rows = x_TD[part].shape[0]
             valid_C1 = (labels_T[part] != IGNORE)[:, None]
             torch.mm(x_TD[part], weight_VD.t(), out=logits_CV[:rows])
-            loss, dlogits_CV = _chunk(logits_CV[:rows], labels_T[part], valid_C1, log_prob_CV[:rows])
+            if log_prob_CV is None:
+                loss, dlogits_CV = _chunk_in_place(logits_CV[:rows], labels_T[part], valid_C1[:, 0])
+            else:
+                loss, dlogits_CV = _chunk(logits_CV[:rows], labels_T[part], valid_C1, log_prob_CV[:rows])
             total += loss
             # Unlabelled tokens are left out on the narrow side of each product: a pass over [C, V] less.
             if dx_TD is not None:
                 torch.mm(dlogits_CV, weight_VD, out=dx_TD[part]).mul_(valid_C1)
             if dweight_VD is not None:
-                _accumulate(dweight_VD, dlogits_CV, x_TD[part] * valid_C1)
+                accumulate(dweight_VD, dlogits_CV, x_TD[part] * valid_C1)
         ctx.save_for_backward(dx_TD, dweight_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
@@ -84,9 +89,19 @@ def _chunk(logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, log_prob_CV: T
     return loss, dlogits_CV if dlogits_CV.dtype == logits_CV.dtype else logits_CV.copy_(dlogits_CV)
 
 
-def _accumulate(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
+def _chunk_in_place(logits_CV: Tensor, labels_C: Tensor, valid_C: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in the logits' own memory, by kernels."""
+    top_C, sum_C, label_C = row_statistics(logits_CV, labels_C)
+    log_prob_C = label_C - top_C - sum_C.log()
+    logits_to_gradient_(logits_CV, labels_C, top_C, sum_C, log_prob_C.expm1())
+    return -torch.where(valid_C, log_prob_C, 0).sum(), logits_CV
+
+
+def accumulate(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
     """Total += dlogits^T x, in total's dtype."""
     if total_VD.dtype == x_CD.dtype:
         total_VD.addmm_(dlogits_CV.t(), x_CD)
+    elif total_VD.is_cuda and total_VD.numel():  # added inside the product, which is neither rounded nor stored
+        torch.addmm(total_VD, dlogits_CV.t(), x_CD, out_dtype=total_VD.dtype, out=total_VD)
     else:
         total_VD += dlogits_CV.t() @ x_CD

@@ -15,7 +15,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from mmtrain.model.loss import IGNORE, linear_cross_entropy
+from mmkernels.cross_entropy import has_kernel, logits_to_gradient_, row_statistics
+from mmtrain.model.loss import IGNORE, accumulate, linear_cross_entropy
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows
 
 
@@ -84,15 +85,18 @@ class _VocabParallelCrossEntropy(torch.autograd.Function):
         dweight_ND = torch.zeros_like(weight_ND, dtype=wide) if need_w else None
         rows = min(chunk_tokens, x_TD.shape[0])
         logits_CN = x_TD.new_empty(rows, weight_ND.shape[0])
-        probs_CN = torch.empty_like(logits_CN, dtype=wide)
+        probs_CN = None if has_kernel(logits_CN) else torch.empty_like(logits_CN, dtype=wide)
         for x_CD, labels_C in zip(x_TD.split(chunk_tokens), labels_T.split(chunk_tokens), strict=True):
             rows = x_CD.shape[0]
             valid_C1 = (labels_C != IGNORE)[:, None]
             torch.mm(x_CD, weight_ND.t(), out=logits_CN[:rows])
-            loss, dlogits_CN = _chunk(logits_CN[:rows], labels_C, valid_C1, first, probs_CN[:rows], group)
+            if probs_CN is None:
+                loss, dlogits_CN = _chunk_in_place(logits_CN[:rows], labels_C, valid_C1[:, 0], first, group)
+            else:
+                loss, dlogits_CN = _chunk(logits_CN[:rows], labels_C, valid_C1, first, probs_CN[:rows], group)
             total += loss
             if dweight_ND is not None:
-                dweight_ND += dlogits_CN.t() @ (x_CD * valid_C1)
+                accumulate(dweight_ND, dlogits_CN, x_CD * valid_C1)
             # Nothing reads this chunk of x again, and it is a copy of ours: its gradient takes its place.
             if need_x:
                 torch.mm(dlogits_CN, weight_ND, out=x_CD).mul_(valid_C1)
@@ -128,11 +132,7 @@ def _chunk(
         stats_3C[2] = torch.where(mine_C1, logits_CN.gather(1, local_C1), 0)[:, 0]
     else:
         stats_3C[0] = -torch.inf
-    # One small gather where all-reduces would be two, of a maximum and of sums; every rank adds up in the same order.
-    top_WC, sum_WC, label_WC = gather_rows(stats_3C, group).view(group.size(), 3, rows).unbind(1)
-    top_C = top_WC.amax(0)
-    sum_C = (sum_WC * (top_WC - top_C).exp()).sum(0)
-    log_prob_C = label_WC.sum(0) - top_C - sum_C.log()
+    top_C, sum_C, log_prob_C = _of_all_ranks(stats_3C, group)
     loss = -(log_prob_C[:, None] * valid_C1).sum()
     if width:
         share_C = stats_3C[1] * (stats_3C[0] - top_C).exp() / sum_C  # probability of all of this rank's rows
@@ -141,6 +141,25 @@ def _chunk(
         at_label_C1 = log_prob_C.expm1()[:, None].to(logits_CN.dtype)
         logits_CN.scatter_(1, local_C1, torch.where(mine_C1, at_label_C1, logits_CN.gather(1, local_C1)))
     return loss, logits_CN
+
+
+def _chunk_in_place(
+    logits_CN: Tensor, labels_C: Tensor, valid_C: Tensor, first: int, group: ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """The same in the logits' own memory, by kernels."""
+    local_C = labels_C - first
+    top_C, sum_C, log_prob_C = _of_all_ranks(row_statistics(logits_CN, local_C), group)
+    logits_to_gradient_(logits_CN, local_C, top_C, sum_C, log_prob_C.expm1())
+    return -torch.where(valid_C, log_prob_C, 0).sum(), logits_CN
+
+
+def _of_all_ranks(stats_3C: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest logit, sum of exp(logit - largest) and the label's log-probability, over the columns of all ranks."""
+    # One small gather where all-reduces would be two, of a maximum and of sums; every rank adds up in the same order.
+    top_WC, sum_WC, label_WC = gather_rows(stats_3C, group).view(group.size(), 3, -1).unbind(1)
+    top_C = top_WC.amax(0)
+    sum_C = (sum_WC * (top_WC - top_C).exp()).sum(0)
+    return top_C, sum_C, label_WC.sum(0) - top_C - sum_C.log()
 
 
 def _own(ids_T: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mmdata.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel import mesh
+from mmtrain.parallel.accumulate import set_micro_batch
 from mmtrain.parallel.apply import apply_parallel
 from mmtrain.train.optimizer import build_optimizer
-from mmtrain.train.step import train_step
+from mmtrain.train.step import model_inputs, train_step
 from tests.dist.pool import Pool
 
 ROWS, SEQ = 8, 48
@@ -70,6 +72,7 @@ def single(pool: Pool) -> tuple:
         (2, ParallelConfig()),
         (4, ParallelConfig(sync_every_micro_batch=True)),
         (4, ParallelConfig(reshard_after_forward=False, activation_checkpoint=True)),
+        (2, ParallelConfig(reshard_after_forward=False, sync_every_micro_batch=True)),
     ],
 )
 def test_weights_gradients_and_step_equal_one_process(
@@ -87,3 +90,26 @@ def test_weights_gradients_and_step_equal_one_process(
     assert many_result.drop_rate == pytest.approx(result.drop_rate) and max(result.drop_rate) > 0.1
     assert many_result.router_load == [pytest.approx(layer) for layer in result.router_load]
     assert many_result.flops == pytest.approx(result.flops)
+
+
+def gathered_after_micro_batches(parallel: ParallelConfig) -> list[bool]:
+    """Whether a rank holds its blocks' parameters whole after each micro-batch's backward."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32).to_empty(device="cpu")
+    initialise(model, 7)
+    found = []
+    for row in range(3):
+        set_micro_batch(model, parallel, last=row == 2)
+        out = model(*model_inputs(batch(row), context.device))
+        (out.ce_sum + out.aux_loss).backward()
+        whole = {not isinstance(parameter, DTensor) for parameter in model.layers.parameters()}
+        assert len(whole) == 1
+        found.append(whole.pop())
+    mesh.stop()
+    return found
+
+
+@pytest.mark.parametrize("reshard", [False, True])
+def test_parameters_kept_between_forward_and_backward_are_gathered_once_a_step(pool: Pool, reshard: bool) -> None:
+    parallel = ParallelConfig(reshard_after_forward=reshard)
+    assert pool.run(gathered_after_micro_batches, parallel, world=2) == [[not reshard, not reshard, False]] * 2

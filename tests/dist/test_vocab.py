@@ -5,6 +5,8 @@ Legend: T tokens, W ranks, S = T / W, D model width, V vocabulary, N rows of a r
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
+from mmtrain.parallel import vocab
 from mmtrain.parallel.vocab import vocab_parallel_cross_entropy, vocab_parallel_embedding
 from tests.dist.pool import Pool
 
@@ -49,12 +52,15 @@ def embedding(tokens_T: Tensor, shards: list[int], dtype: torch.dtype) -> tuple[
     return out_SD.detach(), weight_ND.grad
 
 
-def cross_entropy(labels_T: Tensor, shards: list[int], dtype: torch.dtype, trained: str) -> tuple[Tensor | None, ...]:
-    """Loss and gradients of x and weight on this rank."""
+def cross_entropy(
+    labels_T: Tensor, shards: list[int], dtype: torch.dtype, trained: str, in_place: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Loss and gradients of x and weight on this rank; `in_place`: with one buffer of logits, as where kernels run."""
     group, rank, first = place(shards)
     x_SD = hidden(dtype).chunk(len(shards))[rank].clone().requires_grad_("x" in trained)
     weight_ND = table(dtype).split(shards)[rank].clone().requires_grad_("w" in trained)
-    loss = vocab_parallel_cross_entropy(x_SD, weight_ND, labels_T, first, CHUNK, group)
+    with patch.object(vocab, "has_kernel", lambda _: in_place):
+        loss = vocab_parallel_cross_entropy(x_SD, weight_ND, labels_T, first, CHUNK, group)
     (loss * UPSTREAM).backward()
     return loss.detach(), x_SD.grad, weight_ND.grad
 
@@ -85,13 +91,14 @@ def test_embedding(pool: Pool, shards: list[int], dtype: torch.dtype) -> None:
     assert torch.equal(torch.cat(grads), weight_VD.grad)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shards", SHARDS, ids=str)
-def test_cross_entropy(pool: Pool, shards: list[int], dtype: torch.dtype) -> None:
+def test_cross_entropy(pool: Pool, shards: list[int], dtype: torch.dtype, in_place: bool) -> None:
     x_TD, weight_VD = hidden(dtype).requires_grad_(), table(dtype).requires_grad_()
     loss = linear_cross_entropy(x_TD, weight_VD, labels(), CHUNK)
     (loss * UPSTREAM).backward()
-    results = pool.run(cross_entropy, labels(), shards, dtype, "xw", world=len(shards))
+    results = pool.run(cross_entropy, labels(), shards, dtype, "xw", in_place, world=len(shards))
     losses, dxs, dweights = zip(*results, strict=True)
     assert all(torch.equal(each, losses[0]) for each in losses)
     assert [len(dweight) for dweight in dweights] == shards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
+from mmkernels.triton_support import INTERPRETED
+from mmtrain.model import loss as loss_module
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
 from tests.model.small import draw, relative
 
@@ -24,6 +28,20 @@ LABELS = {
 }
 
 
+@pytest.fixture(params=["in torch", "by kernels"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As on a CPU, and as on a GPU, with the kernels where the interpreter runs them on CPU tensors."""
+    if request.param == "by kernels":
+        monkeypatch.setattr(loss_module, "has_kernel", lambda _: True)
+        for call in (row_statistics, logits_to_gradient_):
+
+            def run(x: Tensor, *rest: Tensor, call: Callable = call) -> Tensor:
+                return call(x, *rest, backend="triton" if INTERPRETED and x.dtype != torch.float64 else "naive")
+
+            monkeypatch.setattr(loss_module, call.__name__, run)
+    return request.param
+
+
 def inputs(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[Tensor, Tensor, Tensor]:
     labels = torch.randint(0, VOCAB, (tokens,), generator=torch.Generator().manual_seed(3))
     x, weight = draw(tokens, WIDTH, seed=1, dtype=dtype), draw(VOCAB, WIDTH, seed=2, dtype=dtype)
@@ -33,7 +51,9 @@ def inputs(dtype: torch.dtype, tokens: int = TOKENS) -> tuple[Tensor, Tensor, Te
 @pytest.mark.parametrize("chunk", [1, 8, 36, 37, 1000])
 @pytest.mark.parametrize("case", LABELS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-def test_equals_cross_entropy_with_gradients(dtype: torch.dtype, tolerance: float, case: str, chunk: int) -> None:
+def test_equals_cross_entropy_with_gradients(
+    dtype: torch.dtype, tolerance: float, case: str, chunk: int, path: str
+) -> None:
     x, weight, labels = inputs(dtype)
     labels = LABELS[case](labels)
     loss = linear_cross_entropy(x, weight, labels, chunk)
@@ -48,7 +68,7 @@ def test_equals_cross_entropy_with_gradients(dtype: torch.dtype, tolerance: floa
     assert torch.count_nonzero(x.grad[labels == IGNORE]) == 0
 
 
-def test_large_logits_do_not_overflow() -> None:
+def test_large_logits_do_not_overflow(path: str) -> None:
     x, weight, labels = inputs(torch.float32)
     loss = linear_cross_entropy(x * 1e4, weight, labels, 8)
     expected = F.cross_entropy(x.double() * 1e4 @ weight.double().T, labels, reduction="sum")
@@ -62,7 +82,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("needed", ["x", "weight", "neither"])
-def test_only_the_gradients_asked_for(needed: str) -> None:
+def test_only_the_gradients_asked_for(needed: str, path: str) -> None:
     x, weight, labels = inputs(torch.float64)
     exact = F.cross_entropy(x @ weight.T, labels, reduction="sum")
     full = dict(zip(("x", "weight"), torch.autograd.grad(exact, (x, weight)), strict=True))
@@ -77,7 +97,7 @@ def test_only_the_gradients_asked_for(needed: str) -> None:
         assert relative(held[needed].grad, full[needed]) < 1e-12
 
 
-def test_no_tokens_give_zero_loss_and_zero_gradients() -> None:
+def test_no_tokens_give_zero_loss_and_zero_gradients(path: str) -> None:
     x, weight, labels = inputs(torch.float32, tokens=0)
     loss = linear_cross_entropy(x, weight, labels, 8)
     loss.backward()
@@ -85,7 +105,7 @@ def test_no_tokens_give_zero_loss_and_zero_gradients() -> None:
     assert weight.grad.shape == weight.shape and torch.count_nonzero(weight.grad) == 0
 
 
-def test_bf16_inputs_are_summed_in_fp32() -> None:
+def test_bf16_inputs_are_summed_in_fp32(path: str) -> None:
     x, weight, labels = inputs(torch.bfloat16, tokens=300)
     loss = linear_cross_entropy(x, weight, labels, 1)
     loss.backward()
@@ -95,6 +115,20 @@ def test_bf16_inputs_are_summed_in_fp32() -> None:
     assert loss.dtype == torch.float32 and x.grad.dtype == weight.grad.dtype == torch.bfloat16
     assert relative(loss, expected) < 2e-3
     # A sum of 300 chunks in bf16 is off by 1.4e-2.
+    assert relative(weight.grad, exact[1].grad) < 4e-3 and relative(x.grad, exact[0].grad) < 4e-3
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_gradients_of_weights_are_summed_in_fp32() -> None:
+    x, weight, labels = (t.detach().cuda() for t in inputs(torch.bfloat16, tokens=3000))
+    exact = [t.double().requires_grad_() for t in (x, weight)]
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    labels[::5] = IGNORE
+    loss = linear_cross_entropy(x, weight, labels, 100)
+    loss.backward()
+    expected = F.cross_entropy(F.linear(*exact), labels, ignore_index=IGNORE, reduction="sum")
+    expected.backward()
+    assert relative(loss, expected) < 2e-3
     assert relative(weight.grad, exact[1].grad) < 4e-3 and relative(x.grad, exact[0].grad) < 4e-3
 
 

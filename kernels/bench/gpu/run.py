@@ -22,6 +22,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != HE
 import torch  # noqa: E402
 
 from bench.gpu import (  # noqa: E402
+    cross_entropy,
     curve,
     decode,
     errors,
@@ -54,8 +55,9 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "moe": moe.moe,
     "swiglu": moe.activation,
     "norms": norms.norms,
+    "loss": cross_entropy.cross_entropy,
 }
-TUNED = GROUPS.keys() - {"decode", "moe", "swiglu", "norms", "softmax"}
+TUNED = GROUPS.keys() - {"decode", "moe", "swiglu", "norms", "softmax", "loss"}
 """Groups in which FLA's chunked kernels run."""
 QUICK_LIMIT = 32768
 

@@ -1,0 +1,89 @@
+"""The public functions: checks and dispatch.
+
+Legend: C tokens, V columns of the vocabulary (all, or those of one tensor-parallel rank).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmkernels.checks import ALL_DTYPES, check_kind, use_triton
+from mmkernels.cross_entropy.naive import naive_logits_to_gradient_, naive_row_statistics
+from mmkernels.errors import KernelArgumentError
+
+OTHERS = ("naive",)
+
+
+def row_statistics(logits_CV: Tensor, labels_C: Tensor, *, backend: str = "auto") -> Tensor:
+    """What a row's softmax and loss need, and what ranks that hold other columns have to know of it.
+
+    Args:
+        logits_CV: bfloat16, float16 or float32 (float64 too without the kernel), contiguous; V may be 0.
+        labels_C: int64, columns of this tensor; one outside of [0, V) is no column here.
+        backend: "auto" (the kernel on CUDA, else "naive"), "triton" or "naive" (torch, with temporaries of [C, V]).
+
+    Returns:
+        fp32 (float64 for float64) [3, C]: the largest logit (-inf without columns), the sum of
+        ``exp(logit - largest)``, and the label's logit, 0 where it is no column here.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    _check(logits_CV, labels_C)
+    if use_triton(backend, "logits_CV", logits_CV, others=OTHERS) and logits_CV.numel():
+        from mmkernels.cross_entropy.fused import triton_row_statistics
+
+        return triton_row_statistics(logits_CV, labels_C)
+    return naive_row_statistics(logits_CV, labels_C)
+
+
+def logits_to_gradient_(
+    logits_CV: Tensor, labels_C: Tensor, top_C: Tensor, sum_C: Tensor, at_label_C: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """Overwrite logits by ``softmax - onehot``, the gradient of each row's cross-entropy.
+
+    Args:
+        logits_CV: as for :func:`row_statistics`; holds ``exp(logit - top) / sum`` afterwards, rounded once.
+        labels_C: as for :func:`row_statistics`.
+        top_C: the largest logit over the columns of all ranks, in the statistics' dtype.
+        sum_C: the sum of ``exp(logit - top)`` over them, likewise.
+        at_label_C: what the label's column gets, likewise: ``expm1`` of its log-probability, which has digits left
+            where a rounded probability minus 1 has none.
+        backend: as for :func:`row_statistics`.
+
+    Returns:
+        `logits_CV` itself.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    _check(logits_CV, labels_C)
+    for name, x in (("top_C", top_C), ("sum_C", sum_C), ("at_label_C", at_label_C)):
+        check_kind(name, x, 1, (torch.promote_types(logits_CV.dtype, torch.float32),))
+        _check_beside(name, x, logits_CV)
+    if use_triton(backend, "logits_CV", logits_CV, others=OTHERS) and logits_CV.numel():
+        from mmkernels.cross_entropy.fused import triton_logits_to_gradient_
+
+        return triton_logits_to_gradient_(logits_CV, labels_C, top_C, sum_C, at_label_C)
+    return naive_logits_to_gradient_(logits_CV, labels_C, top_C, sum_C, at_label_C)
+
+
+def has_kernel(x: Tensor) -> bool:
+    """Whether `backend="auto"` runs the kernels on tensors like this, so that nothing else of its size is needed."""
+    return use_triton("auto", "x", x)
+
+
+def _check(logits_CV: Tensor, labels_C: Tensor) -> None:
+    check_kind("logits_CV", logits_CV, 2, ALL_DTYPES)
+    if not logits_CV.is_contiguous():
+        raise KernelArgumentError("logits_CV", f"strides {list(logits_CV.stride())}", "a contiguous tensor")
+    check_kind("labels_C", labels_C, 1, (torch.int64,))
+    _check_beside("labels_C", labels_C, logits_CV)
+
+
+def _check_beside(name: str, x: Tensor, logits_CV: Tensor) -> None:
+    if x.shape[0] != logits_CV.shape[0]:
+        raise KernelArgumentError(name, f"{x.shape[0]} elements", f"one a row of logits_CV, {logits_CV.shape[0]}")
+    if x.device != logits_CV.device:
+        raise KernelArgumentError(name, f"device {x.device}", f"the device of logits_CV, {logits_CV.device}")
