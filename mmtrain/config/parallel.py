@@ -14,7 +14,8 @@ class ParallelConfig:
     Attributes:
         micro_batch_rows: rows that one process runs at once.
         activation_checkpoint: recompute each block in backward.
-        reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3) or keep them (ZeRO-2).
+        reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
+            step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next).
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
         tp: tensor parallelism of attention, embedding, head and loss, with sequence parallelism.
         pp: pipeline parallelism; ranks that share the depth.
