@@ -37,4 +37,5 @@ def plan_attention(
     )
     if count == 0:
         return None
+    torch.cuda.empty_cache()  # blocks of the longest documents, which the model need not have
     return f"softmax attention planned for {count} lengths of documents in {time.perf_counter() - began:.1f} s"

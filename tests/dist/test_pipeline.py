@@ -40,6 +40,7 @@ QUICK = {
     "TP2": (SHALLOW, {"tp": 2}, 4, 4),
     "EP2": (SHALLOW, {"ep": 2}, 8, 4),
     "DP2, synchronised": (SHALLOW, {"sync_every_micro_batch": True}, 8, 4),
+    "DP2, gathered once": (SHALLOW, {"reshard_after_forward": False}, 8, 4),
 }
 WIDE = {
     "PP4": (MODEL, {"pp": 4}, 8, 4),

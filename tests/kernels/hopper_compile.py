@@ -82,6 +82,7 @@ def attention(
 
 def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
+    from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
     from mmkernels.lightning import lightning_decode_step, lightning_segment_states
     from mmkernels.moe import permute, route, sort_arrivals, take_rows, to_places, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
@@ -116,6 +117,9 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
 
     swiglu_grad(tensor(rows, 2 * 9216), tensor(rows, 9216), **triton)
 
+    with torch.no_grad():
+        logits, labels = tensor(rows, 200_064), torch.zeros(rows, dtype=torch.int64)
+        logits_to_gradient_(logits, labels, *row_statistics(logits, labels, **triton), **triton)
     for dtype, experts in ((torch.bfloat16, 32), (torch.bfloat16, 200), (torch.float32, 64)):
         x, weight = tensor(tokens, 6144, dtype=dtype), tensor(experts, 6144, dtype=torch.float32)
         yield router_logits(x, weight, **triton)

@@ -19,6 +19,8 @@ SHARED_BYTES = 232448
 """What one program may have on an H100."""
 # Kernels that stream rows or states: anything narrower than 16 bytes costs them their bandwidth.
 STREAMING = [
+    "cross_entropy.fused._gradient_kernel",
+    "cross_entropy.fused._statistics_kernel",
     "lightning.decode_kernel.decode_kernel",
     "moe.permute_kernels.gather_kernel",
     "moe.permute_kernels.permute_kernel",
