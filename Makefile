@@ -85,9 +85,10 @@ bench-kernels: $(READY)  ## every kernel on this machine's GPU beside its peers 
 GPUS ?= 4
 MOE_OUT ?= mmtrain/bench/results/$(shell date +%F)-moe-$(GPUS)gpu
 MOE = $(PY) -m torch.distributed.run --standalone --nproc-per-node $(GPUS) -m mmtrain.bench.moe_gpu --trace 4 --out $(MOE_OUT)
-bench-moe: $(READY) $(CORPUS)/manifest.json  ## an MoE layer over this machine's GPUs beside megatron-core's (GPUS=4)
+bench-moe: $(READY) $(CORPUS)/manifest.json  ## MoE layer beside megatron-core's, NCCL, and whole steps on this machine's GPUs (GPUS=4)
 	$(MOE) --ep $(GPUS)
 	$(MOE) --ep $$(( $(GPUS) / 2 )) --etp 2 --tp 2
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(GPUS) -m mmtrain.bench.nccl_gpu --out $(MOE_OUT)
 	$(PY) -m mmtrain.bench.scaling_gpu --data $(CORPUS) --gpus $(GPUS) --rows 8 --out $(MOE_OUT) parallel.micro_batch_rows=4 \
 		parallel.reshard_after_forward=false --layout parallel.ep=$(GPUS) --layout parallel.ep=1
 
