@@ -1,8 +1,8 @@
 """cuDNN's graphs, built before they are needed.
 
 Torch builds one for each shape that it meets, forward and backward, and keeps it. On an H200's host that takes 35 and
-55 ms, as long as the attention of a document of 16K tokens, with the GPU idle. In a run over many ranks nearly every
-step would wait for some rank that meets a length for the first time.
+55 ms, nearly as long as the attention of 32K tokens with 64 heads, and the GPU is idle. In a run over many ranks nearly
+every step would wait for some rank that meets a length for the first time.
 
 Legend: T tokens, H heads, G key/value heads, D head width.
 """
