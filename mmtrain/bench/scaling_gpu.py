@@ -44,7 +44,7 @@ def train(data: Path, gpus: int, rows: int, overrides: list[str], first: int = 0
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus),
                    str(LAUNCHER), *MODEL, *RUN, *batch, f"data.path={data}", f"run.dir={folder}", "run.name=run",
                    *overrides]  # fmt: skip
-        visible = ",".join(str(gpu) for gpu in range(first, first + gpus))
+        visible = ",".join(_devices()[first : first + gpus])
         done = subprocess.run(command, capture_output=True, text=True, check=False,
                               env={**os.environ, "CUDA_VISIBLE_DEVICES": visible})  # fmt: skip
         if done.returncode != 0:
@@ -56,6 +56,12 @@ def train(data: Path, gpus: int, rows: int, overrides: list[str], first: int = 0
     return {"gpus": gpus, "overrides": overrides, "tokens_per_s_gpu": round(median["tokens_per_s"] / gpus, 1),
             "mfu": round(median["mfu"], 4), "step_s": round(median["step_s"], 4), "hidden": hidden,
             "exchange_s": steps[-1].get("exchange_s"), "drop_rate": steps[-1]["drop_rate"], "notes": notes}  # fmt: skip
+
+
+def _devices() -> list[str]:
+    """This machine's GPUs, or those of them that the environment names."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(gpu) for gpu in range(torch.cuda.device_count())]
 
 
 def train_alone(data: Path, gpus: int, rows: int, overrides: list[str]) -> list[dict[str, Any]]:

@@ -89,7 +89,8 @@ class Trainer:
             tokens = parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)
             if choice := tune_groups(self.model, self.config.model, self.context, tokens, self.dtype):
                 report.note(str(choice))
-        if planned := plan_attention(self.model, self.config, self.context, self.dtype, max(lengths)):
+        recompute = parallel.activation_checkpoint
+        if planned := plan_attention(self.model, self.context, self.dtype, max(lengths), recompute):
             report.note(planned)
 
     def _step(self, run_step: RunStep, batches: Iterator[PackedBatch], report: Report) -> None:

@@ -5,35 +5,37 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import nn
 
 from mmkernels.softmax import build_plans
-from mmtrain.config import PretrainConfig
+from mmtrain.model.model import HybridLM
 from mmtrain.model.softmax import SoftmaxAttention
 from mmtrain.parallel.mesh import ParallelContext
 
 
 def plan_attention(
-    model: nn.Module, config: PretrainConfig, context: ParallelContext, dtype: torch.dtype, seq_len: int
+    model: HybridLM, context: ParallelContext, dtype: torch.dtype, seq_len: int, recompute: bool
 ) -> str | None:
     """Build cuDNN's graphs for every length that documents of rows of `seq_len` tokens can have.
 
     Each rank has documents of its own, so without this nearly every step of a long beginning waits for some rank's.
+
+    Args:
+        recompute: whether blocks are computed again in backward, as activation checkpointing does.
 
     Returns:
         What was done, for the log; None if there was nothing to do.
     """
     if not any(isinstance(module, SoftmaxAttention) for module in model.modules()):
         return None
-    began, tp = time.perf_counter(), context.layout.tp
+    began, config, tp = time.perf_counter(), model.config, context.layout.tp
     count = build_plans(
-        config.model.num_heads // tp,
-        max(1, config.model.num_kv_heads // tp),  # fewer than ranks are replicated
-        config.model.head_dim,
+        config.num_heads // tp,
+        max(1, config.num_kv_heads // tp),  # fewer than ranks are replicated
+        config.head_dim,
         dtype,
         context.device,
         seq_len,
-        recompute=config.parallel.activation_checkpoint,
+        recompute=recompute,
     )
     if count == 0:
         return None
