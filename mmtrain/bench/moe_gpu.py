@@ -37,6 +37,8 @@ from mmtrain.parallel.layout import Layout, plan_layout
 from mmtrain.parallel.routing import RoutedWhole
 
 EXPERTS, TOP_K, CAPACITY = 32, 2, 1.25
+EXCHANGES = ("direct", "collectives")
+"""A single group is measured with both."""
 PEER = "megatron-core"
 
 
@@ -59,7 +61,9 @@ def model_config(shape: Shape) -> ModelConfig:
                        rotary_dim=64, capacity_factor=CAPACITY)  # fmt: skip
 
 
-def our_moe(shape: Shape, context: mesh.ParallelContext, groups: int) -> tuple[nn.Module, ExchangedExperts]:
+def our_moe(
+    shape: Shape, context: mesh.ParallelContext, groups: int, exchange: str = "auto"
+) -> tuple[nn.Module, ExchangedExperts]:
     """Our layer with this rank's experts, and what runs them."""
     layout = context.layout
     with torch.device("meta"):
@@ -70,7 +74,7 @@ def our_moe(shape: Shape, context: mesh.ParallelContext, groups: int) -> tuple[n
         setattr(moe.experts, name, nn.Parameter(weight))
     moe.router.weight = nn.Parameter(torch.randn(EXPERTS, shape.hidden, device=context.device) * 0.02)
     tensor = context.dense["tp"].get_group()
-    call = ExchangedExperts(context.expert["ep", "etp"], tensor, context.device, groups)
+    call = ExchangedExperts(context.expert["ep", "etp"], tensor, context.device, groups, exchange)
     moe.experts.call = call
     if tensor.size() > 1:
         moe.router.tokens = RoutedWhole(tensor)
@@ -122,10 +126,12 @@ def hidden(call: ExchangedExperts, both: Callable[[], object], repeats: int = 8)
     return {"communication_ms": round(seconds / repeats * 1e3, 3), "hidden": round(1 - waited / seconds, 3)}
 
 
-def measure_ours(shape: Shape, context: mesh.ParallelContext, tokens: int, groups: int) -> dict[str, Any]:
+def measure_ours(
+    shape: Shape, context: mesh.ParallelContext, tokens: int, groups: int, exchange: str
+) -> dict[str, Any]:
     """Our layer with so many groups."""
     torch.manual_seed(context.rank)
-    moe, call = our_moe(shape, context, groups)
+    moe, call = our_moe(shape, context, groups, exchange)
     x_TD = torch.randn(tokens, shape.hidden, device=context.device, dtype=torch.bfloat16, requires_grad=True)
 
     def layer(x_TD: Tensor) -> Tensor:
@@ -165,9 +171,11 @@ def measure_shape(name: str, context: mesh.ParallelContext, groups: list[int], p
     """Rows of one shape, each printed when it is there."""
     shape, layout, rows = SHAPES[name], context.layout, []
     tokens = shape.tokens // layout.tp
-    for number in (*groups, None) if peer else groups:
-        kind = PEER if number is None else f"G={number}"
-        found = measure_peer(shape, context, tokens) if number is None else measure_ours(shape, context, tokens, number)
+    ways = [(number, exchange) for number in groups for exchange in (EXCHANGES if number == 1 else EXCHANGES[-1:])]
+    for number, exchange in (*ways, (0, PEER)) if peer else ways:
+        kind = f"G={number}, {exchange}" if number else PEER
+        found = (measure_ours(shape, context, tokens, number, exchange) if number
+                 else measure_peer(shape, context, tokens))  # fmt: skip
         rows.append({"layout": f"EP{layout.ep} x ETP{layout.etp}, TP{layout.tp}", "shape": name, "kind": kind, **found})
         torch.cuda.empty_cache()
         if context.is_main:

@@ -29,6 +29,9 @@ class ParallelConfig:
         token_groups: groups of a rank's experts, each with the tokens sent to it: one travels while another computes. A
             multiple of the number of experts cuts the tokens of each one too.
             ``auto`` measures at the start of a run which number is fastest, which need not be the same in the next run.
+        exchange: how rows reach the experts of other ranks: ``direct``, out of the other GPUs' memory, which needs one
+            token group, a capacity of each micro-batch's own, and ep (and etp, if above 1, the same ranks as tp) on one
+            host; ``collectives``, whatever the layout; or ``auto``, which is direct on GPUs where it can be.
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
         aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
             or of the ``global_batch``. The last are the step before's; at the first step all are even.
@@ -46,6 +49,7 @@ class ParallelConfig:
     pp_schedule: str = "1f1b"
     pp_chunks: int = 1
     token_groups: int | str = 1
+    exchange: str = "auto"
     global_router: bool = False
     aux_loss_over: str = "micro_batch"
 
@@ -57,6 +61,8 @@ class ParallelConfig:
         groups = self.token_groups
         require(groups == "auto" or (isinstance(groups, int) and groups >= 1), "parallel.token_groups", groups,
                  "must be a number from 1 on, or auto", "for example 1")  # fmt: skip
+        choose("parallel.exchange", self.exchange, ("auto", "direct", "collectives"))
+        self._check_direct()
         require(self.cp == 1, "parallel.cp", self.cp, "context parallelism is not available yet", "give parallel.cp=1")
         choose("parallel.pp_schedule", self.pp_schedule, ("1f1b", "interleaved", "zero_bubble"))
         require(self.pp_schedule != "interleaved" or self.pp_chunks > 1, "parallel.pp_chunks", self.pp_chunks,
@@ -74,3 +80,16 @@ class ParallelConfig:
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
                  f"micro-batches, each on tp={self.tp} ranks", "raise parallel.ep, or turn it off")  # fmt: skip
         choose("parallel.aux_loss_over", self.aux_loss_over, ("micro_batch", "sequence", "global_batch"))
+
+    def _check_direct(self) -> None:
+        """Refuse to read rows directly where collectives are needed."""
+        why = (
+            "rows travel where ep is above 1" if self.ep == 1
+            else f"token_groups={self.token_groups} overlaps collectives with computing" if self.token_groups != 1
+            else f"slices of experts on etp={self.etp} ranks need their rows from others than tp={self.tp}"
+            if self.etp not in (1, self.tp)
+            else "the rows of a pooled capacity have no fixed places" if self.global_router
+            else None
+        )  # fmt: skip
+        require(self.exchange != "direct" or why is None, "parallel.exchange", self.exchange, str(why),
+                 "give parallel.exchange=auto, which takes what works")  # fmt: skip

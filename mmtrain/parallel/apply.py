@@ -47,7 +47,7 @@ def apply_parallel(
     if layout.ep * layout.etp > 1:
         axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
         groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later
-        call = ExchangedExperts(axes, tensor, context.device, groups)
+        call = ExchangedExperts(axes, tensor, context.device, groups, config.exchange)
         apply_expert_parallel(model, axes, tensor, call)
     apply_routing(model, context, config)
     stages = [model]

@@ -24,16 +24,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from mmkernels.moe import Arrivals, Route, permute, to_places, unpermute
+from mmtrain.errors import ConfigError
 from mmtrain.model.experts import Experts
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
+from mmtrain.parallel.desks import Desks, Unreachable
 from mmtrain.parallel.groups import Places, cut, exact_groups, in_parts, parts_of
 from mmtrain.parallel.lanes import Lanes
 from mmtrain.parallel.local import place
 from mmtrain.parallel.nccl import in_line, one_host
-from mmtrain.parallel.overlap import Job, Travel, run_groups
+from mmtrain.parallel.overlap import Job, run_groups
 from mmtrain.parallel.routing import RoutedWhole, part_of
+from mmtrain.parallel.travel import Collectives, Reading
 
 
 def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, tensor: ProcessGroup, call: ExchangedExperts) -> None:
@@ -62,16 +65,28 @@ def expert_call(model: nn.Module) -> ExchangedExperts | None:
 class ExchangedExperts:
     """Runs experts that other ranks hold, in groups, with rows on their way while others are multiplied.
 
+    A single group, whose rows nothing hides, is read out of the other GPUs' memory, where all of them are on one host.
     Under a capacity, shapes are fixed and the host never waits for the device. Without one, or where micro-batches pool
     theirs, every host learns how many rows each rank sends, for which it waits.
 
     Attributes:
         lanes: where communication runs.
         whole: whether each rank of tensor parallelism sends all the micro-batch's rows, to its slice of the experts.
+        desks: where the rows of a single group under a capacity are read by other ranks; None if collectives move them.
+
+    Args:
+        mesh: with the axes ep and etp.
+        tensor: the ranks that hold parts of one micro-batch.
+        groups: see `parallel.token_groups`.
+        exchange: see `parallel.exchange`.
+
+    Raises:
+        ConfigError: rows are to be read, and these ranks cannot read each other's memory.
     """
 
-    def __init__(self, mesh: DeviceMesh, tensor: ProcessGroup, device: torch.device, groups: int = 1) -> None:
-        """`mesh` has the axes ep and etp, `tensor` the ranks that hold parts of one micro-batch."""
+    def __init__(
+        self, mesh: DeviceMesh, tensor: ProcessGroup, device: torch.device, groups: int = 1, exchange: str = "auto"
+    ) -> None:
         self.tensor, self.device = tensor, device
         self.ranks, self.slices = mesh["ep"].size(), mesh["etp"].size()
         self.rank, self.slice = mesh["ep"].get_local_rank(), mesh["etp"].get_local_rank()
@@ -79,7 +94,7 @@ class ExchangedExperts:
         # P times the rows then travel along ep, but none along etp: right unless ep leaves the host.
         same = dist.get_process_group_ranks(tensor) == dist.get_process_group_ranks(self.etp)
         self.whole = same and self.slices > 1 and one_host(self.ep)
-        self.lanes = Lanes(device)
+        self.lanes, self.exchange = Lanes(device), exchange
         self._places: dict[tuple[int, int, int], Places] = {}
         self.groups = groups
 
@@ -93,14 +108,30 @@ class ExchangedExperts:
         self._groups = number
         self.lanes.aside = number > 1  # one group has nothing to compute meanwhile
         self._links = (self.ep, self.etp) if number > 1 else self._in_line
+        self.desks = None if number > 1 else self._reach
 
     @cached_property
     def _in_line(self) -> tuple[ProcessGroup, ProcessGroup]:
         return in_line(self.ep, self.device), in_line(self.etp, self.device)
 
-    def _travel(self, along_etp: bool) -> Travel:
+    @cached_property
+    def _reach(self) -> Desks | None:
+        near = self.ranks > 1 and one_host(self.ep) and (self.slices == 1 or self.whole)
+        if self.exchange == "collectives" or (self.exchange == "auto" and not (near and self.device.type == "cuda")):
+            return None
+        reason = "its ranks are not those of one host, alone or with tp and etp the same"
+        try:
+            if near:
+                return Desks(self.ep, self.device)
+        except Unreachable as error:
+            reason = str(error)
+        if self.exchange == "direct":
+            raise ConfigError("parallel.exchange", "direct", f"ep={self.ranks}: {reason}", "give auto or collectives")
+        return None
+
+    def _collectives(self, along_etp: bool) -> Collectives:
         ep, etp = self._links
-        return Travel(ep, etp if along_etp and self.slices > 1 else None, self.lanes)
+        return Collectives(ep, etp if along_etp and self.slices > 1 else None, self.lanes)
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """See :class:`~mmtrain.model.experts.ExpertCall`; the plan is that of all N tokens."""
@@ -114,7 +145,8 @@ class ExchangedExperts:
         sent = to_places(plan, places.start_E, first, capacity)
         count_A = sent.count_E.new_empty(self.all.size() * sent.count_E.numel())
         counted = self.lanes.run("counts", lambda: gather_into(count_A, sent.count_E, self.all))
-        x_RD = permute(gather_rows(x_TD, self.tensor), sent, clear=False)
+        lay = None if self.desks is None else self.desks.lay
+        x_RD = permute(gather_rows(x_TD, self.tensor), sent, clear=False, rows=lay)
 
         def sortings() -> list[Arrivals]:
             self.lanes.wait(counted)
@@ -122,9 +154,11 @@ class ExchangedExperts:
             senders = slice(self.slice, self.slice + 1) if self.whole else slice(None)
             return places.sortings(count_WPWL[:, senders, self.rank])
 
-        job = Job(places.groups, sortings, self._travel(not self.whole), parts)
+        direct = self.desks is not None
+        travel = Reading(self.desks, sent.token_R, self.lanes) if direct else self._collectives(not self.whole)
+        job = Job(places.groups, sortings, travel, parts)
         y_RD = run_groups(x_RD, experts.w13_E2FD, experts.w2_EDF, job)
-        return scatter_sum_rows(unpermute(y_RD, sent.weight_TK, sent, clear=False), self.tensor)
+        return scatter_sum_rows(unpermute(y_RD, sent.weight_TK, sent, clear=False, rows=lay), self.tensor)
 
     def _share(self, capacity: int) -> tuple[int, int]:
         """The places of each expert that this rank sends to: the first one's number, and how many."""
@@ -149,7 +183,7 @@ class ExchangedExperts:
         gather_into(count_A, plan.count_E, self.all)
         count_WPWL = count_A.to("cpu", torch.int64).view(self.ranks, self.slices, self.ranks, held)
         groups, sortings = exact_groups(count_WPWL, cuts, self.rank, self.slice, x_TD.device)
-        job = Job(groups, lambda: sortings, self._travel(True), parts)
+        job = Job(groups, lambda: sortings, self._collectives(True), parts)
         y_RD = run_groups(permute(x_TD, sent), experts.w13_E2FD, experts.w2_EDF, job)
         return unpermute(y_RD, plan.weight_TK, sent)
 

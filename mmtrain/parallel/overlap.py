@@ -4,64 +4,23 @@ Rows of all groups are sent off at once, in order; the results of a group travel
 backward, gradients of rows are sent back before those of a group's weights are computed, which hides their way too.
 
 Legend: R rows to send and to get back, D model width, F expert width (of this rank's slice), L experts of this rank,
-S rows of a group sorted by expert, W ranks along ep, P ranks along etp.
+S rows of a group sorted by expert.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.distributed import ProcessGroup
 
-from mmkernels.moe import Arrivals, take_rows
+from mmkernels.moe import Arrivals
 from mmkernels.swiglu import swiglu, swiglu_grad
-from mmtrain.parallel.collectives import exchange_into, gather_into, scatter_sum_into
 from mmtrain.parallel.groups import Group
-from mmtrain.parallel.lanes import Lanes, Pending
-
-
-@dataclass(frozen=True)
-class Travel:
-    """The way of a group's rows to the ranks that have its experts, and back.
-
-    Out: all-to-all over ep, all-gather over etp. Home: reduce-scatter over etp, all-to-all over ep. As each is the
-    other's transpose, gradients take the same two ways.
-
-    Attributes:
-        etp: None if rows do not travel along it.
-    """
-
-    ep: ProcessGroup
-    etp: ProcessGroup | None
-    lanes: Lanes
-
-    def out(self, group: Group, x_RD: Tensor) -> tuple[Tensor, Pending]:
-        """Send a group's rows off; returns the P * padded rows that will have arrived."""
-        arrived = x_RD.new_empty(group.padded, x_RD.shape[1])
-        exchange = partial(
-            exchange_into, arrived[: group.arriving], x_RD[group.rows], group.receive, group.send, self.ep
-        )
-        pending = self.lanes.run("ep", exchange)
-        if self.etp is None:
-            return arrived, pending
-        gathered = x_RD.new_empty(self.etp.size() * group.padded, x_RD.shape[1])
-        return gathered, self.lanes.run("etp", partial(gather_into, gathered, arrived, self.etp), pending)
-
-    def home(self, group: Group, rows_MD: Tensor, into_RD: Tensor) -> Pending:
-        """Send P * padded rows back to where they came from, into the group's rows of `into`."""
-        pending, arrived = None, rows_MD
-        if self.etp is not None:
-            arrived = rows_MD.new_empty(group.padded, rows_MD.shape[1])
-            pending = self.lanes.run("etp", partial(scatter_sum_into, arrived, rows_MD, self.etp))
-        into = into_RD[group.rows]
-        back = partial(exchange_into, into, arrived[: group.arriving], group.send, group.receive, self.ep)
-        return self.lanes.run("ep", back, pending)
+from mmtrain.parallel.travel import Travel
 
 
 @dataclass(frozen=True)
@@ -96,21 +55,19 @@ class _Groups(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_RD: Tensor, w13_L2FD: Tensor, w2_LDF: Tensor, job: Job) -> Tensor:
-        travel, lanes = job.travel, job.travel.lanes
+        travel = job.travel
         arrivals = [travel.out(group, x_RD) for group in job.groups]
         sortings, y_RD = job.sortings(), torch.empty_like(x_RD)
         saved, homes = [], []
-        for group, sorting, (rows_MD, pending) in zip(job.groups, sortings, arrivals, strict=True):
-            lanes.wait(pending)
-            x_SD, w2 = _move(rows_MD, sorting.source_M), w2_LDF[job.experts(group)]
+        for group, sorting, arriving in zip(job.groups, sortings, arrivals, strict=True):
+            x_SD, w2 = travel.sorted(arriving, sorting), w2_LDF[job.experts(group)]
             w13 = w13_L2FD[job.experts(group)].flatten(1, 2)
             gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=sorting.offset_L)
             hidden_SF = swiglu(gate_up_S2F, sorting.offset_L[-1:])
             y_SD = F.grouped_mm(hidden_SF, w2.transpose(1, 2), offs=sorting.offset_L)
-            homes.append(travel.home(group, _move(y_SD, sorting.place_M), y_RD))
+            homes.append(travel.home(group, y_SD, sorting, y_RD))
             saved += [x_SD, gate_up_S2F]
-        for pending in homes:
-            lanes.wait(pending)
+        travel.wait(homes)
         ctx.save_for_backward(w13_L2FD, w2_LDF, *saved)
         ctx.job, ctx.sortings = job, sortings
         return y_RD
@@ -118,7 +75,7 @@ class _Groups(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        job, travel, lanes = ctx.job, ctx.job.travel, ctx.job.travel.lanes
+        job, travel = ctx.job, ctx.job.travel
         w13_L2FD, w2_LDF, *saved = ctx.saved_tensors
         dy_RD = dy_RD.contiguous()
         arrivals = [travel.out(group, dy_RD) for group in job.groups]
@@ -126,25 +83,16 @@ class _Groups(torch.autograd.Function):
         dw13 = _Gradient(w13_L2FD, ctx.needs_input_grad[1])
         dw2 = _Gradient(w2_LDF, ctx.needs_input_grad[2])
         rows = zip(saved[::2], saved[1::2], strict=True)
-        for group, sorting, (rows_MD, pending), (x_SD, gate_up_S2F) in zip(
-            job.groups, ctx.sortings, arrivals, rows, strict=True
-        ):
-            lanes.wait(pending)
-            offset_L, dy_SD, experts = sorting.offset_L, _move(rows_MD, sorting.source_M), job.experts(group)
+        for group, sorting, arriving, (x_SD, gate_up_S2F) in zip(job.groups, ctx.sortings, arrivals, rows, strict=True):
+            offset_L, dy_SD, experts = sorting.offset_L, travel.sorted(arriving, sorting), job.experts(group)
             dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[experts], offs=offset_L)
             dgate_up_S2F, hidden_SF = swiglu_grad(gate_up_S2F, dhidden_SF, offset_L[-1:])
             dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[experts].flatten(1, 2), offs=offset_L)
-            homes.append(travel.home(group, _move(dx_SD, sorting.place_M), dx_RD))
+            homes.append(travel.home(group, dx_SD, sorting, dx_RD))
             dw2.add(experts, dy_SD, hidden_SF, offset_L)
             dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
-        for pending in homes:
-            lanes.wait(pending)
+        travel.wait(homes)
         return dx_RD, dw13.whole, dw2.whole, None
-
-
-def _move(x_ND: Tensor, index_M: Tensor) -> Tensor:
-    """Rows in another order; what nobody reads stays unwritten."""
-    return take_rows(x_ND, index_M, clear=False)
 
 
 class _Gradient:

@@ -67,7 +67,8 @@ def exchanged(parallel: ParallelConfig, host_ranks: int) -> dict[str, dict[str, 
     with mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=str(host_ranks)):
         context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
         axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
-        call = ExchangedExperts(axes, tensor, context.device, parallel.token_groups)
+        call = ExchangedExperts(axes, tensor, context.device, parallel.token_groups, parallel.exchange)
+    assert (call.desks is not None) == (parallel.exchange == "direct")
     assert call.whole == (host_ranks == 4 and parallel.tp == parallel.etp == 2)
     try:
         return {kind: exchanged_once(call, (axes["ep"].get_local_rank(), axes["etp"].get_local_rank()), parallel, kind,
@@ -98,7 +99,9 @@ CASES = ["balanced", "experts without a token", "all tokens to one expert", "a r
 KINDS = [f"{case}, {size}" for case in CASES for size in ("places", "exact")]
 LAYOUTS = [({"ep": 4}, 4), ({"ep": 2, "etp": 2, "token_groups": 3}, 4), ({"ep": 4, "token_groups": 6}, 4),
            ({"etp": 4}, 4), ({"tp": 2, "ep": 4}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 4),
-           ({"tp": 2, "ep": 2, "etp": 2, "token_groups": 3}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 2)]  # fmt: skip
+           ({"tp": 2, "ep": 2, "etp": 2, "token_groups": 3}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 2),
+           ({"ep": 4, "exchange": "direct"}, 4), ({"tp": 2, "ep": 4, "exchange": "direct"}, 4),
+           ({"tp": 2, "ep": 2, "etp": 2, "exchange": "direct"}, 4)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("options", "host_ranks"), LAYOUTS, ids=str)

@@ -87,6 +87,7 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
     from mmkernels.moe import permute, route, sort_arrivals, take_rows, to_places, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
     from mmkernels.norm_gate import norm_gate
+    from mmkernels.peers import PeerMemory, meet, take_from_peers
     from mmkernels.rope import partial_rope
     from mmkernels.router import balance_stats, router_logits
     from mmkernels.swiglu import swiglu, swiglu_grad
@@ -132,6 +133,11 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
     placed = to_places(found, start, 0, 256, **triton)
     sort_arrivals(placed.count_E.view(4, 1, 8), first, last, 256, **triton)
     take_rows(tensor(tokens, 2048), torch.zeros(tokens, dtype=torch.int32), **triton)
+    memory = PeerMemory([torch.zeros(2 * tokens * 6144, dtype=torch.uint8) for _ in range(4)], 1)
+    for way in ("source_M", "used_M"):
+        into = torch.zeros(tokens, 6144, dtype=torch.bfloat16)
+        take_from_peers(memory, into, **{way: torch.zeros(tokens, dtype=torch.int32)}, **triton)
+    meet(memory, 1)
     yield permute(tensor(tokens, 2048), placed, clear=False, **triton)
     x_RD = permute(tensor(tokens, 2048), found, **triton)
     yield x_RD

@@ -48,6 +48,8 @@ def test_zero_bubble_runs_with_any_number_of_chunks(chunks):
         ("token_groups", "all"),
         ("token_groups", "2.5"),
         ("token_groups", "true"),
+        ("exchange", "nccl"),
+        ("exchange", "direct"),  # with one rank
         ("global_router", "maybe"),
         ("aux_loss_over", "batch"),
         ("aux_loss_over", "previous_batch"),
@@ -67,6 +69,22 @@ def test_the_global_router_is_a_switch():
 @pytest.mark.parametrize("over", ["micro_batch", "sequence", "global_batch"])
 def test_the_auxiliary_loss_has_three_choices(over):
     assert parallel(f"parallel.aux_loss_over={over}").aux_loss_over == over
+
+
+@pytest.mark.parametrize(
+    ("others", "problem"),
+    [
+        (["token_groups=2"], "token_groups=2"),
+        (["token_groups=auto"], "token_groups=auto"),
+        (["etp=2"], "etp=2"),
+        (["etp=2", "tp=4"], "tp=4"),
+        (["global_router=true"], "pooled"),
+    ],
+)
+def test_rows_are_read_directly_where_they_have_places_that_others_know(others, problem):
+    assert parallel("parallel.exchange=direct", "parallel.ep=4").exchange == "direct"
+    with pytest.raises(ConfigError, match=f"parallel.exchange=direct: .*{problem}"):
+        parallel("parallel.exchange=direct", "parallel.ep=4", *(f"parallel.{other}" for other in others))
 
 
 def test_interleaving_needs_chunks():

@@ -11,56 +11,63 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.moe.layout import Route
+from mmkernels.moe.layout import NewRows, Route
 from mmkernels.moe.naive import naive_permute, naive_unpermute
 
 
-def torch_permute(x_TD: Tensor, route: Route) -> Tensor:
+def torch_permute(x_TD: Tensor, route: Route, rows: NewRows | None = None) -> Tensor:
     """See `mmkernels.moe.permute`, which has checked the arguments."""
-    return _Permute.apply(x_TD, route)
+    return _Permute.apply(x_TD, route, rows)
 
 
-def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
+def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, rows: NewRows | None = None) -> Tensor:
     """See `mmkernels.moe.unpermute`, which has checked the arguments."""
-    return _Unpermute.apply(y_RD, weight_TK, route)
+    return _Unpermute.apply(y_RD, weight_TK, route, rows)
 
 
-def torch_take_rows(x_ND: Tensor, index_M: Tensor) -> Tensor:
+def torch_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) -> Tensor:
     """See `mmkernels.moe.take_rows`, which has checked the arguments."""
     if not x_ND.shape[0]:
-        return x_ND.new_zeros(index_M.shape[0], x_ND.shape[1])
-    return x_ND.detach().index_select(0, index_M.clamp(min=0)).masked_fill_(index_M[:, None] < 0, 0)
+        found = x_ND.new_zeros(index_M.shape[0], x_ND.shape[1])
+    else:
+        found = x_ND.detach().index_select(0, index_M.clamp(min=0)).masked_fill_(index_M[:, None] < 0, 0)
+    return found if out is None else out.copy_(found)
+
+
+def _moved(x_RD: Tensor, rows: NewRows | None) -> Tensor:
+    return x_RD if rows is None else rows(*x_RD.shape, x_RD.dtype).copy_(x_RD)
 
 
 class _Permute(torch.autograd.Function):
     """Backward adds up each token's rows."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, route: Route) -> Tensor:
+    def forward(ctx: FunctionCtx, x_TD: Tensor, route: Route, rows: NewRows | None) -> Tensor:
         ctx.route = route._replace(weight_TK=route.weight_TK.detach())  # else the weights' graph lives on
-        return naive_permute(x_TD, route)
+        return _moved(naive_permute(x_TD, route), rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None, None]:
         one_TK = dy_RD.new_ones(ctx.route.slot_TK.shape)
-        return naive_unpermute(dy_RD, one_TK, ctx.route), None
+        return naive_unpermute(dy_RD, one_TK, ctx.route), None, None
 
 
 class _Unpermute(torch.autograd.Function):
     """The transpose of :class:`_Permute`, with weights and their gradient; saves its inputs alone."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
-        ctx.route = route._replace(weight_TK=route.weight_TK.detach())
+    def forward(ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, route: Route, rows: NewRows | None) -> Tensor:
+        ctx.route, ctx.rows = route._replace(weight_TK=route.weight_TK.detach()), rows
         ctx.save_for_backward(y_RD, weight_TK)
         return naive_unpermute(y_RD, weight_TK, route)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         y_RD, weight_TK = ctx.saved_tensors
-        return *_unpermute_grads(do_TD, y_RD, weight_TK, ctx.route), None
+        dy_RD, dweight_TK = _unpermute_grads(do_TD, y_RD, weight_TK, ctx.route)
+        return _moved(dy_RD, ctx.rows), dweight_TK, None, None
 
 
 def _unpermute_grads(do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,20 @@ from torch import Tensor
 
 from mmkernels.checks import use_triton
 from mmkernels.moe.gathers import torch_permute, torch_take_rows, torch_unpermute
-from mmkernels.moe.layout import Route
+from mmkernels.moe.layout import NewRows, Route
 from mmkernels.moe.validate import check_permute, check_take_rows, check_unpermute
 
 
-def permute(x_TD: Tensor, route: Route, *, clear: bool = True, backend: str = "auto") -> Tensor:
+def permute(
+    x_TD: Tensor, route: Route, *, clear: bool = True, rows: NewRows | None = None, backend: str = "auto"
+) -> Tensor:
     """Copy each token to the rows of its kept assignments, sorted by expert. Differentiable in x.
 
     Args:
         x_TD: tokens [T, D], bfloat16, float16 or float32 (float64 too without the kernels).
         route: result of :func:`mmkernels.moe.route` for these tokens.
         clear: zero the unused rows, which then must be the last ones. Without, they may lie anywhere and hold anything.
+        rows: makes the result's memory; torch's own if not given.
         backend: "auto" (the kernels on CUDA, else torch), "triton" or "naive".
 
     Returns:
@@ -27,13 +30,21 @@ def permute(x_TD: Tensor, route: Route, *, clear: bool = True, backend: str = "a
     """
     check_permute(x_TD, route)
     if not use_triton(backend, "x_TD", x_TD, others=("naive",)):
-        return torch_permute(x_TD, route)
+        return torch_permute(x_TD, route, rows)
     from mmkernels.moe.permute_triton import triton_permute
 
-    return triton_permute(x_TD, route, clear)
+    return triton_permute(x_TD, route, clear, rows)
 
 
-def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = True, backend: str = "auto") -> Tensor:
+def unpermute(
+    y_RD: Tensor,
+    weight_TK: Tensor,
+    route: Route,
+    *,
+    clear: bool = True,
+    rows: NewRows | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """Weighted sum of each token's kept rows, in fp32. Differentiable in y and in the weights.
 
     Args:
@@ -41,6 +52,7 @@ def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = Tr
         weight_TK: float32 [T, K], as a rule ``route.weight_TK``.
         route: result of :func:`mmkernels.moe.route`.
         clear: give the unused rows, which then must be the last ones, gradient 0. Without, it may be anything.
+        rows: makes the memory of y's gradient; torch's own if not given.
         backend: as for :func:`permute`.
 
     Returns:
@@ -51,19 +63,22 @@ def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = Tr
     """
     check_unpermute(y_RD, weight_TK, route)
     if not use_triton(backend, "y_RD", y_RD, others=("naive",)):
-        return torch_unpermute(y_RD, weight_TK, route)
+        return torch_unpermute(y_RD, weight_TK, route, rows)
     from mmkernels.moe.permute_triton import triton_unpermute
 
-    return triton_unpermute(y_RD, weight_TK, route, clear)
+    return triton_unpermute(y_RD, weight_TK, route, clear, rows)
 
 
-def take_rows(x_ND: Tensor, index_M: Tensor, *, clear: bool = True, backend: str = "auto") -> Tensor:
+def take_rows(
+    x_ND: Tensor, index_M: Tensor, *, clear: bool = True, out: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """Row `index` of x for each index. Not differentiable.
 
     Args:
         x_ND: rows [N, D], dtypes as for :func:`permute`.
         index_M: int32 [M], -1 to N - 1.
         clear: zero the rows where the index is -1. Without, they may hold anything.
+        out: where to, contiguous [M, D] in the dtype of x; fresh memory if not given.
         backend: as for :func:`permute`.
 
     Returns:
@@ -72,9 +87,9 @@ def take_rows(x_ND: Tensor, index_M: Tensor, *, clear: bool = True, backend: str
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    check_take_rows(x_ND, index_M)
+    check_take_rows(x_ND, index_M, out)
     if not use_triton(backend, "x_ND", x_ND, others=("naive",)):
-        return torch_take_rows(x_ND, index_M)
+        return torch_take_rows(x_ND, index_M, out)
     from mmkernels.moe.permute_triton import triton_take_rows
 
-    return triton_take_rows(x_ND, index_M, clear)
+    return triton_take_rows(x_ND, index_M, clear, out)

@@ -63,14 +63,20 @@ def check_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> None:
         raise KernelArgumentError("weight_TK", f"device {weight_TK.device}", f"the device of y_RD, {y_RD.device}")
 
 
-def check_take_rows(x_ND: Tensor, index_M: Tensor) -> None:
-    """Refuse rows or indices of another kind; errors as above."""
+def check_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) -> None:
+    """Refuse rows, indices or memory of another kind; errors as above."""
     _check_matrix("x_ND", x_ND, "[N, D]", ALL_DTYPES)
     if not isinstance(index_M, Tensor) or index_M.dtype != torch.int32 or index_M.ndim != 1:
         got = f"{index_M.dtype} {list(index_M.shape)}" if isinstance(index_M, Tensor) else type(index_M).__name__
         raise KernelArgumentError("index_M", got, "an int32 tensor [M]")
     if index_M.device != x_ND.device:
         raise KernelArgumentError("index_M", f"device {index_M.device}", f"the device of x_ND, {x_ND.device}")
+    if out is None:
+        return
+    want = (index_M.shape[0], x_ND.shape[1])
+    if (out.shape, out.dtype, out.device) != (want, x_ND.dtype, x_ND.device) or not out.is_contiguous():
+        got = f"{out.dtype} {list(out.shape)} on {out.device}, strides {list(out.stride())}"
+        raise KernelArgumentError("out", got, f"contiguous {x_ND.dtype} {list(want)} on {x_ND.device}")
 
 
 def _check_matrix(name: str, x: object, layout: str, dtypes: tuple[torch.dtype, ...]) -> None:
