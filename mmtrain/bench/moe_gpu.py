@@ -37,7 +37,7 @@ from mmtrain.parallel.layout import Layout, plan_layout
 from mmtrain.parallel.routing import RoutedWhole
 
 EXPERTS, TOP_K, CAPACITY = 32, 2, 1.25
-EXCHANGES = ("direct", "collectives")
+EXCHANGES = ("collectives", "direct")
 """A single group is measured with both."""
 PEER = "megatron-core"
 
@@ -171,7 +171,7 @@ def measure_shape(name: str, context: mesh.ParallelContext, groups: list[int], p
     """Rows of one shape, each printed when it is there."""
     shape, layout, rows = SHAPES[name], context.layout, []
     tokens = shape.tokens // layout.tp
-    ways = [(number, exchange) for number in groups for exchange in (EXCHANGES if number == 1 else EXCHANGES[-1:])]
+    ways = [(number, exchange) for number in groups for exchange in (EXCHANGES if number == 1 else EXCHANGES[:1])]
     for number, exchange in (*ways, (0, PEER)) if peer else ways:
         kind = f"G={number}, {exchange}" if number else PEER
         found = (measure_ours(shape, context, tokens, number, exchange) if number

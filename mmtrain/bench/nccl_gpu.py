@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""NCCL within a host by the number of its channels: what `mmtrain.parallel.nccl.in_line` gains and takes.
+"""NCCL within a host by the number of its channels, and rows read directly: what `in_line` and `Desks` gain and take.
 
     torchrun --nproc-per-node 4 -m mmtrain.bench.nccl_gpu --out FOLDER
 
@@ -25,6 +25,7 @@ from torch.distributed import ProcessGroup
 from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig
 from mmtrain.parallel import mesh
+from mmtrain.parallel.desks import Desks
 from mmtrain.parallel.nccl import in_line, with_channels
 
 HIDDEN, FFN = 6144, 9216
@@ -85,6 +86,18 @@ def copy_engines(collectives: Collectives, device: torch.device) -> Callable[[],
         with torch.cuda.stream(stream):
             dist.all_to_all_single(target, source, group=group)
         torch.cuda.current_stream().wait_stream(stream)
+
+    return run
+
+
+def direct(collectives: Collectives, device: torch.device) -> Callable[[], object]:
+    """All-to-all by each GPU reading its rows out of the others' memory, as `parallel.exchange=direct` does."""
+    desks, out_MD = Desks(dist.group.WORLD, device), collectives.out
+    used_M = torch.zeros(out_MD.shape[0], dtype=torch.int32, device=device)
+
+    def run() -> None:
+        desks.lay(*out_MD.shape, out_MD.dtype)
+        desks.take(out_MD, used_M=used_M)
 
     return run
 
@@ -153,6 +166,7 @@ def measure(device: torch.device, megabytes: int) -> list[dict[str, Any]]:
             memory, before = used_mib() - before, used_mib()
             add(way, name, large, little, memory)
             before = used_mib()
+    add("direct", "all-to-all", direct(alone, device), direct(small, device), None)
     if torch.cuda.nccl.version() >= (2, 28):  # copy engines came with it
         add("copy engines", "all-to-all", copy_engines(alone, device), copy_engines(small, device), None)
     return figures

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-KINDS = {"nccl": ("communication", "tab:red"), "cutlass": ("products", "tab:blue"), "gemm": ("products", "tab:blue")}
+KINDS = {
+    **dict.fromkeys(("nccl", "meet_kernel", "take_kernel"), ("communication", "tab:red")),
+    **dict.fromkeys(("cutlass", "gemm"), ("products", "tab:blue")),
+}
 OTHER = ("the rest", "tab:gray")
 
 

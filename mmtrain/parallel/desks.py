@@ -26,7 +26,8 @@ from torch.distributed import ProcessGroup
 from torch.multiprocessing.reductions import reduce_tensor
 
 from mmkernels.peers import PeerMemory, meet, take_from_peers
-from mmtrain.errors import brief
+from mmtrain.errors import ConfigError, brief
+from mmtrain.parallel.nccl import one_host
 
 ALIGNED = 512
 """Desks grow in steps of so many bytes."""
@@ -34,6 +35,30 @@ ALIGNED = 512
 
 class Unreachable(RuntimeError):
     """Some rank of the group cannot map the others' memory. Raised on all of them, with the first one's reason."""
+
+
+def reach(group: ProcessGroup, device: torch.device, exchange: str, whole_rows: bool) -> Desks | None:
+    """Desks for the experts' exchange along `group`, or None if collectives have to move the rows.
+
+    Args:
+        exchange: `parallel.exchange`.
+        whole_rows: whether rows need to travel along this group alone.
+
+    Raises:
+        ConfigError: they are to be read directly and cannot be.
+    """
+    near = group.size() > 1 and one_host(group) and whole_rows
+    if exchange == "collectives" or (exchange == "auto" and not (near and device.type == "cuda")):
+        return None
+    reason = "its ranks are not those of one host, alone or with tp and etp the same"
+    try:
+        if near:
+            return Desks(group, device)
+    except Unreachable as error:
+        reason = str(error)
+    if exchange == "direct":
+        raise ConfigError("parallel.exchange", exchange, f"ep={group.size()}: {reason}", "give auto or collectives")
+    return None
 
 
 class Desks:
@@ -132,14 +157,16 @@ class _Gpu:
         """The lender's memory, mapped for this GPU: tensors that say they lie here."""
         rebuild, *handle = lent
         theirs, mine = handle[_DEVICE], self.device.index
-        if (
-            theirs != mine
-            and theirs < torch.cuda.device_count()
-            and not torch.cuda.can_device_access_peer(mine, theirs)
-        ):
+        hidden = theirs == mine or theirs >= torch.cuda.device_count()  # from this process, or the same GPU
+        if not hidden and not torch.cuda.can_device_access_peer(mine, theirs):
             raise RuntimeError(f"GPU {mine} cannot read the memory of GPU {theirs}")
-        handle[_DEVICE] = mine
-        return rebuild(*handle)
+        # Desks of all ranks go together, so this one is counted as done with it now, and not when its tensor goes: the
+        # lender would warn of memory in use, should it end first.
+        counter = handle[_COUNTER], handle[_COUNTER + 1]
+        handle[_DEVICE], handle[_COUNTER] = mine, handle[_COUNTER] + b"-none"
+        part = rebuild(*handle)
+        torch.UntypedStorage._release_ipc_counter(*counter, device=mine)
+        return part
 
     def close(self) -> None:
         """The memory goes with the tensors."""
@@ -164,5 +191,5 @@ class _Host:
         self.path.unlink()
 
 
-_DEVICE = 6
-"""Where `reduce_tensor` says on which GPU the memory is."""
+_DEVICE, _COUNTER = 6, 11
+"""Where `reduce_tensor` says on which GPU the memory is, and which file, at which place, counts its readers."""

@@ -23,13 +23,12 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
-from mmkernels.moe import Arrivals, Route, permute, to_places, unpermute
-from mmtrain.errors import ConfigError
+from mmkernels.moe import Arrivals, Route, to_places
 from mmtrain.model.experts import Experts
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe import MoE
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
-from mmtrain.parallel.desks import Desks, Unreachable
+from mmtrain.parallel.desks import Desks, reach
 from mmtrain.parallel.groups import Places, cut, exact_groups, in_parts, parts_of
 from mmtrain.parallel.lanes import Lanes
 from mmtrain.parallel.local import place
@@ -116,18 +115,7 @@ class ExchangedExperts:
 
     @cached_property
     def _reach(self) -> Desks | None:
-        near = self.ranks > 1 and one_host(self.ep) and (self.slices == 1 or self.whole)
-        if self.exchange == "collectives" or (self.exchange == "auto" and not (near and self.device.type == "cuda")):
-            return None
-        reason = "its ranks are not those of one host, alone or with tp and etp the same"
-        try:
-            if near:
-                return Desks(self.ep, self.device)
-        except Unreachable as error:
-            reason = str(error)
-        if self.exchange == "direct":
-            raise ConfigError("parallel.exchange", "direct", f"ep={self.ranks}: {reason}", "give auto or collectives")
-        return None
+        return reach(self.ep, self.device, self.exchange, whole_rows=self.slices == 1 or self.whole)
 
     def _collectives(self, along_etp: bool) -> Collectives:
         ep, etp = self._links
@@ -145,8 +133,7 @@ class ExchangedExperts:
         sent = to_places(plan, places.start_E, first, capacity)
         count_A = sent.count_E.new_empty(self.all.size() * sent.count_E.numel())
         counted = self.lanes.run("counts", lambda: gather_into(count_A, sent.count_E, self.all))
-        lay = None if self.desks is None else self.desks.lay
-        x_RD = permute(gather_rows(x_TD, self.tensor), sent, clear=False, rows=lay)
+        x_ND = gather_rows(x_TD, self.tensor)
 
         def sortings() -> list[Arrivals]:
             self.lanes.wait(counted)
@@ -157,8 +144,7 @@ class ExchangedExperts:
         direct = self.desks is not None
         travel = Reading(self.desks, sent.token_R, self.lanes) if direct else self._collectives(not self.whole)
         job = Job(places.groups, sortings, travel, parts)
-        y_RD = run_groups(x_RD, experts.w13_E2FD, experts.w2_EDF, job)
-        return scatter_sum_rows(unpermute(y_RD, sent.weight_TK, sent, clear=False, rows=lay), self.tensor)
+        return scatter_sum_rows(run_groups(x_ND, sent, experts.w13_E2FD, experts.w2_EDF, job), self.tensor)
 
     def _share(self, capacity: int) -> tuple[int, int]:
         """The places of each expert that this rank sends to: the first one's number, and how many."""
@@ -184,8 +170,7 @@ class ExchangedExperts:
         count_WPWL = count_A.to("cpu", torch.int64).view(self.ranks, self.slices, self.ranks, held)
         groups, sortings = exact_groups(count_WPWL, cuts, self.rank, self.slice, x_TD.device)
         job = Job(groups, lambda: sortings, self._collectives(True), parts)
-        y_RD = run_groups(permute(x_TD, sent), experts.w13_E2FD, experts.w2_EDF, job)
-        return unpermute(y_RD, plan.weight_TK, sent)
+        return run_groups(x_TD, sent, experts.w13_E2FD, experts.w2_EDF, job)
 
 
 def send_order(ranks: int, held: int, cuts: list[slice]) -> Tensor:

@@ -3,8 +3,8 @@
 Rows of all groups are sent off at once, in order; the results of a group travel back while the next is multiplied. In
 backward, gradients of rows are sent back before those of a group's weights are computed, which hides their way too.
 
-Legend: R rows to send and to get back, D model width, F expert width (of this rank's slice), L experts of this rank,
-S rows of a group sorted by expert.
+Legend: N tokens, K experts a token, R rows to send and to get back, D model width, F expert width (of this rank's
+slice), L experts of this rank, S rows of a group sorted by expert.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.moe import Arrivals
+from mmkernels.moe import Arrivals, Route, permute, permute_grad, unpermute, unpermute_grads
 from mmkernels.swiglu import swiglu, swiglu_grad
 from mmtrain.parallel.groups import Group
 from mmtrain.parallel.travel import Travel
@@ -42,20 +42,28 @@ class Job:
         return slice(group.experts.start // self.parts, -(-group.experts.stop // self.parts))
 
 
-def run_groups(x_RD: Tensor, w13_L2FD: Tensor, w2_LDF: Tensor, job: Job) -> Tensor:
-    """Each row's expert's output, [R, D], where its row was; differentiable in the rows and the weights.
+def run_groups(x_ND: Tensor, sent: Route, w13_L2FD: Tensor, w2_LDF: Tensor, job: Job) -> Tensor:
+    """Sum of the outputs of each token's experts, [N, D], weighted as `sent` says.
 
-    Rows that no group names, and empty places, may hold anything, here and in gradients.
+    Differentiable in the tokens, the route's weights and those of the experts. Tokens go in and come out, not rows: no
+    gradient of rows is seen outside, which may lie in memory that the next exchange takes.
     """
-    return _Groups.apply(x_RD, w13_L2FD, w2_LDF, job)
+    weight_NK, sent = sent.weight_TK, sent._replace(weight_TK=sent.weight_TK.detach())  # else its graph lives on
+    return _Groups.apply(x_ND, weight_NK, w13_L2FD, w2_LDF, sent, job)
 
 
 class _Groups(torch.autograd.Function):
-    """Saves the sorted rows and the first product; the activation is computed again."""
+    """Saves the sorted rows, the first product and the experts' outputs; the activation is computed again.
+
+    Rows that no group names, and empty places, may hold anything.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_RD: Tensor, w13_L2FD: Tensor, w2_LDF: Tensor, job: Job) -> Tensor:
-        travel = job.travel
+    def forward(
+        ctx: FunctionCtx, x_ND: Tensor, weight_NK: Tensor, w13_L2FD: Tensor, w2_LDF: Tensor, sent: Route, job: Job
+    ) -> Tensor:
+        travel, rows = job.travel, (sent.token_R.shape[0], x_ND.shape[1])
+        x_RD = permute(x_ND, sent, clear=False, out=travel.memory(*rows, x_ND.dtype))
         arrivals = [travel.out(group, x_RD) for group in job.groups]
         sortings, y_RD = job.sortings(), torch.empty_like(x_RD)
         saved, homes = [], []
@@ -68,20 +76,22 @@ class _Groups(torch.autograd.Function):
             homes.append(travel.home(group, y_SD, sorting, y_RD))
             saved += [x_SD, gate_up_S2F]
         travel.wait(homes)
-        ctx.save_for_backward(w13_L2FD, w2_LDF, *saved)
-        ctx.job, ctx.sortings = job, sortings
-        return y_RD
+        ctx.save_for_backward(w13_L2FD, w2_LDF, y_RD, weight_NK, *saved)
+        ctx.job, ctx.sortings, ctx.sent = job, sortings, sent
+        return unpermute(y_RD, weight_NK, sent, clear=False)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        job, travel = ctx.job, ctx.job.travel
-        w13_L2FD, w2_LDF, *saved = ctx.saved_tensors
-        dy_RD = dy_RD.contiguous()
+    def backward(ctx: FunctionCtx, do_ND: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, None, None]:
+        job, travel, sent = ctx.job, ctx.job.travel, ctx.sent
+        w13_L2FD, w2_LDF, y_RD, weight_NK, *saved = ctx.saved_tensors
+        dy_RD, dweight_NK = unpermute_grads(
+            do_ND, y_RD, weight_NK, sent, clear=False, out=travel.memory(*y_RD.shape, y_RD.dtype)
+        )
         arrivals = [travel.out(group, dy_RD) for group in job.groups]
         dx_RD, homes = torch.empty_like(dy_RD), []
-        dw13 = _Gradient(w13_L2FD, ctx.needs_input_grad[1])
-        dw2 = _Gradient(w2_LDF, ctx.needs_input_grad[2])
+        dw13 = _Gradient(w13_L2FD, ctx.needs_input_grad[2])
+        dw2 = _Gradient(w2_LDF, ctx.needs_input_grad[3])
         rows = zip(saved[::2], saved[1::2], strict=True)
         for group, sorting, arriving, (x_SD, gate_up_S2F) in zip(job.groups, ctx.sortings, arrivals, rows, strict=True):
             offset_L, dy_SD, experts = sorting.offset_L, travel.sorted(arriving, sorting), job.experts(group)
@@ -92,7 +102,7 @@ class _Groups(torch.autograd.Function):
             dw2.add(experts, dy_SD, hidden_SF, offset_L)
             dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
         travel.wait(homes)
-        return dx_RD, dw13.whole, dw2.whole, None
+        return permute_grad(dx_RD, sent), dweight_NK, dw13.whole, dw2.whole, None, None
 
 
 class _Gradient:

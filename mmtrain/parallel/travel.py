@@ -31,6 +31,9 @@ class Travel(Protocol):
     As each way is the other's transpose, gradients take the same two.
     """
 
+    def memory(self, rows: int, width: int, dtype: torch.dtype) -> Tensor | None:
+        """Where rows to send off have to be made; None for anywhere."""
+
     def out(self, group: Group, x_RD: Tensor) -> Arriving:
         """Send a group's rows off."""
 
@@ -55,6 +58,9 @@ class Collectives:
     ep: ProcessGroup
     etp: ProcessGroup | None
     lanes: Lanes
+
+    def memory(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        """See :class:`Travel`."""
 
     def out(self, group: Group, x_RD: Tensor) -> Arriving:
         """See :class:`Travel`; P * padded rows arrive."""
@@ -104,12 +110,13 @@ class Reading:
     token_R: Tensor
     lanes: Lanes
 
+    def memory(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """See :class:`Travel`: the desk."""
+        return self.desks.lay(rows, width, dtype)
+
     def out(self, group: Group, x_RD: Tensor) -> Arriving:
-        """See :class:`Travel`; rows that were made on the desk are there already."""
-        desk_RD = self.desks.lay(*x_RD.shape, x_RD.dtype)
-        if desk_RD.data_ptr() != x_RD.data_ptr():
-            desk_RD.copy_(x_RD)
-        return desk_RD, Pending(None)
+        """See :class:`Travel`; they lie on the desk."""
+        return x_RD, Pending(None)
 
     def sorted(self, arriving: Arriving, sorting: Arrivals) -> Tensor:
         """See :class:`Travel`."""

@@ -133,7 +133,7 @@ class Pool:
         """Send the task and return the answers by rank; workers without one are stopped, whatever ends the wait."""
         answers: dict[int, Answer] = {}
         pending = dict(enumerate(workers))
-        port = _free_port()
+        port = free_port()
         deadline = time.monotonic() + timeout
         try:
             for rank, worker in pending.items():
@@ -196,7 +196,8 @@ def _leave_group() -> None:
     getattr(_redistribute, "clear_redistribute_planner_cache", lambda: None)()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mmtrain.errors import RankLost
+from mmtrain.parallel.desks import Desks
 from mmtrain.train.guard import Guard
 
 MINUTES = 0.25  # the timeout; a rank is missing after half of it
@@ -53,9 +54,14 @@ def serve(environment: dict[str, str], log: Path) -> None:
 
 
 def train(
-    environment: dict[str, str], log: Path, steps: int = 1_000_000, stay: float = 0.0, device: str = "cpu"
+    environment: dict[str, str],
+    log: Path,
+    steps: int = 1_000_000,
+    stay: float = 0.0,
+    device: str = "cpu",
+    direct: bool = False,
 ) -> None:
-    """Reduce `steps` times; then the last rank needs nobody for `stay` seconds more."""
+    """Reduce `steps` times, or read from each other; then the last rank needs nobody for `stay` seconds more."""
     os.environ.update(environment)
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
         os.dup2(out.fileno(), 1)
@@ -67,12 +73,17 @@ def train(
         here = torch.device("cuda", int(environment["LOCAL_RANK"]))
         torch.cuda.set_device(here)
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=here)
+    number = torch.ones(dist.get_world_size(), 1, device=device)
+    desks = Desks(dist.group.WORLD, number.device) if direct else None
     try:
         with Guard(MINUTES) as guard:
             for guard.step in range(1, steps + 1):
-                number = torch.ones(1, device=device)
-                dist.all_reduce(number)
-                number.item()  # on a GPU, the wait for it
+                if desks is None:
+                    dist.all_reduce(number.fill_(1))
+                else:
+                    desks.lay(*number.shape, number.dtype).fill_(guard.step)
+                    desks.take(number, used_M=torch.zeros_like(number[:, 0], dtype=torch.int32))
+                number.tolist()  # on a GPU, the wait for it
                 time.sleep(STEP_SECONDS)
                 if guard.step == WARM:
                     os.write(1, b"warm\n")

@@ -130,9 +130,10 @@ def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_pat
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("direct", [False, True], ids=["nccl", "direct"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_missing_rank_is_named_while_nccl_waits_for_it(tmp_path: Path, how: signal.Signals) -> None:
-    with started(2, tmp_path / "run", partial(StandIn, life=partial(train, device="cuda"))) as run:
+def test_a_missing_rank_is_named_while_a_gpu_waits_for_it(tmp_path: Path, how: signal.Signals, direct: bool) -> None:
+    with started(2, tmp_path / "run", partial(StandIn, life=partial(train, device="cuda", direct=direct))) as run:
         run.wait_for("0.out")
         run.ranks[1].send_signal(how)
         run.check_all_say(missing(run, 1), except_for=[1])

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from mmkernels.errors import KernelArgumentError
-from mmkernels.moe import Route, permute, route, sort_arrivals, take_rows, to_places, unpermute
+from mmkernels.moe import (
+    Route,
+    permute,
+    permute_grad,
+    route,
+    sort_arrivals,
+    take_rows,
+    to_places,
+    unpermute,
+    unpermute_grads,
+)
 from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,6 +106,57 @@ def test_rows_reach_their_places_and_empty_ones_are_never_read(backend: str, mon
     torch.testing.assert_close(dweight, want_dweight)
     (dx,) = torch.autograd.grad(rows, x, torch.where(used[:, None], dy, float("nan")))
     torch.testing.assert_close(dx, want_dx)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_by_hand_and_memory_that_is_given(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As autograd's, with rows in memory of the caller, whose unused ones stay as they were."""
+    fill_new_memory(monkeypatch)
+    plan = draw_route(30, 4, 2, 12)
+    sent = to_places(plan, torch.arange(4, device=DEVICE).int() * 12, 0, 12, backend=backend)
+    used, weight = sent.token_R >= 0, plan.weight_TK.detach().requires_grad_()
+    x = torch.randn(30, 16, device=DEVICE).requires_grad_()
+    rows = permute(x, sent, clear=False, backend=backend)
+    out = unpermute(rows, weight, sent, clear=False, backend=backend)
+    do = torch.randn_like(out)
+    want_dy, want_dx, want_dweight = torch.autograd.grad(out, (rows, x, weight), do)
+    desk = torch.full((48, 16), 7.0, device=DEVICE)
+    laid = permute(x, sent, clear=False, out=desk, backend=backend)
+    assert laid.data_ptr() == desk.data_ptr() and not laid.requires_grad and torch.equal(laid[used], rows[used])
+    assert backend == "naive" or (laid[~used] == 7).all()
+    dy, dweight = unpermute_grads(do, rows.detach(), weight.detach(), sent, clear=False, out=desk, backend=backend)
+    assert dy.data_ptr() == desk.data_ptr()
+    torch.testing.assert_close(dy[used], want_dy[used], rtol=0, atol=0)
+    torch.testing.assert_close(dweight, want_dweight, rtol=0, atol=0)
+    torch.testing.assert_close(permute_grad(dy, sent, backend=backend), want_dx, rtol=0, atol=0)
+    fresh, _ = unpermute_grads(do, rows.detach(), weight.detach(), sent, clear=False, backend=backend)
+    assert torch.equal(fresh[used], dy[used])
+    taken = take_rows(rows.detach(), sent.token_R, clear=False, out=desk, backend=backend)
+    assert taken.data_ptr() == desk.data_ptr()
+    assert torch.equal(taken[used], rows.detach()[sent.token_R[used].long()])
+
+
+@pytest.mark.parametrize("call", ["permute", "take_rows", "unpermute_grads"])
+def test_memory_of_another_kind_is_refused(call: str) -> None:
+    plan = draw_route(30, 4, 2, 12)
+    x, rows = torch.randn(30, 16, device=DEVICE), torch.randn(plan.token_R.shape[0], 16, device=DEVICE)
+    run = {
+        "permute": partial(permute, x, plan),
+        "take_rows": partial(take_rows, rows, plan.token_R),
+        "unpermute_grads": partial(unpermute_grads, x, rows, plan.weight_TK, plan),
+    }[call]
+    for out in (rows[:-1], rows.bfloat16(), rows.t().contiguous().t(), rows.to("meta")):
+        with pytest.raises(KernelArgumentError, match=r"^out: got .*; allowed: contiguous torch.float32"):
+            run(out=out)
+
+
+def test_gradients_of_another_shape_are_refused() -> None:
+    plan = draw_route(30, 4, 2, 12)
+    x, rows = torch.randn(30, 16, device=DEVICE), torch.randn(plan.token_R.shape[0], 16, device=DEVICE)
+    with pytest.raises(KernelArgumentError, match=r"^do_TD: "):
+        unpermute_grads(x[:, :8], rows, plan.weight_TK, plan)
+    with pytest.raises(KernelArgumentError, match=r"^dy_RD: "):
+        permute_grad(x[:-1], plan)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

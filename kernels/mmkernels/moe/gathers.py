@@ -11,18 +11,43 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.moe.layout import NewRows, Route
+from mmkernels.moe.layout import Route
 from mmkernels.moe.naive import naive_permute, naive_unpermute
 
 
-def torch_permute(x_TD: Tensor, route: Route, rows: NewRows | None = None) -> Tensor:
+def torch_permute(x_TD: Tensor, route: Route, out: Tensor | None = None) -> Tensor:
     """See `mmkernels.moe.permute`, which has checked the arguments."""
-    return _Permute.apply(x_TD, route, rows)
+    return _Permute.apply(x_TD, route) if out is None else out.copy_(naive_permute(x_TD.detach(), route))
 
 
-def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, rows: NewRows | None = None) -> Tensor:
+def torch_permute_grad(dy_RD: Tensor, route: Route) -> Tensor:
+    """See `mmkernels.moe.permute_grad`, which has checked the arguments."""
+    return naive_unpermute(dy_RD, dy_RD.new_ones(route.slot_TK.shape), route)
+
+
+def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
     """See `mmkernels.moe.unpermute`, which has checked the arguments."""
-    return _Unpermute.apply(y_RD, weight_TK, route, rows)
+    return _Unpermute.apply(y_RD, weight_TK, route)
+
+
+def torch_unpermute_grads(
+    do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `mmkernels.moe.unpermute_grads`, which has checked the arguments.
+
+    Row by row: dy = weight * do of its token, dweight = <y, do of its token>.
+    """
+    used_R = route.token_R >= 0
+    # Every kept assignment has one row: hand it its weight, and the row's product back.
+    slot_A = torch.where(route.slot_TK >= 0, route.slot_TK, y_RD.shape[0]).flatten()
+    weight_R = weight_TK.new_zeros(y_RD.shape[0] + 1)
+    weight_R[slot_A] = weight_TK.flatten()
+    do_RD = naive_permute(do_TD, route)
+    wide = torch.promote_types(y_RD.dtype, torch.float32)
+    product_R = torch.where(used_R, torch.einsum("rd,rd->r", y_RD.to(wide), do_RD.to(wide)), 0)
+    dweight_TK = torch.cat([product_R, product_R.new_zeros(1)])[slot_A].view_as(weight_TK)
+    dy_RD = (do_RD.to(wide) * torch.where(used_R, weight_R[:-1], 0)[:, None]).to(y_RD.dtype)
+    return dy_RD if out is None else out.copy_(dy_RD), dweight_TK.to(weight_TK.dtype)
 
 
 def torch_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) -> Tensor:
@@ -34,52 +59,31 @@ def torch_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) ->
     return found if out is None else out.copy_(found)
 
 
-def _moved(x_RD: Tensor, rows: NewRows | None) -> Tensor:
-    return x_RD if rows is None else rows(*x_RD.shape, x_RD.dtype).copy_(x_RD)
-
-
 class _Permute(torch.autograd.Function):
     """Backward adds up each token's rows."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, route: Route, rows: NewRows | None) -> Tensor:
+    def forward(ctx: FunctionCtx, x_TD: Tensor, route: Route) -> Tensor:
         ctx.route = route._replace(weight_TK=route.weight_TK.detach())  # else the weights' graph lives on
-        return _moved(naive_permute(x_TD, route), rows)
+        return naive_permute(x_TD, route)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None, None]:
-        one_TK = dy_RD.new_ones(ctx.route.slot_TK.shape)
-        return naive_unpermute(dy_RD, one_TK, ctx.route), None, None
+    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None]:
+        return torch_permute_grad(dy_RD, ctx.route), None
 
 
 class _Unpermute(torch.autograd.Function):
     """The transpose of :class:`_Permute`, with weights and their gradient; saves its inputs alone."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, route: Route, rows: NewRows | None) -> Tensor:
-        ctx.route, ctx.rows = route._replace(weight_TK=route.weight_TK.detach()), rows
+    def forward(ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
+        ctx.route = route._replace(weight_TK=route.weight_TK.detach())
         ctx.save_for_backward(y_RD, weight_TK)
         return naive_unpermute(y_RD, weight_TK, route)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None]:
         y_RD, weight_TK = ctx.saved_tensors
-        dy_RD, dweight_TK = _unpermute_grads(do_TD, y_RD, weight_TK, ctx.route)
-        return _moved(dy_RD, ctx.rows), dweight_TK, None, None
-
-
-def _unpermute_grads(do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route) -> tuple[Tensor, Tensor]:
-    """Row by row: dy = weight * do of its token, dweight = <y, do of its token>."""
-    used_R = route.token_R >= 0
-    # Every kept assignment has one row: hand it its weight, and the row's product back.
-    slot_A = torch.where(route.slot_TK >= 0, route.slot_TK, y_RD.shape[0]).flatten()
-    weight_R = weight_TK.new_zeros(y_RD.shape[0] + 1)
-    weight_R[slot_A] = weight_TK.flatten()
-    do_RD = naive_permute(do_TD, route)
-    wide = torch.promote_types(y_RD.dtype, torch.float32)
-    product_R = torch.where(used_R, torch.einsum("rd,rd->r", y_RD.to(wide), do_RD.to(wide)), 0)
-    dweight_TK = torch.cat([product_R, product_R.new_zeros(1)])[slot_A].view_as(weight_TK)
-    dy_RD = do_RD.to(wide) * torch.where(used_R, weight_R[:-1], 0)[:, None]
-    return dy_RD.to(y_RD.dtype), dweight_TK.to(weight_TK.dtype)
+        return *torch_unpermute_grads(do_TD, y_RD, weight_TK, ctx.route), None

@@ -8,14 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 Quotas = Callable[[Tensor], Tensor]
 """From how many assignments want each expert (int32 [E]) to how many it may keep (int32 [E]), on the device."""
-
-NewRows = Callable[[int, int, torch.dtype], Tensor]
-"""Makes contiguous memory for so many rows of a width; nothing else may use it until they are done with."""
 
 
 class Route(NamedTuple):

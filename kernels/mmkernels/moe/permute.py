@@ -5,13 +5,25 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmkernels.checks import use_triton
-from mmkernels.moe.gathers import torch_permute, torch_take_rows, torch_unpermute
-from mmkernels.moe.layout import NewRows, Route
-from mmkernels.moe.validate import check_permute, check_take_rows, check_unpermute
+from mmkernels.moe.gathers import (
+    torch_permute,
+    torch_permute_grad,
+    torch_take_rows,
+    torch_unpermute,
+    torch_unpermute_grads,
+)
+from mmkernels.moe.layout import Route
+from mmkernels.moe.validate import (
+    check_permute,
+    check_permute_grad,
+    check_take_rows,
+    check_unpermute,
+    check_unpermute_grads,
+)
 
 
 def permute(
-    x_TD: Tensor, route: Route, *, clear: bool = True, rows: NewRows | None = None, backend: str = "auto"
+    x_TD: Tensor, route: Route, *, clear: bool = True, out: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
     """Copy each token to the rows of its kept assignments, sorted by expert. Differentiable in x.
 
@@ -19,7 +31,7 @@ def permute(
         x_TD: tokens [T, D], bfloat16, float16 or float32 (float64 too without the kernels).
         route: result of :func:`mmkernels.moe.route` for these tokens.
         clear: zero the unused rows, which then must be the last ones. Without, they may lie anywhere and hold anything.
-        rows: makes the result's memory; torch's own if not given.
+        out: where to, contiguous [R, D] in the dtype of x; the result then has no gradient (:func:`permute_grad`).
         backend: "auto" (the kernels on CUDA, else torch), "triton" or "naive".
 
     Returns:
@@ -28,23 +40,37 @@ def permute(
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    check_permute(x_TD, route)
+    check_permute(x_TD, route, out)
     if not use_triton(backend, "x_TD", x_TD, others=("naive",)):
-        return torch_permute(x_TD, route, rows)
+        return torch_permute(x_TD, route, out)
     from mmkernels.moe.permute_triton import triton_permute
 
-    return triton_permute(x_TD, route, clear, rows)
+    return triton_permute(x_TD, route, clear, out)
 
 
-def unpermute(
-    y_RD: Tensor,
-    weight_TK: Tensor,
-    route: Route,
-    *,
-    clear: bool = True,
-    rows: NewRows | None = None,
-    backend: str = "auto",
-) -> Tensor:
+def permute_grad(dy_RD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
+    """The gradient of :func:`permute`, for who differentiates it as a part of something: each token's rows' sum.
+
+    Args:
+        dy_RD: gradient of its result. Unused rows are never read.
+        route: as in forward.
+        backend: as for :func:`permute`.
+
+    Returns:
+        [T, D] in the dtype of dy.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_permute_grad(dy_RD, route)
+    if not use_triton(backend, "dy_RD", dy_RD, others=("naive",)):
+        return torch_permute_grad(dy_RD, route)
+    from mmkernels.moe.permute_triton import triton_permute_grad
+
+    return triton_permute_grad(dy_RD, route)
+
+
+def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = True, backend: str = "auto") -> Tensor:
     """Weighted sum of each token's kept rows, in fp32. Differentiable in y and in the weights.
 
     Args:
@@ -52,7 +78,6 @@ def unpermute(
         weight_TK: float32 [T, K], as a rule ``route.weight_TK``.
         route: result of :func:`mmkernels.moe.route`.
         clear: give the unused rows, which then must be the last ones, gradient 0. Without, it may be anything.
-        rows: makes the memory of y's gradient; torch's own if not given.
         backend: as for :func:`permute`.
 
     Returns:
@@ -63,10 +88,41 @@ def unpermute(
     """
     check_unpermute(y_RD, weight_TK, route)
     if not use_triton(backend, "y_RD", y_RD, others=("naive",)):
-        return torch_unpermute(y_RD, weight_TK, route, rows)
+        return torch_unpermute(y_RD, weight_TK, route)
     from mmkernels.moe.permute_triton import triton_unpermute
 
-    return triton_unpermute(y_RD, weight_TK, route, clear, rows)
+    return triton_unpermute(y_RD, weight_TK, route, clear)
+
+
+def unpermute_grads(
+    do_TD: Tensor,
+    y_RD: Tensor,
+    weight_TK: Tensor,
+    route: Route,
+    *,
+    clear: bool = True,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`unpermute`, for who differentiates it as a part of something.
+
+    Args:
+        do_TD: gradient of its result, in the dtype of y.
+        y_RD: as in forward, like all that is not named here.
+        out: where y's gradient goes, contiguous [R, D] in the dtype of y; fresh memory if not given.
+
+    Returns:
+        Gradients of y [R, D], in its dtype, and of the weights [T, K], in theirs.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_unpermute_grads(do_TD, y_RD, weight_TK, route, out)
+    if not use_triton(backend, "y_RD", y_RD, others=("naive",)):
+        return torch_unpermute_grads(do_TD, y_RD, weight_TK, route, out)
+    from mmkernels.moe.permute_triton import triton_unpermute_grads
+
+    return triton_unpermute_grads(do_TD, y_RD, weight_TK, route, clear, out)
 
 
 def take_rows(

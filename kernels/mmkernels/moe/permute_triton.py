@@ -11,18 +11,34 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.moe import tuning
-from mmkernels.moe.layout import NewRows, Route
+from mmkernels.moe.layout import Route
 from mmkernels.moe.permute_kernels import gather_kernel, permute_kernel, unpermute_grad_kernel
 
 
-def triton_permute(x_TD: Tensor, route: Route, clear: bool, rows: NewRows | None = None) -> Tensor:
+def triton_permute(x_TD: Tensor, route: Route, clear: bool, out: Tensor | None = None) -> Tensor:
     """See `mmkernels.moe.permute`, which has checked the arguments."""
-    return _Permute.apply(x_TD, route.slot_TK, route.offset_E, route.token_R.shape[0], clear, rows)
+    if out is not None:
+        return _permute(x_TD.detach(), route.slot_TK, route.offset_E, out, clear)
+    return _Permute.apply(x_TD, route.slot_TK, route.offset_E, route.token_R.shape[0], clear)
 
 
-def triton_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, clear: bool, rows: NewRows | None = None) -> Tensor:
+def triton_permute_grad(dy_RD: Tensor, route: Route) -> Tensor:
+    """See `mmkernels.moe.permute_grad`, which has checked the arguments."""
+    return _gather(dy_RD.contiguous(), None, route.slot_TK)
+
+
+def triton_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, clear: bool) -> Tensor:
     """See `mmkernels.moe.unpermute`, which has checked the arguments."""
-    return _Unpermute.apply(y_RD, weight_TK, route.slot_TK, route.offset_E, clear, rows)
+    return _Unpermute.apply(y_RD, weight_TK, route.slot_TK, route.offset_E, clear)
+
+
+def triton_unpermute_grads(
+    do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route, clear: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `mmkernels.moe.unpermute_grads`, which has checked the arguments."""
+    y_RD, weight_TK = y_RD.contiguous(), weight_TK.contiguous()
+    dy_RD = torch.empty_like(y_RD) if out is None else out
+    return _unpermute_grads(do_TD.contiguous(), y_RD, weight_TK, dy_RD, route.slot_TK, route.offset_E, clear)
 
 
 def triton_take_rows(x_ND: Tensor, index_M: Tensor, clear: bool, out: Tensor | None = None) -> Tensor:
@@ -32,70 +48,68 @@ def triton_take_rows(x_ND: Tensor, index_M: Tensor, clear: bool, out: Tensor | N
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x_TD: Tensor,
-        slot_TK: Tensor,
-        offset_E: Tensor,
-        number: int,
-        clear: bool,
-        rows: NewRows | None,
-    ) -> Tensor:
+    def forward(ctx: FunctionCtx, x_TD: Tensor, slot_TK: Tensor, offset_E: Tensor, rows: int, clear: bool) -> Tensor:
         ctx.save_for_backward(slot_TK)
-        x_TD, (tokens, width), top_k = x_TD.contiguous(), x_TD.shape, slot_TK.shape[1]
-        y_RD = _new_rows(number, x_TD, rows)
-        block = tuning.row_block(width)
-        if y_RD.numel():
-            permute_kernel[(tokens * triton.cdiv(width, block),)](
-                x_TD, y_RD, slot_TK, offset_E, tokens, number,
-                E=offset_E.shape[0], K=top_k, D=width, BLOCK_D=block, CLEAR=clear, num_warps=tuning.warps(block),
-            )  # fmt: skip
-        return y_RD
+        y_RD = torch.empty(rows, x_TD.shape[1], dtype=x_TD.dtype, device=x_TD.device)
+        return _permute(x_TD, slot_TK, offset_E, y_RD, clear)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None, None, None, None]:
         (slot_TK,) = ctx.saved_tensors
-        return _gather(dy_RD.contiguous(), None, slot_TK), None, None, None, None, None
+        return _gather(dy_RD.contiguous(), None, slot_TK), None, None, None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
-        y_RD: Tensor,
-        weight_TK: Tensor,
-        slot_TK: Tensor,
-        offset_E: Tensor,
-        clear: bool,
-        rows: NewRows | None,
+        ctx: FunctionCtx, y_RD: Tensor, weight_TK: Tensor, slot_TK: Tensor, offset_E: Tensor, clear: bool
     ) -> Tensor:
-        y_RD, weight_TK, ctx.clear, ctx.rows = y_RD.contiguous(), weight_TK.contiguous(), clear, rows
+        y_RD, weight_TK, ctx.clear = y_RD.contiguous(), weight_TK.contiguous(), clear
         ctx.save_for_backward(y_RD, weight_TK, slot_TK, offset_E)
         return _gather(y_RD, weight_TK, slot_TK)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         y_RD, weight_TK, slot_TK, offset_E = ctx.saved_tensors
-        (tokens, width), do_TD = do_TD.shape, do_TD.contiguous()
-        dy_RD, dweight_TK = _new_rows(y_RD.shape[0], y_RD, ctx.rows), torch.empty_like(weight_TK)
-        padded = triton.next_power_of_2(slot_TK.shape[1])
-        block = tuning.reduce_block(width, padded)
-        if tokens:
-            unpermute_grad_kernel[(tokens,)](
-                do_TD, y_RD, weight_TK, dy_RD, dweight_TK, slot_TK, offset_E, tokens, y_RD.shape[0],
-                E=offset_E.shape[0], K=slot_TK.shape[1], D=width, KP=padded, BLOCK_D=block, CLEAR=ctx.clear,
-                num_warps=tuning.warps(padded * block, tuning.REDUCE_ELEMENTS_PER_THREAD),
-            )  # fmt: skip
-        return dy_RD, dweight_TK, None, None, None, None
+        grads = _unpermute_grads(
+            do_TD.contiguous(), y_RD, weight_TK, torch.empty_like(y_RD), slot_TK, offset_E, ctx.clear
+        )
+        return *grads, None, None, None
 
 
-def _new_rows(number: int, like_ND: Tensor, rows: NewRows | None) -> Tensor:
-    width, dtype = like_ND.shape[1], like_ND.dtype
-    return (
-        torch.empty(number, width, dtype=dtype, device=like_ND.device) if rows is None else rows(number, width, dtype)
-    )
+def _permute(x_TD: Tensor, slot_TK: Tensor, offset_E: Tensor, y_RD: Tensor, clear: bool) -> Tensor:
+    """Copy tokens to their rows of y, which is returned."""
+    x_TD, (tokens, width), block = x_TD.contiguous(), x_TD.shape, tuning.row_block(x_TD.shape[1])
+    if y_RD.numel():
+        permute_kernel[(tokens * triton.cdiv(width, block),)](
+            x_TD, y_RD, slot_TK, offset_E, tokens, y_RD.shape[0],
+            E=offset_E.shape[0], K=slot_TK.shape[1], D=width, BLOCK_D=block, CLEAR=clear, num_warps=tuning.warps(block),
+        )  # fmt: skip
+    return y_RD
+
+
+def _unpermute_grads(
+    do_TD: Tensor,
+    y_RD: Tensor,
+    weight_TK: Tensor,
+    dy_RD: Tensor,
+    slot_TK: Tensor,
+    offset_E: Tensor,
+    clear: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of rows, into `dy`, and of weights."""
+    (tokens, width), dweight_TK = do_TD.shape, torch.empty_like(weight_TK)
+    padded = triton.next_power_of_2(slot_TK.shape[1])
+    block = tuning.reduce_block(width, padded)
+    if tokens:
+        unpermute_grad_kernel[(tokens,)](
+            do_TD, y_RD, weight_TK, dy_RD, dweight_TK, slot_TK, offset_E, tokens, y_RD.shape[0],
+            E=offset_E.shape[0], K=slot_TK.shape[1], D=width, KP=padded, BLOCK_D=block, CLEAR=clear,
+            num_warps=tuning.warps(padded * block, tuning.REDUCE_ELEMENTS_PER_THREAD),
+        )  # fmt: skip
+    return dy_RD, dweight_TK
 
 
 def _gather(

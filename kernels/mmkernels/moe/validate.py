@@ -44,10 +44,11 @@ def check_route(
         raise KernelArgumentError("drop_policy", repr(drop_policy), ", ".join(DROP_POLICIES))
 
 
-def check_permute(x_TD: Tensor, route: Route) -> None:
-    """Refuse tokens that the route is not about; errors as above."""
+def check_permute(x_TD: Tensor, route: Route, out: Tensor | None = None) -> None:
+    """Refuse tokens that the route is not about, or memory of another kind; errors as above."""
     _check_matrix("x_TD", x_TD, "[T, D]", ALL_DTYPES)
     _check_rows("x_TD", x_TD, route.slot_TK.shape[0], "tokens", route)
+    _check_out(out, route.token_R.shape[0], x_TD)
 
 
 def check_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> None:
@@ -63,6 +64,24 @@ def check_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> None:
         raise KernelArgumentError("weight_TK", f"device {weight_TK.device}", f"the device of y_RD, {y_RD.device}")
 
 
+def check_unpermute_grads(
+    do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route, out: Tensor | None = None
+) -> None:
+    """Refuse what `unpermute` would, gradients of another kind than its result, and such memory; errors as above."""
+    check_unpermute(y_RD, weight_TK, route)
+    _check_matrix("do_TD", do_TD, "[T, D]", (y_RD.dtype,))
+    _check_rows("do_TD", do_TD, route.slot_TK.shape[0], "tokens", route)
+    if do_TD.shape[1] != y_RD.shape[1]:
+        raise KernelArgumentError("do_TD", f"shape {list(do_TD.shape)}", f"{y_RD.shape[1]} columns, as in y_RD")
+    _check_out(out, y_RD.shape[0], y_RD)
+
+
+def check_permute_grad(dy_RD: Tensor, route: Route) -> None:
+    """Refuse gradients of rows that the route is not about; errors as above."""
+    _check_matrix("dy_RD", dy_RD, "[R, D]", ALL_DTYPES)
+    _check_rows("dy_RD", dy_RD, route.token_R.shape[0], "rows", route)
+
+
 def check_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) -> None:
     """Refuse rows, indices or memory of another kind; errors as above."""
     _check_matrix("x_ND", x_ND, "[N, D]", ALL_DTYPES)
@@ -71,12 +90,7 @@ def check_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) ->
         raise KernelArgumentError("index_M", got, "an int32 tensor [M]")
     if index_M.device != x_ND.device:
         raise KernelArgumentError("index_M", f"device {index_M.device}", f"the device of x_ND, {x_ND.device}")
-    if out is None:
-        return
-    want = (index_M.shape[0], x_ND.shape[1])
-    if (out.shape, out.dtype, out.device) != (want, x_ND.dtype, x_ND.device) or not out.is_contiguous():
-        got = f"{out.dtype} {list(out.shape)} on {out.device}, strides {list(out.stride())}"
-        raise KernelArgumentError("out", got, f"contiguous {x_ND.dtype} {list(want)} on {x_ND.device}")
+    _check_out(out, index_M.shape[0], x_ND)
 
 
 def _check_matrix(name: str, x: object, layout: str, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -87,6 +101,16 @@ def _check_matrix(name: str, x: object, layout: str, dtypes: tuple[torch.dtype, 
     if x.dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise KernelArgumentError(name, f"dtype {x.dtype}", names)
+
+
+def _check_out(out: Tensor | None, rows: int, like: Tensor) -> None:
+    """Refuse memory that is not for so many rows like these."""
+    if out is None:
+        return
+    want = (rows, like.shape[1])
+    if (out.shape, out.dtype, out.device) != (want, like.dtype, like.device) or not out.is_contiguous():
+        got = f"{out.dtype} {list(out.shape)} on {out.device}, strides {list(out.stride())}"
+        raise KernelArgumentError("out", got, f"contiguous {like.dtype} {list(want)} on {like.device}")
 
 
 def _check_int(name: str, value: object, least: int) -> None:

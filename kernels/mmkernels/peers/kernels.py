@@ -82,6 +82,9 @@ def meet_kernel(address_ptr, rank, number) -> None:
 
     Every rank has a number for each other, which that one writes: nobody else does, and it only grows. Stores of
     earlier kernels of this stream are done when this one begins; `release` and `acquire` order them for other GPUs.
+
+    Only these few programs wait, apart from those that read: did all multiprocessors wait here, a collective of another
+    stream could not run, for which the late rank may be waiting in turn.
     """
     peer = tl.program_id(0)
     number = number.to(tl.int64)
