@@ -13,20 +13,17 @@ Legend: W ranks of the group, M rows of a rank, as many of them for each rank, D
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.multiprocessing.reductions import reduce_tensor
 
 from mmkernels.peers import PeerMemory, meet, take_from_peers
 from mmtrain.errors import ConfigError, brief
+from mmtrain.parallel.lend import lend
 from mmtrain.parallel.nccl import one_host
 
 ALIGNED = 512
@@ -37,8 +34,8 @@ class Unreachable(RuntimeError):
     """Some rank of the group cannot map the others' memory. Raised on all of them, with the first one's reason."""
 
 
-def reach(group: ProcessGroup, device: torch.device, exchange: str, whole_rows: bool) -> Desks | None:
-    """Desks for the experts' exchange along `group`, or None if collectives have to move the rows.
+def reach(group: ProcessGroup, device: torch.device, exchange: str, whole_rows: bool) -> tuple[Desks | None, str]:
+    """Desks for the experts' exchange along `group`, or None if collectives move the rows; and which of them, and why.
 
     Args:
         exchange: `parallel.exchange`.
@@ -47,18 +44,27 @@ def reach(group: ProcessGroup, device: torch.device, exchange: str, whole_rows: 
     Raises:
         ConfigError: they are to be read directly and cannot be.
     """
-    near = group.size() > 1 and one_host(group) and whole_rows
-    if exchange == "collectives" or (exchange == "auto" and not (near and device.type == "cuda")):
-        return None
-    reason = "its ranks are not those of one host, alone or with tp and etp the same"
+    if exchange == "collectives":
+        return None, exchange
+    reason = _obstacle(group, whole_rows)
+    if reason is None and exchange == "auto" and device.type != "cuda":
+        return None, "collectives: there is no GPU"
     try:
-        if near:
-            return Desks(group, device)
+        if reason is None:
+            return Desks(group, device), "direct"
     except Unreachable as error:
         reason = str(error)
     if exchange == "direct":
-        raise ConfigError("parallel.exchange", exchange, f"ep={group.size()}: {reason}", "give auto or collectives")
-    return None
+        raise ConfigError("parallel.exchange", exchange, reason, "give auto or collectives")
+    return None, f"collectives: {reason}"
+
+
+def _obstacle(group: ProcessGroup, whole_rows: bool) -> str | None:
+    if group.size() == 1:
+        return "parallel.ep=1"
+    if not one_host(group):
+        return f"the {group.size()} ranks of parallel.ep are not all on one host"
+    return None if whole_rows else "rows travel along etp too"
 
 
 class Desks:
@@ -116,10 +122,10 @@ class Desks:
 
     def _map(self, size: int) -> PeerMemory:
         """So many zeroed bytes of each rank."""
-        way = _Gpu(size, self.device) if self.device.type == "cuda" else _Host(size)
+        way = lend(size, self.device)
         parts: list[Tensor] = []
         try:
-            handles = self._together(way.lend)
+            handles = self._together(way.handle)
             handles[self.group.rank()] = None
             self._together(
                 lambda: parts.extend(way.own if handle is None else way.borrow(handle) for handle in handles)
@@ -140,56 +146,3 @@ class Desks:
         if reason := next((error for _, error in answers if error is not None), None):
             raise Unreachable(reason)
         return [result for result, _ in answers]
-
-
-class _Gpu:
-    """Memory of this GPU, lent by CUDA's handles for other processes."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.device, self.own = device, torch.zeros(size, dtype=torch.uint8, device=device)
-
-    def lend(self) -> tuple[Any, ...]:
-        torch.cuda.synchronize(self.device)  # zeros are there before anyone reads them
-        rebuild, handle = reduce_tensor(self.own)
-        return rebuild, *handle
-
-    def borrow(self, lent: tuple[Any, ...]) -> Tensor:
-        """The lender's memory, mapped for this GPU: tensors that say they lie here."""
-        rebuild, *handle = lent
-        theirs, mine = handle[_DEVICE], self.device.index
-        hidden = theirs == mine or theirs >= torch.cuda.device_count()  # from this process, or the same GPU
-        if not hidden and not torch.cuda.can_device_access_peer(mine, theirs):
-            raise RuntimeError(f"GPU {mine} cannot read the memory of GPU {theirs}")
-        # Desks of all ranks go together, so this one is counted as done with it now, and not when its tensor goes: the
-        # lender would warn of memory in use, should it end first.
-        counter = handle[_COUNTER], handle[_COUNTER + 1]
-        handle[_DEVICE], handle[_COUNTER] = mine, handle[_COUNTER] + b"-none"
-        part = rebuild(*handle)
-        torch.UntypedStorage._release_ipc_counter(*counter, device=mine)
-        return part
-
-    def close(self) -> None:
-        """The memory goes with the tensors."""
-
-
-class _Host:
-    """Memory of the host, lent as a file that is gone once all have it open."""
-
-    def __init__(self, size: int) -> None:
-        descriptor, path = tempfile.mkstemp(prefix="mmtrain-")
-        os.close(descriptor)
-        self.size, self.path = size, Path(path)
-
-    def lend(self) -> str:
-        self.own = self.borrow(str(self.path))  # makes the file as long as it has to be
-        return str(self.path)
-
-    def borrow(self, path: str) -> Tensor:
-        return torch.from_file(path, shared=True, size=self.size, dtype=torch.uint8)
-
-    def close(self) -> None:
-        self.path.unlink()
-
-
-_DEVICE, _COUNTER = 6, 11
-"""Where `reduce_tensor` says on which GPU the memory is, and which file, at which place, counts its readers."""

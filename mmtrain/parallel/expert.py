@@ -72,6 +72,7 @@ class ExchangedExperts:
         lanes: where communication runs.
         whole: whether each rank of tensor parallelism sends all the micro-batch's rows, to its slice of the experts.
         desks: where the rows of a single group under a capacity are read by other ranks; None if collectives move them.
+        how: which of them, and why.
 
     Args:
         mesh: with the axes ep and etp.
@@ -107,14 +108,14 @@ class ExchangedExperts:
         self._groups = number
         self.lanes.aside = number > 1  # one group has nothing to compute meanwhile
         self._links = (self.ep, self.etp) if number > 1 else self._in_line
-        self.desks = None if number > 1 else self._reach
+        self.desks, self.how = (None, "collectives") if number > 1 else self._reach
 
     @cached_property
     def _in_line(self) -> tuple[ProcessGroup, ProcessGroup]:
         return in_line(self.ep, self.device), in_line(self.etp, self.device)
 
     @cached_property
-    def _reach(self) -> Desks | None:
+    def _reach(self) -> tuple[Desks | None, str]:
         return reach(self.ep, self.device, self.exchange, whole_rows=self.slices == 1 or self.whole)
 
     def _collectives(self, along_etp: bool) -> Collectives:

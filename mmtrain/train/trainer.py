@@ -14,6 +14,7 @@ from mmtrain.config import PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel.apply import apply_parallel
+from mmtrain.parallel.expert import expert_call
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline import check_schedule
 from mmtrain.parallel.tune import tune_groups
@@ -89,6 +90,8 @@ class Trainer:
             tokens = parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)
             if choice := tune_groups(self.model, self.config.model, self.context, tokens, self.dtype):
                 report.note(str(choice))
+        if parallel.exchange == "auto" and (call := expert_call(self.model)) is not None:
+            report.note(f"exchange=auto took {call.how}")
         recompute = parallel.activation_checkpoint
         if planned := plan_attention(self.model, self.context, self.dtype, max(lengths), recompute):
             report.note(planned)

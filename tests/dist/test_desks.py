@@ -10,8 +10,7 @@ import torch.distributed as dist
 
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.parallel import desks as module
-from mmtrain.parallel import mesh
+from mmtrain.parallel import lend, mesh
 from mmtrain.parallel.desks import Desks, Unreachable
 from mmtrain.parallel.expert import ExchangedExperts
 from mmtrain.parallel.layout import plan_layout
@@ -53,7 +52,7 @@ def test_every_exchange_brings_its_own_rows(pool: Pool) -> None:
 def fail_on(rank: int) -> str:
     """What a rank says when one of them cannot map a file."""
     context = mesh_of(ParallelConfig(ep=4))
-    broken = mock.patch.object(module._Host, "borrow", side_effect=OSError("no such device"))
+    broken = mock.patch.object(lend.HostLoan, "borrow", side_effect=OSError("no such device"))
     with broken if dist.get_rank() == rank else mock.patch.dict({}):
         with pytest.raises(Unreachable) as direct:
             Desks(context.expert["ep"].get_group(), context.device)
@@ -69,17 +68,40 @@ def test_all_ranks_give_up_where_one_cannot(pool: Pool) -> None:
     assert len(set(answers)) == 1 and answers[0].startswith("rank 2: OSError: no such device | parallel.exchange=direct")
 
 
-def refuse() -> str:
-    """The error for ranks on several hosts."""
-    context = mesh_of(ParallelConfig(ep=4))
-    with mock.patch.dict("os.environ", LOCAL_WORLD_SIZE="2"), pytest.raises(ConfigError) as refused:
-        ExchangedExperts(context.expert["ep", "etp"], context.dense["tp"].get_group(), context.device, exchange="direct")
-    mesh.stop()
-    return str(refused.value)
+def answers(exchange: str, host_ranks: int, options: dict[str, int]) -> str:
+    """How rows are exchanged, or the error."""
+    context = mesh_of(ParallelConfig(**options))
+    axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
+    try:
+        with mock.patch.dict("os.environ", LOCAL_WORLD_SIZE=str(host_ranks)):
+            call = ExchangedExperts(axes, tensor, context.device, exchange=exchange)
+        assert (call.desks is not None) == (call.how == "direct")
+        return call.how
+    except ConfigError as error:
+        return str(error)
+    finally:
+        mesh.stop()
 
 
-def test_ranks_of_several_hosts_are_refused(pool: Pool) -> None:
-    assert "one host" in pool.run(refuse, world=4)[0]
+@pytest.mark.parametrize(
+    ("exchange", "host_ranks", "options", "answer"),
+    [
+        ("direct", 4, {"ep": 4}, "direct"),
+        ("direct", 4, {"tp": 2, "ep": 2, "etp": 2}, "direct"),
+        ("auto", 4, {"ep": 4}, "collectives: there is no GPU"),
+        ("auto", 2, {"ep": 4}, "collectives: the 4 ranks of parallel.ep are not all on one host"),
+        ("auto", 4, {"etp": 4}, "collectives: parallel.ep=1"),
+        ("collectives", 4, {"ep": 4}, "collectives"),
+        ("direct", 2, {"ep": 4}, "parallel.exchange=direct: the 4 ranks of parallel.ep are not all on one host; "
+                                 "give auto or collectives"),
+        ("direct", 4, {"ep": 2, "etp": 2}, "parallel.exchange=direct: rows travel along etp too; "
+                                           "give auto or collectives"),
+    ],
+)  # fmt: skip
+def test_how_rows_are_exchanged(
+    pool: Pool, exchange: str, host_ranks: int, options: dict[str, int], answer: str
+) -> None:
+    assert set(pool.run(answers, exchange, host_ranks, options, world=4)) == {answer}
 
 
 @pytest.mark.parametrize(
