@@ -16,6 +16,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,6 @@ from mmtrain.parallel.layout import Layout, plan_layout
 from mmtrain.parallel.routing import RoutedWhole
 
 EXPERTS, TOP_K, CAPACITY = 32, 2, 1.25
-EXCHANGES = ("collectives", "direct")
-"""A single group is measured with both."""
 PEER = "megatron-core"
 
 
@@ -138,7 +137,8 @@ def measure_ours(
         return moe(x_TD)[0]
 
     torch.cuda.reset_peak_memory_stats()
-    row = measure(layer, list(moe.parameters()), x_TD, shape)
+    row: dict[str, Any] = {"kind": f"G={groups}, {call.how.split(':')[0]}"}
+    row |= measure(layer, list(moe.parameters()), x_TD, shape)
     row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return row | hidden(call, _fresh(runs(layer, x_TD)[1], [*moe.parameters(), x_TD]))
 
@@ -164,19 +164,24 @@ def measure_peer(shape: Shape, context: mesh.ParallelContext, tokens: int) -> di
     x_T1D = torch.randn(tokens, 1, shape.hidden, device=context.device, dtype=torch.bfloat16, requires_grad=True)
     torch.cuda.reset_peak_memory_stats()
     row = measure(lambda x: layer(x)[0], list(layer.parameters()), x_T1D, shape)
-    return row | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+    return {"kind": PEER} | row | {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+
+
+def ways(groups: list[int], ranks: int) -> list[tuple[int, str]]:
+    """Numbers of groups, each with its `parallel.exchange`: a single one with both, if rows travel along ep at all."""
+    both = ("collectives", "auto") if ranks > 1 else ("collectives",)
+    return [(number, exchange) for number in groups for exchange in (both if number == 1 else both[:1])]
 
 
 def measure_shape(name: str, context: mesh.ParallelContext, groups: list[int], peer: bool) -> list[dict[str, Any]]:
     """Rows of one shape, each printed when it is there."""
     shape, layout, rows = SHAPES[name], context.layout, []
     tokens = shape.tokens // layout.tp
-    ways = [(number, exchange) for number in groups for exchange in (EXCHANGES if number == 1 else EXCHANGES[:1])]
-    for number, exchange in (*ways, (0, PEER)) if peer else ways:
-        kind = f"G={number}, {exchange}" if number else PEER
-        found = (measure_ours(shape, context, tokens, number, exchange) if number
-                 else measure_peer(shape, context, tokens))  # fmt: skip
-        rows.append({"layout": f"EP{layout.ep} x ETP{layout.etp}, TP{layout.tp}", "shape": name, "kind": kind, **found})
+    jobs = [partial(measure_ours, shape, context, tokens, *way) for way in ways(groups, layout.ep)]
+    if peer:
+        jobs.append(partial(measure_peer, shape, context, tokens))
+    for job in jobs:
+        rows.append({"layout": f"EP{layout.ep} x ETP{layout.etp}, TP{layout.tp}", "shape": name, **job()})
         torch.cuda.empty_cache()
         if context.is_main:
             print(json.dumps(rows[-1]), flush=True)

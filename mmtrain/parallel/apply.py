@@ -47,7 +47,9 @@ def apply_parallel(
     if layout.ep * layout.etp > 1:
         axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
         groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later
-        call = ExchangedExperts(axes, tensor, context.device, groups, config.exchange)
+        fixed = model.config.capacity_factor is not None and not config.global_router  # places that others know
+        exchange = config.exchange if fixed else "collectives"
+        call = ExchangedExperts(axes, tensor, context.device, groups, exchange)
         apply_expert_parallel(model, axes, tensor, call)
     apply_routing(model, context, config)
     stages = [model]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -10,9 +11,11 @@ import torch.distributed as dist
 
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.errors import ConfigError
+from mmtrain.model.init import meta_model
 from mmtrain.parallel import lend, mesh
+from mmtrain.parallel.apply import apply_parallel
 from mmtrain.parallel.desks import Desks, Unreachable
-from mmtrain.parallel.expert import ExchangedExperts
+from mmtrain.parallel.expert import ExchangedExperts, expert_call
 from mmtrain.parallel.layout import plan_layout
 from tests.dist.layouts import MODEL, Job
 from tests.dist.pool import Pool
@@ -102,6 +105,22 @@ def test_how_rows_are_exchanged(
     pool: Pool, exchange: str, host_ranks: int, options: dict[str, int], answer: str
 ) -> None:
     assert set(pool.run(answers, exchange, host_ranks, options, world=4)) == {answer}
+
+
+def taken(capacity_factor: float | None, global_router: bool) -> str:
+    """How a model's rows are exchanged."""
+    parallel = ParallelConfig(ep=4, global_router=global_router)
+    context = mesh_of(parallel)
+    model = meta_model(replace(MODEL, capacity_factor=capacity_factor))
+    apply_parallel(model, context, parallel, torch.float32)
+    call = expert_call(model)
+    mesh.stop()
+    return call.how
+
+
+def test_rows_of_exact_size_are_never_read(pool: Pool) -> None:
+    assert pool.run(taken, None, False, world=4)[0] == pool.run(taken, 0.8, True, world=4)[0] == "collectives"
+    assert pool.run(taken, 0.8, False, world=4)[0] == "collectives: there is no GPU"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,13 @@ def test_options_that_no_number_of_processes_mends(options, option, text):
     assert error.option == f"parallel.{option}" and text in error.problem
 
 
+def test_rows_of_exact_size_cannot_be_read_directly():
+    parallel = ParallelConfig(ep=2, exchange="direct")
+    assert plan_layout(2, parallel, model()).ep == 2
+    error = refusal(2, parallel, dataclasses.replace(model(), capacity_factor=None))
+    assert error.option == "parallel.exchange" and "model.capacity_factor" in error.fix
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "tp"), [(8, 2, 2), (8, 2, 8), (8, 1, 4), (12, 4, 12), (12, 6, 3)])
 def test_key_value_heads_are_shared_out_or_replicated(heads, kv_heads, tp):
     assert plan_layout(tp, ParallelConfig(tp=tp), model(num_heads=heads, num_kv_heads=kv_heads)).tp == tp
