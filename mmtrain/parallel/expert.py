@@ -108,7 +108,7 @@ class ExchangedExperts:
         self._groups = number
         self.lanes.aside = number > 1  # one group has nothing to compute meanwhile
         self._links = (self.ep, self.etp) if number > 1 else self._in_line
-        self.desks, self.how = (None, "collectives") if number > 1 else self._reach
+        self.desks, self.how = (None, f"collectives: token_groups={number}") if number > 1 else self._reach
 
     @cached_property
     def _in_line(self) -> tuple[ProcessGroup, ProcessGroup]:
