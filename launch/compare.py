@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compare; the exit code is 0, 1 past the tolerance, or 2 where a layout could not run."""
     options, overrides = parse(argv)
     from mmtrain.errors import ConfigError
-    from mmtrain.train.compare import compare
+    from mmtrain.runs.compare import compare
 
     try:
         return compare(options.layout, overrides, options.steps, options.tolerance, options.keep)

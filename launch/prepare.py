@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from mmdata.errors import DataError
-from mmdata.prepare import PrepareOptions, prepare
-from mmdata.recipes import recipe_files
-from mmdata.summary import summary
+from mmdata.prepare.pipeline import PrepareOptions, prepare
+from mmdata.prepare.recipes import recipe_files
+from mmdata.prepare.summary import summary
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

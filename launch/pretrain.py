@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmtrain.cli import hydra_entry
 from mmtrain.config import PretrainConfig
+from mmtrain.config.cli import hydra_entry
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
+    from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint
+    from mmtrain.checkpoint.run_folder import RunFolder
+    from mmtrain.health.watchdog import Guard
+    from mmtrain.optim.optimizer import check_optimizer
     from mmtrain.parallel import mesh
     from mmtrain.parallel.layout import plan_layout
-    from mmtrain.train.checkpoint import check_same_model, find_checkpoint
+    from mmtrain.train.curriculum import RunPlan, scaled_phases
     from mmtrain.train.device import keep_freed_memory
-    from mmtrain.train.folder import RunFolder
-    from mmtrain.train.guard import Guard
     from mmtrain.train.inputs import RunInputs
-    from mmtrain.train.optimizer import check_optimizer
-    from mmtrain.train.stage import RunPlan, scaled_phases
     from mmtrain.train.trainer import Trainer, check_batches
 
     device = mesh.pick_device(config.cluster)

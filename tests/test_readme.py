@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from mmtrain.cli import compose
+from mmtrain.config.cli import compose
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.train.compare import LayoutRun
+from mmtrain.runs.compare import LayoutRun
 from tests.dist.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +79,6 @@ def test_folders_of_the_map_exist() -> None:
 
 
 def test_imports_are_silent() -> None:
-    code = "import mmtrain, mmdata, mmkernels, mmtrain.cli, mmtrain.train.trainer, mmtrain.infer"
+    code = "import mmtrain, mmdata, mmkernels, mmtrain.config.cli, mmtrain.train.trainer, mmtrain.infer"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == done.stderr == ""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdata.indexed import IndexedCorpus
-from mmdata.loader import micro_batches
-from mmdata.stream import RowStream
-from mmdata.writer import CorpusWriter
+from mmdata.corpus.indexed import IndexedCorpus
+from mmdata.corpus.writer import CorpusWriter
+from mmdata.rows.loader import micro_batches
+from mmdata.rows.stream import RowStream
 
 _TOKENS_TIMED = 8_000_000
 

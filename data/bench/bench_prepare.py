@@ -1,4 +1,4 @@
-"""Throughput of mmdata.prepare beside `tokenizers.encode_batch` alone: the same text, cores and run.
+"""Throughput of mmdata.prepare.pipeline beside `tokenizers.encode_batch` alone: the same text, cores and run.
 
     python data/bench/bench_prepare.py [--recipe stdlib] [--vocab-size 4096] [--repeats 2]
 
@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmdata.bpe import tokenizer_threads, train_bpe
-from mmdata.collect import collect, plan_shards
-from mmdata.prepare import PrepareOptions, default_workers, prepare
-from mmdata.recipes import recipe_files
-from mmdata.sources import Document, read_piece
+from mmdata.prepare.bpe import tokenizer_threads, train_bpe
+from mmdata.prepare.collect import collect, plan_shards
+from mmdata.prepare.pipeline import PrepareOptions, default_workers, prepare
+from mmdata.prepare.recipes import recipe_files
+from mmdata.prepare.sources import Document, read_piece
 
 
 def encode_batch_seconds(path: Path, texts: list[str]) -> float:

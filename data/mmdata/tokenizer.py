@@ -52,7 +52,7 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         return ByteTokenizer()
     path = Path(path)
     if path.is_dir():
-        from mmdata.manifest import read_manifest
+        from mmdata.corpus.manifest import read_manifest
 
         if not (path / "tokenizer.json").is_file() and read_manifest(path).tokenizer.get("kind") == "bytes":
             return ByteTokenizer()

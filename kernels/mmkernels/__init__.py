@@ -1,6 +1,6 @@
 """Kernels of mmtrain. They need torch and, on GPUs, triton; they can be used without mmtrain. Each folder is one op."""
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.lightning import (
     lightning_attention,
     lightning_decode_step,

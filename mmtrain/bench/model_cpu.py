@@ -23,7 +23,7 @@ import torch
 from mmtrain.config import SOFTMAX, ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.init import build_model
-from mmtrain.model.packing import Packing
+from mmtrain.model.packed_seq import Packing
 from mmtrain.train.device import keep_freed_memory
 
 TOKENS = 2048

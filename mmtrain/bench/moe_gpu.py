@@ -30,10 +30,10 @@ from mmtrain.bench.peer_moe import megatron_moe
 from mmtrain.bench.timeline import record
 from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
-from mmtrain.model.moe import MoE
+from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert import ExchangedExperts
-from mmtrain.parallel.lanes import Meter
+from mmtrain.parallel.expert.comm_streams import Meter
+from mmtrain.parallel.expert.expert_parallel import ExchangedExperts
 from mmtrain.parallel.layout import Layout, plan_layout
 from mmtrain.parallel.routing import RoutedWhole
 

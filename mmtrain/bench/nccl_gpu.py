@@ -25,7 +25,7 @@ from torch.distributed import ProcessGroup
 from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig
 from mmtrain.parallel import mesh
-from mmtrain.parallel.desks import Desks, Unreachable
+from mmtrain.parallel.expert.peer_buffers import Desks, Unreachable
 from mmtrain.parallel.nccl import in_line, with_channels
 
 HIDDEN, FFN = 6144, 9216

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from mmtrain.train.metrics import read_metrics
+from mmtrain.log.metrics import read_metrics
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
 SEQ_LEN, STEPS, SKIPPED = 8192, 9, 3

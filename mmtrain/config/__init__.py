@@ -20,8 +20,8 @@ from mmtrain.config.run import (
     OptimConfig,
     RunConfig,
 )
+from mmtrain.config.schema import build
 from mmtrain.config.stage import BatchStep, LrSegment, PhaseConfig, SourceConfig, StageConfig
-from mmtrain.schema import build
 
 __all__ = [
     "LIGHTNING",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmtrain.config.checks import choose, require
-from mmtrain.schema import Count
+from mmtrain.config.schema import Count
 
 
 @dataclass

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
-from mmtrain.model.cache import DecodeCache
+from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.model import HybridLM
-from mmtrain.model.packing import Packing
+from mmtrain.model.packed_seq import Packing
 
 
 @dataclass(frozen=True)

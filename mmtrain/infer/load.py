@@ -9,13 +9,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mmdata.tokenizer import Tokenizer, load_tokenizer
+from mmtrain.checkpoint.dcp import find_checkpoint, read_meta
 from mmtrain.config import DataConfig, ModelConfig, StageConfig
+from mmtrain.config.schema import build
 from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
-from mmtrain.schema import build
-from mmtrain.train.checkpoint import find_checkpoint, read_meta
+from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.inputs import tokenizer_path
-from mmtrain.train.stage import RunPlan, scaled_phases
 
 
 def load_for_decoding(

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmtrain.config import LIGHTNING, ModelConfig
-from mmtrain.model.cache import LightningCache, SoftmaxCache
 from mmtrain.model.ffn import SwiGLU
-from mmtrain.model.lightning import LightningAttention
-from mmtrain.model.moe import MoE
+from mmtrain.model.mixers.cache import LightningCache, SoftmaxCache
+from mmtrain.model.mixers.lightning import LightningAttention
+from mmtrain.model.mixers.softmax import SoftmaxAttention
+from mmtrain.model.moe.layer import MoE
+from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.norm import RMSNorm
-from mmtrain.model.packing import Packing
+from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable
-from mmtrain.model.router import RouterStats
-from mmtrain.model.softmax import SoftmaxAttention
 
 
 class Block(nn.Module):

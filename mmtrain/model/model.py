@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
-from mmtrain.model.cache import DecodeCache
 from mmtrain.model.loss import LossCall, linear_cross_entropy
+from mmtrain.model.mixers.cache import DecodeCache
+from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.norm import RMSNorm
-from mmtrain.model.packing import Packing
+from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import rope_table
-from mmtrain.model.router import RouterStats
 
 
 class LossOutput(NamedTuple):

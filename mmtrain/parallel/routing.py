@@ -13,7 +13,7 @@ from torch import Tensor
 from mmkernels.moe import Quotas, Route
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
-from mmtrain.model.moe import MoE
+from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.collectives import gather_alike, sum_gradient
 from mmtrain.parallel.mesh import ParallelContext
 

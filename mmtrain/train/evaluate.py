@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mmdata.loader import PackedBatch
+from mmdata.rows.loader import PackedBatch
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.pipeline import pipeline_of
+from mmtrain.parallel.pipeline.schedule import pipeline_of
 from mmtrain.train.step import model_inputs
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from mmdata.corpus.indexed import IndexedCorpus, check_token_range
+from mmdata.corpus.split import split_documents
 from mmdata.errors import DataError
-from mmdata.indexed import IndexedCorpus, check_token_range
-from mmdata.loader import Rows
-from mmdata.mixture import Mixture
-from mmdata.split import split_documents
-from mmdata.stream import RowStream
+from mmdata.rows.loader import Rows
+from mmdata.rows.mixture import Mixture
+from mmdata.rows.stream import RowStream
 from mmdata.tokenizer import load_tokenizer
 from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
 from mmtrain.errors import ConfigError
-from mmtrain.train.stage import phase_seed
+from mmtrain.train.curriculum import phase_seed
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
+from mmtrain.checkpoint.dcp import Progress
+from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
-from mmtrain.train.checkpoint import Progress
-from mmtrain.train.console import RunConsole, summary_lines
+from mmtrain.log.console import RunConsole, summary_lines
+from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
+from mmtrain.log.wandb_tracker import Tracker
+from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
-from mmtrain.train.folder import RunFolder
-from mmtrain.train.metrics import FILE_NAME, MetricsWriter, read_metrics
-from mmtrain.train.stage import RunPlan, RunStep
 from mmtrain.train.step import StepResult
-from mmtrain.train.tracker import Tracker
 
 LOAD_RECORDS = 100  # router loads are tables: about this many of them are kept over a run
 
@@ -97,7 +97,7 @@ class Report:
         if not self.enabled:
             return []
         if self.config.log.plot:
-            from mmtrain.train.plot import plot_run  # matplotlib is slow to import
+            from mmtrain.log.plot import plot_run  # matplotlib is slow to import
 
             plot_run(self.folder.path)
         return summary_lines(read_metrics(self.folder.path), self.folder.path, time.monotonic() - self.began)

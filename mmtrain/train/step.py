@@ -11,20 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmdata.loader import PackedBatch
+from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import LossOutput, StageOutput
-from mmtrain.model.packing import Packing
-from mmtrain.parallel.accumulate import set_micro_batch
-from mmtrain.parallel.expert import expert_call
-from mmtrain.parallel.lanes import Meter
+from mmtrain.model.packed_seq import Packing
+from mmtrain.optim.optimizer import clip_gradients, set_lr
+from mmtrain.parallel.expert.comm_streams import Meter
+from mmtrain.parallel.expert.expert_parallel import expert_call
+from mmtrain.parallel.fsdp import set_micro_batch
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.pipeline import pipeline_of
+from mmtrain.parallel.pipeline.schedule import pipeline_of
+from mmtrain.parallel.pipeline.stage import ModelInputs
 from mmtrain.parallel.routing import take_fractions
-from mmtrain.parallel.stage import ModelInputs
-from mmtrain.train.optimizer import clip_gradients, set_lr
 
 
 @dataclass(frozen=True)

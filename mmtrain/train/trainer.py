@@ -9,27 +9,27 @@ from itertools import islice
 
 import torch.distributed as dist
 
-from mmdata.loader import PackedBatch, micro_batches
+from mmdata.rows.loader import PackedBatch, micro_batches
+from mmtrain.checkpoint.dcp import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
+from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PretrainConfig
 from mmtrain.config.checks import require
+from mmtrain.health.watchdog import Guard
 from mmtrain.model.init import initialise, meta_model
-from mmtrain.parallel.apply import apply_parallel
-from mmtrain.parallel.expert import expert_call
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel.expert.autotune import tune_groups
+from mmtrain.parallel.expert.expert_parallel import expert_call
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.pipeline import check_schedule
-from mmtrain.parallel.tune import tune_groups
-from mmtrain.train.checkpoint import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.parallel.pipeline.schedule import check_schedule
+from mmtrain.train.curriculum import RunPlan, RunStep, rank_batches
 from mmtrain.train.device import compute_dtype, peak_rate
 from mmtrain.train.evaluate import evaluate
-from mmtrain.train.folder import RunFolder
 from mmtrain.train.garbage import collect, collected_in_step
-from mmtrain.train.guard import Guard
 from mmtrain.train.inputs import RunInputs
-from mmtrain.train.optimizer import build_optimizer
 from mmtrain.train.report import Report
-from mmtrain.train.stage import RunPlan, RunStep, rank_batches
 from mmtrain.train.step import train_step
-from mmtrain.train.warm import plan_attention
+from mmtrain.train.warmup import plan_attention
 
 
 class Trainer:

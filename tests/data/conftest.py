@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmdata.indexed import IndexedCorpus
-from mmdata.writer import builder_class
+from mmdata.corpus.indexed import IndexedCorpus
+from mmdata.corpus.writer import builder_class
 
 
 @pytest.fixture

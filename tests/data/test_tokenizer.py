@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mmdata import tokenizer as module
-from mmdata.bpe import sample_texts, train_bpe
-from mmdata.collect import collect, plan_shards
 from mmdata.errors import DataError
+from mmdata.prepare.bpe import sample_texts, train_bpe
+from mmdata.prepare.collect import collect, plan_shards
 from mmdata.tokenizer import EOD_TOKEN, load_tokenizer
 
 REAL = Path(json.__file__).with_name("decoder.py").read_text() + "日本語 😀 naïve\r\n\t " + EOD_TOKEN + " end"

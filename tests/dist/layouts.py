@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdata.loader import PackedBatch
+from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel import mesh
-from mmtrain.parallel.apply import apply_parallel
+from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.train.optimizer import build_optimizer
+from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.step import StepResult, train_step
 
 SEQ = 48

@@ -12,9 +12,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel import mesh
-from mmtrain.parallel.apply import apply_parallel
-from mmtrain.train.checkpoint import load_checkpoint
-from mmtrain.train.optimizer import build_optimizer
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.optim.optimizer import build_optimizer
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool, WorkerError
 

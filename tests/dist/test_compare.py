@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.train.compare import relative_difference
+from mmtrain.runs.compare import relative_difference
 from tests.dist.runs import ROOT, SMALL, environment
 
 

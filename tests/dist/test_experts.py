@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mmkernels.moe import Route, route
 from mmtrain.config import ClusterConfig, ParallelConfig
-from mmtrain.model.experts import Experts
+from mmtrain.model.moe.experts import Experts
 from mmtrain.parallel import mesh
 from mmtrain.parallel.collectives import sum_gradient
-from mmtrain.parallel.expert import ExchangedExperts
+from mmtrain.parallel.expert.expert_parallel import ExchangedExperts
 from mmtrain.parallel.layout import plan_layout
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool

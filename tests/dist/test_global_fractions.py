@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import initialise, meta_model
-from mmtrain.model.router import Router
+from mmtrain.model.moe.router import Router
 from mmtrain.parallel import mesh
-from mmtrain.parallel.apply import apply_parallel
+from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from mmtrain.train.optimizer import build_optimizer
+from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
+from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.step import train_step
 from tests.dist.layouts import MODEL, SEQ, Job, Outcome, alone, packed_row, train, whole
 from tests.dist.pool import Pool

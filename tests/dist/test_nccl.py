@@ -10,9 +10,9 @@ import torch
 
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.parallel import mesh
-from mmtrain.parallel.desks import Desks
+from mmtrain.parallel.expert.peer_buffers import Desks
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.train.compare import compare
+from mmtrain.runs.compare import compare
 from tests.dist.layouts import MODEL
 from tests.dist.pool import free_port
 from tests.dist.runs import SMALL

@@ -13,12 +13,12 @@ from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConf
 from mmtrain.errors import ConfigError
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel import mesh
-from mmtrain.parallel.apply import apply_parallel
+from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.parallel.pipeline import check_schedule
-from mmtrain.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from mmtrain.parallel.pipeline.schedule import check_schedule
+from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
 from mmtrain.train.evaluate import Validation, evaluate
-from mmtrain.train.optimizer import build_optimizer
+from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.step import StepResult, train_step
 from tests.dist.layouts import MODEL, SEQ, Job, packed_row, whole
 from tests.dist.pool import Pool

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmtrain.config import ClusterConfig, ParallelConfig
-from mmtrain.model.router import Router, expert_capacity, load_balancing_loss
+from mmtrain.model.moe.router import Router, expert_capacity, load_balancing_loss
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.routing import PooledCapacity, share_out

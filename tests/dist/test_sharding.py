@@ -8,13 +8,13 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from mmdata.loader import PackedBatch
+from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.parallel import mesh
-from mmtrain.parallel.accumulate import set_micro_batch
-from mmtrain.parallel.apply import apply_parallel
-from mmtrain.train.optimizer import build_optimizer
+from mmtrain.parallel.fsdp import set_micro_batch
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.step import model_inputs, train_step
 from tests.dist.pool import Pool
 

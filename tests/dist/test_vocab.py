@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
-from mmtrain.parallel import vocab
-from mmtrain.parallel.vocab import vocab_parallel_cross_entropy, vocab_parallel_embedding
+from mmtrain.parallel.tensor import vocab_parallel as vocab
+from mmtrain.parallel.tensor.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_embedding
 from tests.dist.pool import Pool
 
 T, D, V, CHUNK = 88, 16, 101, 20

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from mmkernels.softmax import dispatch
 from mmtrain.config import ModelConfig
-from mmtrain.model.attention import LocalAttention
 from mmtrain.model.init import build_model
-from mmtrain.model.packing import Packing
+from mmtrain.model.mixers.attention import LocalAttention
+from mmtrain.model.packed_seq import Packing
 from tests.dist.runs import SMALL, make_corpus, pretrain, records, steps
 
 pytestmark = pytest.mark.gpu

@@ -9,9 +9,9 @@ from torch import nn
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.generate import Sampling, choose, decode, generate
-from mmtrain.model.cache import DecodeCache
 from mmtrain.model.init import build_model
-from mmtrain.model.packing import Packing
+from mmtrain.model.mixers.cache import DecodeCache
+from mmtrain.model.packed_seq import Packing
 
 PATTERNS = {"hybrid": "LLLS", "softmax": "S", "lightning": "L"}
 

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from mmkernels import triton_support
+from mmkernels.common import triton_support
 
 # Loads of 16 bytes, to registers or (cp.async.cg has no other size) to shared memory.
 WIDE_LOAD = re.compile(r"ld\.global\S*\.(v4\.b32|v2\.b64)|cp\.async\.cg\.shared\.global")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.cross_entropy import fused, logits_to_gradient_, row_statistics
-from mmkernels.errors import KernelArgumentError
 from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

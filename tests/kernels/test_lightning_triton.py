@@ -207,7 +207,7 @@ def test_what_triton_cannot_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         call(width=257)
     with pytest.raises(KernelArgumentError, match=r"q_BTHD: got dtype torch\.float64"):
         call(dtype=torch.float64)
-    monkeypatch.setattr("mmkernels.triton_support.INTERPRETED", False)
+    monkeypatch.setattr("mmkernels.common.triton_support.INTERPRETED", False)
     with pytest.raises(KernelArgumentError, match="q_BTHD: got device cpu; allowed: a CUDA device"):
         call(device="cpu")
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.moe import Route, permute, route, tuning, unpermute
 from mmkernels.moe.naive import naive_permute, naive_unpermute
 from tests.kernels.poison import fill_new_memory

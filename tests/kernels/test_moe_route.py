@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.moe import Route, route, tuning
 from mmkernels.moe.naive import naive_assign, naive_route
 from tests.kernels.poison import fill_new_memory
@@ -264,7 +264,7 @@ def test_bad_arguments_are_refused_by_name(name: str, allowed: str, change: dict
 
 
 def test_kernels_refuse_the_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkernels.triton_support.INTERPRETED", False)
+    monkeypatch.setattr("mmkernels.common.triton_support.INTERPRETED", False)
     with pytest.raises(KernelArgumentError, match="logits_TE: got device cpu"):
         route(torch.zeros(3, 4), 2, backend="triton")
     assert route(torch.zeros(3, 4), 2).token_R.shape == (6,)

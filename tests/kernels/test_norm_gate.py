@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.norm_gate import eager, launch, norm_gate
 from mmkernels.norm_gate.naive import naive_norm_gate
 from tests.kernels.poison import poison

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.norm import add_rms_norm, launch, rms_norm
 from mmkernels.norm.naive import naive_add_rms_norm, naive_rms_norm
 from tests.kernels.poison import poison

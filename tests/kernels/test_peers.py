@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.peers import PeerMemory, meet, take_from_peers
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.rope import eager, kernel, partial_rope
 from mmkernels.rope.naive import naive_partial_rope
 from tests.kernels.poison import poison

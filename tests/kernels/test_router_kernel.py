@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.router import balance_stats, router_logits
 from tests.kernels.poison import fill_new_memory
 
@@ -260,7 +260,7 @@ def test_bad_arguments_are_refused_by_name(name: str, allowed: str, change: dict
 
 
 def test_kernels_refuse_the_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkernels.triton_support.INTERPRETED", False)
+    monkeypatch.setattr("mmkernels.common.triton_support.INTERPRETED", False)
     with pytest.raises(KernelArgumentError, match="x_TD: got device cpu"):
         router_logits(torch.zeros(3, 4), torch.zeros(2, 4), backend="triton")
     with pytest.raises(KernelArgumentError, match="logits_NE: got device cpu"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.softmax import cpu, cudnn, dispatch, eager, flash
 from mmkernels.softmax.api import softmax_attention, softmax_attention_with_lse, softmax_backward, softmax_forward
 from mmkernels.softmax.naive import naive_softmax_attention, naive_softmax_block

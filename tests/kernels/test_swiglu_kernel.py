@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.swiglu import swiglu, swiglu_grad
 from tests.kernels.poison import fill_new_memory
 
@@ -154,7 +154,7 @@ def test_bad_arguments_are_refused_by_name(name: str, allowed: str, change: dict
 
 
 def test_kernel_refuses_the_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmkernels.triton_support.INTERPRETED", False)
+    monkeypatch.setattr("mmkernels.common.triton_support.INTERPRETED", False)
     with pytest.raises(KernelArgumentError, match="gate_up_N2F: got device cpu"):
         swiglu(torch.zeros(3, 4), backend="triton")
     assert swiglu(torch.zeros(3, 4)).shape == (3, 2)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.cli import compose
 from mmtrain.config import ModelConfig
+from mmtrain.config.cli import compose
 from mmtrain.model.flops import count_parameters, paper_table1, peak_flops, step_flops
 
 CONFIGS = Path(__file__).parents[2] / "configs"

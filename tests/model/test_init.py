@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmtrain.cli import compose
+from mmtrain.config.cli import compose
 from mmtrain.model import init
 from mmtrain.model.init import build_model, initialise, meta_model
 from tests.model.small import small_config

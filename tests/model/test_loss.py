@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mmkernels.common.triton_support import INTERPRETED
 from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
-from mmkernels.triton_support import INTERPRETED
 from mmtrain.model import loss as loss_module
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
 from tests.model.small import draw, relative

@@ -14,7 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.model.block import Block
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import HybridLM, LossOutput
-from mmtrain.model.packing import Packing
+from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import rope_table
 from tests.model.small import draw, draw_tokens, gradients, relative, small_config, small_model
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.cli import compose
 from mmtrain.config import ParallelConfig
+from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

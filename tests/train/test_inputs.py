@@ -11,8 +11,8 @@ import torch
 
 from mmdata.errors import DataError
 from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
+from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
-from mmtrain.schema import Count
 from mmtrain.train.inputs import RunInputs
 from tests.dist.runs import make_corpus
 

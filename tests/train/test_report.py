@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.cli import compose
-from mmtrain.train.checkpoint import Progress
-from mmtrain.train.folder import RunFolder
-from mmtrain.train.metrics import read_metrics
+from mmtrain.checkpoint.dcp import Progress
+from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.config.cli import compose
+from mmtrain.log.metrics import read_metrics
+from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.report import Report
-from mmtrain.train.stage import RunPlan, scaled_phases
 from mmtrain.train.step import StepResult
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.checks import ALL_DTYPES, check_kind, use_triton
+from mmkernels.common.checks import ALL_DTYPES, check_kind, use_triton
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.cross_entropy.naive import naive_logits_to_gradient_, naive_row_statistics
-from mmkernels.errors import KernelArgumentError
 
 OTHERS = ("naive",)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.lightning.chunked import chunked_lightning_attention
 from mmkernels.lightning.naive import naive_lightning_attention
 from mmkernels.lightning.validate import check_attention, check_projection, state_dtype

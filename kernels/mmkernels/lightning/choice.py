@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmkernels.common.triton_support import INTERPRETED
 from mmkernels.lightning.tiling import Tile, capability
-from mmkernels.triton_support import INTERPRETED
 
 HOPPER = True
 """Whether Hopper GPUs take the kernels that are written for them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.lightning.validate import check_decode
 
 BACKENDS = ("auto", "triton", "torch")
@@ -90,7 +90,7 @@ def _use_triton(backend: str, q_BHD: Tensor, v_BHE: Tensor, differentiable: bool
     good_dtype, good_widths = q_BHD.dtype in TRITON_DTYPES, all(0 < width <= TRITON_MAX_WIDTH for width in widths)
     if backend != "triton":
         return backend == "auto" and q_BHD.is_cuda and good_dtype and good_widths and not differentiable
-    from mmkernels.triton_support import check_device  # only this path needs Triton
+    from mmkernels.common.triton_support import check_device  # only this path needs Triton
 
     check_device("q_BHD", q_BHD)
     if not good_dtype:

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
+from mmkernels.common.triton_support import check_device
 from mmkernels.lightning import choice
 from mmkernels.lightning.scan import scan, scan_keys_values
 from mmkernels.lightning.slots import document_slots
 from mmkernels.lightning.states import segment_states
 from mmkernels.lightning.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
-from mmkernels.triton_support import check_device
 
 MAX_WIDTH = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.lightning.api import resolve_backend
 from mmkernels.lightning.packing import document_ids
 from mmkernels.lightning.validate import check_attention, state_dtype

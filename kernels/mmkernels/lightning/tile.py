@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmkernels.triton_support import INTERPRETED
+from mmkernels.common.triton_support import INTERPRETED
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmkernels.checks import use_triton
+from mmkernels.common.checks import use_triton
 from mmkernels.moe.gathers import (
     torch_permute,
     torch_permute_grad,

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmkernels.checks import use_triton
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import use_triton
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.moe.layout import Route
 
 

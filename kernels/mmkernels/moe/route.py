@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmkernels.checks import use_triton
+from mmkernels.common.checks import use_triton
 from mmkernels.moe.layout import Quotas, Route
 from mmkernels.moe.naive import naive_route
 from mmkernels.moe.validate import check_route

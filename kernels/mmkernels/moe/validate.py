@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.checks import ALL_DTYPES
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import ALL_DTYPES
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.moe.layout import Quotas, Route
 
 DROP_POLICIES = ("probs", "position")

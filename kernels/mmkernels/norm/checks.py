@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from mmkernels.checks import ALL_DTYPES, check_tensor
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import ALL_DTYPES, check_tensor
+from mmkernels.common.errors import KernelArgumentError
 
 TRITON_MAX_WIDTH = 16384
 """Widest row of one program: 32 warps hold 16 columns a thread."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.checks import use_triton
+from mmkernels.common.checks import use_triton
 from mmkernels.norm_gate import eager
 from mmkernels.norm_gate.checks import TRITON_MAX_WIDTH, check_arguments
 

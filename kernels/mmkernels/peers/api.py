@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmkernels.checks import ALL_DTYPES, check_kind, use_triton
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import ALL_DTYPES, check_kind, use_triton
+from mmkernels.common.errors import KernelArgumentError
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def meet(memory: PeerMemory, number: int) -> None:
     own = memory.parts[memory.rank]
     if own.numel() < 8 * len(memory.parts):
         raise KernelArgumentError("memory", f"parts of {own.numel()} bytes", "8 bytes a rank, or more")
+    from mmkernels.common.triton_support import check_device
     from mmkernels.peers.kernels import triton_meet
-    from mmkernels.triton_support import check_device
 
     check_device("memory", own)
     triton_meet(memory, number)

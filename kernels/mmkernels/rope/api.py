@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from mmkernels.checks import ALL_DTYPES, check_tensor, use_triton
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import ALL_DTYPES, check_tensor, use_triton
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.rope import eager
 
 Rotate = Callable[[Tensor, Tensor, Tensor, bool], Tensor]

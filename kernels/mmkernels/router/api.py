@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.checks import ALL_DTYPES, check_kind, use_triton
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import ALL_DTYPES, check_kind, use_triton
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.router.naive import naive_balance_stats, naive_router_logits
 
 MAX_EXPERTS = 1024

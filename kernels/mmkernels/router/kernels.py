@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmkernels.triton_support import INTERPRETED
+from mmkernels.common.triton_support import INTERPRETED
 
 _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 

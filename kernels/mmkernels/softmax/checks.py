@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mmkernels.checks import check_kind
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import check_kind
+from mmkernels.common.errors import KernelArgumentError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.softmax import cpu, cudnn, eager
 
 BACKENDS = ("auto", "cudnn", "flash", "torch")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.checks import ALL_DTYPES, use_triton
-from mmkernels.errors import KernelArgumentError
+from mmkernels.common.checks import ALL_DTYPES, use_triton
+from mmkernels.common.errors import KernelArgumentError
 from mmkernels.swiglu.eager import eager_swiglu, eager_swiglu_grad
 from mmkernels.swiglu.naive import naive_swiglu
 

@@ -1,0 +1,191 @@
+"""The pipeline behind launch/prepare.py: text files in, a corpus folder out, resumable at any point.
+
+Work goes on in `OUTPUT/.partial`: the tokenizer, then one set of files for each finished shard, then the merged
+corpus. Only whole, synced files are renamed to their final names, the manifest last of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmdata.corpus.manifest import FORMAT, NAME, NAMES_KEPT, Manifest, sha256_file
+from mmdata.corpus.split import check_fraction
+from mmdata.corpus.writer import fsync, token_dtype
+from mmdata.errors import DataError
+from mmdata.prepare.bpe import train_bpe
+from mmdata.prepare.collect import Source, collect, plan_shards
+from mmdata.prepare.merge import merge_shards
+from mmdata.prepare.pool import WorkerDied, run_shards
+from mmdata.prepare.shards import ShardTask
+from mmdata.prepare.sources import Piece, Skip
+from mmdata.prepare.workfolder import finished, publish, work_folder
+from mmdata.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What to prepare.
+
+    Attributes:
+        inputs: files and folders.
+        output: the corpus folder.
+        tokenizer: "train", "bytes", or the path of a tokenizer.json or of a folder that holds one.
+        vocab_size: of the tokenizer to be trained.
+        valid_fraction: share of documents held out, in [0, 1).
+        workers: processes; None is one for each core that this process may use. Never changes the result.
+        text_field: JSON key or Parquet column that holds the text.
+        suffixes: if given, the only file suffixes taken from folders.
+        recipe: name recorded in the manifest in place of a long list of inputs.
+        force: replace what `output` holds.
+    """
+
+    inputs: Sequence[Path]
+    output: Path
+    tokenizer: str = "train"
+    vocab_size: int = 32768
+    valid_fraction: float = 0.01
+    workers: int | None = None
+    text_field: str = "text"
+    suffixes: Sequence[str] = ()
+    recipe: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The outcome: the manifest, and whether it had all been done before."""
+
+    manifest: Manifest
+    reused: bool
+
+
+def prepare(options: PrepareOptions, log: Callable[[str], None] = lambda line: None) -> Prepared:
+    """Make the corpus folder that `options` ask for, going on from an interrupted run of the same request.
+
+    `log` gets a line for each thing worth telling. Raises KeyboardInterrupt as it comes: the work so far is kept.
+
+    Raises:
+        DataError: bad options or inputs, no document at all, or an output folder that holds something else.
+    """
+    check_fraction(options.valid_fraction)
+    if options.workers is not None and options.workers < 1:
+        raise DataError(f"--workers is {options.workers}: it must be at least 1; leave it out for one a core")
+    output = Path(options.output)
+    sources, skips = collect(options.inputs, options.suffixes, exclude=output)
+    if not sources:
+        raise DataError(f"the corpus is empty: no file to read in --input ({len(skips)} passed over: other suffixes)")
+    request = _fingerprint(options, sources)
+    if not options.force and (done := finished(output, request)):
+        return Prepared(done, reused=True)
+    fresh = not output.exists()
+    with work_folder(output, request, options.force) as partial:
+        try:
+            manifest = _build(options, request, sources, skips, partial, log)
+        except WorkerDied:
+            raise
+        except DataError:  # nothing that a second run could go on from
+            shutil.rmtree(partial)
+            if fresh:
+                output.rmdir()
+            raise
+        publish(partial, output)
+    return Prepared(manifest, reused=False)
+
+
+def default_workers() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _build(
+    options: PrepareOptions,
+    request: str,
+    sources: Sequence[Source],
+    skips: list[Skip],
+    partial: Path,
+    log: Callable[[str], None],
+) -> Manifest:
+    """Tokenizer, shards, merge: everything up to files ready to be renamed."""
+    planned = plan_shards(sources)
+    tokenizer, facts = _make_tokenizer(options, planned, partial, log)
+    dtype = token_dtype(tokenizer.vocab_size)
+    path = "bytes" if facts["kind"] == "bytes" else str(partial / "tokenizer.json")
+    shard_folder = partial / "shards"
+    shard_folder.mkdir(exist_ok=True)
+    tasks = [
+        ShardTask(i, tuple(pieces), str(shard_folder), path, facts["sha256"], options.text_field, dtype.name)
+        for i, pieces in enumerate(planned)
+    ]
+    run_shards(tasks, options.workers or default_workers(), log)
+    splits, read_skips = merge_shards(tasks, partial, dtype, options.valid_fraction)
+    named = {"recipe": options.recipe} if options.recipe else {"paths": [str(path) for path in options.inputs]}
+    inputs = named | {"files": len(sources), "bytes": sum(source.size for source in sources)}
+    manifest = Manifest(
+        request=request,
+        tokenizer=facts,
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        dtype=dtype.name,
+        splits=splits,
+        inputs=inputs | {"text_field": options.text_field, "valid_fraction": options.valid_fraction},
+        skipped=_by_reason([*skips, *read_skips]),
+    )
+    manifest.write(partial / NAME)
+    fsync(partial / NAME)
+    return manifest
+
+
+def _make_tokenizer(
+    options: PrepareOptions, planned: Sequence[Sequence[Piece]], partial: Path, log: Callable[[str], None]
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer, also as `partial/tokenizer.json` (but for bytes), and what the manifest says about it."""
+    if options.tokenizer == "bytes":
+        return load_tokenizer("bytes"), {"kind": "bytes", "sha256": ""}
+    path, facts_path = partial / "tokenizer.json", partial / "tokenizer.facts"
+    if not (facts_path.exists() and path.exists()):
+        if options.tokenizer == "train":
+            facts = {"kind": "trained", **train_bpe(planned, options.text_field, options.vocab_size, path)}
+            log(f"trained BPE on {facts['bytes'] / 1e6:.1f} MB of text in {facts['documents']} documents")
+        else:
+            facts = {"kind": "file"}
+            shutil.copyfile(_tokenizer_file(options.tokenizer), path)
+        fsync(path)
+        facts_path.write_text(json.dumps(facts | {"sha256": sha256_file(path)}), encoding="utf-8")
+    tokenizer = load_tokenizer(path)
+    if options.tokenizer == "train" and tokenizer.vocab_size < options.vocab_size:
+        log(f"the text yields a vocabulary of {tokenizer.vocab_size}, not the {options.vocab_size} asked for")
+    return tokenizer, json.loads(facts_path.read_text(encoding="utf-8"))
+
+
+def _tokenizer_file(given: str) -> Path:
+    """The tokenizer.json that --tokenizer PATH means, checked to be usable."""
+    path = Path(given) / "tokenizer.json" if Path(given).is_dir() else Path(given)
+    load_tokenizer(path)
+    return path
+
+
+def _fingerprint(options: PrepareOptions, sources: Sequence[Source]) -> str:
+    """Hash of all that decides the result: files by path, size and modification time, and the options."""
+    if options.tokenizer == "train":
+        tokenizer = f"train {options.vocab_size}"
+    elif options.tokenizer == "bytes":
+        tokenizer = "bytes"
+    else:
+        tokenizer = sha256_file(_tokenizer_file(options.tokenizer))
+    facts = [FORMAT, tokenizer, options.valid_fraction, options.text_field, list(options.suffixes)]
+    return hashlib.sha256(json.dumps([facts, [asdict(source) for source in sources]]).encode()).hexdigest()
+
+
+def _by_reason(skips: Sequence[Skip]) -> dict[str, dict[str, Any]]:
+    """`{reason: {"count", "names"}}`, each place once, names sorted."""
+    places: dict[str, list[str]] = {}
+    for reason, where in sorted(set(skips)):
+        places.setdefault(reason, []).append(where)
+    return {reason: {"count": len(names), "names": names[:NAMES_KEPT]} for reason, names in places.items()}

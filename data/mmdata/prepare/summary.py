@@ -1,0 +1,47 @@
+"""The three lines that end a run of launch/prepare.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmdata.corpus.manifest import Manifest
+
+_NAMES_SHOWN = 3
+
+
+def summary(manifest: Manifest, output: Path) -> str:
+    """Three lines: what was written, what was left out and why, where it is and what to run next."""
+    return "\n".join([_counts(manifest), _skipped(manifest), _next(manifest, output)])
+
+
+def _counts(manifest: Manifest) -> str:
+    parts = [
+        f"{name} {split.documents:,} documents, {split.bytes / 1e6:,.1f} MB, {split.tokens:,} tokens"
+        for name, split in manifest.splits.items()
+    ]
+    if "valid" not in manifest.splits:
+        parts.append("nothing held out")
+    kind = {"bytes": "bytes", "trained": "BPE trained here", "file": "the tokenizer given"}[manifest.tokenizer["kind"]]
+    return f"{'; '.join(parts)} ({kind}, vocabulary {manifest.vocab_size:,}, {manifest.dtype})"
+
+
+def _skipped(manifest: Manifest) -> str:
+    if not manifest.skipped:
+        return "skipped nothing"
+    total = sum(entry["count"] for entry in manifest.skipped.values())
+    parts = []
+    for reason, entry in manifest.skipped.items():
+        names = [_short(name) for name in entry["names"][:_NAMES_SHOWN]]
+        if entry["count"] > len(names):
+            names.append(f"{entry['count'] - len(names)} more in manifest.json")
+        parts.append(f"{reason} {entry['count']} ({', '.join(names)})")
+    return f"skipped {total}: {'; '.join(parts)}"
+
+
+def _short(name: str) -> str:
+    """The last two components of a path: enough to know the file by."""
+    return "/".join(name.split("/")[-2:])
+
+
+def _next(manifest: Manifest, output: Path) -> str:
+    return f"written to {output}; next: torchrun --nproc-per-node 2 launch/pretrain.py data.path={output}"

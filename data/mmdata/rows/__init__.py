@@ -1,0 +1,1 @@
+"""From a corpus to packed rows and batches of them."""

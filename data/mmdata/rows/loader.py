@@ -1,0 +1,162 @@
+"""Rows to the torch batches that a rank trains on, read ahead by worker processes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from mmdata.errors import DataError
+from mmdata.rows.stream import Row
+
+
+class Rows(Protocol):
+    """Anything that gives row i: a `RowStream` or a `Mixture`."""
+
+    def __getitem__(self, i: int) -> Row:
+        """Row i."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch of B rows of S tokens.
+
+    Attributes:
+        tokens_BS, labels_BS, position_ids_BS: int64[B, S].
+        loss_mask_BS: bool[B, S].
+        cu_seqlens: int32[n + 1], bounds of the pieces in the flattened B * S tokens; each row's start is one of them.
+        rows: the stream's row numbers.
+        max_seqlen: the longest piece in tokens, a Python int: asking for it never waits for a device.
+    """
+
+    tokens_BS: torch.Tensor
+    labels_BS: torch.Tensor
+    loss_mask_BS: torch.Tensor
+    position_ids_BS: torch.Tensor
+    cu_seqlens: torch.Tensor
+    rows: tuple[int, ...]
+    max_seqlen: int = -1  # worked out when the batch is made, unless given
+
+    def __post_init__(self) -> None:
+        if self.max_seqlen < 0:
+            object.__setattr__(self, "max_seqlen", int(self.cu_seqlens.diff().max()))
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The batch on `device`. From the CPU to a GPU through pinned memory, without waiting for the copy."""
+        device = torch.device(device)
+        pin = device.type == "cuda" and self.tokens_BS.device.type == "cpu"
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
+
+        return replace(
+            self,
+            tokens_BS=move(self.tokens_BS),
+            labels_BS=move(self.labels_BS),
+            loss_mask_BS=move(self.loss_mask_BS),
+            position_ids_BS=move(self.position_ids_BS),
+            cu_seqlens=move(self.cu_seqlens),
+        )
+
+
+def collate(rows: Sequence[Row], numbers: Sequence[int]) -> PackedBatch:
+    """Stack rows into a batch.
+
+    Raises:
+        DataError: no row, or B * S beyond what int32 bounds can count.
+    """
+    if not rows:
+        raise DataError("a micro-batch of 0 rows: give at least one row number for each")
+    s = len(rows[0].tokens)
+    if len(rows) * s >= 1 << 31:
+        raise DataError(f"a micro-batch of {len(rows)} rows of {s} tokens: 2^31 tokens is the limit, take fewer rows")
+    bounds = [np.zeros(1, dtype=np.int32), *(row.cu_seqlens[1:] + np.int32(b * s) for b, row in enumerate(rows))]
+    cu_seqlens = np.concatenate(bounds)
+
+    def stack(arrays: list[np.ndarray], dtype: type[np.generic]) -> torch.Tensor:
+        out = np.empty((len(arrays), s), dtype=dtype)
+        for b, array in enumerate(arrays):
+            out[b] = array
+        return torch.from_numpy(out)
+
+    return PackedBatch(
+        tokens_BS=stack([row.tokens for row in rows], np.int64),
+        labels_BS=stack([row.labels for row in rows], np.int64),
+        loss_mask_BS=stack([row.loss_mask for row in rows], np.bool_),
+        position_ids_BS=stack([row.position_ids for row in rows], np.int64),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        rows=tuple(int(number) for number in numbers),
+        max_seqlen=int(np.diff(cu_seqlens).max()),
+    )
+
+
+def micro_batches(
+    stream: Rows, batches: Iterable[Sequence[int]], *, num_workers: int = 0, prefetch: int = 4
+) -> Iterator[PackedBatch]:
+    """One batch for each list of row numbers in `batches` (which may be endless), in order.
+
+    With `num_workers` processes, up to `prefetch` batches for each are made ahead of need, and as many lists are drawn
+    from `batches`. What comes out does not depend on either number.
+
+    Raises:
+        DataError: what `stream` raises, from whichever process; or a negative `num_workers`.
+    """
+    if num_workers < 0:
+        raise DataError(f"num_workers is {num_workers}: it must be 0 or more")
+    if num_workers == 0:
+        for numbers in batches:
+            yield collate([stream[i] for i in numbers], numbers)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has views on more workers than cores
+        loader = DataLoader(
+            _RowReader(stream),
+            batch_sampler=_Lists(batches),
+            num_workers=num_workers,
+            prefetch_factor=max(1, prefetch),
+            collate_fn=_as_is,
+        )
+        iterator = iter(loader)
+    try:
+        for numbers, result in iterator:
+            if isinstance(result, DataError):
+                raise result
+            yield collate(result, numbers)
+    finally:
+        del iterator  # ends the processes now; in a traceback's frame it would keep them
+
+
+class _RowReader(torch.utils.data.Dataset[Any]):
+    """Reads a whole micro-batch in one worker.
+
+    Rows travel as numpy arrays through a pipe: torch tensors would go through shared memory, of which containers often
+    have little. A DataError travels as a value, since DataLoader would bury its one line in a traceback.
+    """
+
+    def __init__(self, stream: Rows) -> None:
+        self._stream = stream
+
+    def __getitems__(self, numbers: Sequence[int]) -> tuple[Sequence[int], list[Row] | DataError]:
+        try:
+            return numbers, [self._stream[i] for i in numbers]
+        except DataError as error:
+            return numbers, error
+
+
+class _Lists:
+    """The caller's lists of row numbers, as a batch sampler without a length."""
+
+    def __init__(self, batches: Iterable[Sequence[int]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return iter(self._batches)
+
+
+def _as_is(result: Any) -> Any:
+    return result

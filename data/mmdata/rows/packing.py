@@ -1,0 +1,213 @@
+"""Packing: which pieces of which documents make up row i. No token is touched here, only lengths.
+
+A plan answers `pieces(i)`: parallel int64 arrays (documents, starts, lengths), in row order. Plans are pure functions
+of (document ids and lengths, row length, seed, i); what they keep is a cache.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mmdata.hashing import permuted, salt_of, shuffled
+from mmdata.rows.cache import cached
+
+WINDOW_DOCUMENTS = 16_384  # documents that best_fit packs together, at least
+WINDOW_ROWS = 256  # and rows' worth of tokens, at least: few half-empty rows are left at a window's end
+
+
+class Pieces(NamedTuple):
+    """Pieces of documents, in order: int64[n] each. A piece is tokens start to start + length of its document."""
+
+    documents: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+class Plan(Protocol):
+    """What a packing offers to `RowStream`."""
+
+    def pieces(self, i: int) -> Pieces:
+        """The pieces of row i, for any i >= 0; their lengths sum to the row length, or less where it is padded."""
+
+    def rows_per_epoch(self, epoch: int) -> int:
+        """Rows that end within an epoch."""
+
+    def efficiency(self, epoch: int) -> float:
+        """Real tokens over tokens of all rows, in one epoch."""
+
+
+class ConcatPlan:
+    """Shuffled documents end to end, cut at row ends; then an epoch's rows are shuffled.
+
+    Without the second shuffle a batch, which reads neighbouring rows, would be one long document or two.
+
+    Epochs follow one another without a gap: the tokens at an epoch's end that do not fill a row start the row that the
+    next epoch's documents complete. So no token is ever dropped or padded; rows 0 to rows_per_epoch(0) - 1 hold each
+    token of epoch 0 once, but for that tail, which is under one row.
+
+    Args:
+        documents: int64[n] ids, none of them empty. lengths: int64[n], their tokens.
+        row: tokens in a row. seed: of the shuffle.
+    """
+
+    def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
+        self._documents, self._lengths, self._row, self._seed = documents, lengths, row, seed
+        self._total = int(lengths.sum())
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def pieces(self, i: int) -> Pieces:
+        """See `Plan.pieces`."""
+        place = self._place(i)
+        position, stop = place * self._row, (place + 1) * self._row
+        parts = []
+        while position < stop:
+            epoch, offset = divmod(position, self._total)
+            end = min(stop - epoch * self._total, self._total)
+            parts.append(self._range(epoch, offset, end))
+            position += end - offset
+        return parts[0] if len(parts) == 1 else Pieces(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def rows_per_epoch(self, epoch: int) -> int:
+        """Rows that end within an epoch (one more in some epochs than in others, as the tail is carried on)."""
+        return (epoch + 1) * self._total // self._row - epoch * self._total // self._row
+
+    def efficiency(self, epoch: int) -> float:
+        """Always 1: there is no padding."""
+        return 1.0
+
+    def _place(self, i: int) -> int:
+        """Which row of the documents laid end to end is row i: another one that ends within the same epoch."""
+        epoch = ((i + 1) * self._row - 1) // self._total
+        first = epoch * self._total // self._row
+        return first + permuted(i - first, self.rows_per_epoch(epoch), salt_of(self._seed, epoch, 1))
+
+    def _range(self, epoch: int, start: int, stop: int) -> Pieces:
+        """Tokens start to stop of an epoch."""
+        order, bounds = cached(self._orders, epoch, self._order, keep=2)
+        first = int(np.searchsorted(bounds, start, side="right")) - 1
+        last = int(np.searchsorted(bounds, stop, side="left"))
+        cuts = bounds[first : last + 1].copy()
+        starts = np.zeros(last - first, dtype=np.int64)
+        starts[0] = start - cuts[0]
+        cuts[0], cuts[-1] = start, stop
+        return Pieces(order[first:last], starts, np.diff(cuts))
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """An epoch's documents in order, and where each begins and the last ends, int64[n + 1]."""
+        places = shuffled(np.arange(len(self._documents)), self._seed, epoch, 0)
+        bounds = np.zeros(len(places) + 1, dtype=np.int64)
+        np.cumsum(self._lengths[places], out=bounds[1:])
+        return self._documents[places], bounds
+
+
+class BestFitPlan:
+    """Whole documents first: a document is cut only if it is longer than a row, and every row's end may be padding.
+
+    Shuffled documents are taken in windows of at least 16,384 documents and 256 rows' worth of tokens. Inside a window
+    the row-sized parts of long documents are rows of their own; all else goes, longest first, to the row it leaves the
+    smallest gap in. Then the window's rows are shuffled. Windows are planned when a row of theirs, or of a later one,
+    is first asked for (about 2 microseconds a document), and the last few are kept.
+
+    Args: as `ConcatPlan`.
+    """
+
+    def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
+        self._documents, self._lengths, self._row, self._seed = documents, lengths, row, seed
+        self._total = int(lengths.sum())
+        per_window = max(WINDOW_DOCUMENTS, -(-WINDOW_ROWS * row * len(documents) // self._total))
+        self._windows = max(1, round(len(documents) / per_window))  # in an epoch
+        self._ends: list[int] = []  # rows up to and with each window planned so far, over all epochs
+        self._orders: dict[int, np.ndarray] = {}
+        self._plans: dict[int, tuple[Pieces, np.ndarray]] = {}
+
+    def pieces(self, i: int) -> Pieces:
+        """See `Plan.pieces`."""
+        while not self._ends or i >= self._ends[-1]:
+            self._extend()
+        window = bisect_right(self._ends, i)
+        pieces, bounds = cached(self._plans, window, self._plan, keep=8)
+        row = i - (self._ends[window - 1] if window else 0)
+        a, b = int(bounds[row]), int(bounds[row + 1])
+        return Pieces(pieces.documents[a:b], pieces.starts[a:b], pieces.lengths[a:b])
+
+    def rows_per_epoch(self, epoch: int) -> int:
+        """Rows of an epoch. Plans all epochs up to this one."""
+        last = (epoch + 1) * self._windows - 1
+        while len(self._ends) <= last:
+            self._extend()
+        return self._ends[last] - (self._ends[last - self._windows] if epoch else 0)
+
+    def efficiency(self, epoch: int) -> float:
+        """Real tokens over tokens of all rows. Plans all epochs up to this one."""
+        return self._total / (self.rows_per_epoch(epoch) * self._row)
+
+    def _extend(self) -> None:
+        _, bounds = cached(self._plans, len(self._ends), self._plan, keep=8)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(bounds) - 1)
+
+    def _plan(self, window: int) -> tuple[Pieces, np.ndarray]:
+        """All pieces of a window in row order, and where each row begins and the last ends, int64[rows + 1]."""
+        epoch, part = divmod(window, self._windows)
+        order = cached(self._orders, epoch, self._order, keep=2)
+        n = len(order)
+        places = order[n * part // self._windows : n * (part + 1) // self._windows]
+        pieces = _cut(self._documents[places], self._lengths[places], self._row)
+        rows = best_fit(pieces.lengths, self._row)
+        count = int(rows.max()) + 1
+        rank = np.empty(count, dtype=np.int64)
+        rank[shuffled(np.arange(count), self._seed, epoch, 1 + part)] = np.arange(count)
+        rows = rank[rows]
+        by_row = np.argsort(rows, kind="stable")
+        bounds = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum(np.bincount(rows, minlength=count), out=bounds[1:])
+        return Pieces(*(array[by_row] for array in pieces)), bounds
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return shuffled(np.arange(len(self._documents)), self._seed, epoch, 0)
+
+
+def best_fit(lengths: np.ndarray, row: int) -> np.ndarray:
+    """Best-fit decreasing: the row (numbered from 0) that each piece goes to, int64[n].
+
+    `lengths` (int64[n]) must be sorted, longest first, each in 1..row. O(n log row): open rows are found by their gap.
+    """
+    result = np.empty(len(lengths), dtype=np.int64)
+    full = int(np.searchsorted(-lengths, -row, side="right"))  # pieces of exactly a row need no search
+    result[:full] = np.arange(full)
+    count = full
+    gaps: list[int] = []  # sorted, each once
+    rows_by_gap: dict[int, list[int]] = {}
+    for k, length in enumerate(lengths[full:].tolist(), full):
+        at = bisect_left(gaps, length)
+        if at == len(gaps):
+            gap, target = row, count
+            count += 1
+        else:
+            gap = gaps[at]
+            open_rows = rows_by_gap[gap]
+            target = open_rows.pop()
+            if not open_rows:
+                del gaps[at], rows_by_gap[gap]
+        result[k] = target
+        if gap > length:
+            left = gap - length
+            if left in rows_by_gap:
+                rows_by_gap[left].append(target)
+            else:
+                rows_by_gap[left] = [target]
+                insort(gaps, left)
+    return result
+
+
+def _cut(documents: np.ndarray, lengths: np.ndarray, row: int) -> Pieces:
+    """Documents as pieces of at most a row, longest first; a long document gives row-sized pieces and a remainder."""
+    counts = -(-lengths // row)
+    owner = np.repeat(np.arange(len(documents)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)  # of the piece in its document
+    starts = number * row
+    sizes = np.minimum(lengths[owner] - starts, row)
+    order = np.argsort(-sizes, kind="stable")
+    return Pieces(documents[owner][order], starts[order], sizes[order])

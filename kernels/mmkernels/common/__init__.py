@@ -1,0 +1,1 @@
+"""What all ops share: errors, argument checks, and what they ask of triton."""

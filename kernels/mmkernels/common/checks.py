@@ -1,0 +1,63 @@
+"""Checks that several ops share. They run before any work and never wait for a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmkernels.common.errors import KernelArgumentError
+
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALL_DTYPES = (*TRITON_DTYPES, torch.float64)
+
+
+def check_kind(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse what is no tensor of these dimensions and dtypes.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    if not isinstance(x, Tensor):
+        raise KernelArgumentError(name, type(x).__name__, f"a tensor of {ndim} dimensions")
+    if x.ndim != ndim:
+        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"{ndim} dimensions")
+    if x.dtype not in dtypes:
+        raise KernelArgumentError(name, f"dtype {x.dtype}", " or ".join(str(dtype) for dtype in dtypes))
+
+
+def check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    """The same, with a contiguous last dimension."""
+    check_kind(name, x, ndim, dtypes)
+    assert isinstance(x, Tensor)
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise KernelArgumentError(name, f"strides {list(x.stride())}", "a contiguous last dimension (stride 1)")
+
+
+def use_triton(
+    backend: str, name: str, x: Tensor, max_width: int | None = None, others: tuple[str, ...] = ("torch",)
+) -> bool:
+    """Whether a call runs on Triton: if it is asked for, or by "auto" on CUDA where the kernel can take the tensor.
+
+    Args:
+        backend: "auto", "triton" or one of ``others``.
+        name: what the public function calls ``x``.
+        x: the tensor that decides.
+        max_width: the widest last dimension that the kernel takes.
+        others: names of the paths without Triton.
+
+    Raises:
+        KernelArgumentError: the backend is unknown, or Triton was asked for and cannot run this call.
+    """
+    if backend not in ("auto", "triton", *others):
+        raise KernelArgumentError("backend", repr(backend), ", ".join(("auto", "triton", *others)))
+    fits = x.dtype in TRITON_DTYPES and (max_width is None or x.shape[-1] <= max_width)
+    if backend != "triton":
+        return backend == "auto" and x.is_cuda and fits
+    if x.dtype not in TRITON_DTYPES:
+        raise KernelArgumentError(name, f"dtype {x.dtype}", "float32, bfloat16 or float16 with backend='triton'")
+    if not fits:
+        raise KernelArgumentError(name, f"{x.shape[-1]} columns", f"{max_width} with backend='triton'")
+    from mmkernels.common.triton_support import check_device  # Triton does not exist on every platform that has torch
+
+    check_device(name, x)
+    return True

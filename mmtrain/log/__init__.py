@@ -1,0 +1,1 @@
+"""What a run says: metrics, console, wandb and plots."""

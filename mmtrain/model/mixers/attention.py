@@ -1,0 +1,39 @@
+"""The attention call: the one place where a mixer meets a kernel.
+
+The mixers hold an :class:`AttentionCall`; context parallelism replaces it by one that talks to other ranks. Nothing
+crosses a document boundary in either kind.
+
+Legend: T tokens, H heads, G key/value heads, K head dimension, X = 3 K.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from mmkernels.lightning import silu_lightning_attention
+from mmkernels.softmax import softmax_attention
+from mmtrain.model.packed_seq import Packing
+
+
+class AttentionCall(Protocol):
+    """What a mixer asks for."""
+
+    def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
+        """Decayed linear attention of q, k, v = SiLU(qkv), [T, H, K]; a head's columns are K of q, K of k, K of v."""
+
+    def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
+        """Causal softmax attention with scale 1/sqrt(K), [T, H, K]."""
+
+
+class LocalAttention:
+    """Both kinds of attention over tokens that all lie on this device."""
+
+    def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
+        """See :class:`AttentionCall`."""
+        return silu_lightning_attention(qkv_THX[None], slopes_H, cu_seqlens=packing.cu_seqlens).squeeze(0)
+
+    def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
+        """See :class:`AttentionCall`."""
+        return softmax_attention(q_THK, k_TGK, v_TGK, packing.cu_seqlens, packing.lengths)

@@ -1,0 +1,98 @@
+"""Lightning (decayed linear) attention, the mixer of seven layers in eight.
+
+Legend: T tokens, D model width, H heads, K head dimension, I = H * K.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkernels.lightning import lightning_attention, lightning_decode_step
+from mmkernels.norm_gate import norm_gate
+from mmtrain.config import ModelConfig
+from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
+from mmtrain.model.mixers.cache import LightningCache
+from mmtrain.model.norm import RMSNorm
+from mmtrain.model.packed_seq import Packing
+
+
+def decay_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
+    """Slopes s of the decay exp(-s) a token, one a head, from the *global* head and layer index.
+
+    s[h, l] = 2^(-8h/H) * (1 - l/(L-1) + 1e-5), h = 1..H, l = 0..L-1 counting softmax layers too (the released
+    modeling code). Head counts that are no power of two interpolate as ALiBi does.
+    """
+    factor = 1.0 - layer / max(num_layers - 1, 1) + 1e-5
+    return [slope * factor for slope in _head_slopes(num_heads)]
+
+
+def _head_slopes(num_heads: int) -> list[float]:
+    if math.log2(num_heads).is_integer():
+        return [2.0 ** (-8.0 * h / num_heads) for h in range(1, num_heads + 1)]
+    below = 2 ** math.floor(math.log2(num_heads))
+    return _head_slopes(below) + _head_slopes(2 * below)[0::2][: num_heads - below]
+
+
+class LightningAttention(nn.Module):
+    """out = W_o (sigmoid(W_gate x) * RMSNorm(o)), o_t = sum_{j<=t} exp(-s (t-j)) (q_t . k_j) v_j.
+
+    q, k, v = SiLU(W_qkv x), with no scale, softmax, denominator or RoPE; the norm spans all heads (MiniMax-01 section
+    2.2 and Fig. 3, details from the released code). Rows of W_qkv are interleaved by head: K of q, K of k, K of v.
+
+    Attributes:
+        norm_over: for `norm_gate`, where the heads lie on several ranks: width of all, and what sums over ranks.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, inner = config.num_heads, config.head_dim, config.inner_size
+        self._slopes = decay_slopes(config.num_heads, layer, config.num_layers)
+        self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner, bias=False)
+        self.output_gate = nn.Linear(config.hidden_size, inner, bias=False)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.norm = RMSNorm(inner, config.lightning_norm_eps)
+        self._slopes_H: Tensor | None = None
+        self.attention: AttentionCall = LocalAttention()
+        self.norm_over: dict[str, Any] = {}
+
+    def take_heads(self, first: int, count: int) -> None:
+        """Work on some heads only, for tensor parallelism; slopes stay those of the global heads."""
+        self.num_heads, self._slopes, self._slopes_H = count, self._slopes[first : first + count], None
+
+    def slopes_on(self, device: torch.device) -> Tensor:
+        """The decay slopes, fp32 [H]: no parameter and no buffer, so that no cast of the module touches them."""
+        if self._slopes_H is None or self._slopes_H.device != device:
+            with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
+                self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
+        return self._slopes_H
+
+    def forward(self, x_TD: Tensor, packing: Packing, cache: LightningCache | None = None) -> Tensor:
+        """Mix tokens of the same document; x and result are [T, D].
+
+        With a cache, the tokens continue the cached document, and its state is brought up to date.
+        """
+        qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
+        slopes_H = self.slopes_on(x_TD.device)
+        if cache is None:
+            o_THK = self.attention.lightning(qkv_THX, slopes_H, packing)
+        else:
+            o_THK = _continue_document(qkv_THX, slopes_H, cache)
+        gate_TI = self.output_gate(x_TD)
+        return self.out_proj(norm_gate(o_THK.flatten(-2), gate_TI, self.norm.weight, self.norm.eps, **self.norm_over))
+
+
+def _continue_document(qkv_THX: Tensor, slopes_H: Tensor, cache: LightningCache) -> Tensor:
+    """Attention of tokens that follow the cached ones, [T, H, K]; leaves the state after the last of them."""
+    q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
+    if cache.state is not None and q_THK.shape[0] == 1:  # one token of one sequence
+        o_THK, cache.state = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, cache.state)
+        return o_THK
+    o_BTHK, cache.state = lightning_attention(
+        q_THK[None], k_THK[None], v_THK[None], slopes_H, initial_state=cache.state, output_final_state=True
+    )
+    return o_BTHK[0]

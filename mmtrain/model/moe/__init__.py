@@ -1,0 +1,1 @@
+"""The mixture of experts: router, experts, and the layer made of them."""

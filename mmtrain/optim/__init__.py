@@ -1,0 +1,1 @@
+"""Optimizers over sharded fp32 master weights."""

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: stages of consecutive layers and the schedules that run them."""

@@ -1,0 +1,1 @@
+"""Several runs at once, for what one run cannot show."""

@@ -1,0 +1,162 @@
+"""The same few steps under several layouts, each in processes of its own, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from mmtrain.errors import ConfigError
+from mmtrain.log.metrics import FILE_NAME, read_metrics
+
+LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
+FIGURES = ("loss", "grad_norm")
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class LayoutRun:
+    """A layout as the user wrote it: number of processes, then Hydra overrides."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        first = self.text.split()[:1]
+        if not first or not first[0].isdigit() or int(first[0]) < 1:
+            raise ConfigError("--layout", self.text, "must begin with the number of processes",
+                              'for example --layout "4 parallel.tp=2 parallel.ep=2"')  # fmt: skip
+
+    @property
+    def processes(self) -> int:
+        """How many to start."""
+        return int(self.text.split()[0])
+
+    @property
+    def overrides(self) -> list[str]:
+        """What is different from the other layouts."""
+        return self.text.split()[1:]
+
+
+def compare(
+    layouts: Sequence[str], overrides: Sequence[str], steps: int, tolerance: float, keep: str | None = None
+) -> int:
+    """Run every layout, print the table, and say whether they agree.
+
+    Args:
+        layouts: two or more; the first is what the others are compared with.
+        overrides: Hydra overrides of all.
+        steps: optimizer steps.
+        tolerance: largest relative difference allowed.
+        keep: folder of the runs; None: one that goes away.
+
+    Returns:
+        0, or 1 if a figure differs by more than the tolerance or is no number.
+
+    Raises:
+        ConfigError: fewer than two layouts, or one that cannot run; its message is the run's own.
+    """
+    runs = [LayoutRun(text) for text in layouts]
+    for ok, option, value, problem in (
+        (len(runs) > 1, "--layout", " ".join(layouts), "needs at least two layouts"),
+        (steps >= 1, "--steps", steps, "must be at least 1"),
+        (tolerance > 0, "--tolerance", tolerance, "must be above 0"),
+    ):
+        if not ok:
+            raise ConfigError(option, value, problem, "see launch/compare.py --help")
+    with contextlib.ExitStack() as stack:
+        folder = keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="mmtrain_compare_"))
+        records = []
+        for number, run in enumerate(runs):
+            print(f"layout {number}: {run.text}", flush=True)
+            records.append(_train(run, overrides, steps, Path(folder), f"layout{number}"))
+    worst, where = _print_table(records)
+    agree = worst <= tolerance
+    verdict = "equal" if agree else "DIFFERENT"
+    print(f"largest relative difference {worst:.1e}{where}, tolerance {tolerance:.0e}: {verdict}")
+    if keep:
+        print(f"runs: {keep}")
+    return 0 if agree else 1
+
+
+def _train(run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, name: str) -> list[dict[str, Any]]:
+    """The step records of one run."""
+    own = [f"run.dir={folder}", f"run.name={name}", f"run.max_steps={steps}", "checkpoint.save_final=false",
+           "checkpoint.interval=0", "log.wandb=off", "log.plot=false", "log.valid_interval=0"]  # fmt: skip
+    defaults = [] if any(text.startswith("optim.precision=") for text in overrides) else ["optim.precision=fp32"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(run.processes),
+               str(LAUNCHER), *defaults, *overrides, *own, *run.overrides]  # fmt: skip
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=_environment(run.processes))
+        try:
+            _wait(process, folder / name, steps)
+        finally:
+            process.terminate()  # nothing to one that has ended
+            process.wait()
+        log.seek(0)
+        lines = log.read().strip().splitlines()
+    if process.returncode != 0:
+        told = next((line for line in lines if line.startswith("error: ")), None)
+        raise ConfigError("--layout", run.text, (told or "\n".join(lines[-30:]) or "failed").removeprefix("error: "),
+                          "correct the layout or the options")  # fmt: skip
+    return _steps(folder / name)
+
+
+def _wait(process: subprocess.Popen[bytes], run: Path, steps: int) -> None:
+    """Until the process ends; a bar on a terminal shows the steps that it has recorded."""
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("steps", total=steps)
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            if (run / FILE_NAME).is_file():
+                progress.update(task, completed=len(_steps(run)))
+
+
+def _steps(run: Path) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(run) if "loss" in record]
+
+
+def _environment(processes: int) -> dict[str, str]:
+    """Threads of this machine shared out, so that processes do not fight for cores."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+
+def _print_table(runs: Sequence[Sequence[dict[str, Any]]]) -> tuple[float, str]:
+    """A line a step; returns the largest relative difference to the first run, and where it is."""
+    titles = [f"{figure} [{number}]" for figure in FIGURES for number in range(len(runs))]
+    print("step  " + "  ".join(f"{title:>16}" for title in titles) + "  relative difference")
+    worst, where = 0.0, ""
+    for records in zip(*runs, strict=True):
+        values = {figure: [_number(record[figure]) for record in records] for figure in FIGURES}
+        found = {(figure, number): relative_difference(first, other) for figure, (first, *others) in values.items()
+                 for number, other in enumerate(others, 1)}  # fmt: skip
+        step, here = records[0]["step"], max(found, key=found.get)
+        if found[here] > worst:
+            worst, where = found[here], f" ({here[0]} of layout {here[1]}, step {step})"
+        cells = "  ".join(f"{value:16.8f}" for row in values.values() for value in row)
+        print(f"{step:4d}  {cells}  {found[here]:.1e}")
+    return worst, where
+
+
+def _number(value: float | None) -> float:
+    """A record's null stands for what is no number."""
+    return math.nan if value is None else float(value)
+
+
+def relative_difference(first: float, other: float) -> float:
+    """|other - first| / |first|; infinite where one is no number, or only one is zero."""
+    if first == other:
+        return 0.0
+    difference = abs(other - first) / abs(first) if first else math.inf
+    return difference if math.isfinite(difference) else math.inf

@@ -1,0 +1,149 @@
+"""`metrics.jsonl`: what a resume keeps and drops, torn lines, and numbers that JSON lacks; the console's lines."""
+
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from mmtrain.log.console import RunConsole, summary_lines
+from mmtrain.log.metrics import MetricsWriter, read_metrics
+
+
+def write_steps(path, steps, **options):
+    with MetricsWriter(path, **options) as writer:
+        for step in steps:
+            writer.write({"step": step, "loss": 1.0 / step})
+
+
+def steps_in(path):
+    return [record["step"] for record in read_metrics(path)]
+
+
+def test_every_record_is_on_disk_when_write_returns(tmp_path):
+    writer = MetricsWriter(tmp_path / "run" / "metrics.jsonl")
+    writer.write({"step": 1})
+    assert steps_in(tmp_path / "run") == [1]
+
+
+def test_resume_drops_what_runs_again_and_keeps_all_else(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, range(1, 11))
+    with MetricsWriter(path) as writer:
+        writer.write({"step": 6, "val_loss": 2.0})
+        writer.write({"step": 7, "val_loss": 3.0})
+    kept = path.read_text().splitlines()[:6]
+    write_steps(path, [7, 8], keep_through_step=6)
+    assert path.read_text().splitlines()[:6] == kept
+    assert steps_in(path) == [1, 2, 3, 4, 5, 6, 6, 7, 8]
+    assert [record.get("val_loss") for record in read_metrics(path)].count(3.0) == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("keep", [None, 5])
+def test_a_torn_last_line_is_dropped_before_more_is_written(tmp_path, keep):
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, [1, 2, 3])
+    path.write_text(path.read_text() + '{"step": 4, "lo')
+    assert steps_in(path) == [1, 2, 3]
+    write_steps(path, [4, 5], keep_through_step=keep)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_failed_truncation_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    write_steps(path, [1, 2, 3])
+    monkeypatch.setattr("mmtrain.log.metrics.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        MetricsWriter(path, keep_through_step=1)
+    assert steps_in(path) == [1, 2, 3]
+
+
+def test_nan_is_null_and_arrays_are_lists(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsWriter(path) as writer:
+        writer.write(
+            {"a": math.nan, "b": [1.0, math.inf], "c": np.float32(0.5), "d": np.array([[1.0, math.nan]]), "e": None}
+        )
+    assert json.loads(path.read_text()) == {"a": None, "b": [1.0, None], "c": 0.5, "d": [[1.0, None]], "e": None}
+
+
+def make_record(step, loss=2.0):
+    return {"step": step, "tokens": 1000 * step, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 500.0,
+            "mfu": None, "drop_rate": 0.05}  # fmt: skip
+
+
+def test_plain_console_prints_now_and_then_and_at_the_end():
+    out, now = io.StringIO(), [0.0]
+    console = RunConsole(100, 100_000, stream=out, every_seconds=10.0, clock=lambda: now[0])
+    for step in range(1, 101):
+        now[0] += 1.0
+        console.update(make_record(step))
+    console.close()
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 11
+    assert lines[0].startswith("step 1/100") and "left 3m18s" in lines[0] and "drop 5.0%" in lines[0]
+    assert "MFU" not in lines[0] and "alone" not in lines[0]
+    assert lines[-1].startswith("step 100/100") and "left 0s" in lines[-1]
+
+
+def test_console_says_nan_and_other_ranks_say_nothing():
+    out = io.StringIO()
+    RunConsole(1, 1000, stream=out).update(make_record(1, loss=None))
+    assert "loss nan" in out.getvalue()
+    silent = io.StringIO()
+    quiet = RunConsole(1, 1000, stream=silent, enabled=False)
+    quiet.update(make_record(1))
+    quiet.note("hello")
+    assert silent.getvalue() == ""
+
+
+def test_live_console_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = Terminal()
+    console = RunConsole(10, 10_000, stream=out)
+    console.update(make_record(3))
+    console.note("checkpoint [step 3] written")
+    console.close()
+    console.close()
+    assert "checkpoint [step 3] written" in out.getvalue() and "3/10" in out.getvalue()
+
+
+def test_summary_is_three_lines(tmp_path):
+    records = [make_record(1, 8.0), make_record(2, 4.0), {"step": 2, "val_loss": 4.5, "val_bits_per_byte": 2.25}]
+    lines = summary_lines(records, tmp_path, 75.0)
+    assert lines[0] == "trained to step 2: 2,000 tokens in 1m15s, 500 tokens/s"
+    assert lines[1] == "loss 8.000 -> 4.000, validation 4.500 (2.250 bits per byte), 5.0% of assignments dropped"
+    assert lines[2].startswith(str(tmp_path))
+    pooled = summary_lines([{**make_record(1), "drop_rate_alone": 0.125}], tmp_path, 1.0)[1]
+    assert pooled.endswith("5.0% of assignments dropped (12.5% without the global router)")
+    assert len(summary_lines([], tmp_path, 1.0)) == 3
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_live_console_is_one_line_without_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    console = RunConsole(10, 1000, stream=stream)
+    for step in (1, 2):
+        console.update({"step": step, "tokens": 100 * step, "loss": 5.5, "lr": 1e-3, "grad_norm": 1.0,
+                        "tokens_per_s": 4000.0, "mfu": 0.2, "drop_rate": 0.01})  # fmt: skip
+        console.note("[bold]saved[/bold] somewhere")
+    console.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n")
+    shown = [line for line in text.split("\n") if line.strip()]
+    assert "[dim]" not in text and shown.count("[bold]saved[/bold] somewhere") == 2
+    live = [line for line in shown if line.startswith("step 2/10")]
+    assert live and all(len(line) <= 80 and "left 0s" in line for line in live)

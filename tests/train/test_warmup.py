@@ -1,0 +1,45 @@
+"""What is planned before the first step: the shapes that this rank's attention will have."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mmtrain.model.init import meta_model
+from mmtrain.parallel.layout import Layout
+from mmtrain.train import warmup as warm
+from tests.model.small import small_config
+
+CPU = torch.device("cpu")
+
+
+def context(tp: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(layout=Layout(pp=1, dp=1, cp=1, tp=tp, edp=tp, ep=1, etp=1), device=CPU)
+
+
+def plan(monkeypatch: pytest.MonkeyPatch, pattern: str, tp: int = 1, recompute: bool = False) -> tuple[list, Any]:
+    """Arguments of every call for plans, and what was said."""
+    calls: list[Any] = []
+    monkeypatch.setattr(warm, "build_plans", lambda *args, **options: calls.append((*args, options)) or 3)
+    model = meta_model(small_config(num_heads=4, num_kv_heads=2, layer_pattern=pattern))
+    return calls, warm.plan_attention(model, context(tp), torch.bfloat16, 8192, recompute)
+
+
+@pytest.mark.parametrize(("tp", "heads", "kv_heads"), [(1, 4, 2), (2, 2, 1), (4, 1, 1)])
+def test_a_rank_plans_for_its_heads(tp: int, heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, said = plan(monkeypatch, "LLLS", tp, recompute=tp == 2)
+    (found,) = calls
+    assert found[:2] == (heads, kv_heads) and found[3:6] == (torch.bfloat16, CPU, 8192)
+    assert found[6] == {"recompute": tp == 2}
+    assert "3 lengths" in said
+
+
+def test_a_stage_without_softmax_attention_plans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan(monkeypatch, "LLLL") == ([], None)
+
+
+def test_on_a_cpu_there_is_nothing_to_plan() -> None:
+    assert warm.plan_attention(meta_model(small_config()), context(), torch.bfloat16, 8192, recompute=False) is None
