@@ -1,0 +1,20 @@
+"""How the model's modules read their parameters.
+
+A parameter may be a DTensor, laid over processes by `mmtrain.parallel`; kernels and autograd functions know plain
+tensors. A module's `forward` therefore reads every parameter through :func:`local`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+
+def local(weight: Tensor) -> Tensor:
+    """Plain part of a parameter that this process computes with: all of a plain tensor, the local shard of a DTensor.
+
+    Where a DTensor is replicated, its ranks use it for different tokens or heads, so their gradients are partial sums.
+    """
+    if not isinstance(weight, DTensor):
+        return weight
+    return weight.to_local(grad_placements=[Partial() if isinstance(p, Replicate) else p for p in weight.placements])
