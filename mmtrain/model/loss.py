@@ -1,11 +1,15 @@
 """Cross-entropy of a linear head that never holds the logits of more than a chunk of tokens.
 
-Legend: T tokens, D model width, V vocabulary, C tokens of a chunk.
+The head may be split over the ranks of a group, each with some rows of the vocabulary: the loop over chunks is the same
+one, with a :class:`VocabShard` that brings the ranks' tokens and statistics together.
+
+Legend: T tokens, S tokens of this rank (T unless the head is split), D model width, V rows of the head on this rank
+(the vocabulary unless it is split), C tokens of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,73 +18,131 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from mmkernels.cross_entropy import has_kernel, logits_to_gradient_, row_statistics
 
 IGNORE = -100
-LossCall = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""Arguments and result of :func:`linear_cross_entropy`."""
 
 
-def linear_cross_entropy(x_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int) -> Tensor:
+class LossCall(Protocol):
+    """The loss that a model asks for: :func:`linear_cross_entropy`, or its like over a vocabulary split over ranks."""
+
+    def __call__(self, x_SD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int) -> Tensor:
+        """Sum over labelled tokens of -log softmax(W x)[label], a scalar in nats."""
+
+
+class VocabShard(Protocol):
+    """Rows `first` to `first + V` of a head that the ranks of a group hold together.
+
+    Attributes:
+        first: vocabulary index of row 0.
+    """
+
+    first: int
+
+    def gather(self, x_SD: Tensor) -> Tensor:
+        """Hidden states of all ranks' tokens, [T, D], in memory that may be written to."""
+
+    def scatter_sum(self, dx_TD: Tensor) -> Tensor:
+        """This rank's tokens [S, D] of the sum over ranks."""
+
+    def reduce(self, stats_3C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Largest logit, sum of exp(logit - largest) and label's logit, [C] each, over the columns of all ranks.
+
+        Args:
+            stats_3C: the three over this rank's own columns; the label's logit is 0 where another rank has it.
+        """
+
+
+def linear_cross_entropy(
+    x_SD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int, shard: VocabShard | None = None
+) -> Tensor:
     """Sum over labelled tokens of -log softmax(W x)[label], in fp32.
 
     Logits exist for `chunk_tokens` tokens at a time. Their gradients are formed in the forward pass, while the chunk is
     at hand, so nothing is multiplied twice; peak memory is one chunk of logits and the gradients of x and W.
 
     Args:
-        x_TD: final hidden states, any float dtype.
+        x_SD: final hidden states, any float dtype.
         weight_VD: the language-model head, same dtype.
         labels_T: int64; tokens labelled -100 (IGNORE) add nothing.
         chunk_tokens: C.
+        shard: the part of the vocabulary that `weight` is; None: all of it.
 
     Returns:
         fp32 scalar (float64 for float64 input), in nats.
     """
-    return _LinearCrossEntropy.apply(x_TD, weight_VD, labels_T, chunk_tokens)
+    return _LinearCrossEntropy.apply(x_SD, weight_VD, labels_T, chunk_tokens, shard)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x_SD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int, shard: VocabShard | None
+    ) -> Tensor:
         need_x, need_w = ctx.needs_input_grad[:2]
+        x_TD = x_SD if shard is None else shard.gather(x_SD)
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         total = x_TD.new_zeros((), dtype=wide)
-        dx_TD = torch.empty_like(x_TD) if need_x else None
+        # Gathered tokens are a copy of ours, whose chunks nothing reads again: gradients take their place.
+        dx_TD = None if not need_x else torch.empty_like(x_TD) if shard is None else x_TD
         dweight_VD = torch.zeros_like(weight_VD, dtype=wide) if need_w else None
         # The same buffers for all chunks: fresh memory of this size costs a third of the time on CPU, in page faults.
-        rows = min(chunk_tokens, x_TD.shape[0])
-        logits_CV = x_TD.new_empty(rows, weight_VD.shape[0])
-        log_prob_CV = None if has_kernel(logits_CV) else torch.empty_like(logits_CV, dtype=wide)
+        logits_CV = x_TD.new_empty(min(chunk_tokens, x_TD.shape[0]), weight_VD.shape[0])
+        wide_CV = None if has_kernel(logits_CV) else torch.empty_like(logits_CV, dtype=wide)
         for start in range(0, x_TD.shape[0], chunk_tokens):
             part = slice(start, start + chunk_tokens)
             rows = x_TD[part].shape[0]
             valid_C1 = (labels_T[part] != IGNORE)[:, None]
             torch.mm(x_TD[part], weight_VD.t(), out=logits_CV[:rows])
-            if log_prob_CV is None:
-                loss, dlogits_CV = _chunk_in_place(logits_CV[:rows], labels_T[part], valid_C1[:, 0])
-            else:
-                loss, dlogits_CV = _chunk(logits_CV[:rows], labels_T[part], valid_C1, log_prob_CV[:rows])
+            loss, dlogits_CV = _chunk(
+                logits_CV[:rows], labels_T[part], valid_C1, None if wide_CV is None else wide_CV[:rows], shard
+            )
             total += loss
             # Unlabelled tokens are left out on the narrow side of each product: a pass over [C, V] less.
-            if dx_TD is not None:
-                torch.mm(dlogits_CV, weight_VD, out=dx_TD[part]).mul_(valid_C1)
             if dweight_VD is not None:
                 accumulate(dweight_VD, dlogits_CV, x_TD[part] * valid_C1)
-        ctx.save_for_backward(dx_TD, dweight_VD)
+            if dx_TD is not None:
+                torch.mm(dlogits_CV, weight_VD, out=dx_TD[part]).mul_(valid_C1)
+        dx_SD = dx_TD if dx_TD is None or shard is None else shard.scatter_sum(dx_TD)
+        ctx.save_for_backward(dx_SD, dweight_VD)
         ctx.weight_dtype = weight_VD.dtype
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        dx_TD, dweight_VD = ctx.saved_tensors
-        dx = None if dx_TD is None else dx_TD * grad.to(dx_TD.dtype)
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        dx_SD, dweight_VD = ctx.saved_tensors
+        dx = None if dx_SD is None else dx_SD * grad.to(dx_SD.dtype)
         dweight = None if dweight_VD is None else (dweight_VD * grad).to(ctx.weight_dtype)
-        return dx, dweight, None, None
+        return dx, dweight, None, None, None
 
 
-def _chunk(logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, log_prob_CV: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of one chunk over its labelled tokens, and softmax - onehot of every token in the logits' dtype.
+def _chunk(
+    logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, wide_CV: Tensor | None, shard: VocabShard | None
+) -> tuple[Tensor, Tensor]:
+    """Loss of one chunk over its labelled tokens, and softmax - onehot of this rank's columns in the logits' dtype.
 
-    Overwrites both buffers; the second return is one of them.
+    Overwrites both buffers; the second return is one of them. Unlabelled tokens have some gradient there.
+
+    Args:
+        wide_CV: scratch of the loss's dtype; None where kernels work in the logits' own memory.
     """
+    if wide_CV is None:
+        return _chunk_by_kernels(logits_CV, labels_C, valid_C1[:, 0], shard)
+    if shard is None:
+        return _chunk_alone(logits_CV, labels_C, valid_C1, wide_CV)
+    return _chunk_of_shard(logits_CV, labels_C, valid_C1, wide_CV, shard)
+
+
+def _chunk_by_kernels(
+    logits_CV: Tensor, labels_C: Tensor, valid_C: Tensor, shard: VocabShard | None
+) -> tuple[Tensor, Tensor]:
+    local_C = labels_C if shard is None else labels_C - shard.first
+    stats_3C = row_statistics(logits_CV, local_C)
+    top_C, sum_C, label_C = stats_3C if shard is None else shard.reduce(stats_3C)
+    log_prob_C = label_C - top_C - sum_C.log()
+    logits_to_gradient_(logits_CV, local_C, top_C, sum_C, log_prob_C.expm1())
+    return -torch.where(valid_C, log_prob_C, 0).sum(), logits_CV
+
+
+def _chunk_alone(logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, log_prob_CV: Tensor) -> tuple[Tensor, Tensor]:
     target_C1 = torch.where(valid_C1, labels_C[:, None], 0)
     torch.log_softmax(logits_CV, -1, dtype=log_prob_CV.dtype, out=log_prob_CV)
     loss = -(log_prob_CV.gather(1, target_C1) * valid_C1).sum()
@@ -89,16 +151,48 @@ def _chunk(logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, log_prob_CV: T
     return loss, dlogits_CV if dlogits_CV.dtype == logits_CV.dtype else logits_CV.copy_(dlogits_CV)
 
 
-def _chunk_in_place(logits_CV: Tensor, labels_C: Tensor, valid_C: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in the logits' own memory, by kernels."""
-    top_C, sum_C, label_C = row_statistics(logits_CV, labels_C)
+def _chunk_of_shard(
+    logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, probs_CV: Tensor, shard: VocabShard
+) -> tuple[Tensor, Tensor]:
+    rows, width = logits_CV.shape
+    stats_3C = probs_CV.new_zeros(3, rows)
+    if width:
+        local_C, mine_C = own_rows(labels_C, shard.first, width)
+        local_C1, mine_C1 = local_C[:, None], mine_C[:, None]
+        torch.softmax(logits_CV, 1, dtype=probs_CV.dtype, out=probs_CV)
+        top = logits_CV.max(1, keepdim=True)
+        stats_3C[0] = top.values[:, 0]
+        stats_3C[1] = probs_CV.gather(1, top.indices).reciprocal()[:, 0]
+        stats_3C[2] = torch.where(mine_C1, logits_CV.gather(1, local_C1), 0)[:, 0]
+    else:
+        stats_3C[0] = -torch.inf
+    top_C, sum_C, label_C = shard.reduce(stats_3C)
     log_prob_C = label_C - top_C - sum_C.log()
-    logits_to_gradient_(logits_CV, labels_C, top_C, sum_C, log_prob_C.expm1())
-    return -torch.where(valid_C, log_prob_C, 0).sum(), logits_CV
+    loss = -(log_prob_C[:, None] * valid_C1).sum()
+    if width:
+        share_C = stats_3C[1] * (stats_3C[0] - top_C).exp() / sum_C  # probability of all of this rank's rows
+        torch.mul(probs_CV, share_C[:, None], out=logits_CV)
+        # From the log-probability in full: p - 1 of a rounded p near 1 has no digits left.
+        at_label_C1 = log_prob_C.expm1()[:, None].to(logits_CV.dtype)
+        logits_CV.scatter_(1, local_C1, torch.where(mine_C1, at_label_C1, logits_CV.gather(1, local_C1)))
+    return loss, logits_CV
+
+
+def own_rows(ids_T: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Row numbers in this rank's part of a table, 0 for ids of other ranks, and whether the id is this rank's.
+
+    Args:
+        ids_T: int64, vocabulary indices.
+        first: index of the part's row 0.
+        count: its rows.
+    """
+    local_T = ids_T - first
+    mine_T = (local_T >= 0) & (local_T < count)
+    return torch.where(mine_T, local_T, 0), mine_T
 
 
 def accumulate(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
-    """Total += dlogits^T x, in total's dtype."""
+    """Add dlogits^T x to `total`, in total's dtype."""
     if total_VD.dtype == x_CD.dtype:
         total_VD.addmm_(dlogits_CV.t(), x_CD)
     elif total_VD.is_cuda and total_VD.numel():  # added inside the product, which is neither rounded nor stored

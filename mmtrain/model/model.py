@@ -20,6 +20,22 @@ from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import rope_table
 
 
+class ModelInputs(NamedTuple):
+    """Arguments of a training or validation pass over one micro-batch.
+
+    Attributes:
+        tokens_T: int64 [T].
+        packing: the documents that the tokens belong to.
+        labels_T: int64 [T], next tokens, -100 ignored.
+        rope_base: of the softmax layers; phases of training have bases of their own.
+    """
+
+    tokens_T: Tensor
+    packing: Packing
+    labels_T: Tensor
+    rope_base: float
+
+
 class LossOutput(NamedTuple):
     """What a training step needs of a micro-batch.
 
@@ -51,19 +67,16 @@ class StageOutput(NamedTuple):
 class HybridLM(nn.Module):
     """A decoder of lightning and softmax layers with a mixture of experts in each (MiniMax-01 section 2).
 
-    It runs without its embedding, some of its layers, or its norm and head too: what is taken away is None, and
-    `layers` keeps the numbers of those that stay.
+    It runs without its embedding, some of its layers, or its norm and head too (:meth:`prune`).
 
     Attributes:
-        rope_base: RoPE base; phases of training set it.
-        token_loss: what turns final hidden states, the head's weight and labels into a sum; vocabulary parallelism
-            puts another in its place.
+        token_loss: turns final hidden states, the head's weight and labels into a sum; vocabulary parallelism puts
+            another in its place.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.rope_base = config.rope_base
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -71,7 +84,12 @@ class HybridLM(nn.Module):
         self.token_loss: LossCall = linear_cross_entropy
 
     def forward(
-        self, tokens_T: Tensor, packing: Packing, labels_T: Tensor | None = None, cache: DecodeCache | None = None
+        self,
+        tokens_T: Tensor,
+        packing: Packing,
+        labels_T: Tensor | None = None,
+        rope_base: float | None = None,
+        cache: DecodeCache | None = None,
     ) -> LossOutput | StageOutput | Tensor:
         """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
 
@@ -81,10 +99,11 @@ class HybridLM(nn.Module):
             tokens_T: int64 [T]; without an embedding, hidden states [T, D].
             packing: the documents that the tokens belong to.
             labels_T: next tokens.
+            rope_base: RoPE base; None takes the configuration's.
             cache: what decoding remembers; the tokens continue its one document, and it is updated in place.
         """
         h_TD = tokens_T if self.embed_tokens is None else self.embed_tokens(tokens_T)
-        rope = rope_table(packing.position_ids_T, self.config.rotary_dim, self.rope_base)
+        rope = rope_table(packing.position_ids_T, self.config.rotary_dim, rope_base or self.config.rope_base)
         router: list[RouterStats] = []
         for i, layer in enumerate(self.layers):
             h_TD, stats = layer(h_TD, packing, rope, None if cache is None else cache.layers[i])
@@ -99,6 +118,24 @@ class HybridLM(nn.Module):
             return self.lm_head(h_TD)
         ce_sum = self.token_loss(h_TD, self.lm_head.weight, labels_T, self.config.loss_chunk_tokens)
         return LossOutput(ce_sum, _total(router, torch.zeros_like(ce_sum)), router)
+
+    def prune(self, layers: set[int], *, embedding: bool, head: bool) -> None:
+        """Take away all layers but `layers`, and the embedding, or norm and head, unless they are to stay.
+
+        Parts that are gone are None; layers and parameters that stay keep their numbers and names.
+        """
+        for number in self.layer_numbers:
+            if number not in layers:
+                delattr(self.layers, str(number))  # unlike `del self.layers[i]`, others keep their names
+        if not embedding:
+            self.embed_tokens = None
+        if not head:
+            self.norm = self.lm_head = None
+
+    @property
+    def layer_numbers(self) -> list[int]:
+        """Numbers, in the whole model, of the layers that are here."""
+        return [int(name) for name, _ in self.layers.named_children()]
 
 
 def _total(router: list[RouterStats], zero: Tensor) -> Tensor:

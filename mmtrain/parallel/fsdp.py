@@ -1,17 +1,77 @@
-"""What FSDP keeps on a rank between the micro-batches of a step."""
+"""FSDP2 over the replicas of each parameter, and what it keeps on a rank between the micro-batches of a step."""
 
 from __future__ import annotations
 
-from torch.distributed.fsdp import FSDPModule
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
 from mmtrain.config import ParallelConfig
+from mmtrain.model.model import HybridLM
+from mmtrain.model.moe.layer import MoE
+from mmtrain.parallel.mesh import ParallelContext
+
+
+def apply_fsdp(
+    model: HybridLM,
+    stages: Iterable[HybridLM],
+    context: ParallelContext,
+    config: ParallelConfig,
+    compute_dtype: torch.dtype,
+    host_parameters: bool,
+) -> None:
+    """Shard dense parameters over dp and cp, those of experts over edp.
+
+    Args:
+        model: all that this rank has of the model.
+        stages: the modules whose forward is called: `model` itself, or pipeline stages that share its layers.
+        compute_dtype: dtype of gathered parameters; routers' are fp32, and gradients are reduced in fp32.
+        host_parameters: keep sharded parameters and gradients in host memory.
+    """
+    layout = context.layout
+    # Inputs are not cast: hidden states come in compute_dtype already, and RoPE tables must stay fp32.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy() if host_parameters and context.device.type == "cuda" else OffloadPolicy()
+    shard = partial(fully_shard, offload_policy=offload)
+    dense = {"mesh": context.replicas, "shard_placement_fn": partial(_free_dimension, ranks=context.replicas.size())}
+    expert = {"mesh": context.expert["edp"], "shard_placement_fn": partial(_free_dimension, ranks=layout.edp)}
+    # Weight gradients that are computed apart look for the parameters as forward used them.
+    reshard = config.reshard_after_forward and not (layout.pp > 1 and config.pp_schedule == "zero_bubble")
+    for block in model.layers:
+        if isinstance(block.ffn, MoE):
+            shard(block.ffn.router, mp_policy=exact, reshard_after_forward=reshard, **dense)
+            if layout.tp * layout.ep * layout.etp > 1:  # other ranks hold copies of an expert than of the rest
+                experts = shard(block.ffn.experts, mp_policy=policy, reshard_after_forward=reshard, **expert)
+                experts.set_gradient_divide_factor(layout.replicas)
+                if context.device.type == "cpu" and layout.edp > 1:  # gloo has no other reduction
+                    experts.set_force_sum_reduction_for_comms(True)
+        shard(block, mp_policy=policy, reshard_after_forward=reshard, **dense)
+    for stage in stages:
+        shard(stage, mp_policy=policy, reshard_after_forward=False, **dense)
+
+
+def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
+    """Where FSDP cuts a parameter that is split already: along the first other dimension that it divides evenly."""
+    if not isinstance(parameter, DTensor):
+        return None
+    taken = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}
+    free = [dim for dim, size in enumerate(parameter.shape) if dim not in taken and size % ranks == 0 and size > 1]
+    return Shard(free[0]) if taken and free else None
 
 
 def set_micro_batch(model: FSDPModule, config: ParallelConfig, last: bool) -> None:
-    """Say what the next backward does with gradients and gathered parameters; `last`: it is the step's last.
+    """Say what the next backward does with gradients and gathered parameters.
 
     Gradients are reduced over ranks, or kept whole until the last micro-batch. Parameters that forward keeps gathered
     (ZeRO-1 and 2) stay gathered until then too: they change between steps alone.
+
+    Args:
+        last: whether it is the step's last micro-batch.
     """
     model.set_requires_gradient_sync(last or config.sync_every_micro_batch)
     model.set_reshard_after_backward(last or config.reshard_after_forward)

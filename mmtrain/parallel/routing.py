@@ -1,5 +1,5 @@
-"""Routing across ranks: tokens of one micro-batch that lie on several, capacity that several micro-batches pool, and
-fractions of the whole global batch.
+"""Routing across ranks, all of it: micro-batches whose tokens lie on several ranks, capacity that several micro-batches
+pool, and fractions of the whole global batch.
 
 Legend: T tokens of this rank, N tokens of all W ranks, L layers, E experts, K experts a token, R rows, M micro-batches.
 """
@@ -14,41 +14,43 @@ from mmkernels.moe import Quotas, Route
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
+from mmtrain.model.moe.router import LocalMicroBatch, MicroBatch, RoutingScope
 from mmtrain.parallel.collectives import gather_alike, sum_gradient
 from mmtrain.parallel.mesh import ParallelContext
 
 
 def apply_routing(model: HybridLM, context: ParallelContext, config: ParallelConfig) -> None:
-    """Set what the routers of a model take as one: for the auxiliary loss, and for capacity."""
-    pool = PooledCapacity(context) if config.global_router else None
+    """Tell the routers of a (meta) model which tokens they take as one: this is the only place that does."""
+    scope = _scope(context, config)
     for block in model.layers:
         if isinstance(block.ffn, MoE):
-            router = block.ffn.router
-            router.pool = pool
-            router.parts = config.micro_batch_rows if config.aux_loss_over == "sequence" else 1
+            block.ffn.router.scope = scope
             if config.aux_loss_over == "global_batch":
-                even = router.top_k / router.num_experts
-                router.fractions_E = torch.full((router.num_experts,), even, device=router.weight.device)
+                block.ffn.router.use_global_fractions()
 
 
-def take_fractions(model: HybridLM, wanted_LE: Tensor) -> None:
+def update_load_fractions(model: HybridLM, assigned_LE: Tensor) -> None:
     """Give the routers the fractions of a step for the next one, if they take those of a global batch.
 
-    A step's own are not known before its last micro-batch; the gradient flows through the mean probabilities alone, of
-    which the mean over micro-batches is the global batch's.
-
     Args:
-        wanted_LE: float64 whole numbers, so that no order of summing them changes a bit: assignments of all tokens of
-            the global batch, for every layer of the whole model.
+        assigned_LE: float64 whole numbers, assignments of the global batch for every layer of the whole model.
     """
-    for layer, block in model.layers.named_children():
-        if isinstance(block.ffn, MoE) and block.ffn.router.fractions_E is not None:
-            router, wanted_E = block.ffn.router, wanted_LE[int(layer)]
-            router.fractions_E.copy_(wanted_E * router.top_k / wanted_E.sum())
+    for layer, block in zip(model.layer_numbers, model.layers, strict=True):
+        if isinstance(block.ffn, MoE):
+            block.ffn.router.update_fractions(assigned_LE[layer])
 
 
-class RoutedTogether:
-    """The ranks of a group hold consecutive parts of one micro-batch: capacity and fractions are the micro-batch's.
+def _scope(context: ParallelContext, config: ParallelConfig) -> RoutingScope:
+    layout, tp_group = context.layout, context.dense["tp"].get_group()
+    micro_batch: MicroBatch = LocalMicroBatch()
+    if layout.tp > 1:  # experts that other ranks hold are called with the whole micro-batch's route
+        micro_batch = (FullMicroBatch if layout.ep * layout.etp > 1 else SplitMicroBatch)(tp_group)
+    pool = PooledCapacity(context) if config.global_router else None
+    return RoutingScope(micro_batch, pool, config.micro_batch_rows if config.aux_loss_over == "sequence" else 1)
+
+
+class SplitMicroBatch:
+    """A micro-batch whose tokens lie in consecutive parts on the ranks of a group, and are routed together.
 
     Logits are small (E numbers a token), so every rank gathers them all and routes them alike.
     """
@@ -60,16 +62,19 @@ class RoutedTogether:
         """Logits of all tokens, [N, E]."""
         return gather_alike(logits_TE, self.group)
 
-    def mine(self, plan: Route) -> Route:
-        """This rank's part of a plan for N tokens, its rows numbered by expert, then by token."""
+    def local_route(self, plan: Route) -> Route:
+        """This rank's part of the route of N tokens, its rows numbered by expert, then by token."""
         return part_of(plan, dist.get_rank(self.group), dist.get_world_size(self.group))
 
 
-class RoutedWhole(RoutedTogether):
-    """The same, where what follows takes the plan of all N tokens, each rank for its own share of the rows."""
+class FullMicroBatch(SplitMicroBatch):
+    """A micro-batch split over ranks, whose experts are called with the route of all its N tokens.
 
-    def mine(self, plan: Route) -> Route:
-        """The whole plan, of whose weights every rank needs the whole gradient."""
+    Each rank then sends its own share of the rows (`parallel/expert`).
+    """
+
+    def local_route(self, plan: Route) -> Route:
+        """The whole route; every rank needs the whole gradient of its weights."""
         return plan._replace(weight_TK=sum_gradient(plan.weight_TK, self.group))
 
 

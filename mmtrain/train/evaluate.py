@@ -8,12 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from mmdata.rows.loader import PackedBatch
-from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.pipeline.schedule import pipeline_of
+from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.step import model_inputs
 
 
@@ -25,9 +22,8 @@ class Validation:
     bits_per_byte: float
 
 
-@torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[PackedBatch, bool]], token_bytes: np.ndarray, context: ParallelContext
+    model: ParallelModel, batches: Iterable[tuple[PackedBatch, bool]], token_bytes: np.ndarray, rope_base: float
 ) -> Validation:
     """Validate on this rank's batches, dropless.
 
@@ -35,20 +31,15 @@ def evaluate(
         batches: every rank gives equally many (sharded parameters are gathered together); those paired with False only
             keep step with the other ranks and are not counted.
         token_bytes: bytes of text that each token stands for, [V].
+        rope_base: RoPE base of the phase.
     """
-    model.eval()
-    pipeline = pipeline_of(model)
     totals = torch.zeros(3, dtype=torch.float64)
-    for batch, counts in batches:
-        inputs = model_inputs(batch, context.device)
-        ce_sum = model(*inputs).ce_sum if pipeline is None else pipeline.forward(inputs)
-        if counts and ce_sum is not None:
-            labels = batch.labels_BS[batch.loss_mask_BS].numpy()
-            totals += torch.tensor([ce_sum.item(), labels.size, float(token_bytes[labels].sum())], dtype=torch.float64)
-    model.train()
-    totals = totals.to(context.device)
-    dist.all_reduce(totals, group=context.replicas.get_group())
-    if pipeline is not None:
-        dist.all_reduce(totals, group=context.dense["pp"].get_group())
-    nats, tokens, size = totals.tolist()
+    with model.evaluating():
+        for batch, counts in batches:
+            ce_sum = model.evaluate(model_inputs(batch, rope_base, model.context.device))
+            if counts and ce_sum is not None:
+                labels = batch.labels_BS[batch.loss_mask_BS].numpy()
+                figures = [ce_sum.item(), labels.size, float(token_bytes[labels].sum())]
+                totals += torch.tensor(figures, dtype=torch.float64)
+    nats, tokens, size = model.sum_over_ranks(totals.to(model.context.device)).tolist()
     return Validation(nats / max(tokens, 1.0), nats / math.log(2) / max(size, 1.0))

@@ -15,7 +15,7 @@ from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.wandb_tracker import Tracker
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
-from mmtrain.train.step import StepResult
+from mmtrain.train.statistics import StepResult
 
 LOAD_RECORDS = 100  # router loads are tables: about this many of them are kept over a run
 

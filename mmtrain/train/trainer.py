@@ -12,13 +12,11 @@ import torch.distributed as dist
 from mmdata.rows.loader import PackedBatch, micro_batches
 from mmtrain.checkpoint.dcp import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
 from mmtrain.checkpoint.run_folder import RunFolder
-from mmtrain.config import PretrainConfig
+from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.health.watchdog import Guard
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
-from mmtrain.parallel.expert.autotune import tune_groups
-from mmtrain.parallel.expert.expert_parallel import expert_call
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.pipeline.schedule import check_schedule
@@ -45,10 +43,9 @@ class Trainer:
         self.dtype = compute_dtype(config.optim.precision, context.device)
         offload = config.optim.name == "cpu_offload"
         seq_len = max(plan.phases, key=lambda phase: phase.tokens).phase.seq_len  # where most of the work is
-        model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload, seq_len)
-        self.model = model.to_empty(device="cpu" if offload else context.device)
-        initialise(self.model, config.run.seed)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload, seq_len)
+        self.model.initialise(config.run.seed)
+        self.optimizer = build_optimizer(self.model.module, config.optim)
         self.progress = self._load()
         self.last_step = min(plan.num_steps, config.run.max_steps or plan.num_steps)
 
@@ -57,10 +54,10 @@ class Trainer:
         run = self.config.run
         resume = self.folder.resume_from()
         if resume is not None:
-            return load_checkpoint(resume, self.model, self.optimizer)
+            return load_checkpoint(resume, self.model.module, self.optimizer)
         if run.init_from is not None:
             source = find_checkpoint("run.init_from", run.init_from)
-            load_checkpoint(source, self.model, self.optimizer if run.init_optimizer else None)
+            load_checkpoint(source, self.model.module, self.optimizer if run.init_optimizer else None)
         return Progress()
 
     def run(self, guard: Guard) -> list[str]:
@@ -86,19 +83,14 @@ class Trainer:
     def _prepare(self, report: Report) -> None:
         """Choose what is to be measured on this machine, and build what steps would otherwise wait for."""
         parallel, lengths = self.config.parallel, [phase.phase.seq_len for phase in self.plan.phases]
-        if parallel.token_groups == "auto":
-            tokens = parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)
-            if choice := tune_groups(self.model, self.config.model, self.context, tokens, self.dtype):
-                report.note(str(choice))
-        if parallel.exchange == "auto" and (call := expert_call(self.model)) is not None:
-            report.note(f"exchange=auto took {call.how}")
+        for choice in self.model.tune(parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)):
+            report.note(choice)
         recompute = parallel.activation_checkpoint
-        if planned := plan_attention(self.model, self.context, self.dtype, max(lengths), recompute):
+        if planned := plan_attention(self.model.module, self.context, self.dtype, max(lengths), recompute):
             report.note(planned)
 
     def _step(self, run_step: RunStep, batches: Iterator[PackedBatch], report: Report) -> None:
         phase = self.plan.phases[run_step.phase_index].phase
-        self.model.rope_base = phase.rope_base
         rows_here = run_step.plan.num_rows // self.context.dp_size
         began = time.perf_counter()
         result = train_step(
@@ -106,22 +98,21 @@ class Trainer:
             self.optimizer,
             list(islice(batches, rows_here // self.config.parallel.micro_batch_rows)),
             run_step.plan.lr,
-            self.context,
+            phase.rope_base,
             clip_grad=self.config.optim.clip_grad,
-            parallel=self.config.parallel,
         )
         self.progress = Progress(run_step.step + 1, run_step.tokens_after)
         report.step(run_step, phase, result, time.perf_counter() - began)
-        self._after_step(phase.seq_len, report)
+        self._after_step(phase, report)
 
-    def _after_step(self, seq_len: int, report: Report) -> None:
+    def _after_step(self, phase: PhaseConfig, report: Report) -> None:
         """Validate and save where it is due."""
         step, last = self.progress.step, self.progress.step == self.last_step
         if last or _is_due(step, self.config.log.valid_interval):
-            self._validate(seq_len, report)
+            self._validate(phase, report)
         if (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval):
             path = save_checkpoint(
-                self.folder.checkpoints, self.model, self.optimizer, self.progress, asdict(self.config)
+                self.folder.checkpoints, self.model.module, self.optimizer, self.progress, asdict(self.config)
             )
             if self.context.is_main:
                 remove_old(self.folder.checkpoints, self.config.checkpoint.keep)
@@ -141,15 +132,16 @@ class Trainer:
                 stream = self.inputs.train_stream(index)
                 yield from micro_batches(stream, lists, num_workers=self.config.data.num_workers)
 
-    def _validate(self, seq_len: int, report: Report) -> None:
-        stream = self.inputs.valid_stream(seq_len)
+    def _validate(self, phase: PhaseConfig, report: Report) -> None:
+        stream = self.inputs.valid_stream(phase.seq_len)
         if stream is None:
             return
         rows, dp = min(self.config.data.valid_rows, stream.rows_per_epoch()), self.context.dp_size
         mine = range(self.context.dp_rank, -(-rows // dp) * dp, dp)  # every rank runs as many; surplus is not counted
         numbers = [[min(row, rows - 1)] for row in mine]
         batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
-        report.validation(self.progress, evaluate(self.model, batches, self.inputs.token_bytes, self.context))
+        found = evaluate(self.model, batches, self.inputs.token_bytes, phase.rope_base)
+        report.validation(self.progress, found)
 
 
 def check_batches(config: PretrainConfig, dp_size: int, plan: RunPlan) -> None:

@@ -10,12 +10,13 @@ from torch import nn
 
 from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.optim.optimizer import build_optimizer
-from mmtrain.train.step import StepResult, train_step
+from mmtrain.train.statistics import StepResult
+from mmtrain.train.step import train_step
 
 SEQ = 48
 MODEL = ModelConfig("small", vocab_size=101, hidden_size=32, num_layers=4, num_heads=8, num_kv_heads=4, head_dim=8,
@@ -82,21 +83,21 @@ def train(job: Job) -> Outcome:
 
 
 def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
-    model = apply_parallel(meta_model(job.model), context, job.parallel, torch.float32).to_empty(device="cpu")
-    initialise(model, 7)
-    before = whole(model)
-    optimizer = build_optimizer(model, OptimConfig())
+    model = apply_parallel(meta_model(job.model), context, job.parallel, torch.float32)
+    model.initialise(7)
+    before = whole(model.module)
+    optimizer = build_optimizer(model.module, OptimConfig())
     gradients: dict[str, torch.Tensor] = {}
     results: list[StepResult] = []
     optimizer.register_step_pre_hook(
-        lambda *_: gradients.update(whole(model, gradient=True)) if len(results) == job.probe else None
+        lambda *_: gradients.update(whole(model.module, gradient=True)) if len(results) == job.probe else None
     )
     for step in range(job.steps):
         rows = job.parallel.micro_batch_rows
         starts = range(step * job.rows, (step + 1) * job.rows, rows)[context.dp_rank :: context.dp_size]
         batches = [micro_batch(start, rows) for start in starts]
-        results.append(train_step(model, optimizer, batches, job.lr, context, clip_grad=None, parallel=job.parallel))
-    return Outcome(before, gradients, whole(model), results)
+        results.append(train_step(model, optimizer, batches, job.lr, job.model.rope_base, clip_grad=None))
+    return Outcome(before, gradients, whole(model.module), results)
 
 
 def whole(model: nn.Module, gradient: bool = False) -> dict[str, torch.Tensor]:

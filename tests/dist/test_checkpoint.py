@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.checkpoint.dcp import load_checkpoint
@@ -23,12 +23,12 @@ def load_by_group(folder: Path) -> None:
     """Save the optimizer's options by group, as earlier versions did, and load that."""
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
-        model = apply_parallel(meta_model(MODEL), context, ParallelConfig(), torch.float32).to_empty(device="cpu")
-        initialise(model, 7)
-        optimizer = build_optimizer(model, OptimConfig())
-        weights, moments = get_state_dict(model, optimizer)
+        model = apply_parallel(meta_model(MODEL), context, ParallelConfig(), torch.float32)
+        model.initialise(7)
+        optimizer = build_optimizer(model.module, OptimConfig())
+        weights, moments = get_state_dict(model.module, optimizer)
         dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder)
-        load_checkpoint(folder, model, optimizer)
+        load_checkpoint(folder, model.module, optimizer)
     finally:
         mesh.stop()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.model.moe.router import Router
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
@@ -72,19 +72,18 @@ def steps_by_hand(rows_a_step: int, count: int) -> list[tuple[float, float]]:
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         parallel = ParallelConfig(**OVER)
-        model = apply_parallel(meta_model(HEAVY), context, parallel, torch.float32).to_empty(device="cpu")
-        initialise(model, 7)
-        optimizer = build_optimizer(model, OptimConfig())
-        inputs: list[list[Tensor]] = [[] for _ in model.layers]
-        for block, seen in zip(model.layers, inputs, strict=True):
+        model = apply_parallel(meta_model(HEAVY), context, parallel, torch.float32)
+        model.initialise(7)
+        optimizer = build_optimizer(model.module, OptimConfig())
+        inputs: list[list[Tensor]] = [[] for _ in model.module.layers]
+        for block, seen in zip(model.module.layers, inputs, strict=True):
             block.ffn.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].detach()))
         fractions = [torch.full((MODEL.num_experts,), MODEL.top_k / MODEL.num_experts).double()] * len(inputs)
         found = []
         for step in range(count):
-            weights = [block.ffn.router.weight.full_tensor().detach().clone() for block in model.layers]
+            weights = [block.ffn.router.weight.full_tensor().detach().clone() for block in model.module.layers]
             batches = [packed_row(row) for row in range(step * rows_a_step, (step + 1) * rows_a_step)]
-            options = {"clip_grad": None, "parallel": parallel}
-            result = train_step(model, optimizer, batches, 1e-3, context, **options)
+            result = train_step(model, optimizer, batches, 1e-3, HEAVY.rope_base, clip_grad=None)
             expected = sum(
                 naive_loss(x, weight, fraction).item() / rows_a_step
                 for weight, fraction, seen in zip(weights, fractions, inputs, strict=True)
@@ -147,19 +146,18 @@ def part_of_a_run(parallel: ParallelConfig, folder: Path, first: int, last: int)
     layout = plan_layout(mesh.world_size(), parallel, HEAVY, [SEQ])
     context = mesh.start(ClusterConfig(device="cpu"), layout)
     try:
-        model = apply_parallel(meta_model(HEAVY), context, parallel, torch.float32).to_empty(device="cpu")
-        initialise(model, 7)
-        optimizer = build_optimizer(model, OptimConfig())
+        model = apply_parallel(meta_model(HEAVY), context, parallel, torch.float32)
+        model.initialise(7)
+        optimizer = build_optimizer(model.module, OptimConfig())
         if first:
-            assert load_checkpoint(folder / f"step-{first:08d}", model, optimizer).step == first
+            assert load_checkpoint(folder / f"step-{first:08d}", model.module, optimizer).step == first
         results = []
         for step in range(first, last):
             rows = range(4 * step + context.dp_rank, 4 * step + 4, context.dp_size)
             batches = [packed_row(row) for row in rows]
-            options = {"clip_grad": 1.0, "parallel": parallel}
-            results.append(train_step(model, optimizer, batches, 1e-3, context, **options))
-        save_checkpoint(folder, model, optimizer, Progress(last, last), {})
-        return {**whole(model), **{name: buffer.clone() for name, buffer in model.named_buffers()}}, results
+            results.append(train_step(model, optimizer, batches, 1e-3, HEAVY.rope_base, clip_grad=1.0))
+        save_checkpoint(folder, model.module, optimizer, Progress(last, last), {})
+        return {**whole(model.module), **{name: buffer.clone() for name, buffer in model.module.named_buffers()}}, results
     finally:
         mesh.stop()
 

@@ -11,7 +11,7 @@ import torch
 
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
@@ -19,7 +19,8 @@ from mmtrain.parallel.pipeline.schedule import check_schedule
 from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
 from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.optim.optimizer import build_optimizer
-from mmtrain.train.step import StepResult, train_step
+from mmtrain.train.statistics import StepResult
+from mmtrain.train.step import train_step
 from tests.dist.layouts import MODEL, SEQ, Job, packed_row, whole
 from tests.dist.pool import Pool
 from tests.dist.runs import SMALL, pretrain, records, steps
@@ -70,20 +71,19 @@ def step_and_save(
     layout = plan_layout(mesh.world_size(), parallel, model_config, [SEQ])
     context = mesh.start(ClusterConfig(device="cpu"), layout)
     try:
-        model = apply_parallel(meta_model(model_config), context, parallel, torch.float32).to_empty(device="cpu")
-        initialise(model, 7)
-        optimizer = build_optimizer(model, OptimConfig())
+        model = apply_parallel(meta_model(model_config), context, parallel, torch.float32)
+        model.initialise(7)
+        optimizer = build_optimizer(model.module, OptimConfig())
         if resume:
-            assert load_checkpoint(folder / "step-00000001", model, optimizer).tokens == 5
-            weights = whole(model)
+            assert load_checkpoint(folder / "step-00000001", model.module, optimizer).tokens == 5
+            weights = whole(model.module)
         batches = [packed_row(row) for row in range(4)]
-        options = {"clip_grad": 1.0, "parallel": parallel}
-        result = train_step(model, optimizer, batches, 1e-3, context, **options)
+        result = train_step(model, optimizer, batches, 1e-3, model_config.rope_base, clip_grad=1.0)
         if not resume:
-            save_checkpoint(folder, model, optimizer, Progress(1, 5), {})
-            weights = whole(model)
+            save_checkpoint(folder, model.module, optimizer, Progress(1, 5), {})
+            weights = whole(model.module)
         held_out = [(packed_row(row), row < 12) for row in range(10, 13)]
-        return weights, result, evaluate(model, held_out, np.ones(101), context)
+        return weights, result, evaluate(model, held_out, np.ones(101), model_config.rope_base)
     finally:
         mesh.stop()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmtrain.config import ClusterConfig, ParallelConfig
-from mmtrain.model.moe.router import Router, expert_capacity, load_balancing_loss
+from mmtrain.model.moe.router import Router, RoutingScope, expert_capacity, load_balancing_loss
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.routing import PooledCapacity, share_out
@@ -112,9 +112,9 @@ def test_the_loss_over_sequences_is_the_mean_of_its_rows() -> None:
     router = Router(MODEL)
     torch.nn.init.normal_(router.weight)
     x = torch.randn(3 * SEQ, MODEL.hidden_size)
-    router.parts = 3
+    router.scope = RoutingScope(parts=3)
     together = router(x)[1].aux_loss
-    router.parts = 1
+    router.scope = RoutingScope()
     assert together.item() == pytest.approx(sum(router(row)[1].aux_loss.item() for row in x.chunk(3)) / 3, rel=1e-6)
     assert together.item() != pytest.approx(router(x)[1].aux_loss.item(), rel=1e-3)
     assert load_balancing_loss(torch.full((4, 2), 0.5), torch.tensor([4, 4]), 2).item() == pytest.approx(1.0)

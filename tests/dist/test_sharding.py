@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.fsdp import set_micro_batch
 from mmtrain.parallel.parallelize import apply_parallel
@@ -43,15 +43,15 @@ def batch(row: int) -> PackedBatch:
 
 def run(parallel: ParallelConfig) -> tuple:
     context = mesh.start(ClusterConfig(device="cpu"))
-    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32).to_empty(device="cpu")
-    initialise(model, 7)
-    before = whole(model)
-    optimizer = build_optimizer(model, OptimConfig())
+    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32)
+    model.initialise(7)
+    before = whole(model.module)
+    optimizer = build_optimizer(model.module, OptimConfig())
     gradients: dict[str, torch.Tensor] = {}
-    optimizer.register_step_pre_hook(lambda *_: gradients.update(whole(model, gradient=True)))
+    optimizer.register_step_pre_hook(lambda *_: gradients.update(whole(model.module, gradient=True)))
     batches = [batch(row) for row in range(context.rank, ROWS, mesh.world_size())]
-    result = train_step(model, optimizer, batches, 1e-2, context, clip_grad=None, parallel=parallel)
-    after = whole(model)
+    result = train_step(model, optimizer, batches, 1e-2, model.module.config.rope_base, clip_grad=None)
+    after = whole(model.module)
     mesh.stop()
     return before, gradients, after, result
 
@@ -95,14 +95,14 @@ def test_weights_gradients_and_step_equal_one_process(
 def gathered_after_micro_batches(parallel: ParallelConfig) -> list[bool]:
     """Whether a rank holds its blocks' parameters whole after each micro-batch's backward."""
     context = mesh.start(ClusterConfig(device="cpu"))
-    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32).to_empty(device="cpu")
-    initialise(model, 7)
+    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32)
+    model.initialise(7)
     found = []
     for row in range(3):
-        set_micro_batch(model, parallel, last=row == 2)
-        out = model(*model_inputs(batch(row), context.device))
+        set_micro_batch(model.module, parallel, last=row == 2)
+        out = model.module(*model_inputs(batch(row), 1e4, context.device))
         (out.ce_sum + out.aux_loss).backward()
-        whole = {not isinstance(parameter, DTensor) for parameter in model.layers.parameters()}
+        whole = {not isinstance(parameter, DTensor) for parameter in model.module.layers.parameters()}
         assert len(whole) == 1
         found.append(whole.pop())
     mesh.stop()

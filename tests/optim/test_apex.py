@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import initialise, meta_model
+from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer, set_lr
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
@@ -55,9 +55,9 @@ def test_fused_adam_on_a_sharded_model_equals_adamw(context: mesh.ParallelContex
     models, optimizers = [], []
     for name in ("adamw", "apex"):
         model = apply_parallel(meta_model(small_config(num_layers=2)), context, ParallelConfig(), torch.float32)
-        initialise(model.to_empty(device="cpu"), 3)
-        models.append(model)
-        optimizers.append(build_optimizer(model, OptimConfig(name=name)))
+        model.initialise(3)
+        models.append(model.module)
+        optimizers.append(build_optimizer(model.module, OptimConfig(name=name)))
     for step in range(4):
         for model, optimizer in zip(models, optimizers, strict=True):
             generator = torch.Generator().manual_seed(step)

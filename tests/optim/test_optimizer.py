@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mmtrain.config import OptimConfig
 from mmtrain.errors import ConfigError
-from mmtrain.optim.optimizer import build_optimizer, check_optimizer, clip_gradients, set_lr
+from mmtrain.optim.optimizer import build_optimizer, check_optimizer, set_lr
+from mmtrain.parallel.gradients import clip_gradients
 from tests.model.small import draw, small_model
 
 SHAPES = {"matrix": (7, 33), "experts": (3, 5, 6), "norm": (17,), "other": (40, 2)}

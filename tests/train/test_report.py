@@ -12,7 +12,7 @@ from mmtrain.config.cli import compose
 from mmtrain.log.metrics import read_metrics
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.report import Report
-from mmtrain.train.step import StepResult
+from mmtrain.train.statistics import StepResult
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULT = StepResult(loss=5.0, aux_loss=0.01, grad_norm=1.0, flops=1e9, router_load=[[0.5, 1.5], [1.0, 1.0]],

@@ -7,6 +7,7 @@ of a token.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mmkernels.moe import Quotas, Route, route
 from mmkernels.router import balance_stats, router_logits
 from mmtrain.config import ModelConfig
+from mmtrain.model.weights import local
 
 
 class RouterStats(NamedTuple):
@@ -22,7 +24,7 @@ class RouterStats(NamedTuple):
 
     Attributes:
         aux_loss: scalar, already times its coefficient, to be added to the loss.
-        wanted_E: int32, assignments of each expert before any was dropped.
+        assigned_E: int32, assignments of each expert before any was dropped.
         drop_rate: scalar, share of assignments dropped.
         drop_rate_alone: scalar, share that the micro-batch's own capacity would have dropped; `drop_rate` unless
             capacity is pooled.
@@ -30,31 +32,31 @@ class RouterStats(NamedTuple):
     """
 
     aux_loss: Tensor
-    wanted_E: Tensor
+    assigned_E: Tensor
     drop_rate: Tensor
     drop_rate_alone: Tensor
     entropy: Tensor
 
 
-class TokenShare(Protocol):
-    """Which tokens of a micro-batch the router sees, and which of them are its own."""
+class MicroBatch(Protocol):
+    """The tokens that are routed together, wherever they lie, and the part of their route that is used here."""
 
     def gather(self, logits_TE: Tensor) -> Tensor:
-        """Logits of all tokens that are routed together, [N, E], given this rank's."""
+        """Logits of all N tokens that are routed together, [N, E], given this rank's."""
 
-    def mine(self, plan: Route) -> Route:
-        """This rank's tokens of a plan for all N."""
+    def local_route(self, plan: Route) -> Route:
+        """The route that this rank's experts are called with, given that of all N tokens."""
 
 
-class OwnTokens:
-    """All tokens of the micro-batch lie here."""
+class LocalMicroBatch:
+    """A micro-batch all of whose tokens lie on this device."""
 
     def gather(self, logits_TE: Tensor) -> Tensor:
-        """See :class:`TokenShare`."""
+        """The logits as they are."""
         return logits_TE
 
-    def mine(self, plan: Route) -> Route:
-        """See :class:`TokenShare`."""
+    def local_route(self, plan: Route) -> Route:
+        """The route as it is."""
         return plan
 
 
@@ -65,17 +67,30 @@ class CapacityPool(Protocol):
         """For `route`: what this micro-batch may keep of each expert, where each alone would have `capacity`."""
 
 
+@dataclass(frozen=True)
+class RoutingScope:
+    """The tokens that a router takes as one, for routing, for capacity and for the auxiliary loss.
+
+    Attributes:
+        micro_batch: tokens that are routed together.
+        pool: shares capacity with other micro-batches; None: each has its own.
+        parts: equal parts of the micro-batch (its rows) that the auxiliary loss is the mean over.
+    """
+
+    micro_batch: MicroBatch = field(default_factory=LocalMicroBatch)
+    pool: CapacityPool | None = None
+    parts: int = 1
+
+
 class Router(nn.Module):
     """Top-k routing in fp32 (MiniMax-01 eq. 1 and section 2.1).
 
     Capacity holds in training mode alone: after `model.eval()` nothing is dropped, as in the released inference code.
 
     Attributes:
-        tokens: tokens of the micro-batch that lie elsewhere.
-        pool: shares capacity with other micro-batches; None: each has its own.
-        parts: equal parts of the micro-batch (its rows) that the auxiliary loss is the mean over.
+        scope: the tokens that are taken as one; parallelism gives it another.
         fractions_E: fp32 buffer, fractions that the auxiliary loss takes in place of the micro-batch's own: assignments
-            a token of each expert, summing to k. None: its own.
+            a token of each expert, summing to k. None: its own. See :meth:`use_global_fractions`.
     """
 
     fractions_E: Tensor | None
@@ -86,30 +101,48 @@ class Router(nn.Module):
         self.capacity_factor, self.drop_policy = config.capacity_factor, config.drop_policy
         self.aux_loss_coef = config.aux_loss_coef
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
-        self.tokens: TokenShare = OwnTokens()
-        self.pool: CapacityPool | None = None
-        self.parts = 1
+        self.scope = RoutingScope()
         self.register_buffer("fractions_E", None)
+
+    def use_global_fractions(self) -> None:
+        """Let the auxiliary loss take the fractions of a global batch, even ones until they are updated."""
+        even = self.top_k / self.num_experts
+        self.fractions_E = torch.full((self.num_experts,), even, device=self.weight.device)
+
+    def update_fractions(self, assigned_E: Tensor) -> None:
+        """Take the fractions of a global batch, if the auxiliary loss uses them.
+
+        A step's own are not known before its last micro-batch, so they serve the next step; the gradient flows through
+        the mean probabilities alone, of which the mean over micro-batches is the global batch's.
+
+        Args:
+            assigned_E: float64 whole numbers, so that no order of summing them changes a bit: assignments of all tokens
+                of the global batch.
+        """
+        if self.fractions_E is not None:
+            self.fractions_E.copy_(assigned_E * self.top_k / assigned_E.sum())
 
     def forward(self, x_TD: Tensor) -> tuple[Route, RouterStats]:
         """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
 
         Returns the plan of the T tokens, and statistics of the whole micro-batch.
         """
-        logits_NE = self.tokens.gather(router_logits(x_TD, self.weight.float()))
+        scope = self.scope
+        logits_NE = scope.micro_batch.gather(router_logits(x_TD, local(self.weight).float()))
         factor = self.capacity_factor if self.training else None
         tokens = max(logits_NE.shape[0], 1)  # a capacity is at least 1
         capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
-        if self.pool is None or capacity is None:
+        if scope.pool is None or capacity is None:
             plan = route(logits_NE, self.top_k, capacity, self.drop_policy)
         else:
-            plan = route(logits_NE, self.top_k, None, self.drop_policy, quotas=self.pool.quotas(capacity))
+            plan = route(logits_NE, self.top_k, None, self.drop_policy, quotas=scope.pool.quotas(capacity))
         assignments = max(plan.slot_TK.numel(), 1)
         drop_rate = drop_rate_alone = 1.0 - plan.offset_E[-1] / assignments  # the last offset: all that were kept
-        if self.pool is not None and capacity is not None:
+        if scope.pool is not None and capacity is not None:
             drop_rate_alone = 1.0 - plan.wanted_E.clamp(max=capacity).sum() / assignments
         aux_loss, entropy = self._balance(logits_NE, plan)
-        return self.tokens.mine(plan), RouterStats(aux_loss, plan.wanted_E, drop_rate, drop_rate_alone, entropy)
+        stats = RouterStats(aux_loss, plan.wanted_E, drop_rate, drop_rate_alone, entropy)
+        return scope.micro_batch.local_route(plan), stats
 
     def _balance(self, logits_NE: Tensor, plan: Route) -> tuple[Tensor, Tensor]:
         """The auxiliary loss, times its coefficient, and the mean entropy."""
@@ -119,30 +152,31 @@ class Router(nn.Module):
             # Where the optimizer runs in host memory, buffers begin there.
             return _imbalance(mean_E, self.fractions_E.to(mean_E.device), scale), entropy
         scale /= max(logits_NE.shape[0], 1)
-        if self.parts == 1 or not self.training:
+        if self.scope.parts == 1 or not self.training:
             mean_E, entropy = balance_stats(logits_NE)
             return _imbalance(mean_E, plan.wanted_E, scale), entropy
-        mean_PE, entropy_P = zip(*(balance_stats(part_TE) for part_TE in logits_NE.chunk(self.parts)), strict=True)
-        wanted_PE = logits_NE.new_zeros(self.parts, self.num_experts)
-        expert_PA = plan.expert_TK.view(self.parts, -1).long()
-        wanted_PE.scatter_add_(1, expert_PA, wanted_PE.new_ones(()).expand_as(expert_PA))
+        parts = self.scope.parts
+        mean_PE, entropy_P = zip(*(balance_stats(part_TE) for part_TE in logits_NE.chunk(parts)), strict=True)
+        assigned_PE = logits_NE.new_zeros(parts, self.num_experts)
+        expert_PA = plan.expert_TK.view(parts, -1).long()
+        assigned_PE.scatter_add_(1, expert_PA, assigned_PE.new_ones(()).expand_as(expert_PA))
         # A part's fractions divide by its own tokens, the mean over parts by their number: by N, as the whole's do.
-        return _imbalance(torch.stack(mean_PE), wanted_PE, scale), torch.stack(entropy_P).mean()
+        return _imbalance(torch.stack(mean_PE), assigned_PE, scale), torch.stack(entropy_P).mean()
 
 
-def load_balancing_loss(prob_TE: Tensor, wanted_E: Tensor, top_k: int) -> Tensor:
+def load_balancing_loss(prob_TE: Tensor, assigned_E: Tensor, top_k: int) -> Tensor:
     """E/k * sum_i f_i m_i: f_i assignments to expert i a token (sums to k), m_i its mean probability; 1 is balanced.
 
     The paper prints (1/E) * sum_i f_i m_i (MiniMax-01 section 2.1): multiply by k/E^2 to get its value. f is taken
     before anything is dropped and carries no gradient. Equal to megatron-core's `switch_load_balancing_loss_func`.
     """
     tokens = max(prob_TE.shape[0], 1)
-    return _imbalance(prob_TE.sum(0), wanted_E, 1 / (top_k * tokens * tokens))
+    return _imbalance(prob_TE.sum(0), assigned_E, 1 / (top_k * tokens * tokens))
 
 
-def _imbalance(mean_E: Tensor, wanted_E: Tensor, scale: float) -> Tensor:
+def _imbalance(mean_E: Tensor, assigned_E: Tensor, scale: float) -> Tensor:
     """E * sum_i f_i m_i * scale, as few launches as it takes; f and m may have rows, which are summed too."""
-    return (mean_E * wanted_E).sum() * (mean_E.shape[-1] * scale)
+    return (mean_E * assigned_E).sum() * (mean_E.shape[-1] * scale)
 
 
 def expert_capacity(tokens: int, top_k: int, num_experts: int, factor: float | None) -> int | None:

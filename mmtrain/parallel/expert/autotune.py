@@ -14,7 +14,7 @@ from mmkernels.moe import route
 from mmtrain.config import ModelConfig
 from mmtrain.model.moe.experts import Experts
 from mmtrain.model.moe.router import expert_capacity
-from mmtrain.parallel.expert.expert_parallel import ExchangedExperts, expert_call
+from mmtrain.parallel.expert.expert_parallel import ExchangedExperts
 from mmtrain.parallel.mesh import ParallelContext
 
 WARMUPS, REPEATS = 2, 5
@@ -40,19 +40,14 @@ class Choice:
 
 
 def tune_groups(
-    model: nn.Module, config: ModelConfig, context: ParallelContext, tokens: int, dtype: torch.dtype
-) -> Choice | None:
+    call: ExchangedExperts, config: ModelConfig, context: ParallelContext, tokens: int, dtype: torch.dtype
+) -> Choice:
     """Try 1, 2, 4 and 8 groups, those that fit, and keep the fastest; all ranks decide alike.
-
-    None without expert parallelism.
 
     Args:
         tokens: of a micro-batch on this rank.
         dtype: in which the experts compute.
     """
-    call = expert_call(model)
-    if call is None:
-        return None
     held = config.num_experts // context.layout.ep
     candidates = [groups for groups in (1, 2, 4, 8) if groups <= held or groups % held == 0]
     trial = _Trial(call, config, context, tokens, dtype)

@@ -15,10 +15,11 @@ rank, W ranks along ep, P ranks along etp, R rows to send, C places of one exper
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
@@ -29,20 +30,19 @@ from mmtrain.model.moe.experts import Experts
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
 from mmtrain.parallel.dtensor_params import place
-from mmtrain.parallel.expert.comm_streams import Lanes
+from mmtrain.parallel.expert.comm_streams import Lanes, Meter
 from mmtrain.parallel.expert.dispatcher import Collectives, Reading
 from mmtrain.parallel.expert.overlap import Job, run_groups
 from mmtrain.parallel.expert.peer_buffers import Desks, reach
 from mmtrain.parallel.expert.token_groups import Places, cut, exact_groups, in_parts, parts_of
 from mmtrain.parallel.nccl import in_line, one_host
-from mmtrain.parallel.routing import RoutedWhole, part_of
+from mmtrain.parallel.routing import part_of
 
 
-def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, tensor: ProcessGroup, call: ExchangedExperts) -> None:
+def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, call: ExchangedExperts) -> None:
     """Share the experts of a (meta) model out over `mesh`, which has the axes ep and etp.
 
     Args:
-        tensor: ranks of tensor parallelism.
         call: what all layers run their experts with.
     """
     for block in model.layers:
@@ -51,14 +51,6 @@ def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, tensor: ProcessGrou
         place(experts, "w13_E2FD", mesh, (Shard(0), Shard(2)))
         place(experts, "w2_EDF", mesh, (Shard(0), Shard(2)))
         experts.call = call
-        if tensor.size() > 1:
-            block.ffn.router.tokens = RoutedWhole(tensor)
-
-
-def expert_call(model: nn.Module) -> ExchangedExperts | None:
-    """What runs the experts of all layers; None where every rank holds all experts."""
-    calls = (module.call for module in model.modules() if isinstance(module, Experts))
-    return next((call for call in calls if isinstance(call, ExchangedExperts)), None)
 
 
 class ExchangedExperts:
@@ -191,3 +183,27 @@ def in_order(plan: Route, order_E: Tensor) -> Route:
     token_R = torch.full((rows + 1,), -1, dtype=torch.int32, device=slot_TK.device)
     token_R[torch.where(slot_TK >= 0, slot_TK, rows).long()] = number_T[:, None].expand_as(slot_TK)
     return plan._replace(slot_TK=slot_TK, token_R=token_R[:rows])
+
+
+class CommTimes(NamedTuple):
+    """Times of communication."""
+
+    seconds: float
+    waited_seconds: float
+
+
+class ExpertExchange(ExchangedExperts):
+    """Shim."""
+
+    def start_timing(self) -> None:
+        self.lanes.meter = Meter()
+
+    def read_times(self) -> CommTimes:
+        return CommTimes(*self.lanes.read())
+
+    @property
+    def exchange_reason(self) -> str:
+        return self.how
+
+    def close(self) -> None:
+        self.desks = None

@@ -8,16 +8,19 @@ Legend: T tokens of a micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B, ScheduleInterleavedZeroBubble
 
 from mmtrain.config import ParallelConfig
 from mmtrain.config.checks import require
-from mmtrain.model.model import HybridLM, LossOutput, StageOutput
+from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.pipeline.stage import ModelInputs, Stage, StageResult, TorchStage
+from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
+from mmtrain.parallel.pipeline.stage import Stage, TorchStage
 
 _MULTI = {"interleaved": ScheduleInterleaved1F1B, "zero_bubble": ScheduleInterleavedZeroBubble}
 
@@ -57,19 +60,20 @@ class Pipeline:
         self.stages = {number: Stage(stage, config) for number, stage in stages.items()}
         self.schedules: dict[tuple[int, int], Schedule1F1B | ScheduleInterleaved1F1B] = {}
 
-    def train(self, batches: list[ModelInputs], token_scale: Tensor, aux_scale: float) -> list[StageResult]:
-        """Forward and backward of all micro-batches; returns what this rank's stages made of each.
+    def train(self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor) -> list[MicroBatchResult]:
+        """Run forward and backward of all micro-batches; returns the results of this rank's stages for each.
 
         Args:
             batches: the same on all ranks of the pipeline, all of T tokens.
-            token_scale: the loss is `ce_sum` times this, a scalar,
-            aux_scale: plus the auxiliary losses of all stages times this.
+            count: their number.
+            token_scale: the loss is `ce_sum` times this, a scalar, plus the mean over micro-batches of the auxiliary
+                losses of all stages.
         """
-        results: list[StageResult] = []
+        batches, results = list(batches), []
         for stage in self.stages.values():
-            stage.begin(self.model.rope_base, batches, token_scale, aux_scale, results)
-        schedule = self._schedule(len(batches), batches[0].tokens_T.shape[0])
-        schedule.step(micro_batch=torch.arange(len(batches)), target=torch.arange(len(batches)), return_outputs=False)
+            stage.begin(batches, token_scale, 1 / count, results)
+        schedule = self._schedule(count, batches[0].tokens_T.shape[0])
+        schedule.step(micro_batch=torch.arange(count), target=torch.arange(count), return_outputs=False)
         return results
 
     def forward(self, batch: ModelInputs) -> Tensor | None:
@@ -82,8 +86,7 @@ class Pipeline:
             if number > 0:
                 inputs = self._hidden(batch.tokens_T.shape[0], self.context.device)
                 dist.recv(inputs, src=peer[0], group=self.group)
-            stage.model.rope_base = self.model.rope_base
-            out = stage.model(inputs, batch.packing, batch.labels_T)
+            out = stage.model(*batch._replace(tokens_T=inputs))
             if number < self.count - 1:
                 dist.send(out.h_TD.contiguous(), dst=peer[1], group=self.group)
         return out.ce_sum if isinstance(out, LossOutput) else None
@@ -116,11 +119,6 @@ class Pipeline:
     def _hidden(self, tokens: int, device: torch.device | str) -> Tensor:
         rows, width = tokens // self.context.layout.tp, self.model.config.hidden_size
         return torch.empty(rows, width, dtype=self.dtype, device=device)
-
-
-def pipeline_of(model: nn.Module) -> Pipeline | None:
-    """The pipeline that a model was cut for, if it was."""
-    return getattr(model, "pipeline", None)
 
 
 def _as_it_is(loss: Tensor, _: Tensor) -> Tensor:

@@ -44,45 +44,34 @@ def split_layers(model: ModelConfig, stages: int, seq_len: int) -> list[range]:
     return [range(start, end) for start, end in pairwise(bounds)]
 
 
-def take_stages(model: HybridLM, rank: int, ranks: int, chunks: int, seq_len: int) -> dict[int, HybridLM]:
-    """Leave of a (meta) model what one rank of a pipeline holds, and return its stages by their number.
+def split_stages(model: HybridLM, rank: int, ranks: int, chunks: int, seq_len: int) -> dict[int, HybridLM]:
+    """Prune a (meta) model to the layers that one rank of a pipeline holds, and return its stages by their number.
 
     Rank r holds stages r, r + ranks, r + 2 ranks, ... The stages share the modules of `model`, in which parameters
     keep the names that they have in the whole model; a single stage is `model` itself.
+
+    Args:
+        chunks: stages of each rank.
+        seq_len: length of sequence at which the stages cost about the same.
     """
     count = ranks * chunks
     layers = split_layers(model.config, count, seq_len)
     mine = range(rank, count, ranks)
-    stages = {stage: model if chunks == 1 else _twin(model) for stage in mine}
+    stages = {stage: model if chunks == 1 else _clone(model) for stage in mine}
     for stage, part in stages.items():
-        keep(part, set(layers[stage]), first=stage == 0, last=stage == count - 1)
-    keep(model, {layer for stage in mine for layer in layers[stage]}, first=0 in mine, last=count - 1 in mine)
+        part.prune(set(layers[stage]), embedding=stage == 0, head=stage == count - 1)
+    here = {layer for stage in mine for layer in layers[stage]}
+    model.prune(here, embedding=0 in mine, head=count - 1 in mine)
     return stages
 
 
-def keep(model: HybridLM, layers: set[int], *, first: bool, last: bool) -> None:
-    """Take away all layers but these, the embedding but from the `first` stage, norm and head but from the `last`."""
-    for layer in layer_numbers(model):
-        if layer not in layers:
-            delattr(model.layers, str(layer))  # unlike `del model.layers[i]`, others keep their names
-    if not first:
-        model.embed_tokens = None
-    if not last:
-        model.norm = model.lm_head = None
-
-
-def layer_numbers(model: HybridLM) -> list[int]:
-    """Numbers of the layers that a model still has, in the whole one."""
-    return [int(name) for name, _ in model.layers.named_children()]
-
-
-def _twin(model: HybridLM) -> HybridLM:
-    """Another model of the same modules, from which some can be taken away."""
-    twin = meta_model(model.config)
-    twin.token_loss = model.token_loss
+def _clone(model: HybridLM) -> HybridLM:
+    """Another model of the same modules, which can be pruned on its own."""
+    clone = meta_model(model.config)
+    clone.token_loss = model.token_loss
     for name, module in model.named_children():
         if name != "layers":
-            setattr(twin, name, module)
+            setattr(clone, name, module)
     for name, block in model.layers.named_children():
-        setattr(twin.layers, name, block)
-    return twin
+        setattr(clone.layers, name, block)
+    return clone

@@ -6,7 +6,6 @@ Legend: T tokens of a micro-batch, S = T / tp tokens of it on a rank, D model wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,32 +13,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed.pipelining import PipelineStage
 
 from mmtrain.config import ParallelConfig
-from mmtrain.model.model import HybridLM, LossOutput, StageOutput
-from mmtrain.model.packed_seq import Packing
+from mmtrain.model.model import HybridLM, LossOutput, ModelInputs
 from mmtrain.parallel.fsdp import set_micro_batch
-from mmtrain.parallel.pipeline.split import layer_numbers
-
-
-class ModelInputs(NamedTuple):
-    """What a model is called with."""
-
-    tokens_T: Tensor
-    packing: Packing
-    labels_T: Tensor
-
-
-class StageResult(NamedTuple):
-    """What a stage made of a micro-batch, without autograd's graph.
-
-    Attributes:
-        micro_batch: its number.
-        layers: numbers of the stage's layers.
-        out: the loss too, if the stage is the last; otherwise `h_TD` is empty.
-    """
-
-    micro_batch: int
-    layers: list[int]
-    out: LossOutput | StageOutput
+from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, detached
 
 
 class Stage(nn.Module):
@@ -48,19 +24,14 @@ class Stage(nn.Module):
     def __init__(self, model: HybridLM, config: ParallelConfig) -> None:
         super().__init__()
         self.model, self.config, self.split_backward = model, config, config.pp_schedule == "zero_bubble"
-        self.layers = layer_numbers(model)
+        numbers = model.layer_numbers
+        self.layers = range(numbers[0], numbers[-1] + 1)
         self.graphs: dict[int, Tensor] = {}
 
     def begin(
-        self,
-        rope_base: float,
-        batches: list[ModelInputs],
-        token_scale: Tensor,
-        aux_scale: float,
-        results: list[StageResult],
+        self, batches: list[ModelInputs], token_scale: Tensor, aux_scale: float, results: list[MicroBatchResult]
     ) -> None:
         """Take what the micro-batches of a step need; results are appended to `results` as they come."""
-        self.model.rope_base = rope_base
         self.batches, self.token_scale, self.aux_scale, self.results = batches, token_scale, aux_scale, results
         self.graphs.clear()
         if self.split_backward:  # what FSDP does after a backward comes before there are gradients of weights
@@ -75,9 +46,9 @@ class Stage(nn.Module):
         """
         number = int(micro_batch)
         batch = self.batches[number]
-        out = self.model(hidden[0] if hidden else batch.tokens_T, batch.packing, batch.labels_T)
+        out = self.model(*(batch._replace(tokens_T=hidden[0]) if hidden else batch))
         passed_on = out.ce_sum * self.token_scale if isinstance(out, LossOutput) else out.h_TD
-        self.results.append(StageResult(number, self.layers, _figures(out)))
+        self.results.append(MicroBatchResult(batch.packing, self.layers, detached(out)))
         if self.split_backward and torch.is_grad_enabled():
             self.graphs[number] = passed_on
         return _PassOn.apply(passed_on, out.aux_loss, self.aux_scale, lambda: self._before_backward(number))
@@ -89,7 +60,7 @@ class Stage(nn.Module):
 
 
 class TorchStage(PipelineStage):
-    """What a stage needs whose weight gradients are computed apart from those of its input."""
+    """Torch's stage, with the care that a stage needs whose weight gradients are computed apart from its input's."""
 
     def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         """Called by the schedule; lets go of the micro-batch's graph.
@@ -115,7 +86,7 @@ class TorchStage(PipelineStage):
 
 
 class _PassOn(torch.autograd.Function):
-    """What a stage hands on, unchanged; its backward, the first of the stage's, starts that of the auxiliary loss."""
+    """Identity on the output of a stage, whose backward, the first of the stage's, starts the auxiliary loss's too."""
 
     @staticmethod
     def forward(
@@ -129,10 +100,3 @@ class _PassOn(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         ctx.before()
         return grad, grad.new_full((), ctx.aux_scale, dtype=ctx.dtype), None, None
-
-
-def _figures(out: LossOutput | StageOutput) -> LossOutput | StageOutput:
-    router = [type(stats)(*(value.detach() for value in stats)) for stats in out.router]
-    if isinstance(out, LossOutput):
-        return LossOutput(out.ce_sum.detach(), out.aux_loss.detach(), router)
-    return StageOutput(out.h_TD.new_empty(0), out.aux_loss.detach(), router)

@@ -26,7 +26,6 @@ from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_place
 from mmtrain.parallel.dtensor_params import place
-from mmtrain.parallel.routing import RoutedTogether
 from mmtrain.parallel.tensor.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_embedding
 
 ROWS, COLUMNS, WHOLE = (Shard(0),), (Shard(1),), (Replicate(),)
@@ -111,7 +110,6 @@ def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh) -> None:
 
 def _moe(moe: MoE, mesh: DeviceMesh) -> None:
     place(moe.router, "weight", mesh, WHOLE)
-    moe.router.tokens = RoutedTogether(mesh.get_group())
     if moe.shared is not None:
         _feed_forward(moe.shared.mlp, mesh)
         place(moe.shared.coefficient, "weight", mesh, WHOLE)

@@ -194,14 +194,14 @@ def test_router_weights_and_statistics(top_k: int) -> None:
     wanted = torch.bincount(expert.flatten(), minlength=6)
     kept = wanted.clamp(max=math.ceil(0.8 * 40 * top_k / 6))
     assert torch.equal(routing.count_E.long(), kept)
-    assert torch.equal(stats.wanted_E.long(), wanted)
+    assert torch.equal(stats.assigned_E.long(), wanted)
     assert stats.drop_rate.item() == pytest.approx(1 - kept.sum().item() / (40 * top_k), abs=1e-6)
     assert stats.drop_rate > 0 and torch.equal(stats.drop_rate_alone, stats.drop_rate)
     assert stats.entropy.item() == pytest.approx(-(prob * prob.log()).sum(-1).mean().item(), rel=1e-6)
     expected = 0.03 * 6 * (wanted / (40 * top_k) * prob.mean(0)).sum()
     assert stats.aux_loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert stats.aux_loss.requires_grad
-    assert not (stats.wanted_E.requires_grad or stats.drop_rate.requires_grad or stats.entropy.requires_grad)
+    assert not (stats.assigned_E.requires_grad or stats.drop_rate.requires_grad or stats.entropy.requires_grad)
 
 
 def test_entropy_and_drops_of_extreme_routers() -> None:
@@ -213,7 +213,7 @@ def test_entropy_and_drops_of_extreme_routers() -> None:
     router.weight.data[0], router.weight.data[1] = 20.0, 10.0
     routing, stats = router(x.abs())
     assert routing.count_E.tolist() == [20, 20, 0, 0, 0, 0]
-    assert stats.drop_rate.item() == pytest.approx(2 / 3) and stats.wanted_E.tolist() == [60, 60, 0, 0, 0, 0]
+    assert stats.drop_rate.item() == pytest.approx(2 / 3) and stats.assigned_E.tolist() == [60, 60, 0, 0, 0, 0]
     assert 0 <= stats.entropy.item() < 1e-3
 
 

@@ -11,7 +11,7 @@ import pytest
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.init import meta_model
-from mmtrain.parallel.pipeline.split import keep, layer_costs, layer_numbers, split_layers, take_stages
+from mmtrain.parallel.pipeline.split import layer_costs, split_layers, split_stages
 
 SMALL = ModelConfig("small", vocab_size=101, hidden_size=32, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=8,
                     ffn_hidden_size=32, layer_pattern="LLS", rotary_dim=4, num_experts=4)  # fmt: skip
@@ -55,19 +55,19 @@ def test_parts_keep_their_names_and_share_their_modules() -> None:
     found = []
     for rank in range(2):
         model = meta_model(SMALL)
-        stages = take_stages(model, rank, 2, 2, seq_len=64)
+        stages = split_stages(model, rank, 2, 2, seq_len=64)
         assert list(stages) == [rank, rank + 2]
         mine = [name for name, _ in model.named_parameters()]
         parts = [(name, p) for stage in stages.values() for name, p in stage.named_parameters()]
         assert sorted(name for name, _ in parts) == sorted(mine)
         assert all(dict(model.named_parameters())[name] is p for name, p in parts)
-        assert layer_numbers(model) == sorted(n for stage in stages.values() for n in layer_numbers(stage))
+        assert model.layer_numbers == sorted(n for stage in stages.values() for n in stage.layer_numbers)
         found += mine
     assert sorted(found) == sorted(names)
 
 
 def test_a_middle_stage_has_only_layers() -> None:
     model = meta_model(SMALL)
-    keep(model, {3}, first=False, last=False)
+    model.prune({3}, embedding=False, head=False)
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"layers"}
-    assert layer_numbers(model) == [3]
+    assert model.layer_numbers == [3]

@@ -1,0 +1,127 @@
+"""The one door between training and parallelism: a model laid over processes, and all that training asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmtrain.config import ParallelConfig
+from mmtrain.model.init import initialise
+from mmtrain.model.model import HybridLM, ModelInputs
+from mmtrain.parallel.expert.autotune import tune_groups
+from mmtrain.parallel.expert.expert_parallel import CommTimes, ExpertExchange
+from mmtrain.parallel.gradients import clip_gradients
+from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, Schedule
+from mmtrain.parallel.routing import update_load_fractions
+
+
+class ParallelModel:
+    """A model laid over processes; made by :func:`~mmtrain.parallel.parallelize.apply_parallel`.
+
+    Every method is collective unless it says otherwise: all ranks call them in the same order.
+
+    Attributes:
+        module: this rank's part of the model, whose parameters are DTensors, for optimizers and checkpoints.
+        context: the processes and their groups.
+    """
+
+    def __init__(
+        self,
+        module: HybridLM,
+        context: ParallelContext,
+        config: ParallelConfig,
+        schedule: Schedule,
+        exchange: ExpertExchange | None,
+        compute_dtype: torch.dtype,
+        host_parameters: bool = False,
+    ) -> None:
+        self.module, self.context = module, context
+        self._config, self._schedule, self._exchange, self._dtype = config, schedule, exchange, compute_dtype
+        self._device = torch.device("cpu") if host_parameters else context.device
+
+    def initialise(self, seed: int) -> None:
+        """Give the parameters memory and their initial weights. Not collective."""
+        initialise(self.module.to_empty(device=self._device), seed)
+
+    def forward_backward(
+        self, batches: Iterable[ModelInputs], count: int, labelled: Tensor
+    ) -> Iterable[MicroBatchResult]:
+        """Run this rank's micro-batches of a step, as the results are asked for; gradients are left reduced.
+
+        The loss is the mean over the labelled tokens of the *global* batch, so it and its gradient do not depend on how
+        rows fall to ranks; auxiliary losses are the mean over micro-batches.
+
+        Args:
+            batches: micro-batches of the same number of tokens, the same on all ranks that share them.
+            count: their number.
+            labelled: labelled tokens of the global batch, a scalar on the device.
+        """
+        # FSDP takes the mean over replicas.
+        token_scale = self.context.layout.replicas / labelled.clamp(min=1).to(torch.float32).squeeze()
+        if self._exchange is not None:
+            self._exchange.start_timing()
+        return self._schedule.train(batches, count, token_scale)
+
+    def clip_gradients(self, max_norm: float | None) -> Tensor:
+        """Clip by the global norm over all ranks; see :func:`~mmtrain.parallel.gradients.clip_gradients`."""
+        return clip_gradients(self.module.parameters(), max_norm)
+
+    def end_step(self, assigned_LE: Tensor) -> CommTimes:
+        """Take the step's routing into account, and return the times of its communication around experts.
+
+        Args:
+            assigned_LE: assignments of the global batch, float64, for every layer of the whole model.
+        """
+        update_load_fractions(self.module, assigned_LE)
+        return CommTimes(0.0, 0.0) if self._exchange is None else self._exchange.read_times()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, in which nothing is dropped, for the duration of a `with`. Not collective."""
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.train()
+
+    def evaluate(self, batch: ModelInputs) -> Tensor | None:
+        """Summed loss of one micro-batch without gradients; None on ranks of a pipeline that do not learn it."""
+        with torch.no_grad():
+            return self._schedule.forward(batch)
+
+    def sum_over_replicas(self, x: Tensor) -> Tensor:
+        """Sum in place over the ranks that have other rows, and return it."""
+        dist.all_reduce(x, group=self.context.replicas.get_group())
+        return x
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """Sum in place over the ranks that have other rows or other layers, and return it."""
+        self.sum_over_replicas(x)
+        if self.context.layout.pp > 1:
+            dist.all_reduce(x, group=self.context.dense["pp"].get_group())
+        return x
+
+    def tune(self, tokens: int) -> list[str]:
+        """Choose by measurement where options say `auto`; returns a line about each choice.
+
+        Args:
+            tokens: of a micro-batch on this rank.
+        """
+        if self._exchange is None:
+            return []
+        lines = []
+        if self._config.token_groups == "auto":
+            lines.append(str(tune_groups(self._exchange, self.module.config, self.context, tokens, self._dtype)))
+        if self._config.exchange == "auto":
+            lines.append(f"exchange=auto took {self._exchange.exchange_reason}")
+        return lines
+
+    def close(self) -> None:
+        """Let go of what the layout holds besides parameters: groups, streams and memory shared between processes."""
+        if self._exchange is not None:
+            self._exchange.close()

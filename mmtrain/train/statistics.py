@@ -1,0 +1,139 @@
+"""Figures of a step, summed by name on the device, over micro-batches and then over ranks, and read once.
+
+Legend: L layers, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmtrain.config import ModelConfig
+from mmtrain.model.flops import step_flops
+from mmtrain.model.model import LossOutput
+from mmtrain.model.moe.router import RouterStats
+from mmtrain.parallel.expert.expert_parallel import CommTimes
+from mmtrain.parallel.parallel_model import ParallelModel
+from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of a step over all ranks.
+
+    Attributes:
+        loss: mean cross-entropy over labelled tokens, in nats.
+        aux_loss: auxiliary loss, summed over layers, mean over micro-batches.
+        grad_norm: global norm before clipping.
+        flops: useful operations, forward and backward, of the assignments that were kept.
+        router_load: [layers][experts], assignments before drops over the even share; empty without experts.
+        drop_rate: share of assignments dropped, a layer.
+        drop_rate_alone: share that each micro-batch's own capacity would have dropped, without the global router.
+        router_entropy: nats, a layer.
+        exchange_s: seconds that this rank's communication around experts took.
+        exchange_waited_s: seconds of them that computing waited.
+    """
+
+    loss: float
+    aux_loss: float
+    grad_norm: float
+    flops: float
+    router_load: list[list[float]]
+    drop_rate: list[float]
+    drop_rate_alone: list[float]
+    router_entropy: list[float]
+    exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
+    exchange_waited_s: float = field(default=0.0, compare=False)
+
+
+class NamedSums:
+    """Sums with names and shapes in one float64 tensor, so that one all-reduce and one copy take all of them.
+
+    float64: counts must survive the sum. `sums[name]` is a view to add to.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self.flat = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        parts = zip(shapes.items(), self.flat.split(sizes), strict=True)
+        self._views = {name: part.view(shape) for (name, shape), part in parts}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._views[name]
+
+    def on_host(self) -> dict[str, Tensor]:
+        """All of them in host memory; waits for the device once."""
+        flat = self.flat.cpu()
+        return {name: flat[view.storage_offset() :][: view.numel()].view(view.shape)
+                for name, view in self._views.items()}  # fmt: skip
+
+
+class StepStatistics:
+    """Sums the figures of a step's micro-batches."""
+
+    def __init__(self, config: ModelConfig, model: ParallelModel) -> None:
+        self.config, self.model, self.flops = config, model, 0.0
+        layers, experts = (config.num_layers, config.num_experts) if config.num_experts else (0, 0)
+        scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "grad_norm", "labelled"), ())
+        per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
+        self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer}, model.context.device)
+
+    @property
+    def assigned_LE(self) -> Tensor:
+        """Assignments to each expert of every layer, before drops: whole numbers in float64."""
+        return self.sums["assigned"]
+
+    def add(self, result: MicroBatchResult) -> None:
+        """Take in the figures that some layers left of a micro-batch; those with the head bring its loss."""
+        out, lengths = result.out, result.packing.lengths
+        if isinstance(out, LossOutput):
+            self.flops += step_flops(self.config, lengths, kept_assignments=0).total
+            self.sums["ce_sum"].add_(out.ce_sum)
+        self.sums["aux_loss"].add_(out.aux_loss)
+        if out.router:
+            self._add_router(out.router, slice(result.layers.start, result.layers.stop), sum(lengths))
+
+    def _add_router(self, stats: list[RouterStats], layers: slice, tokens: int) -> None:
+        drop_rate_L = torch.stack([s.drop_rate for s in stats]).double()
+        self.sums["kept"].add_((1.0 - drop_rate_L).sum() * (tokens * self.config.top_k))
+        self.sums["assigned"][layers].add_(torch.stack([s.assigned_E for s in stats]))
+        self.sums["drop_rate"][layers].add_(drop_rate_L)
+        self.sums["drop_rate_alone"][layers].add_(torch.stack([s.drop_rate_alone for s in stats]))
+        self.sums["entropy"][layers].add_(torch.stack([s.entropy for s in stats]))
+
+    def reduce(self) -> None:
+        """Sum over the ranks that had other rows or other layers; afterwards all have the same."""
+        self.sums["flops"].fill_(self.flops)
+        self.model.sum_over_ranks(self.sums.flat)
+
+    def result(self, grad_norm: Tensor, labelled: Tensor, micro_batches: int, times: CommTimes) -> StepResult:
+        """Plain numbers, after :meth:`reduce`.
+
+        Args:
+            grad_norm: scalar, the same on all ranks.
+            labelled: labelled tokens of the global batch, likewise.
+            micro_batches: of all ranks.
+            times: of this rank's communication around experts.
+        """
+        self.sums["grad_norm"].copy_(grad_norm)
+        self.sums["labelled"].copy_(labelled.squeeze())
+        sums = self.sums.on_host()
+        assigned_LE = sums["assigned"]
+        load_LE = assigned_LE * self.config.num_experts / assigned_LE.sum(1, keepdim=True).clamp(min=1)
+        kept = step_flops(self.config, [], kept_assignments=float(sums["kept"]))
+        return StepResult(
+            loss=float(sums["ce_sum"]) / max(float(sums["labelled"]), 1.0),
+            aux_loss=float(sums["aux_loss"]) / micro_batches,
+            grad_norm=float(sums["grad_norm"]),
+            flops=float(sums["flops"]) + kept.total,
+            router_load=load_LE.tolist(),
+            drop_rate=(sums["drop_rate"] / micro_batches).tolist(),
+            drop_rate_alone=(sums["drop_rate_alone"] / micro_batches).tolist(),
+            router_entropy=(sums["entropy"] / micro_batches).tolist(),
+            exchange_s=times.seconds,
+            exchange_waited_s=times.waited_seconds,
+        )
