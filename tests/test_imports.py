@@ -227,10 +227,10 @@ def test_planted_state(plant: Callable[..., dict[str, Module]], line: str, found
 
 
 def test_planted_names(tmp_path: Path) -> None:
-    sources = ("run.py", "profile.py", "queue/__init__.py", "queue/json.py", "../lib/inspect.py")
+    sources = ("run.py", "profile.py", "queue/__init__.py", "queue/run.py", "logging/json.py", "../lib/inspect.py")
     for path in (f"tools/{name}" for name in sources):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("if __name__ == '__main__':\n    pass\n" if path.endswith("run.py") else "")
     folders = script_folders(tmp_path)
-    assert folders == {tmp_path / "tools"}
+    assert folders == {tmp_path / "tools", tmp_path / "tools/queue"}
     assert standard_names(folders) == [tmp_path / "tools/profile.py", tmp_path / "tools/queue/__init__.py"]

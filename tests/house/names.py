@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,19 +14,22 @@ def script_folders(root: Path) -> set[Path]:
 
     Python puts the folder of a script that is run by path before the standard library.
     """
-    return {
-        path.parent
-        for path in root.rglob("*.py")
-        if not any(part.startswith(".") for part in path.relative_to(root).parts) and _is_script(path)
-    }
+    found = set()
+    for here, folders, names in os.walk(root):
+        folders[:] = [folder for folder in folders if folder[0] != "."]
+        if any(_is_script(Path(here, name)) for name in names if name.endswith(".py")):
+            found.add(Path(here))
+    return found
 
 
 def standard_names(folders: Iterable[Path]) -> list[Path]:
     """Modules and packages of `folders` that would be imported in place of a standard module."""
-    found = [path for folder in folders for path in [*folder.glob("*.py"), *folder.glob("*/__init__.py")]]
-    named = {path: path.parent.name if path.name == "__init__.py" and path.parent not in folders else path.stem
-             for path in found}  # fmt: skip
-    return sorted(path for path, name in named.items() if name in sys.stdlib_module_names)
+    found = []
+    for folder in folders:
+        named = [(path.stem, path) for path in folder.glob("*.py")]
+        named += [(path.parent.name, path) for path in folder.glob("*/__init__.py")]
+        found += [path for name, path in named if name in sys.stdlib_module_names]
+    return sorted(found)
 
 
 def _is_script(path: Path) -> bool:

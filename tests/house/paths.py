@@ -21,7 +21,8 @@ def climbing_paths(module: Module) -> list[str]:
     wrong: dict[int, str] = {}  # the first of a line
     passed = _parts_to_pass(module.tree)
     for node in _in_order(module.tree):
-        if isinstance(node, ast.Assign) and (height := _height(node.value, heights, depth)) is not None:
+        height = _height(node.value, heights, depth) if isinstance(node, ast.Assign) else None
+        if height is not None and height <= depth:  # a climb is told where it is made, not wherever its name is used
             heights |= {target.id: height for target in node.targets if isinstance(target, ast.Name)}
         if not isinstance(node, ast.expr) or node in passed or isinstance(getattr(node, "ctx", None), ast.Store):
             continue
@@ -61,10 +62,9 @@ def _steps_up(node: ast.AST) -> int:
 
 def _parts_to_pass(tree: ast.Module) -> set[ast.AST]:
     """Docstrings, and `path.parents` in `path.parents[k]`, whose height only the whole tells."""
-    texts = {
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    return texts | {node.value for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    indexed = {node.value for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    return {node for node in alone if isinstance(node, ast.Constant)} | indexed
 
 
 def _in_order(node: ast.AST) -> list[ast.AST]:
