@@ -1,4 +1,4 @@
-"""The format `megatron`: one `.bin/.idx` pair written by Megatron's tools, without a hold-out of its own."""
+"""`MegatronFormat`: one `.bin/.idx` pair written by Megatron's tools, without a hold-out of its own."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class MegatronFormat:
     keeps_valid = False
 
     def matches(self, source: str) -> bool:
-        """Every path: the format stands last in the registry, and says which file is missing."""
+        """Always True: the format stands last in the registry, and says which file is missing."""
         return True
 
     def train(self, source: str) -> IndexedCorpus:
-        """All documents of the pair."""
+        """Documents of the pair, all of them."""
         return IndexedCorpus(source)
 
     def valid(self, source: str) -> None:
-        """None: held-out documents are chosen by a hash."""
+        """Nothing: held-out documents are chosen by a hash."""
         return None
 
     def tokenizer(self, source: str) -> Path:
-        """The pair's folder, if a `tokenizer.json` lies beside the pair.
+        """Folder of the pair, if a `tokenizer.json` lies beside the pair.
 
         Raises:
             DataError: there is no such corpus, or no `tokenizer.json` beside it.

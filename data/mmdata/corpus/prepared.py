@@ -1,4 +1,4 @@
-"""The format `prepared`: a folder made by launch/prepare.py, with train, valid, tokenizer and manifest in it."""
+"""`PreparedFormat`: a folder made by launch/prepare.py, with train, valid, tokenizer and manifest in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PreparedFormat:
     keeps_valid = True
 
     def matches(self, source: str) -> bool:
-        """Any folder: a wrong one is refused when its files are opened."""
+        """Whether `source` is a folder; one without a corpus in it is refused when its files are opened."""
         return Path(source).is_dir()
 
     def train(self, source: str) -> IndexedCorpus:

@@ -1,4 +1,4 @@
-"""The two Protocols of a corpus: what reading needs of an open one, and what a format on disk must provide."""
+"""The two Protocols of a corpus: `Corpus`, an open one as rows read it, and `CorpusFormat`, its format on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Corpus(Protocol):
-    """Documents that are tokens already, whatever the format of their files.
+    """Protocol of an open corpus: documents that are tokens already, whatever the format of their files.
 
     A corpus must pickle (by path, say): worker processes of the loader open their own.
 
@@ -46,7 +46,7 @@ class Corpus(Protocol):
 
 
 class CorpusFormat(Protocol):
-    """A way that tokenised documents lie on disk. `source` is `data.path` as the user wrote it, for messages too.
+    """Protocol of a way that tokenised documents lie on disk. `source` is `data.path` as the user wrote it, for messages too.
 
     Attributes:
         keeps_valid: whether the format has held-out documents of its own. If not, they are chosen by a hash.

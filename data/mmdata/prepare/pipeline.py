@@ -100,7 +100,7 @@ def prepare(options: PrepareOptions, log: Callable[[str], None] = lambda line: N
 
 
 def default_workers() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
