@@ -46,7 +46,7 @@ class Corpus(Protocol):
 
 
 class CorpusFormat(Protocol):
-    """Protocol of a way that tokenised documents lie on disk. `source` is `data.path` as the user wrote it, for messages too.
+    """Protocol of a format on disk of tokenised documents. `source` is `data.path` as the user wrote it.
 
     Attributes:
         keeps_valid: whether the format has held-out documents of its own. If not, they are chosen by a hash.
