@@ -18,6 +18,8 @@ from mmdata.prepare.pipeline import PrepareOptions, prepare
 from mmdata.prepare.recipes import recipe_files
 from mmdata.prepare.summary import summary
 
+RECIPES = Path(__file__).resolve().parent.parent / "data" / "recipes"
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line to options."""
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         options = PrepareOptions(
-            inputs=args.input or recipe_files(args.recipe),
+            inputs=args.input or recipe_files(args.recipe, RECIPES),
             output=args.output,
             tokenizer=args.tokenizer,
             vocab_size=args.vocab_size,

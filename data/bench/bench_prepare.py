@@ -22,6 +22,8 @@ from mmdata.prepare.pipeline import PrepareOptions, default_workers, prepare
 from mmdata.prepare.recipes import recipe_files
 from mmdata.prepare.sources import Document, read_piece
 
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
 
 def encode_batch_seconds(path: Path, texts: list[str]) -> float:
     """Seconds that `tokenizers` alone takes, on all cores."""
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
-    files = recipe_files(args.recipe)
+    files = recipe_files(args.recipe, RECIPES)
     shards = plan_shards(collect(files)[0])
     items = [item for shard in shards for piece in shard for item in read_piece(piece, "text")]
     documents = [item for item in items if isinstance(item, Document)]

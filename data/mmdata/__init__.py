@@ -1,27 +1,38 @@
-"""mmdata: text to tokens (Megatron `.bin/.idx`) to packed training batches.
+"""mmdata: text to tokens on disk (Megatron `.bin/.idx`) to packed training batches.
 
-The pipeline, one file per step:
+One file a step, in the order of the data:
 
-    sources -> collect -> tokenizer / bpe -> shards -> prepare (writer, split, manifest)
-    indexed -> packing -> stream -> mixture -> loader
+    prepare/  text to a corpus     recipes, sources, collect -> bpe -> shards, pool -> merge; workfolder, summary
+                                   around them; pipeline runs them all
+    corpus/   a corpus on disk     writer, manifest, split write it; indexed, prepared, megatron read it;
+                                   protocol is what every format provides, open the list of formats
+    rows/     a corpus to batches  packing (documents laid into rows) -> stream -> mixture -> loader
+
+Beside the rooms, since several of them need them: tokenizer, hashing, errors.
 
 Importing the package is cheap: torch is needed by `mmdata.rows.loader` only, megatron-core by `mmdata.corpus.writer`
-only, and each is imported where it is used.
+only, when it writes.
 """
 
-from mmdata.corpus.indexed import IndexedCorpus, check_token_range
+from mmdata.corpus.indexed import IndexedCorpus
+from mmdata.corpus.open import open_corpus, tokenizer_path
+from mmdata.corpus.protocol import Corpus
+from mmdata.corpus.split import Split
 from mmdata.errors import DataError
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.stream import Row, RowStream
 from mmdata.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
+    "Corpus",
     "DataError",
     "IndexedCorpus",
     "Mixture",
     "Row",
     "RowStream",
+    "Split",
     "Tokenizer",
-    "check_token_range",
     "load_tokenizer",
+    "open_corpus",
+    "tokenizer_path",
 ]

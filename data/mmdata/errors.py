@@ -1,4 +1,4 @@
-"""The one error type that users of mmdata meet."""
+"""`DataError`: the one error type that users of mmdata meet."""
 
 from __future__ import annotations
 

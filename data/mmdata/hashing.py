@@ -25,7 +25,7 @@ def mix_int(value: int) -> int:
 
 
 def mix_array(values: np.ndarray) -> np.ndarray:
-    """`mix_int` of every element: uint64[n] to uint64[n]. Array arithmetic wraps silently, as wanted here."""
+    """Apply `mix_int` to every element: uint64[n] to uint64[n]. Array arithmetic wraps silently, as wanted here."""
     z = values.astype(np.uint64) + np.uint64(_GAMMA)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
@@ -41,7 +41,7 @@ def salt_of(*parts: int) -> int:
 
 
 def shuffled(ids: np.ndarray, *salt_parts: int) -> np.ndarray:
-    """`ids` (int64[n]) in the order of the hash of (id, salt_parts): the deterministic shuffle.
+    """Shuffle `ids` (int64[n]) deterministically: in the order of the hash of (id, salt_parts).
 
     The position of one id relative to another depends on those two ids and the salt alone.
     """
@@ -50,7 +50,7 @@ def shuffled(ids: np.ndarray, *salt_parts: int) -> np.ndarray:
 
 
 def permuted(i: int, n: int, salt: int) -> int:
-    """Where a permutation of 0..n-1 sends i: the deterministic shuffle of rows, without a table of them.
+    """Place of i in a permutation of 0..n-1: the deterministic shuffle of rows, without a table of them.
 
     Four Feistel rounds over just enough bits, walked until the value falls below n (four steps at most on average), so
     a trillion rows cost no more memory than ten.

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mmdata.corpus.manifest import read_manifest
 from mmdata.errors import DataError
 
 EOD_TOKEN = "<end_of_document>"
@@ -16,7 +17,12 @@ _LONG_TEXT = 1 << 20  # characters; longer texts are encoded in parts where that
 
 
 class Tokenizer(Protocol):
-    """What the rest of mmtrain needs of a tokenizer. Ids are 0..vocab_size-1; `encode` adds no special token."""
+    """Protocol of a tokenizer. Ids are 0..vocab_size-1; `encode` adds no special token.
+
+    Attributes:
+        vocab_size: one more than the largest id.
+        eod_id: id of the end-of-document token.
+    """
 
     vocab_size: int
     eod_id: int
@@ -28,7 +34,7 @@ class Tokenizer(Protocol):
         """Ids of several texts."""
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, an EOD after each (dtype[total]), and their lengths with EOD (int64[n])."""
+        """Ids of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n])."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens vanish and broken UTF-8 becomes U+FFFD."""
@@ -41,7 +47,7 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | Path | None) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, of a folder that holds one, or of "bytes" (also None).
+    """Load the tokenizer of a `tokenizer.json`, of a folder that holds one, or of "bytes" (also None).
 
     A corpus folder without a `tokenizer.json` whose manifest says "bytes" gives the byte tokenizer.
 
@@ -52,8 +58,6 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         return ByteTokenizer()
     path = Path(path)
     if path.is_dir():
-        from mmdata.corpus.manifest import read_manifest
-
         if not (path / "tokenizer.json").is_file() and read_manifest(path).tokenizer.get("kind") == "bytes":
             return ByteTokenizer()
         path = path / "tokenizer.json"
@@ -77,7 +81,7 @@ class ByteTokenizer:
         return [self.encode(text) for text in texts]
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """See `Tokenizer.encode_documents`."""
+        """Bytes of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n])."""
         parts = [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
         return _join(parts, self.eod_id, dtype)
 
@@ -131,7 +135,10 @@ class FileTokenizer:
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """See `Tokenizer.encode_documents`. Long texts go through in parts, to bound the memory."""
+        """Ids of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n]).
+
+        Texts of over a million characters go through in parts, where that is exact, to bound the memory.
+        """
         if not self._parts_are_exact or all(len(text) <= _LONG_TEXT for text in texts):
             return _join([np.array(ids, dtype=dtype) for ids in self.encode_batch(texts)], self.eod_id, dtype)
         return _join([self._encode_long(text, dtype) for text in texts], self.eod_id, dtype)
@@ -141,7 +148,7 @@ class FileTokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def token_bytes(self) -> np.ndarray:
-        """See `Tokenizer.token_bytes`; an estimate for tokenizers that are not byte-level."""
+        """UTF-8 bytes behind each token, int32[vocab_size]; an estimate for tokenizers that are not byte-level."""
         byte_level = '"ByteLevel"' in json.dumps([self._spec.get("pre_tokenizer"), self._spec.get("decoder")])
         counts = np.zeros(self.vocab_size, dtype=np.int32)
         for token, i in self._vocab.items():
@@ -158,7 +165,7 @@ class FileTokenizer:
     def _splits_at_newlines(self) -> bool:
         """Whether a text may be cut between a letter and a newline without changing its ids.
 
-        So it is for GPT-2's byte-level pattern, which never joins the two, when nothing else looks at the text.
+        It may for GPT-2's byte-level pattern, which never joins the two, when nothing else looks at the text.
         """
         pre = self._spec.get("pre_tokenizer") or {}
         plain = self._spec.get("normalizer") is None and not any(

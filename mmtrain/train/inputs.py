@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from mmdata.corpus.indexed import IndexedCorpus, check_token_range
-from mmdata.corpus.split import split_documents
+from mmdata.corpus.open import open_corpus, tokenizer_path
+from mmdata.corpus.split import Split
 from mmdata.errors import DataError
 from mmdata.rows.loader import Rows
 from mmdata.rows.mixture import Mixture
@@ -18,19 +16,6 @@ from mmdata.tokenizer import load_tokenizer
 from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
 from mmtrain.errors import ConfigError
 from mmtrain.train.curriculum import phase_seed
-
-
-@dataclass(frozen=True)
-class Split:
-    """Documents of one corpus: all of it, or those with the ids given (int64)."""
-
-    corpus: IndexedCorpus
-    documents: np.ndarray | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to read."""
-        return self.corpus.num_tokens == 0 or (self.documents is not None and len(self.documents) == 0)
 
 
 class RunInputs:
@@ -51,12 +36,14 @@ class RunInputs:
             )  # fmt: skip
         self._splits: dict[str, tuple[Split, Split | None]] = {}
         for source in self._all_sources():
-            self._splits[source.path] = self._open(source.path)
+            self._splits[source.path] = open_corpus(
+                source.path, vocab_size=vocab_size, valid_fraction=data.valid_fraction, seed=data.seed
+            )
         for index in range(len(phases)):  # too little text for a row is found here
             self.train_stream(index)
 
     def train_stream(self, phase_index: int) -> Rows:
-        """The rows of a phase: a mixture where it has several sources; every phase has an order of its own."""
+        """Rows of a phase: a mixture where it has several sources; every phase has an order of its own."""
         phase, seed = self.phases[phase_index], phase_seed(self.data.seed, phase_index)
         sources = phase.sources or self.data.all_sources
         streams = [
@@ -84,30 +71,8 @@ class RunInputs:
     def _all_sources(self) -> list[SourceConfig]:
         return [*self.data.all_sources, *(s for phase in self.phases for s in phase.sources or [])]
 
-    def _open(self, path: str) -> tuple[Split, Split | None]:
-        folder = Path(path)
-        if folder.is_dir():
-            train = IndexedCorpus(folder / "train")
-            check_token_range(train, self.vocab_size)
-            held = IndexedCorpus(folder / "valid") if (folder / "valid.idx").is_file() else None
-            return Split(train), None if held is None else Split(held)
-        corpus = IndexedCorpus(folder)
-        check_token_range(corpus, self.vocab_size)
-        train_ids, valid_ids = split_documents(corpus, self.data.valid_fraction, self.data.seed)
-        return Split(corpus, train_ids), Split(corpus, valid_ids)
-
     def _stream(self, split: Split, seq_len: int, seed: int, packing: str) -> RowStream:
         return RowStream(
             split.corpus, seq_len=seq_len, seed=seed, packing=packing, eod_id=self.tokenizer.eod_id,
             documents=split.documents, vocab_size=self.vocab_size,
         )  # fmt: skip
-
-
-def tokenizer_path(source: str) -> Path:
-    """Where a prepared corpus keeps its tokenizer: its folder."""
-    path = Path(source)
-    if not path.is_dir() and not path.parent.joinpath("tokenizer.json").is_file():
-        if not Path(f"{path.with_suffix('')}.idx").is_file():
-            raise DataError(f"data.path={source}: there is no such corpus; prepare one with launch/prepare.py")
-        raise DataError(f"data.path={source} has no tokenizer.json beside it: give data.tokenizer=PATH (or bytes)")
-    return path if path.is_dir() else path.parent

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from mmdata.corpus import open as registry
 from mmdata.errors import DataError
 from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
 from mmtrain.train.inputs import RunInputs
+from tests.data.corpus.toy import ToyCorpus, ToyFormat, write_toy
 from tests.dist.runs import make_corpus
 
 
@@ -68,6 +70,18 @@ def test_phases_have_orders_and_mixtures_of_their_own(prepared: Path, megatron: 
     assert [first[i].tokens.tolist() for i in range(5)] != [second[i].tokens.tolist() for i in range(5)]
     foreign = sum(set(third[i].tokens[:-1].tolist()) <= {*range(97, 105), 256} for i in range(40))
     assert foreign == pytest.approx(10, abs=2)
+
+
+def test_a_format_that_is_registered_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FORMATS", (ToyFormat(), *registry.FORMATS))
+    path = write_toy(tmp_path / "some.toy", [[*range(97, 97 + i % 9), 256] for i in range(50)])
+    inputs = RunInputs(DataConfig(path=str(path), tokenizer="bytes", valid_fraction=0.2), [phase()], 257)
+    train, valid = inputs.train_stream(0), inputs.valid_stream(16)
+    assert isinstance(train.corpus, ToyCorpus) and valid is not None
+    assert train.num_documents + valid.num_documents == 50 and valid.num_documents > 0
+    assert set(train[0].tokens.tolist()) <= {*range(97, 106), 256}
+    with pytest.raises(DataError, match="toy_tokenizer"):  # the format says where its tokenizer would be
+        RunInputs(DataConfig(path=str(path)), [phase()], 257)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,4 @@
-"""A corpus on disk: Megatron `.bin/.idx` files, their manifest and their held-out part."""
+"""A corpus on disk: its formats, its manifest, its held-out part, and the check of its tokens.
+
+`open_corpus` (in `open`) finds the format of a path; each format is a file with a `CorpusFormat` in it.
+"""

@@ -1,4 +1,4 @@
-"""Reader of Megatron `.bin/.idx` corpora: memory-mapped, and checked when opened.
+"""`IndexedCorpus`: reader of Megatron `.bin/.idx` files, memory-mapped, and checked when opened.
 
 An `.idx` file is the header `MMIDIDX`, version, dtype code, the numbers of sequences and of document boundaries, then
 int32 sequence lengths, int64 byte pointers and int64 document boundaries (in sequences); multimodal ones add an int8
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 
@@ -19,15 +19,14 @@ from mmdata.errors import DataError
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
-SCAN_TOKENS = 64_000_000  # tokens that `check_token_range` reads at most when no manifest answers
-_SCAN_STEP = 1 << 22
 
 
 class IndexedCorpus:
-    """Documents of one `.bin/.idx` pair.
+    """`Corpus` of one `.bin/.idx` pair.
 
     Attributes:
         prefix: path without `.bin` or `.idx` (either suffix may be given and is dropped).
+        idx_path, tokens_path: the two files.
         num_documents, num_tokens: totals.
         dtype: numpy dtype of the stored tokens.
         doc_lengths: int64[num_documents], tokens of each document, over all of its sequences.
@@ -42,8 +41,8 @@ class IndexedCorpus:
         prefix = Path(prefix)
         self.prefix = prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix
         self.idx_path = Path(f"{self.prefix}.idx")
-        self.bin_path = Path(f"{self.prefix}.bin")
-        for path in (self.idx_path, self.bin_path):
+        self.tokens_path = Path(f"{self.prefix}.bin")
+        for path in (self.idx_path, self.tokens_path):
             if not path.is_file():
                 hint = f"; {prefix} is a folder: name a corpus in it, for example {prefix / 'train'}"
                 raise DataError(f"{path} is missing{hint if prefix.is_dir() else ': make it with launch/prepare.py'}")
@@ -55,18 +54,18 @@ class IndexedCorpus:
         self.data = self._map_tokens()
 
     def __getstate__(self) -> dict[str, Path]:
-        """Pickled by path: a worker process opens its own map."""
+        """Pickle by path: a worker process opens its own map."""
         return {"prefix": self.prefix}
 
     def __setstate__(self, state: dict[str, Path]) -> None:
         self.__init__(state["prefix"])
 
     def document(self, i: int) -> np.ndarray:
-        """All tokens of document i, dtype[doc_lengths[i]], a view of the map."""
+        """Tokens of document i, dtype[doc_lengths[i]], a view of the map."""
         return self.tokens(i, 0, int(self.doc_lengths[i]))
 
     def tokens(self, doc: int, start: int, stop: int) -> np.ndarray:
-        """Tokens start to stop of one document, dtype[stop - start], a view of the map.
+        """Tokens `start` to `stop` of one document, dtype[stop - start], a view of the map.
 
         Raises:
             IndexError: no such document, or the range leaves it.
@@ -80,32 +79,27 @@ class IndexedCorpus:
         """Id of the document that holds position `token` of `data`."""
         return int(np.searchsorted(self.doc_offsets + self.doc_lengths, token, side="right"))
 
-    def check_vocab(self, max_id: int, limit: int | None = None) -> int:
-        """Check that every token lies in 0..max_id, over the first `limit` tokens (default: all); returns how many.
+    def recorded_max_id(self) -> int | None:
+        """Largest token id by the manifest beside the files; None without one, or if it is of other files."""
+        return recorded_max_id(self.prefix, self.tokens_path.stat().st_size)
+
+    def refuse_token(self, position: int, vocab_size: int) -> NoReturn:
+        """Raise the error for the out-of-range token at `position` of `data`.
 
         Raises:
-            DataError: naming the file, the document and the id.
+            DataError: always.
         """
-        stop = self.num_tokens if limit is None else min(limit, self.num_tokens)
-        for start in range(0, stop, _SCAN_STEP):
-            part = self.data[start : min(start + _SCAN_STEP, stop)]
-            bad = np.flatnonzero((part > max_id) | (part < 0))
-            if len(bad):
-                self.refuse_token(start + int(bad[0]), max_id + 1)
-        return stop
-
-    def refuse_token(self, position: int, vocab_size: int) -> None:
-        """Raise the DataError for the out-of-range token at `position` of `data`."""
         raise DataError(
-            f"{self.bin_path}, document {self.document_at(position)}: token id {int(self.data[position])} is outside "
-            f"0..{vocab_size - 1}: use the tokenizer the corpus was made with, or a model vocabulary that covers it"
+            f"{self.tokens_path}, document {self.document_at(position)}: token id {int(self.data[position])} is "
+            f"outside 0..{vocab_size - 1}: use the tokenizer the corpus was made with, or a model vocabulary that "
+            "covers it"
         )
 
     def _corrupt(self, path: Path, what: str) -> DataError:
         return DataError(f"{path} is not a usable Megatron corpus: {what}; copy or prepare it again")
 
     def _read_index(self) -> tuple[np.dtype, np.ndarray]:
-        """The tokens' dtype and the documents' bounds in tokens, int64[documents + 1]."""
+        """Read the tokens' dtype, and where documents begin and end in `data`: int64[documents + 1]."""
         size = self.idx_path.stat().st_size
         with open(self.idx_path, "rb") as stream:
             dtype, sequences, boundaries = self._read_header(stream, size)
@@ -123,7 +117,7 @@ class IndexedCorpus:
         return dtype, ends[documents]
 
     def _read_header(self, stream: BinaryIO, size: int) -> tuple[np.dtype, int, int]:
-        """The tokens' dtype, the number of sequences and that of document boundaries."""
+        """Read the tokens' dtype, the number of sequences and the number of document boundaries."""
         if size < _HEADER.size:
             raise self._corrupt(self.idx_path, f"it has {size} bytes, less than a header")
         magic, version, code, sequences, boundaries = _HEADER.unpack(stream.read(_HEADER.size))
@@ -140,31 +134,10 @@ class IndexedCorpus:
         return dtype, sequences, boundaries
 
     def _map_tokens(self) -> np.ndarray:
-        size, expected = self.bin_path.stat().st_size, self.num_tokens * self.dtype.itemsize
+        size, expected = self.tokens_path.stat().st_size, self.num_tokens * self.dtype.itemsize
         if size != expected:
-            raise self._corrupt(self.bin_path, f"it has {size} bytes where the .idx asks for {expected}")
+            raise self._corrupt(self.tokens_path, f"it has {size} bytes where the .idx asks for {expected}")
         if size == 0:
             return np.empty(0, dtype=self.dtype)
         # A plain ndarray over the map: slicing np.memmap itself costs microseconds.
-        return np.asarray(np.memmap(self.bin_path, dtype=self.dtype, mode="r"))
-
-
-def check_token_range(corpus: IndexedCorpus, vocab_size: int) -> str:
-    """Check up front that a corpus fits a vocabulary, and say in one line what was looked at.
-
-    The manifest's largest id answers at once where there is one for this very file; otherwise tokens are read, at most
-    64M of them, and the returned line says how many of how many. (Rows are checked again as they are read.)
-
-    Raises:
-        DataError: a token is outside 0..vocab_size-1.
-    """
-    largest = recorded_max_id(corpus.prefix, corpus.bin_path.stat().st_size)
-    if largest is not None:
-        if largest >= vocab_size:
-            raise DataError(
-                f"{corpus.bin_path} holds token id {largest}, outside 0..{vocab_size - 1}: "
-                f"use a model vocabulary of at least {largest + 1}, or prepare the corpus with the model's tokenizer"
-            )
-        return f"{corpus.prefix}: largest token id {largest} by its manifest, vocabulary {vocab_size}"
-    read = corpus.check_vocab(vocab_size - 1, SCAN_TOKENS)
-    return f"{corpus.prefix}: {read:,} of {corpus.num_tokens:,} tokens read, all below {vocab_size} (no manifest)"
+        return np.asarray(np.memmap(self.tokens_path, dtype=self.dtype, mode="r"))

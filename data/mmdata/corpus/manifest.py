@@ -1,4 +1,4 @@
-"""`manifest.json`: what a corpus folder holds, written last, so that its presence means the folder is whole."""
+"""`manifest.json`: the facts about a corpus folder. It is written last: where it is, the folder is whole."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ NAMES_KEPT = 1000  # skipped files named in the manifest, for each reason; the c
 
 @dataclass
 class SplitInfo:
-    """One split (`train` or `valid`): counts, the largest token id, and `{file name: {"bytes", "sha256"}}`.
+    """Facts about one split, `train` or `valid`.
 
-    `bytes` counts UTF-8 text without end-of-document tokens; `tokens` counts those too, one a document.
+    Attributes:
+        documents: their number.
+        bytes: of UTF-8 text, without end-of-document tokens.
+        tokens: their number, with an end-of-document token for each document.
+        max_token_id: the largest.
+        files: `{file name: {"bytes", "sha256"}}`.
     """
 
     documents: int
@@ -31,7 +36,7 @@ class SplitInfo:
 
 @dataclass
 class Manifest:
-    """Everything recorded about a prepared corpus. Holds no times, so equal requests give equal bytes."""
+    """Facts about a prepared corpus. There are no times among them, so equal requests give equal bytes."""
 
     request: str  # sha256 over inputs and options: two requests with one value give the same corpus
     tokenizer: dict[str, Any]  # kind ("bytes", "trained", "file"), sha256, and what it was trained on
@@ -52,7 +57,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read `folder/manifest.json`.
 
     Raises:
-        DataError: it is missing, not JSON, or of another format.
+        DataError: the file is missing, not JSON, or of another format.
     """
     path = Path(folder) / NAME
     try:

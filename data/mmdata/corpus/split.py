@@ -1,12 +1,32 @@
-"""Held-out documents, chosen by a hash of their content so that duplicates always land on the same side."""
+"""Training and held-out documents: chosen by a hash of their content, so that duplicates land on the same side."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from mmdata.corpus.indexed import IndexedCorpus
+from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.hashing import content_hash, mix_int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Documents of one side of a split.
+
+    Attributes:
+        corpus: the corpus that holds them.
+        documents: their ids, int64[n]; None is every document of the corpus.
+    """
+
+    corpus: Corpus
+    documents: np.ndarray | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to read."""
+        return self.corpus.num_tokens == 0 or (self.documents is not None and len(self.documents) == 0)
 
 
 def check_fraction(fraction: float) -> None:
@@ -20,7 +40,7 @@ def check_fraction(fraction: float) -> None:
 
 
 def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Which documents are held out, as bool[n], given the 64-bit content hashes (uint64[n]).
+    """Mask of the documents that are held out, bool[n], from their 64-bit content hashes, uint64[n].
 
     A document is held out when its hash lies in the lowest `fraction` of all hashes. A corpus so small that this
     catches nothing gives up the document with the lowest hash (and its duplicates), as long as one other is left for
@@ -37,8 +57,8 @@ def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     return chosen if not chosen.all() else np.zeros(len(hashes), dtype=bool)
 
 
-def split_documents(corpus: IndexedCorpus, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Document ids (train int64[n], valid int64[m]) of a corpus that comes without a hold-out of its own.
+def split_documents(corpus: Corpus, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of training and of held-out documents (int64[n], int64[m]) of a corpus without a hold-out of its own.
 
     Reads every token once. Another `seed` holds out other documents. Empty documents are in neither part.
 

@@ -1,4 +1,4 @@
-"""Writing `.bin/.idx` through megatron-core's own builder."""
+"""`CorpusWriter`: writes `.bin/.idx` files through megatron-core's own builder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import numpy as np
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """uint16 where every id below `vocab_size` fits it, else int32 (the two that Megatron's tools write)."""
+    """Dtype that tokens are stored as: uint16 where every id below `vocab_size` fits, else int32.
+
+    Megatron's tools write these two.
+    """
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
 def builder_class() -> type[Any]:
-    """megatron-core's `IndexedDatasetBuilder`, without the warnings that its import prints.
+    """Import megatron-core's `IndexedDatasetBuilder`, without the warnings that its import prints.
 
     The import takes seconds (it brings torch): callers put it where it overlaps other work.
     """
@@ -28,11 +31,11 @@ def builder_class() -> type[Any]:
 
 
 class CorpusWriter:
-    """Writes one corpus, document by document, as a context manager; the index is written on a clean exit.
+    """Writer of one corpus, document by document; a context manager, which writes the index on a clean exit.
 
     Args:
         prefix: path without suffix; the folder must exist.
-        dtype: what tokens are stored as, np.uint16 or np.int32.
+        dtype: of the stored tokens, np.uint16 or np.int32.
     """
 
     def __init__(self, prefix: Path, dtype: np.dtype) -> None:

@@ -30,7 +30,7 @@ def tokenizer_threads(enabled: bool) -> Iterator[None]:
 
 
 def sample_texts(shards: Sequence[Sequence[Piece]], text_field: str, limit: int = SAMPLE_BYTES) -> Iterator[str]:
-    """Texts to train on: all of them, or for a corpus over `limit` bytes the first of every shard in equal shares.
+    """Texts to train on: all texts, or for a corpus over `limit` bytes the first of every shard in equal shares.
 
     The sample is a function of the files alone.
     """
@@ -49,7 +49,7 @@ def sample_texts(shards: Sequence[Sequence[Piece]], text_field: str, limit: int 
 
 
 def train_bpe(shards: Sequence[Sequence[Piece]], text_field: str, vocab_size: int, path: Path) -> dict[str, int]:
-    """Train a byte-level BPE of up to `vocab_size` tokens, save it as `path`, return what it was trained on.
+    """Train a byte-level BPE of up to `vocab_size` tokens, save it as `path`, return `documents` and `bytes` seen.
 
     The alphabet is all 256 bytes, so every text can be encoded, and EOD is "<end_of_document>", id 0.
 

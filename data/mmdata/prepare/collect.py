@@ -1,4 +1,4 @@
-"""From the user's paths to a fixed list of shards: what one worker turns into tokens in one go.
+"""From the user's paths to a fixed list of shards, each the work that one worker does in one go.
 
 The list depends on the files alone, never on the number of workers, so any run of one request makes the same shards.
 """
@@ -32,7 +32,7 @@ class Source:
 def collect(
     inputs: Sequence[Path], suffixes: Sequence[str] = (), exclude: Path | None = None
 ) -> tuple[list[Source], list[Skip]]:
-    """Files named by `inputs` and found below its folders, sorted by path, each once; and what was passed over.
+    """Files named by `inputs` or found below its folders, sorted by path, each once; and the files passed over.
 
     In folders, hidden entries and `__pycache__` are ignored, and only known suffixes (or, when given, those in
     `suffixes`) are taken. A file named outright is always taken, as plain text if its suffix says nothing.

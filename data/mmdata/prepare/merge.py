@@ -1,4 +1,7 @@
-"""Finished shards to `train` and `valid` corpora, in shard order, with the split chosen over all documents at once."""
+"""Merging of finished shards into `train` and `valid` corpora, in shard order.
+
+The split is chosen over all documents at once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def merge_shards(
 ) -> tuple[dict[str, SplitInfo], list[Skip]]:
     """Write `folder/train.bin/.idx` and, if any document is held out, `folder/valid.bin/.idx`.
 
-    Returns what the manifest says about each split that was written, and all shards' skips.
+    Returns the manifest's facts about each split that was written, and the skips of all shards.
 
     Raises:
         DataError: there is no document at all.

@@ -31,7 +31,7 @@ from mmdata.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What to prepare.
+    """A request: the text, the folder, the tokenizer and the split.
 
     Attributes:
         inputs: files and folders.
@@ -60,7 +60,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The outcome: the manifest, and whether it had all been done before."""
+    """The outcome: the manifest, and whether all the work had been done before."""
 
     manifest: Manifest
     reused: bool
@@ -100,7 +100,7 @@ def prepare(options: PrepareOptions, log: Callable[[str], None] = lambda line: N
 
 
 def default_workers() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -112,7 +112,7 @@ def _build(
     partial: Path,
     log: Callable[[str], None],
 ) -> Manifest:
-    """Tokenizer, shards, merge: everything up to files ready to be renamed."""
+    """Make tokenizer, shards and merged files, all ready to be renamed; return their manifest."""
     planned = plan_shards(sources)
     tokenizer, facts = _make_tokenizer(options, planned, partial, log)
     dtype = token_dtype(tokenizer.vocab_size)
@@ -145,7 +145,7 @@ def _build(
 def _make_tokenizer(
     options: PrepareOptions, planned: Sequence[Sequence[Piece]], partial: Path, log: Callable[[str], None]
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, also as `partial/tokenizer.json` (but for bytes), and what the manifest says about it."""
+    """Tokenizer, also saved as `partial/tokenizer.json` (but for bytes), and the manifest's facts about it."""
     if options.tokenizer == "bytes":
         return load_tokenizer("bytes"), {"kind": "bytes", "sha256": ""}
     path, facts_path = partial / "tokenizer.json", partial / "tokenizer.facts"
@@ -165,14 +165,14 @@ def _make_tokenizer(
 
 
 def _tokenizer_file(given: str) -> Path:
-    """The tokenizer.json that --tokenizer PATH means, checked to be usable."""
+    """Path of the tokenizer.json that --tokenizer PATH means, checked to be usable."""
     path = Path(given) / "tokenizer.json" if Path(given).is_dir() else Path(given)
     load_tokenizer(path)
     return path
 
 
 def _fingerprint(options: PrepareOptions, sources: Sequence[Source]) -> str:
-    """Hash of all that decides the result: files by path, size and modification time, and the options."""
+    """SHA-256 over everything that decides the result: path, size and modification time of files, and the options."""
     if options.tokenizer == "train":
         tokenizer = f"train {options.vocab_size}"
     elif options.tokenizer == "bytes":

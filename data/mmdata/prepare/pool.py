@@ -1,4 +1,4 @@
-"""Running shard tasks on several processes, with a progress bar.
+"""The pool of processes that makes shards, with a progress bar.
 
 Processes, not the tokenizers package's own threads: on two cores two processes encode 1.6 times as fast as two
 threads, which meet in the allocator (data/bench/bench_prepare.py measures it). They are spawned, not forked, because

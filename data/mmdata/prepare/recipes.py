@@ -1,4 +1,4 @@
-"""Corpus recipes: `data/recipes/NAME.py`, each with a function `files() -> list[Path]` that finds its inputs."""
+"""Corpus recipes: files `NAME.py` in one folder, each with a function `files() -> list[Path]` that finds its inputs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 from mmdata.errors import DataError
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 
-
-def recipe_files(name: str, folder: Path = FOLDER) -> list[Path]:
-    """The input files of a recipe.
+def recipe_files(name: str, folder: Path) -> list[Path]:
+    """Input files of the recipe `name`, which is `folder/name.py`.
 
     Raises:
         DataError: there is no such recipe (with the names there are), or it finds no file.

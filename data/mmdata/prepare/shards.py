@@ -1,4 +1,4 @@
-"""One shard: pieces of files in, tokens and per-document facts out. This is what worker processes run."""
+"""One shard: pieces of files in, tokens and per-document facts out. Worker processes run this file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BATCH_BYTES = 1 << 19  # text encoded at a time: bounds a worker's memory
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to be made: its number, what it reads, the folder it goes to, and how to turn text into tokens."""
+    """A shard to be made: its number, the pieces it reads, the folder it goes to, and how text becomes tokens."""
 
     number: int
     pieces: tuple[Piece, ...]
@@ -42,7 +42,7 @@ class Shard:
     Attributes:
         tokens: dtype[n], memory-mapped.
         facts: uint64[documents, 3]: tokens with EOD, content hash, UTF-8 bytes of each document.
-        skips: what was left out.
+        skips: documents and files left out.
     """
 
     tokens: np.ndarray
@@ -51,7 +51,7 @@ class Shard:
 
 
 def start_worker() -> None:
-    """Set a worker process up: one thread for each, no Ctrl-C traceback, and no life after its parent's."""
+    """Set a worker process up: one thread, no traceback at Ctrl-C, and its end when its parent ends."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
@@ -60,7 +60,7 @@ def start_worker() -> None:
 
 
 def make_shard(task: ShardTask) -> int:
-    """Make a shard; returns its weight in bytes, for the progress bar.
+    """Make a shard; return its weight in bytes, for the progress bar.
 
     The `.json` file is renamed into place last: its presence means that the shard is whole and on disk.
     """

@@ -1,6 +1,6 @@
 """Reading documents out of files: text and source code, JSON lines (plain, gzip, zstd) and Parquet.
 
-Nothing here is fatal: whatever cannot be read comes out as a `Skip`, with the reason and the place.
+Nothing here is fatal: a file or line that cannot be read comes out as a `Skip`, with the reason and the place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Document(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """Something left out: why ("not UTF-8", "empty", ...) and where (file, with the line where there is one)."""
+    """A document left out: why ("not UTF-8", "empty", ...) and where (file, with the line where there is one)."""
 
     reason: str
     where: str
@@ -54,7 +54,7 @@ class Piece:
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind of file that a name's suffix stands for, or None when it is not one we know."""
+    """Kind of file (see `Piece`) that a name's suffix stands for, or None when it is not one we know."""
     name = path.name.lower()
     for kind in ("jsonl.gz", "jsonl.zst", "jsonl", "parquet"):
         if name.endswith(f".{kind}"):

@@ -10,7 +10,7 @@ _NAMES_SHOWN = 3
 
 
 def summary(manifest: Manifest, output: Path) -> str:
-    """Three lines: what was written, what was left out and why, where it is and what to run next."""
+    """Three lines: the counts of each split, the files left out and why, the folder and the next command."""
     return "\n".join([_counts(manifest), _skipped(manifest), _next(manifest, output)])
 
 

@@ -1,4 +1,4 @@
-"""The output folder of a run: is it free, who works there, and how finished files get their final names."""
+"""The output folder of a run: whether it is free, who works there, and how files get their final names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINAL_NAMES = ("train.bin", "train.idx", "valid.bin", "valid.idx", "tokenizer.js
 
 
 def finished(output: Path, request: str) -> Manifest | None:
-    """The manifest of a finished run of this very request; None if nothing is in the way of a new one.
+    """Manifest of a finished run of this very request; None if nothing is in the way of a new run.
 
     Raises:
         DataError: the folder holds another corpus, files that we did not write, or a damaged result.
@@ -42,7 +42,7 @@ def finished(output: Path, request: str) -> Manifest | None:
 
 @contextmanager
 def work_folder(output: Path, request: str, force: bool) -> Iterator[Path]:
-    """`output/.partial`, locked, and known to belong to this request (a forced other request empties it).
+    """Lock `output/.partial` and yield it; it is known to belong to this request (`force` empties another's).
 
     Raises:
         DataError: another process works there, or another request was left unfinished.

@@ -1,1 +1,1 @@
-"""From a corpus to packed rows and batches of them."""
+"""From a corpus to packed rows of equal length, and to batches of rows."""

@@ -1,4 +1,4 @@
-"""A dictionary that forgets: for things that are cheap to keep a few of and can always be made again."""
+"""A dictionary that forgets: for values that can always be made again and of which a few are worth keeping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _Value = TypeVar("_Value")
 
 
 def cached(cache: dict[int, _Value], key: int, make: Callable[[int], _Value], keep: int) -> _Value:
-    """`cache[key]`, made if need be; the entries made first go, so that at most `keep` are held."""
+    """Value of `cache[key]`, made if need be; the entries made first are dropped, so that at most `keep` are held."""
     if key not in cache:
         while len(cache) >= keep:
             del cache[next(iter(cache))]

@@ -1,4 +1,4 @@
-"""Rows to the torch batches that a rank trains on, read ahead by worker processes."""
+"""Torch batches that a rank trains on, made of rows and read ahead by worker processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mmdata.rows.stream import Row
 
 
 class Rows(Protocol):
-    """Anything that gives row i: a `RowStream` or a `Mixture`."""
+    """Protocol of a stream of rows: a `RowStream` or a `Mixture`."""
 
     def __getitem__(self, i: int) -> Row:
-        """Row i."""
+        """Row i, for any i >= 0."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PackedBatch:
             object.__setattr__(self, "max_seqlen", int(self.cu_seqlens.diff().max()))
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        """The batch on `device`. From the CPU to a GPU through pinned memory, without waiting for the copy."""
+        """Copy the batch to `device`. From the CPU to a GPU through pinned memory, without waiting for the copy."""
         device = torch.device(device)
         pin = device.type == "cuda" and self.tokens_BS.device.type == "cpu"
 
@@ -98,13 +98,13 @@ def collate(rows: Sequence[Row], numbers: Sequence[int]) -> PackedBatch:
 def micro_batches(
     stream: Rows, batches: Iterable[Sequence[int]], *, num_workers: int = 0, prefetch: int = 4
 ) -> Iterator[PackedBatch]:
-    """One batch for each list of row numbers in `batches` (which may be endless), in order.
+    """Make one batch of each list of row numbers in `batches` (which may be endless), in order.
 
-    With `num_workers` processes, up to `prefetch` batches for each are made ahead of need, and as many lists are drawn
-    from `batches`. What comes out does not depend on either number.
+    With `num_workers` processes, each process makes up to `prefetch` batches ahead of need, and as many lists are drawn
+    from `batches`. The batches do not depend on either number.
 
     Raises:
-        DataError: what `stream` raises, from whichever process; or a negative `num_workers`.
+        DataError: `stream` raised it, in whichever process; or `num_workers` is negative.
     """
     if num_workers < 0:
         raise DataError(f"num_workers is {num_workers}: it must be 0 or more")
@@ -149,7 +149,7 @@ class _RowReader(torch.utils.data.Dataset[Any]):
 
 
 class _Lists:
-    """The caller's lists of row numbers, as a batch sampler without a length."""
+    """Batch sampler without a length, over the caller's lists of row numbers."""
 
     def __init__(self, batches: Iterable[Sequence[int]]) -> None:
         self._batches = batches

@@ -18,7 +18,7 @@ _BLOCK = 4096  # rows whose sources are worked out together
 
 
 class Mixture:
-    """Row i comes from one of several streams.
+    """Rows out of several streams, each row from one of them.
 
     Point i of a golden-ratio rotation, (start(seed) + i * step) mod 2^32, falls into one of the arcs that the weights
     cut the circle into; the arc names the source. Counts stay within a few rows of `weight * i` for every i, and the
@@ -58,7 +58,11 @@ class Mixture:
         return self.streams[source][row]
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Which stream row i comes from, and which row of that stream it is."""
+        """Number of the stream that row i comes from, and its row number there.
+
+        Raises:
+            IndexError: i is negative.
+        """
         if i < 0:
             raise IndexError(f"row {i}: rows are numbered from 0")
         sources, rows = cached(self._blocks, i // _BLOCK, self._block, keep=4)
@@ -78,7 +82,7 @@ class Mixture:
         return sources, rows
 
     def _points_below(self, arc: int, count: int) -> int:
-        """How many of the first `count` points lie below `arc` (in 0..2^32)."""
+        """Number of the first `count` points that lie below `arc` (in 0..2^32)."""
         # floor((x + m) / m) - floor((x + m - arc) / m) is 1 exactly where x mod m < arc.
         m = _CIRCLE
         return floor_sum(count, m, _STEP, self._start + m) - floor_sum(count, m, _STEP, self._start + m - arc)

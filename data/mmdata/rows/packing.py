@@ -1,4 +1,4 @@
-"""Packing: which pieces of which documents make up row i. No token is touched here, only lengths.
+"""Packing, the laying of documents into rows: which pieces make up row i. Only lengths are touched, no token.
 
 A plan answers `pieces(i)`: parallel int64 arrays (documents, starts, lengths), in row order. Plans are pure functions
 of (document ids and lengths, row length, seed, i); what they keep is a cache.
@@ -27,16 +27,16 @@ class Pieces(NamedTuple):
 
 
 class Plan(Protocol):
-    """What a packing offers to `RowStream`."""
+    """Protocol of a packing, for `RowStream`."""
 
     def pieces(self, i: int) -> Pieces:
-        """The pieces of row i, for any i >= 0; their lengths sum to the row length, or less where it is padded."""
+        """Pieces of row i, for any i >= 0; their lengths sum to the row length, or to less where it is padded."""
 
     def rows_per_epoch(self, epoch: int) -> int:
         """Rows that end within an epoch."""
 
     def efficiency(self, epoch: int) -> float:
-        """Real tokens over tokens of all rows, in one epoch."""
+        """Share of real tokens in the rows of an epoch; the rest is padding."""
 
 
 class ConcatPlan:
@@ -49,8 +49,10 @@ class ConcatPlan:
     token of epoch 0 once, but for that tail, which is under one row.
 
     Args:
-        documents: int64[n] ids, none of them empty. lengths: int64[n], their tokens.
-        row: tokens in a row. seed: of the shuffle.
+        documents: ids, int64[n], no document of them empty.
+        lengths: tokens of each document, int64[n].
+        row: tokens in a row.
+        seed: of the shuffle.
     """
 
     def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
@@ -59,7 +61,7 @@ class ConcatPlan:
         self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def pieces(self, i: int) -> Pieces:
-        """See `Plan.pieces`."""
+        """Pieces of row i, for any i >= 0."""
         place = self._place(i)
         position, stop = place * self._row, (place + 1) * self._row
         parts = []
@@ -75,17 +77,17 @@ class ConcatPlan:
         return (epoch + 1) * self._total // self._row - epoch * self._total // self._row
 
     def efficiency(self, epoch: int) -> float:
-        """Always 1: there is no padding."""
+        """Share of real tokens in an epoch's rows: always 1, as there is no padding."""
         return 1.0
 
     def _place(self, i: int) -> int:
-        """Which row of the documents laid end to end is row i: another one that ends within the same epoch."""
+        """Place of row i among the rows cut from documents end to end: one that ends within the same epoch."""
         epoch = ((i + 1) * self._row - 1) // self._total
         first = epoch * self._total // self._row
         return first + permuted(i - first, self.rows_per_epoch(epoch), salt_of(self._seed, epoch, 1))
 
     def _range(self, epoch: int, start: int, stop: int) -> Pieces:
-        """Tokens start to stop of an epoch."""
+        """Pieces that hold tokens `start` to `stop` of an epoch."""
         order, bounds = cached(self._orders, epoch, self._order, keep=2)
         first = int(np.searchsorted(bounds, start, side="right")) - 1
         last = int(np.searchsorted(bounds, stop, side="left"))
@@ -96,7 +98,7 @@ class ConcatPlan:
         return Pieces(order[first:last], starts, np.diff(cuts))
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """An epoch's documents in order, and where each begins and the last ends, int64[n + 1]."""
+        """Documents of an epoch in order, int64[n], and where each begins and the last ends, int64[n + 1]."""
         places = shuffled(np.arange(len(self._documents)), self._seed, epoch, 0)
         bounds = np.zeros(len(places) + 1, dtype=np.int64)
         np.cumsum(self._lengths[places], out=bounds[1:])
@@ -111,7 +113,11 @@ class BestFitPlan:
     smallest gap in. Then the window's rows are shuffled. Windows are planned when a row of theirs, or of a later one,
     is first asked for (about 2 microseconds a document), and the last few are kept.
 
-    Args: as `ConcatPlan`.
+    Args:
+        documents: ids, int64[n], no document of them empty.
+        lengths: tokens of each document, int64[n].
+        row: tokens in a row.
+        seed: of the shuffle.
     """
 
     def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
@@ -124,7 +130,7 @@ class BestFitPlan:
         self._plans: dict[int, tuple[Pieces, np.ndarray]] = {}
 
     def pieces(self, i: int) -> Pieces:
-        """See `Plan.pieces`."""
+        """Pieces of row i, for any i >= 0."""
         while not self._ends or i >= self._ends[-1]:
             self._extend()
         window = bisect_right(self._ends, i)
@@ -141,7 +147,7 @@ class BestFitPlan:
         return self._ends[last] - (self._ends[last - self._windows] if epoch else 0)
 
     def efficiency(self, epoch: int) -> float:
-        """Real tokens over tokens of all rows. Plans all epochs up to this one."""
+        """Share of real tokens in the rows of an epoch. Plans all epochs up to this one."""
         return self._total / (self.rows_per_epoch(epoch) * self._row)
 
     def _extend(self) -> None:
@@ -149,7 +155,7 @@ class BestFitPlan:
         self._ends.append((self._ends[-1] if self._ends else 0) + len(bounds) - 1)
 
     def _plan(self, window: int) -> tuple[Pieces, np.ndarray]:
-        """All pieces of a window in row order, and where each row begins and the last ends, int64[rows + 1]."""
+        """Pieces of a window in row order, and where each row begins and the last ends, int64[rows + 1]."""
         epoch, part = divmod(window, self._windows)
         order = cached(self._orders, epoch, self._order, keep=2)
         n = len(order)
@@ -170,7 +176,7 @@ class BestFitPlan:
 
 
 def best_fit(lengths: np.ndarray, row: int) -> np.ndarray:
-    """Best-fit decreasing: the row (numbered from 0) that each piece goes to, int64[n].
+    """Row (numbered from 0) that best-fit decreasing puts each piece in, int64[n].
 
     `lengths` (int64[n]) must be sorted, longest first, each in 1..row. O(n log row): open rows are found by their gap.
     """
@@ -203,7 +209,7 @@ def best_fit(lengths: np.ndarray, row: int) -> np.ndarray:
 
 
 def _cut(documents: np.ndarray, lengths: np.ndarray, row: int) -> Pieces:
-    """Documents as pieces of at most a row, longest first; a long document gives row-sized pieces and a remainder."""
+    """Cut documents into pieces of at most a row, longest first: row-sized pieces and a remainder of a long one."""
     counts = -(-lengths // row)
     owner = np.repeat(np.arange(len(documents)), counts)
     number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)  # of the piece in its document

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdata.corpus.indexed import IndexedCorpus
+from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.rows.packing import BestFitPlan, ConcatPlan, Pieces, Plan
 
@@ -34,13 +34,15 @@ class Row:
 
 
 class RowStream:
-    """Row i is a pure function of (corpus, documents, seed, packing, seq_len, i). Each epoch is shuffled anew.
+    """Endless packed rows: row i is a pure function of (corpus, documents, seed, packing, seq_len, i).
+
+    Each epoch is shuffled anew.
 
     Args:
-        corpus: where tokens come from.
+        corpus: of any format.
         seq_len: s, tokens in a row.
         seed: of the shuffle, any integer.
-        packing: "concat" or "best_fit" (see `mmdata.rows.packing`).
+        packing: a name in `PACKINGS`: "concat" (documents end to end) or "best_fit" (whole documents, with padding).
         eod_id: fills padding, and labels that do not count.
         documents: int[n], ids to use; None is all. Empty documents are passed over.
         vocab_size: if given, each row's tokens are checked against it.
@@ -51,7 +53,7 @@ class RowStream:
 
     def __init__(
         self,
-        corpus: IndexedCorpus,
+        corpus: Corpus,
         *,
         seq_len: int,
         seed: int,
@@ -94,15 +96,15 @@ class RowStream:
         return self._assemble(self._plan.pieces(i))
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
-        """How many rows end within an epoch; epoch 0 is the rows from 0 up to this number."""
+        """Number of rows that end within an epoch; epoch 0 is the rows from 0 up to this number."""
         return self._plan.rows_per_epoch(epoch)
 
     def efficiency(self, epoch: int = 0) -> float:
-        """Real tokens over tokens of all rows, in one epoch: 1 for concat."""
+        """Share of real tokens in the rows of an epoch, 1 for concat."""
         return self._plan.efficiency(epoch)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by its arguments: plans are rebuilt in the worker process that needs them."""
+        """Pickle by arguments: plans are rebuilt in the worker process that needs them."""
         return _rebuild, (
             self.corpus, self.seq_len, self.seed, self.packing, self.eod_id, self._documents, self.vocab_size,
         )  # fmt: skip
@@ -149,7 +151,7 @@ class RowStream:
 
 
 def _rebuild(
-    corpus: IndexedCorpus,
+    corpus: Corpus,
     seq_len: int,
     seed: int,
     packing: str,

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmdata.corpus.indexed import IndexedCorpus, check_token_range
+from mmdata.corpus.indexed import IndexedCorpus
 from mmdata.corpus.split import split_documents
+from mmdata.corpus.token_range import check_token_range, scan_tokens
 from mmdata.corpus.writer import CorpusWriter
 from mmdata.errors import DataError
 
@@ -95,7 +96,7 @@ def test_token_range(megatron_corpus):
         check_token_range(corpus, 9)
     negative = IndexedCorpus(megatron_corpus([[[1]], [[2, -1]]], np.int32, "negative"))
     with pytest.raises(DataError, match="document 1: token id -1"):
-        negative.check_vocab(100)
+        scan_tokens(negative, 101)
 
 
 def test_split_documents_by_hash(megatron_corpus):
@@ -110,7 +111,8 @@ def test_split_documents_by_hash(megatron_corpus):
 
 
 def test_import_is_light_and_silent():
-    code = "import sys, mmdata, mmdata.prepare.pipeline; sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
+    modules = "mmdata, mmdata.prepare.pipeline, mmdata.corpus.open, mmdata.corpus.writer"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'megatron' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, env=_env(), check=False)
     assert done.returncode == 0 and not done.stderr and not done.stdout
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmdata.corpus.indexed import IndexedCorpus, check_token_range
+from mmdata.corpus.indexed import IndexedCorpus
 from mmdata.corpus.manifest import read_manifest, sha256_file
 from mmdata.corpus.split import held_out
+from mmdata.corpus.token_range import check_token_range
 from mmdata.errors import DataError
 from mmdata.hashing import content_hash
 from mmdata.prepare.pipeline import PrepareOptions, prepare
@@ -251,6 +252,22 @@ def test_cli(text_folder, tmp_path, capsys):
 
 
 def test_stdlib_recipe_finds_the_library_and_nothing_else():
-    files = recipe_files("stdlib")
+    files = recipe_files("stdlib", ROOT / "data" / "recipes")
     assert files == sorted(files) and len(files) > 300 and Path(json.__file__).resolve() in [f.resolve() for f in files]
     assert not any("site-packages" in str(file) or file.suffix != ".py" for file in files)
+
+
+def test_recipes_are_those_of_the_folder_handed_in(tmp_path):
+    (tmp_path / "two.py").write_text("from pathlib import Path\n\ndef files():\n    return [Path('a'), Path('b')]\n")
+    (tmp_path / "none.py").write_text("def files():\n    return []\n")
+    assert recipe_files("two", tmp_path) == [Path("a"), Path("b")]
+    with pytest.raises(DataError, match="--recipe none finds no file"):
+        recipe_files("none", tmp_path)
+    with pytest.raises(DataError, match=f"--recipe stdlib is not known: there are none, two in {tmp_path}"):
+        recipe_files("stdlib", tmp_path)
+
+
+def test_recipe_option_works_from_any_folder(tmp_path):
+    command = [sys.executable, str(ROOT / "launch/prepare.py"), "--recipe", "nosuch", "--output", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "there are stdlib in" in done.stderr
