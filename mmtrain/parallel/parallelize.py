@@ -16,7 +16,7 @@ from mmtrain.parallel.expert.expert_parallel import ExchangedExperts, apply_expe
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.schedule import Pipeline
 from mmtrain.parallel.pipeline.split import take_stages
-from mmtrain.parallel.routing import apply_routing
+from mmtrain.parallel.routing import RoutedTogether, apply_routing
 from mmtrain.parallel.tensor.tensor_parallel import apply_tensor_parallel
 
 
@@ -44,6 +44,9 @@ def apply_parallel(
     layout = context.layout
     if layout.tp > 1:
         apply_tensor_parallel(model, context.dense["tp"])
+        for block in model.layers:
+            if isinstance(block.ffn, MoE):
+                block.ffn.router.tokens = RoutedTogether(context.dense["tp"].get_group())
     if layout.ep * layout.etp > 1:
         axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
         groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from mmkernels.moe import Quotas, Route, route
 from mmkernels.router import balance_stats, router_logits
 from mmtrain.config import ModelConfig
+from mmtrain.model.initial import XAVIER, Initial
+from mmtrain.model.weights import local
 
 
 class RouterStats(NamedTuple):
@@ -86,6 +88,7 @@ class Router(nn.Module):
         self.capacity_factor, self.drop_policy = config.capacity_factor, config.drop_policy
         self.aux_loss_coef = config.aux_loss_coef
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.initial: dict[str, Initial] = {"weight": XAVIER}
         self.tokens: TokenShare = OwnTokens()
         self.pool: CapacityPool | None = None
         self.parts = 1
@@ -96,7 +99,7 @@ class Router(nn.Module):
 
         Returns the plan of the T tokens, and statistics of the whole micro-batch.
         """
-        logits_NE = self.tokens.gather(router_logits(x_TD, self.weight.float()))
+        logits_NE = self.tokens.gather(router_logits(x_TD, local(self.weight).float()))
         factor = self.capacity_factor if self.training else None
         tokens = max(logits_NE.shape[0], 1)  # a capacity is at least 1
         capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
