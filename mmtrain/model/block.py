@@ -31,7 +31,7 @@ class Block(nn.Module):
 
     Attributes:
         spec: the kind of its mixer.
-        sequence: where the mixer meets tokens that lie on other ranks.
+        sequence: brings the tokens of all ranks to the mixer, and sums its partial results over ranks.
         recompute: run forward again in backward and keep only the block's input.
     """
 
@@ -39,6 +39,7 @@ class Block(nn.Module):
         super().__init__()
         self.alpha, self.post_norm = config.alpha, config.post_norm
         self.spec = mixer_spec(config.layer_types[layer])
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mixer: Mixer = self.spec.build(config, layer)
         self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -56,7 +57,7 @@ class Block(nn.Module):
         Args:
             h_TD: hidden states of this process's tokens.
             packing: the documents that the tokens of all ranks belong to.
-            rope: of the positions of these tokens.
+            rope: cosines and sines of the positions of the tokens of `packing`.
             cache: what the mixer remembers of a document that the tokens continue; None outside of decoding.
         """
         if self.recompute and torch.is_grad_enabled():

@@ -19,8 +19,8 @@ class ParameterCount:
     """Parameters of a model.
 
     Attributes:
-        total: all of them.
-        activated: those that one token meets, with both embedding matrices.
+        total: parameters of all layers and both embedding matrices.
+        activated: parameters that one token meets, with both embedding matrices.
         activated_without_embeddings: the figure that papers call activated (MiniMax-01: 45.9B).
         by_part: `total`, by part of the model.
     """

@@ -88,7 +88,7 @@ def _fill(parameter: Tensor, name: str, seed: int, initial: Xavier | XavierQKV) 
 
 
 def _pieces(local: Tensor, offset: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Views of at most _CHUNK elements that make up a shard, each with its offset in the full parameter."""
+    """Yield views of at most _CHUNK elements that make up a shard, each with its offset in the full parameter."""
     if local.numel() <= _CHUNK:
         if local.numel():
             yield local, offset
@@ -100,7 +100,7 @@ def _pieces(local: Tensor, offset: tuple[int, ...]) -> Iterator[tuple[Tensor, tu
 
 
 def _global_index(shape: torch.Size, offset: tuple[int, ...], full: torch.Size, device: torch.device) -> Tensor:
-    """Index of each element of a part in the flattened full parameter, int64."""
+    """Return the index of each element of a part in the flattened full parameter, int64."""
     index = torch.zeros((), dtype=torch.int64, device=device)
     for size, start, whole in zip(shape, offset, full, strict=True):
         index = index[..., None] * whole + torch.arange(start, start + size, device=device)
@@ -108,7 +108,7 @@ def _global_index(shape: torch.Size, offset: tuple[int, ...], full: torch.Size, 
 
 
 def _uniform(index: Tensor, key: int) -> Tensor:
-    """Uniform in (-1, 1) from a 64-bit mix of (key, index) (the finaliser of SplitMix64); fp32, 24 random bits."""
+    """Return fp32 uniform in (-1, 1), 24 random bits, from a 64-bit mix of key and index (SplitMix64's finaliser)."""
     z = index * -7046029254386353131 + key  # 0x9E3779B97F4A7C15, wrapping
     z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB

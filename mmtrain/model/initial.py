@@ -1,4 +1,4 @@
-"""How the elements of a parameter begin: a module that has parameters says so in its attribute `initial`.
+"""The ways in which a parameter's elements begin: a module says in its attribute `initial` how its own do.
 
 `initial` maps the name of each parameter that is the module's own to one of the classes here; `mmtrain.model.init`
 fills the parameter by it. Random elements are a function of the seed and the parameter's full name, so renaming a

@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Normalise every row of x [T, D]; any float dtype in, the same out."""
+        """Normalise every row of x [T, D], of any float dtype, which the result has too."""
         return rms_norm(x_TD, local(self.weight), self.eps)
 
     def after_residual(self, residual_TD: Tensor, out_TD: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""How a parameter of the model becomes a DTensor.
+"""The step that makes a parameter of the model a DTensor.
 
 It stays one in `named_parameters`, for the optimizer, checkpoints and FSDP2. The modules of the model read this rank's
 plain part of it, whose gradient goes back as a DTensor, by `mmtrain.model.weights.local`.

@@ -65,6 +65,7 @@ class LightningAttention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim, inner = config.num_heads, config.head_dim, config.inner_size
         self._slopes = decay_slopes(config.num_heads, layer, config.num_layers)
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.qkv_proj = Linear(config.hidden_size, 3 * inner, XavierQKV(config.head_dim, value_gain=config.beta))
         self.output_gate = Linear(config.hidden_size, inner)
         self.out_proj = Linear(inner, config.hidden_size, Xavier(config.beta))

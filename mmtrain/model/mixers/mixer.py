@@ -1,4 +1,4 @@
-"""What every token mixer is to the rest of the model.
+"""The call that all token mixers have in common, and how their heads are split over ranks.
 
 Legend: T tokens, D model width, H heads.
 """
@@ -46,7 +46,7 @@ class Mixer(Protocol):
         Args:
             x_TD: any float dtype, that of the weights.
             packing: the documents that the tokens belong to.
-            rope: of the tokens' positions; a mixer may do without.
+            rope: cosines and sines of the tokens' positions; a mixer may do without.
             cache: of the class that the mixer's :class:`~mmtrain.model.mixers.registry.MixerSpec` names. The tokens
                 continue its document, and it is brought up to date. None: the documents of `packing` are whole.
         """

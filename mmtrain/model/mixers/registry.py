@@ -1,4 +1,4 @@
-"""The token mixers that `model.layer_pattern` can name: all that other parts of the program know about them.
+"""The token mixers that `model.layer_pattern` can name, with all that other parts of the program know about them.
 
 A mixer is one entry of :data:`MIXERS` and one file. The classes are named by their import path and loaded when one is
 built, because layouts are planned, and operations counted, without torch.

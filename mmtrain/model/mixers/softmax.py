@@ -46,6 +46,7 @@ class SoftmaxAttention(nn.Module):
         super().__init__()
         self.head_dim, self.num_kv_heads = config.head_dim, config.num_kv_heads
         kv_size = config.num_kv_heads * config.head_dim
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.q_proj = Linear(config.hidden_size, config.inner_size)
         self.k_proj = Linear(config.hidden_size, kv_size)
         self.v_proj = Linear(config.hidden_size, kv_size, Xavier(config.beta))

@@ -34,13 +34,14 @@ class Experts(nn.Module):
 
     def __init__(self, num_experts: int, hidden_size: int, ffn_hidden_size: int, gain: float = 1.0) -> None:
         super().__init__()
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.w13_E2FD = nn.Parameter(torch.empty(num_experts, 2, ffn_hidden_size, hidden_size))
         self.w2_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, ffn_hidden_size))
         self.initial: dict[str, Initial] = {"w13_E2FD": Xavier(gain), "w2_EDF": Xavier(gain)}
         self.call: ExpertCall = LocalExperts()
 
     def forward(self, x_TD: Tensor, plan: Route) -> Tensor:
-        """The weighted sum over each token's kept experts, [T, D]."""
+        """Return the weighted sum over each token's kept experts, [T, D]."""
         return self.call(self, x_TD, plan)
 
     def products(self, x_RD: Tensor, offset_E: Tensor) -> Tensor:
@@ -59,16 +60,16 @@ class Experts(nn.Module):
 
 
 class ExpertCall(Protocol):
-    """What the experts of a layer ask for."""
+    """The way tokens get to the experts of a layer and back."""
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
-        """The weighted sum over each token's kept experts, [T, D]."""
+        """Return the weighted sum over each token's kept experts, [T, D]."""
 
 
 class LocalExperts:
     """All experts on this device: gather rows, multiply, add up."""
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
-        """See :class:`ExpertCall`."""
+        """Return the weighted sum over each token's kept experts, [T, D]."""
         x_RD = permute(x_TD, plan)
         return unpermute(experts.products(x_RD, plan.offset_E), plan.weight_TK, plan)

@@ -22,12 +22,13 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.router = Router(config)
         self.experts = Experts(config.num_experts, config.hidden_size, config.ffn_hidden_size, config.beta)
         self.shared = SharedExpert(config) if config.shared_ffn_hidden_size else None
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
-        """Apply to every token; returns [T, D] and what the router did."""
+        """Return the mixture's output for every token, [T, D], and what the router did."""
         plan, stats = self.router(x_TD)
         out_TD = self.experts(x_TD, plan)
         return (out_TD if self.shared is None else self.shared(x_TD, out_TD)), stats
@@ -38,10 +39,11 @@ class SharedExpert(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.mlp = SwiGLU(config.hidden_size, config.shared_ffn_hidden_size, config.beta)
         self.coefficient = Linear(config.hidden_size, 1)
 
     def forward(self, x_TD: Tensor, routed_TD: Tensor) -> Tensor:
-        """Blend the shared expert's output of x with the routed experts' output."""
+        """Return, [T, D], the blend of the shared expert's output for x and the routed experts' output."""
         gate_T1 = torch.sigmoid(F.linear(x_TD.float(), local(self.coefficient.weight).float()))
         return torch.lerp(routed_TD.float(), self.mlp(x_TD).float(), gate_T1).to(x_TD.dtype)
