@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from string import ascii_uppercase
 
 from mmtrain.config.checks import choose, require
 
@@ -82,9 +83,9 @@ class ModelConfig:
                      "ffn_hidden_size", "loss_chunk_tokens"):  # fmt: skip
             value = getattr(self, name)
             require(value >= 1, f"model.{name}", value, "must be at least 1", "give a positive number")
-        wrong = set(self.layer_pattern) - {LIGHTNING, SOFTMAX}
-        require(bool(self.layer_pattern) and not wrong, "model.layer_pattern", self.layer_pattern,
-                 "may hold only L (lightning) and S (softmax)", "for example LLLLLLLS")  # fmt: skip
+        letters = bool(self.layer_pattern) and set(self.layer_pattern) <= set(ascii_uppercase)
+        require(letters, "model.layer_pattern", self.layer_pattern, "must be capital letters, one a kind of layer",
+                 "for example LLLLLLLS")  # fmt: skip
         require(self.num_heads % self.num_kv_heads == 0, "model.num_kv_heads", self.num_kv_heads,
                  f"must divide num_heads={self.num_heads}", "choose a divisor")  # fmt: skip
         require(0 <= self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0, "model.rotary_dim",

@@ -5,20 +5,22 @@ Legend: T tokens, D model width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmtrain.config import LIGHTNING, ModelConfig
+from mmtrain.config import ModelConfig
 from mmtrain.model.ffn import SwiGLU
-from mmtrain.model.mixers.cache import LightningCache, SoftmaxCache
-from mmtrain.model.mixers.lightning import LightningAttention
-from mmtrain.model.mixers.softmax import SoftmaxAttention
+from mmtrain.model.mixers.mixer import Mixer
+from mmtrain.model.mixers.registry import mixer_spec
 from mmtrain.model.moe.layer import MoE
 from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable
+from mmtrain.model.sequence import SequenceRegion, WholeSequence
 
 
 class Block(nn.Module):
@@ -28,35 +30,44 @@ class Block(nn.Module):
     is taken after the norm (MiniMax-01 section 2, Fig. 3). Pre-norm: h = h + Mixer(RMSNorm(h)), and so on.
 
     Attributes:
+        spec: the kind of its mixer.
+        sequence: brings the tokens of all ranks to the mixer, and sums its partial results over ranks.
         recompute: run forward again in backward and keep only the block's input.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.alpha, self.post_norm = config.alpha, config.post_norm
-        self.kind = config.layer_types[layer]
+        self.spec = mixer_spec(config.layer_types[layer])
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.input_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mixer = LightningAttention(config, layer) if self.kind == LIGHTNING else SoftmaxAttention(config)
+        self.mixer: Mixer = self.spec.build(config, layer)
         self.post_attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.ffn = MoE(config) if config.num_experts else SwiGLU(config.hidden_size, config.ffn_hidden_size)
+        self.ffn = (
+            MoE(config) if config.num_experts else SwiGLU(config.hidden_size, config.ffn_hidden_size, config.beta)
+        )
+        self.sequence: SequenceRegion = WholeSequence()
         self.recompute = False
 
     def forward(
-        self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningCache | SoftmaxCache | None = None
+        self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any = None
     ) -> tuple[Tensor, RouterStats | None]:
-        """Return the next hidden states [T, D], and what the router did (None in a dense layer)."""
+        """Return the next hidden states [T, D], and what the router did (None in a dense layer).
+
+        Args:
+            h_TD: hidden states of this process's tokens.
+            packing: the documents that the tokens of all ranks belong to.
+            rope: cosines and sines of the positions of the tokens of `packing`.
+            cache: what the mixer remembers of a document that the tokens continue; None outside of decoding.
+        """
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._run, h_TD, packing, rope, cache, use_reentrant=False, preserve_rng_state=False)
         return self._run(h_TD, packing, rope, cache)
 
-    def _run(
-        self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningCache | SoftmaxCache | None
-    ) -> tuple[Tensor, RouterStats | None]:
+    def _run(self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any) -> tuple[Tensor, RouterStats | None]:
         x_TD = self.input_norm(h_TD)
-        if self.kind == LIGHTNING:
-            mixed_TD = self.mixer(x_TD, packing, cache)
-        else:
-            mixed_TD = self.mixer(x_TD, packing, rope, cache)
+        mixed_TD = self.mixer(self.sequence.gather_from(x_TD), packing, rope, cache)
+        mixed_TD = self.sequence.reduce_scatter_to(mixed_TD)
         residual_TD = x_TD if self.post_norm else h_TD
         x_TD, h_TD = self.post_attention_norm.after_residual(residual_TD, mixed_TD, self.alpha)
         out = self.ffn(x_TD)

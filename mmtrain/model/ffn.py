@@ -10,19 +10,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkernels.swiglu import swiglu
+from mmtrain.model.initial import Initial, Xavier
+from mmtrain.model.sequence import SequenceRegion, WholeSequence
+from mmtrain.model.weights import local
 
 
 class SwiGLU(nn.Module):
-    """Feed-forward of a dense layer, and of the shared expert (MiniMax-01 section 2.1; released code).
+    """The feed-forward of a dense layer, and of the shared expert (MiniMax-01 section 2.1; released code).
 
     W1 (gate) and W3 (up) are stacked as w13 [2, F, D], so that a shard of F holds rows of both.
+
+    Attributes:
+        sequence: brings the tokens of all ranks here, and sums partial results over ranks.
+
+    Args:
+        hidden_size: D.
+        ffn_hidden_size: F.
+        gain: initial gain of all three matrices.
     """
 
-    def __init__(self, hidden_size: int, ffn_hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, ffn_hidden_size: int, gain: float = 1.0) -> None:
         super().__init__()
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.w13_2FD = nn.Parameter(torch.empty(2, ffn_hidden_size, hidden_size))
         self.w2_DF = nn.Parameter(torch.empty(hidden_size, ffn_hidden_size))
+        self.initial: dict[str, Initial] = {"w13_2FD": Xavier(gain), "w2_DF": Xavier(gain)}
+        self.sequence: SequenceRegion = WholeSequence()
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Apply to every token; [T, D] to [T, D]."""
-        return F.linear(swiglu(F.linear(x_TD, self.w13_2FD.flatten(0, 1))), self.w2_DF)
+        """Return W2 (SiLU(W1 x) * W3 x) of every token; [T, D] to [T, D]."""
+        x_TD = self.sequence.gather_from(x_TD)
+        y_TF = swiglu(F.linear(x_TD, local(self.w13_2FD).flatten(0, 1)))
+        return self.sequence.reduce_scatter_to(F.linear(y_TF, local(self.w2_DF)))

@@ -6,10 +6,12 @@ usual for MFU. Recomputation (activation checkpointing) is not counted either: i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmtrain.config import LIGHTNING, SOFTMAX, ModelConfig
+from mmtrain.config import ModelConfig
+from mmtrain.model.mixers.registry import MIXERS, check_layer_pattern
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class ParameterCount:
     """Parameters of a model.
 
     Attributes:
-        total: all of them.
-        activated: those that one token meets, with both embedding matrices.
+        total: parameters of all layers and both embedding matrices.
+        activated: parameters that one token meets, with both embedding matrices.
         activated_without_embeddings: the figure that papers call activated (MiniMax-01: 45.9B).
         by_part: `total`, by part of the model.
     """
@@ -50,13 +52,21 @@ class FlopCount:
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:
-    """Count the parameters of a model (shapes: those of the released weights)."""
+    """Count the parameters of a model (shapes: those of the released weights).
+
+    Raises:
+        ConfigError: `layer_pattern` has a letter that stands for no mixer.
+    """
+    check_layer_pattern(model)
     hidden, layers = model.hidden_size, model.num_layers
     expert = 3 * hidden * model.ffn_hidden_size
+    layers_of = Counter(model.layer_types)
     parts = {
         "embedding": model.vocab_size * hidden,
-        "lightning": model.layer_types.count(LIGHTNING) * (_lightning_weights(model) + model.inner_size),
-        "softmax": model.layer_types.count(SOFTMAX) * _softmax_weights(model),
+        **{
+            mixer.name: layers_of[letter] * (mixer.matrix_weights(model) + mixer.vector_weights(model))
+            for letter, mixer in MIXERS.items()
+        },
         "router": layers * model.num_experts * hidden,
         "experts": layers * model.num_experts * expert,
         "dense_ffn": 0 if model.num_experts else layers * expert,
@@ -73,26 +83,28 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 def step_flops(model: ModelConfig, doc_lengths: Sequence[int], kept_assignments: float | None = None) -> FlopCount:
     """Count the useful operations of one forward and backward pass over packed documents.
 
-    Softmax attention counts the causal pairs inside each document, n(n+1)/2. Lightning attention counts its linear
-    algorithmic cost, one state update and one readout a token and head: 2 * 2 * d * d. Chunked implementations do more
-    (the products inside a chunk), and MFU measures them against this useful minimum.
+    A mixer's projections are counted by its matrices, 2 operations an element and token; its attention as its entry in
+    `mmtrain.model.mixers.registry` says, over the documents as they are.
 
     Args:
         model: the architecture.
         doc_lengths: tokens of every document in the step.
         kept_assignments: token-to-expert assignments that were not dropped, summed over the layers; None: all of them.
+
+    Raises:
+        ConfigError: `layer_pattern` has a letter that stands for no mixer.
     """
+    check_layer_pattern(model)
     tokens, hidden = sum(doc_lengths), model.hidden_size
-    pairs = sum(length * (length + 1) // 2 for length in doc_lengths)
     expert = 3 * hidden * model.ffn_hidden_size
     if kept_assignments is None:
         kept_assignments = tokens * model.top_k * model.num_layers
-    lightning, softmax = model.layer_types.count(LIGHTNING), model.layer_types.count(SOFTMAX)
-    parts: dict[str, float] = {
-        "lightning_projections": 2 * tokens * lightning * _lightning_weights(model),
-        "lightning_attention": 2 * 2 * tokens * lightning * model.inner_size * model.head_dim,
-        "softmax_projections": 2 * tokens * softmax * _softmax_weights(model),
-        "softmax_attention": 2 * 2 * pairs * softmax * model.inner_size,
+    layers_of = Counter(model.layer_types)
+    parts: dict[str, float] = {}
+    for letter, mixer in MIXERS.items():
+        parts[f"{mixer.name}_projections"] = 2 * tokens * layers_of[letter] * mixer.matrix_weights(model)
+        parts[f"{mixer.name}_attention"] = layers_of[letter] * mixer.attention_flops(model, doc_lengths)
+    parts |= {
         "router": 2 * tokens * model.num_layers * model.num_experts * hidden,
         "experts": 2 * kept_assignments * expert if model.num_experts else 0,
         "dense_ffn": 0 if model.num_experts else 2 * tokens * model.num_layers * expert,
@@ -161,16 +173,6 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
     if column is None:
         return None
     return next((peaks[column] for peaks in _PEAKS if peaks[0] in device_name), None)
-
-
-def _lightning_weights(model: ModelConfig) -> int:
-    """Matrices of one lightning layer: qkv, output gate and output projection."""
-    return 5 * model.inner_size * model.hidden_size
-
-
-def _softmax_weights(model: ModelConfig) -> int:
-    """Matrices of one softmax layer: q and o over all heads, k and v over the grouped ones."""
-    return 2 * (model.inner_size + model.num_kv_heads * model.head_dim) * model.hidden_size
 
 
 def _shared_weights(model: ModelConfig) -> int:

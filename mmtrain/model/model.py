@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
+from mmtrain.model.embedding import Embedding
+from mmtrain.model.linear import Linear
 from mmtrain.model.loss import LossCall, linear_cross_entropy
 from mmtrain.model.mixers.cache import DecodeCache
+from mmtrain.model.mixers.registry import check_layer_pattern
 from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import rope_table
+from mmtrain.model.weights import local
 
 
 class ModelInputs(NamedTuple):
@@ -76,11 +80,12 @@ class HybridLM(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_layer_pattern(config)
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.token_loss: LossCall = linear_cross_entropy
 
     def forward(
@@ -116,7 +121,7 @@ class HybridLM(nn.Module):
         h_TD = self.norm(h_TD)
         if labels_T is None:
             return self.lm_head(h_TD)
-        ce_sum = self.token_loss(h_TD, self.lm_head.weight, labels_T, self.config.loss_chunk_tokens)
+        ce_sum = self.token_loss(h_TD, local(self.lm_head.weight), labels_T, self.config.loss_chunk_tokens)
         return LossOutput(ce_sum, _total(router, torch.zeros_like(ce_sum)), router)
 
     def prune(self, layers: set[int], *, embedding: bool, head: bool) -> None:

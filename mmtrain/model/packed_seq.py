@@ -1,4 +1,4 @@
-"""How documents lie in a flattened row of tokens."""
+"""The places of documents in a flattened row of tokens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Packing:
         cu_seqlens: int32 [documents + 1], first token of each document, then T; every row start is a boundary.
         position_ids_T: int64 [T], position of each token in its document.
         max_seqlen: the longest document, known without reading the device.
-        lengths: tokens of each document, on the host. Given none, it reads them from `cu_seqlens`, once: with that on a
-            device, the host waits for it.
+        lengths: tokens of each document, on the host. Where none are given, they are read from `cu_seqlens`, once; if
+            that tensor is on a device, the host waits for the device.
     """
 
     cu_seqlens: Tensor

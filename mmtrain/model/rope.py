@@ -14,7 +14,7 @@ RopeTable = tuple[Tensor, Tensor]
 
 
 def rope_table(position_ids_T: Tensor, rotary_dim: int, base: float) -> RopeTable:
-    """Cosines and sines of position * base^(-2i/R), i = 0 .. R/2 - 1, in fp32 (MiniMax-01 section 2).
+    """Return cosines and sines of position * base^(-2i/R), i = 0 .. R/2 - 1, in fp32 (MiniMax-01 section 2).
 
     Angles are formed in float64: at a million tokens an fp32 product is off by more than 0.01 rad.
 

@@ -1,4 +1,4 @@
-"""How the model's modules read their parameters.
+"""The call by which the model's modules read their parameters.
 
 A parameter may be a DTensor, laid over processes by `mmtrain.parallel`; kernels and autograd functions know plain
 tensors. A module's `forward` therefore reads every parameter through :func:`local`.
@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 def local(weight: Tensor) -> Tensor:
-    """Plain part of a parameter that this process computes with: all of a plain tensor, the local shard of a DTensor.
+    """Return the part of a parameter that this process computes with: a plain tensor itself, a DTensor's local shard.
 
     Where a DTensor is replicated, its ranks use it for different tokens or heads, so their gradients are partial sums.
     """

@@ -11,6 +11,7 @@ from itertools import product
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError
+from mmtrain.model.mixers.registry import check_layer_pattern, mixer_spec
 
 AXES = ("pp", "tp", "ep", "etp")  # those that a user sets and the search for a layout that works may change
 ROW_ALIGNMENT = 8  # bf16 elements in the 16 bytes that rows of a grouped product are aligned to
@@ -57,9 +58,11 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
         seq_lens: lengths of sequence that the run's phases train on.
 
     Raises:
-        ConfigError: the first option that cannot work, the arithmetic, and up to three sets of overrides that do.
+        ConfigError: a layer of an unknown kind; or the first option that cannot work, the arithmetic, and up to three
+            sets of overrides that do.
     """
     parallel.validate()
+    check_layer_pattern(model)
     require(parallel.pp_chunks <= model.num_layers, "parallel.pp_chunks", parallel.pp_chunks,
              f"more chunks than model.num_layers={model.num_layers}",
              f"give parallel.pp_chunks={model.num_layers} or less")  # fmt: skip
@@ -120,11 +123,11 @@ def _pp_problem(job: _Job, pp: int) -> str:
 def _tp_problem(job: _Job, tp: int) -> str:
     model, rows = job.model, job.parallel.micro_batch_rows
     width = "shared_ffn_hidden_size" if model.num_experts else "ffn_hidden_size"
-    for name in ("num_heads", width):
-        if getattr(model, name) % tp:
-            return f"model.{name} {getattr(model, name)} / tp {tp} is not whole"
-    if model.num_kv_heads % tp and tp % model.num_kv_heads:  # fewer KV heads than ranks are replicated
-        return f"model.num_kv_heads {model.num_kv_heads} and tp {tp}: neither divides the other"
+    for letter in dict.fromkeys(model.layer_pattern):
+        if problem := mixer_spec(letter).tp_problem(model, tp):
+            return problem
+    if getattr(model, width) % tp:
+        return f"model.{width} {getattr(model, width)} / tp {tp} is not whole"
     if model.vocab_size < tp:
         return f"model.vocab_size {model.vocab_size} is less than tp {tp}"
     for seq_len in job.seq_lens:

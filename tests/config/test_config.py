@@ -126,7 +126,7 @@ def test_smallest_configuration_loads():
         ("model.top_k", 0),
         ("model.num_experts", -1),
         ("model.capacity_factor", 0),
-        ("model.layer_pattern", "LLX"),
+        ("model.layer_pattern", "LLs"),
         ("model.layer_pattern", ""),
         ("model.drop_policy", "prob"),
         ("model.vocab_size", 0),

@@ -74,6 +74,11 @@ def test_eight_processes(pool: Pool, name: str) -> None:
     check(pool, Job(model, parallel, rows=2 * 8 // parallel.tp, steps=STEPS), 8)
 
 
+def test_two_key_value_heads_on_four_ranks(pool: Pool) -> None:
+    """Ranks 0 and 1 use the first, ranks 2 and 3 the second."""
+    check(pool, Job(replace(SHALLOW, num_kv_heads=2), ParallelConfig(tp=4)), 4)
+
+
 @pytest.mark.parametrize("name", [pytest.param("G2", marks=pytest.mark.slow), "G4"])
 def test_token_groups(pool: Pool, name: str) -> None:
     check(pool, Job(parallel=ParallelConfig(**GROUPED[name])), 4)

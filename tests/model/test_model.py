@@ -56,7 +56,7 @@ def test_every_parameter_has_a_finite_gradient(variant: str) -> None:
     model = small_model(**VARIANTS[variant])
     config = model.config
     out, grads = train_step(model)
-    assert "".join(layer.kind for layer in model.layers) == config.layer_types
+    assert "".join(layer.spec.letter for layer in model.layers) == config.layer_types
     assert len(out.router) == (config.num_layers if config.num_experts else 0)
     assert torch.equal(out.aux_loss, sum((stats.aux_loss for stats in out.router), start=torch.zeros(())))
     assert (out.aux_loss > 0) == (config.num_experts > 0)
@@ -86,7 +86,7 @@ def test_residuals_of_post_norm_and_pre_norm(pattern: str) -> None:
         rope = rope_table(packing.position_ids_T, 16, 1e4)
 
         def mixed(x: Tensor, block: Block = block, rope: tuple = rope, packing: Packing = packing) -> Tensor:
-            return block.mixer(x, packing, rope) if block.kind == "S" else block.mixer(x, packing)
+            return block.mixer(x, packing, rope)
 
         x = block.input_norm(h)
         middle = alpha * (x if post_norm else h) + mixed(x)

@@ -1,1 +1,1 @@
-"""Token mixers: what lets the tokens of a document see each other, one file a kind."""
+"""Token mixers: what lets the tokens of a document see each other, one file a kind, and their registry."""

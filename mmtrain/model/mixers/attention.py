@@ -18,22 +18,25 @@ from mmtrain.model.packed_seq import Packing
 
 
 class AttentionCall(Protocol):
-    """What a mixer asks for."""
+    """The kernels that mixers ask for, one method a kind of attention."""
 
     def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
-        """Decayed linear attention of q, k, v = SiLU(qkv), [T, H, K]; a head's columns are K of q, K of k, K of v."""
+        """Return decayed linear attention of q, k, v = SiLU(qkv), [T, H, K].
+
+        A head's 3 K columns of qkv are K of q, K of k, K of v; slopes are fp32.
+        """
 
     def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
-        """Causal softmax attention with scale 1/sqrt(K), [T, H, K]."""
+        """Return causal softmax attention with scale 1/sqrt(K), [T, H, K]."""
 
 
 class LocalAttention:
     """Both kinds of attention over tokens that all lie on this device."""
 
     def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
-        """See :class:`AttentionCall`."""
+        """Return the output of the fused lightning kernels, [T, H, K]."""
         return silu_lightning_attention(qkv_THX[None], slopes_H, cu_seqlens=packing.cu_seqlens).squeeze(0)
 
     def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
-        """See :class:`AttentionCall`."""
+        """Return the output of the softmax kernels, [T, H, K]."""
         return softmax_attention(q_THK, k_TGK, v_TGK, packing.cu_seqlens, packing.lengths)

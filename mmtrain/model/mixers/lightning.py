@@ -6,7 +6,8 @@ Legend: T tokens, D model width, H heads, K head dimension, I = H * K.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,25 @@ from torch import Tensor, nn
 from mmkernels.lightning import lightning_attention, lightning_decode_step
 from mmkernels.norm_gate import norm_gate
 from mmtrain.config import ModelConfig
+from mmtrain.model.initial import Xavier, XavierQKV
+from mmtrain.model.linear import Linear
 from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
-from mmtrain.model.mixers.cache import LightningCache
+from mmtrain.model.mixers.mixer import HeadShard
 from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
+from mmtrain.model.rope import RopeTable
+from mmtrain.model.weights import local
+
+
+@dataclass
+class LightningCache:
+    """The recurrent state of a lightning layer, fp32 [1, H, K, K]; None before the first token."""
+
+    state: Tensor | None = None
 
 
 def decay_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
-    """Slopes s of the decay exp(-s) a token, one a head, from the *global* head and layer index.
+    """Return the slopes s of the decay exp(-s) a token, one a head, from the *global* head and layer index.
 
     s[h, l] = 2^(-8h/H) * (1 - l/(L-1) + 1e-5), h = 1..H, l = 0..L-1 counting softmax layers too (the released
     modeling code). Head counts that are no power of two interpolate as ALiBi does.
@@ -45,36 +57,43 @@ class LightningAttention(nn.Module):
     2.2 and Fig. 3, details from the released code). Rows of W_qkv are interleaved by head: K of q, K of k, K of v.
 
     Attributes:
-        norm_over: for `norm_gate`, where the heads lie on several ranks: width of all, and what sums over ranks.
+        num_heads: H, the heads that this process works on.
+        attention: the kernel, or a call that talks to other ranks.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.num_heads, self.head_dim, inner = config.num_heads, config.head_dim, config.inner_size
         self._slopes = decay_slopes(config.num_heads, layer, config.num_layers)
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner, bias=False)
-        self.output_gate = nn.Linear(config.hidden_size, inner, bias=False)
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
+        self.qkv_proj = Linear(config.hidden_size, 3 * inner, XavierQKV(config.head_dim, value_gain=config.beta))
+        self.output_gate = Linear(config.hidden_size, inner)
+        self.out_proj = Linear(inner, config.hidden_size, Xavier(config.beta))
         self.norm = RMSNorm(inner, config.lightning_norm_eps)
         self._slopes_H: Tensor | None = None
         self.attention: AttentionCall = LocalAttention()
-        self.norm_over: dict[str, Any] = {}
+        # Of `norm_gate`, where the heads lie on several ranks: columns of all of them, and what sums over ranks.
+        self._norm_width: int | None = None
+        self._norm_reduce: Callable[[Tensor], Tensor] | None = None
 
-    def take_heads(self, first: int, count: int) -> None:
-        """Work on some heads only, for tensor parallelism; slopes stay those of the global heads."""
-        self.num_heads, self._slopes, self._slopes_H = count, self._slopes[first : first + count], None
+    def split_heads(self, shard: HeadShard) -> None:
+        """Work on this rank's heads alone: slopes stay those of the global heads, and the norm spans all ranks'."""
+        self._norm_width, self._norm_reduce = self.num_heads * self.head_dim, shard.reduce
+        self._slopes = self._slopes[shard.of(self.num_heads)]
+        self.num_heads, self._slopes_H = len(self._slopes), None
 
     def slopes_on(self, device: torch.device) -> Tensor:
-        """The decay slopes, fp32 [H]: no parameter and no buffer, so that no cast of the module touches them."""
+        """Return the decay slopes, fp32 [H]: no parameter and no buffer, so that no cast of the module touches them."""
         if self._slopes_H is None or self._slopes_H.device != device:
             with torch.inference_mode(False):  # a tensor made in inference mode could not be used in training later
                 self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
         return self._slopes_H
 
-    def forward(self, x_TD: Tensor, packing: Packing, cache: LightningCache | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningCache | None = None) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
 
-        With a cache, the tokens continue the cached document, and its state is brought up to date.
+        With a cache, the tokens continue the cached document, and its state is brought up to date. The decay is all
+        that tells positions apart: `rope` is not used.
         """
         qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         slopes_H = self.slopes_on(x_TD.device)
@@ -83,11 +102,15 @@ class LightningAttention(nn.Module):
         else:
             o_THK = _continue_document(qkv_THX, slopes_H, cache)
         gate_TI = self.output_gate(x_TD)
-        return self.out_proj(norm_gate(o_THK.flatten(-2), gate_TI, self.norm.weight, self.norm.eps, **self.norm_over))
+        norm_weight_I = local(self.norm.weight)
+        y_TI = norm_gate(
+            o_THK.flatten(-2), gate_TI, norm_weight_I, self.norm.eps, width=self._norm_width, reduce=self._norm_reduce
+        )
+        return self.out_proj(y_TI)
 
 
 def _continue_document(qkv_THX: Tensor, slopes_H: Tensor, cache: LightningCache) -> Tensor:
-    """Attention of tokens that follow the cached ones, [T, H, K]; leaves the state after the last of them."""
+    """Return the attention of tokens that follow the cached ones, [T, H, K]; the cache gets the state after them."""
     q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
     if cache.state is not None and q_THK.shape[0] == 1:  # one token of one sequence
         o_THK, cache.state = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, cache.state)

@@ -5,28 +5,64 @@ Legend: T tokens, D model width, H heads, G key/value heads, K head dimension.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
+from mmtrain.model.initial import Xavier
+from mmtrain.model.linear import Linear
 from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
-from mmtrain.model.mixers.cache import SoftmaxCache
+from mmtrain.model.mixers.mixer import HeadShard
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable, apply_rope
 
 
-class SoftmaxAttention(nn.Module):
-    """Causal softmax attention, scale 1/sqrt(K), RoPE on the first `rotary_dim` dimensions (MiniMax-01 section 2)."""
+@dataclass
+class SoftmaxCache:
+    """Keys and values of a softmax layer, [T, G, K] each; None before the first token."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    k_TGK: Tensor | None = None
+    v_TGK: Tensor | None = None
+
+    def append(self, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens and return all of them."""
+        if self.k_TGK is not None and self.v_TGK is not None:
+            k_TGK, v_TGK = torch.cat([self.k_TGK, k_TGK]), torch.cat([self.v_TGK, v_TGK])
+        self.k_TGK, self.v_TGK = k_TGK, v_TGK
+        return k_TGK, v_TGK
+
+
+class SoftmaxAttention(nn.Module):
+    """Causal softmax attention, scale 1/sqrt(K), RoPE on the first `rotary_dim` dimensions (MiniMax-01 section 2).
+
+    Attributes:
+        attention: the kernel, or a call that talks to other ranks.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.head_dim, kv_size = config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.inner_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.inner_size, config.hidden_size, bias=False)
+        self.head_dim, self.num_kv_heads = config.head_dim, config.num_kv_heads
+        kv_size = config.num_kv_heads * config.head_dim
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
+        self.q_proj = Linear(config.hidden_size, config.inner_size)
+        self.k_proj = Linear(config.hidden_size, kv_size)
+        self.v_proj = Linear(config.hidden_size, kv_size, Xavier(config.beta))
+        self.o_proj = Linear(config.inner_size, config.hidden_size, Xavier(config.beta))
         self.attention: AttentionCall = LocalAttention()
+        # Rows of k_proj and v_proj that this process works with; None: all that it has.
+        self._kv_rows: slice | None = None
+
+    def split_heads(self, shard: HeadShard) -> None:
+        """Work on this rank's query heads alone, and on the key/value heads that these share.
+
+        Where ranks are more than key/value heads, every rank has the weights of all of these and uses one head's.
+        """
+        if self.num_kv_heads % shard.ranks:
+            head = shard.rank * self.num_kv_heads // shard.ranks
+            self._kv_rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
 
     def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: SoftmaxCache | None = None) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
@@ -34,8 +70,8 @@ class SoftmaxAttention(nn.Module):
         With a cache, the tokens continue the cached document, and their keys and values are added to it.
         """
         q_THK = self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim))
-        k_TGK = self.k_proj(x_TD).unflatten(-1, (-1, self.head_dim))
-        v_TGK = self.v_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        k_TGK = self.k_proj(x_TD, self._kv_rows).unflatten(-1, (-1, self.head_dim))
+        v_TGK = self.v_proj(x_TD, self._kv_rows).unflatten(-1, (-1, self.head_dim))
         q_THK, k_TGK = apply_rope(q_THK, rope), apply_rope(k_TGK, rope)
         if cache is None:
             o_THK = self.attention.softmax(q_THK, k_TGK, v_TGK, packing)
@@ -45,7 +81,10 @@ class SoftmaxAttention(nn.Module):
 
 
 def causal_softmax(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-    """Attention of a document's last tokens over all of it, through SDPA: queries may be fewer than keys; [T, H, K]."""
+    """Return the attention of a document's last tokens over all of it, [T, H, K], through SDPA.
+
+    Queries may be fewer than keys.
+    """
     queries, keys = q_THK.shape[0], k_TGK.shape[0]
     mask = None
     if 1 < queries < keys:  # SDPA's own causal mask aligns the first query with the first key

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from mmkernels.moe import Route, permute, unpermute
 from mmkernels.swiglu import swiglu
+from mmtrain.model.initial import Initial, Xavier
+from mmtrain.model.weights import local
 
 
 class Experts(nn.Module):
@@ -22,16 +24,24 @@ class Experts(nn.Module):
 
     Attributes:
         call: how tokens get to the experts and back.
+
+    Args:
+        num_experts: E.
+        hidden_size: D.
+        ffn_hidden_size: F.
+        gain: initial gain of all matrices.
     """
 
-    def __init__(self, num_experts: int, hidden_size: int, ffn_hidden_size: int) -> None:
+    def __init__(self, num_experts: int, hidden_size: int, ffn_hidden_size: int, gain: float = 1.0) -> None:
         super().__init__()
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.w13_E2FD = nn.Parameter(torch.empty(num_experts, 2, ffn_hidden_size, hidden_size))
         self.w2_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, ffn_hidden_size))
+        self.initial: dict[str, Initial] = {"w13_E2FD": Xavier(gain), "w2_EDF": Xavier(gain)}
         self.call: ExpertCall = LocalExperts()
 
     def forward(self, x_TD: Tensor, plan: Route) -> Tensor:
-        """The weighted sum over each token's kept experts, [T, D]."""
+        """Return the weighted sum over each token's kept experts, [T, D]."""
         return self.call(self, x_TD, plan)
 
     def products(self, x_RD: Tensor, offset_E: Tensor) -> Tensor:
@@ -45,21 +55,21 @@ class Experts(nn.Module):
             Results of the used rows. Grouped products leave the other rows of their output, and of their input's
             gradient, unwritten: the activation skips them, and so must whoever reads the result.
         """
-        gate_up_R2F = F.grouped_mm(x_RD, self.w13_E2FD.flatten(1, 2).transpose(1, 2), offs=offset_E)
-        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), self.w2_EDF.transpose(1, 2), offs=offset_E)
+        gate_up_R2F = F.grouped_mm(x_RD, local(self.w13_E2FD).flatten(1, 2).transpose(1, 2), offs=offset_E)
+        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), local(self.w2_EDF).transpose(1, 2), offs=offset_E)
 
 
 class ExpertCall(Protocol):
-    """What the experts of a layer ask for."""
+    """The way tokens get to the experts of a layer and back."""
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
-        """The weighted sum over each token's kept experts, [T, D]."""
+        """Return the weighted sum over each token's kept experts, [T, D]."""
 
 
 class LocalExperts:
     """All experts on this device: gather rows, multiply, add up."""
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
-        """See :class:`ExpertCall`."""
+        """Return the weighted sum over each token's kept experts, [T, D]."""
         x_RD = permute(x_TD, plan)
         return unpermute(experts.products(x_RD, plan.offset_E), plan.weight_TK, plan)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.ffn import SwiGLU
+from mmtrain.model.linear import Linear
 from mmtrain.model.moe.experts import Experts
 from mmtrain.model.moe.router import Router, RouterStats
+from mmtrain.model.weights import local
 
 
 class MoE(nn.Module):
@@ -20,12 +22,13 @@ class MoE(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.router = Router(config)
-        self.experts = Experts(config.num_experts, config.hidden_size, config.ffn_hidden_size)
+        self.experts = Experts(config.num_experts, config.hidden_size, config.ffn_hidden_size, config.beta)
         self.shared = SharedExpert(config) if config.shared_ffn_hidden_size else None
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, RouterStats]:
-        """Apply to every token; returns [T, D] and what the router did."""
+        """Return the mixture's output for every token, [T, D], and what the router did."""
         plan, stats = self.router(x_TD)
         out_TD = self.experts(x_TD, plan)
         return (out_TD if self.shared is None else self.shared(x_TD, out_TD)), stats
@@ -36,10 +39,11 @@ class SharedExpert(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mlp = SwiGLU(config.hidden_size, config.shared_ffn_hidden_size)
-        self.coefficient = nn.Linear(config.hidden_size, 1, bias=False)
+        # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
+        self.mlp = SwiGLU(config.hidden_size, config.shared_ffn_hidden_size, config.beta)
+        self.coefficient = Linear(config.hidden_size, 1)
 
     def forward(self, x_TD: Tensor, routed_TD: Tensor) -> Tensor:
-        """Blend the shared expert's output of x with the routed experts' output."""
-        gate_T1 = torch.sigmoid(F.linear(x_TD.float(), self.coefficient.weight.float()))
+        """Return, [T, D], the blend of the shared expert's output for x and the routed experts' output."""
+        gate_T1 = torch.sigmoid(F.linear(x_TD.float(), local(self.coefficient.weight).float()))
         return torch.lerp(routed_TD.float(), self.mlp(x_TD).float(), gate_T1).to(x_TD.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmkernels.moe import Quotas, Route, route
 from mmkernels.router import balance_stats, router_logits
 from mmtrain.config import ModelConfig
+from mmtrain.model.initial import XAVIER, Initial
 from mmtrain.model.weights import local
 
 
@@ -101,6 +102,7 @@ class Router(nn.Module):
         self.capacity_factor, self.drop_policy = config.capacity_factor, config.drop_policy
         self.aux_loss_coef = config.aux_loss_coef
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        self.initial: dict[str, Initial] = {"weight": XAVIER}
         self.scope = RoutingScope()
         self.register_buffer("fractions_E", None)
 

@@ -28,8 +28,9 @@ from mmkernels.moe import Arrivals, Route, to_places
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.experts import Experts
 from mmtrain.model.moe.layer import MoE
+from mmtrain.model.weights import local
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
-from mmtrain.parallel.dtensor_params import place
+from mmtrain.parallel.dtensor_params import shard_parameter
 from mmtrain.parallel.expert.comm_streams import Lanes, Meter
 from mmtrain.parallel.expert.dispatcher import Collectives, Reading
 from mmtrain.parallel.expert.overlap import Job, run_groups
@@ -48,8 +49,8 @@ def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, call: ExchangedExpe
     for block in model.layers:
         assert isinstance(block.ffn, MoE)
         experts = block.ffn.experts
-        place(experts, "w13_E2FD", mesh, (Shard(0), Shard(2)))
-        place(experts, "w2_EDF", mesh, (Shard(0), Shard(2)))
+        shard_parameter(experts, "w13_E2FD", mesh, (Shard(0), Shard(2)))
+        shard_parameter(experts, "w2_EDF", mesh, (Shard(0), Shard(2)))
         experts.call = call
 
 
@@ -116,7 +117,7 @@ class ExchangedExperts:
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """See :class:`~mmtrain.model.moe.experts.ExpertCall`; the plan is that of all N tokens."""
-        parts = parts_of(experts.w2_EDF.shape[0], self.groups)
+        parts = parts_of(local(experts.w2_EDF).shape[0], self.groups)
         if plan.capacity is None:
             mine = part_of(plan, self.tensor.rank(), self.tensor.size())
             return self._exact(experts, x_TD, in_parts(mine, parts), parts)
@@ -137,7 +138,9 @@ class ExchangedExperts:
         direct = self.desks is not None
         travel = Reading(self.desks, sent.token_R, self.lanes) if direct else self._collectives(not self.whole)
         job = Job(places.groups, sortings, travel, parts)
-        return scatter_sum_rows(run_groups(x_ND, sent, experts.w13_E2FD, experts.w2_EDF, job), self.tensor)
+        return scatter_sum_rows(
+            run_groups(x_ND, sent, local(experts.w13_E2FD), local(experts.w2_EDF), job), self.tensor
+        )
 
     def _share(self, capacity: int) -> tuple[int, int]:
         """The places of each expert that this rank sends to: the first one's number, and how many."""
@@ -163,7 +166,7 @@ class ExchangedExperts:
         count_WPWL = count_A.to("cpu", torch.int64).view(self.ranks, self.slices, self.ranks, held)
         groups, sortings = exact_groups(count_WPWL, cuts, self.rank, self.slice, x_TD.device)
         job = Job(groups, lambda: sortings, self._collectives(True), parts)
-        return run_groups(x_TD, sent, experts.w13_E2FD, experts.w2_EDF, job)
+        return run_groups(x_TD, sent, local(experts.w13_E2FD), local(experts.w2_EDF), job)
 
 
 def send_order(ranks: int, held: int, cuts: list[slice]) -> Tensor:

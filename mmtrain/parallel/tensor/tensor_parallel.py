@@ -2,52 +2,82 @@
 
 Between mixers and feed-forwards a rank holds T/W consecutive tokens. A mixer gathers all T, works on its own heads, and
 its output projection, of which a rank has the columns of its heads, sums over ranks and scatters the tokens in one
-reduce-scatter. Routed experts take the rank's own tokens: their parallelism is another (`expert.py`).
+reduce-scatter. Routed experts take the rank's own tokens: their parallelism is another (`mmtrain.parallel.expert`).
 
-Legend: T tokens of a micro-batch, W ranks, D model width, V vocabulary.
+Legend: T tokens of a micro-batch, W ranks, S = T / W tokens of this rank, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 
-from mmtrain.config import ModelConfig
-from mmtrain.model.block import Block
 from mmtrain.model.ffn import SwiGLU
-from mmtrain.model.mixers.lightning import LightningAttention
-from mmtrain.model.mixers.softmax import SoftmaxAttention
+from mmtrain.model.mixers.mixer import HeadShard
+from mmtrain.model.mixers.registry import Placement
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_place
+<<<<<<< HEAD
 from mmtrain.parallel.dtensor_params import place
 from mmtrain.parallel.tensor.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_embedding
+=======
+from mmtrain.parallel.dtensor_params import shard_parameter
+from mmtrain.parallel.tensor.vocab_parallel import VocabParallelLookup, vocab_parallel_cross_entropy
+>>>>>>> wt-x
 
-ROWS, COLUMNS, WHOLE = (Shard(0),), (Shard(1),), (Replicate(),)
+PLACEMENTS = {
+    Placement.ROWS: (Shard(0),),
+    Placement.COLUMNS: (Shard(1),),
+    Placement.REPLICATED: (Replicate(),),
+}
+BLOCK_NORMS = {"input_norm.weight": Placement.REPLICATED, "post_attention_norm.weight": Placement.REPLICATED}
+SWIGLU = {"w13_2FD": Placement.COLUMNS, "w2_DF": Placement.COLUMNS}
+MOE = {"router.weight": Placement.REPLICATED}
+SHARED_EXPERT = {"coefficient.weight": Placement.REPLICATED}
+ENDS = {"norm.weight": Placement.REPLICATED, "embed_tokens.weight": Placement.ROWS, "lm_head.weight": Placement.ROWS}
+
+
+class SequenceParallelRegion:
+    """Tokens are shared out over the ranks of a group, which each work on all of them with a part of the weights."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+
+    def gather_from(self, x_SD: Tensor) -> Tensor:
+        """All-gather the tokens, [T, D]; backward reduce-scatters their gradients."""
+        return gather_rows(x_SD, self.group)
+
+    def reduce_scatter_to(self, partial_TD: Tensor) -> Tensor:
+        """Reduce-scatter partial results to this rank's tokens, [T / W, D]; backward all-gathers their gradients."""
+        return scatter_sum_rows(partial_TD, self.group)
 
 
 def apply_tensor_parallel(model: HybridLM, mesh: DeviceMesh) -> None:
-    """Place every dense parameter of a (meta) model on `mesh`, and make its modules work on this rank's part."""
-    group = mesh.get_group()
+    """Place every dense parameter of a (meta) model on `mesh`, and make its modules work on this rank's part.
+
+    Routers still take this rank's tokens for all of their micro-batch.
+    """
+    group, tp = mesh.get_group(), mesh.size()
+    region = SequenceParallelRegion(group)
+    heads = HeadShard(mesh.get_local_rank(), tp, partial(sum_in_place, group=group))
     for block in model.layers:
-        _norm(block.input_norm, mesh)
-        _norm(block.post_attention_norm, mesh)
-        _mixer(block, model.config, mesh)
+        _place(block, BLOCK_NORMS, mesh)
+        _place(block.mixer, block.spec.placements(model.config, tp), mesh)
+        block.mixer.split_heads(heads)
+        block.sequence = region
         if isinstance(block.ffn, MoE):
-            _moe(block.ffn, mesh)
+            _moe(block.ffn, mesh, region)
         else:
-            _feed_forward(block.ffn, mesh)
-    _norm(model.norm, mesh)
+            _feed_forward(block.ffn, mesh, region)
+    _place(model, ENDS, mesh)
     first = _first_row(model.config.vocab_size, mesh)
-    for table in (model.embed_tokens, model.lm_head):
-        place(table, "weight", mesh, ROWS)
-    embedding = model.embed_tokens
-    embedding.forward = lambda tokens_T: vocab_parallel_embedding(tokens_T, embedding.weight, first, group)
+    model.embed_tokens.lookup = VocabParallelLookup(first, group)
     model.token_loss = partial(_loss, first=first, group=group)
 
 
@@ -62,24 +92,17 @@ def _first_row(rows: int, mesh: DeviceMesh) -> int:
     return min(rows, -(-rows // mesh.size()) * mesh.get_local_rank())
 
 
-def _norm(norm: nn.Module, mesh: DeviceMesh) -> None:
-    place(norm, "weight", mesh, WHOLE)
+def _place(module: nn.Module, placements: Mapping[str, Placement], mesh: DeviceMesh) -> None:
+    for name, placement in placements.items():
+        shard_parameter(module, name, mesh, PLACEMENTS[placement])
 
 
-def _mixer(block: Block, config: ModelConfig, mesh: DeviceMesh) -> None:
-    mixer, group = block.mixer, mesh.get_group()
-    mixer.register_forward_pre_hook(partial(_gather_first, group=group))
-    if isinstance(mixer, LightningAttention):
-        _lightning(mixer, mesh)
-        out = mixer.out_proj
-    else:
-        assert isinstance(mixer, SoftmaxAttention)
-        _softmax(mixer, config, mesh)
-        out = mixer.o_proj
-    place(out, "weight", mesh, COLUMNS)
-    out.register_forward_hook(partial(_scatter, group=group))
+def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh, region: SequenceParallelRegion) -> None:
+    _place(ffn, SWIGLU, mesh)
+    ffn.sequence = region
 
 
+<<<<<<< HEAD
 def _lightning(mixer: LightningAttention, mesh: DeviceMesh) -> None:
     """Slopes belong to global heads; the norm's mean square is over all heads of all ranks."""
     heads, whole, group = mixer.num_heads // mesh.size(), mixer.norm.weight.numel(), mesh.get_group()
@@ -110,14 +133,11 @@ def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh) -> None:
 
 def _moe(moe: MoE, mesh: DeviceMesh) -> None:
     place(moe.router, "weight", mesh, WHOLE)
+=======
+def _moe(moe: MoE, mesh: DeviceMesh, region: SequenceParallelRegion) -> None:
+    """Place the router and the shared expert; routed experts are placed by expert parallelism."""
+    _place(moe, MOE, mesh)
+>>>>>>> wt-x
     if moe.shared is not None:
-        _feed_forward(moe.shared.mlp, mesh)
-        place(moe.shared.coefficient, "weight", mesh, WHOLE)
-
-
-def _gather_first(_: nn.Module, args: tuple[Any, ...], group: dist.ProcessGroup) -> tuple[Any, ...]:
-    return gather_rows(args[0], group), *args[1:]
-
-
-def _scatter(_: nn.Module, __: tuple[Any, ...], out_TD: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return scatter_sum_rows(out_TD, group)
+        _place(moe.shared, SHARED_EXPERT, mesh)
+        _feed_forward(moe.shared.mlp, mesh, region)

@@ -17,8 +17,24 @@ from mmtrain.model.loss import linear_cross_entropy, own_rows
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows
 
 
+class VocabParallelLookup:
+    """The embedding's lookup where ranks hold consecutive rows of the table (`mmtrain.model.embedding`).
+
+    Args:
+        first: vocabulary index of this rank's row 0.
+        group: the ranks that hold the table together.
+    """
+
+    def __init__(self, first: int, group: ProcessGroup) -> None:
+        self.first, self.group = first, group
+
+    def __call__(self, tokens_T: Tensor, weight_ND: Tensor) -> Tensor:
+        """Return the embeddings of this rank's T / W tokens, [T / W, D]."""
+        return vocab_parallel_embedding(tokens_T, weight_ND, self.first, self.group)
+
+
 def vocab_parallel_embedding(tokens_T: Tensor, weight_ND: Tensor, first: int, group: ProcessGroup) -> Tensor:
-    """Embeddings of this rank's T / W tokens.
+    """Return the embeddings of this rank's T / W tokens.
 
     Each rank looks up the tokens that it has rows for, and a reduce-scatter hands them out.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmtrain.model.mixers.lightning import LightningAttention, decay_slopes
 from mmtrain.model.packed_seq import Packing
+from mmtrain.model.rope import rope_table
 from tests.model.small import draw, relative, small_config, small_model
 
 
@@ -107,7 +108,8 @@ def test_equals_a_literal_loop(lengths: list[int], scale: float) -> None:
     slopes = layer.slopes_on(x.device).tolist()
     inputs = [x, *layer.parameters()]
 
-    ours = layer(x, Packing.from_lengths(lengths))
+    packing = Packing.from_lengths(lengths)
+    ours = layer(x, packing, rope_table(packing.position_ids_T, 4, 1e4))
     ours_grads = torch.autograd.grad((ours * upstream).sum(), inputs)
     theirs = literal_mixer(layer, x, lengths, slopes)
     theirs_grads = torch.autograd.grad((theirs * upstream).sum(), inputs)

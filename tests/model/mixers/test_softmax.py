@@ -38,7 +38,7 @@ def same_document(lengths: list[int]) -> Tensor:
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4), (4, 1)])
 def test_layer_equals_masked_einsum(heads: int, kv_heads: int, lengths: list[int]) -> None:
     config = small_config(hidden_size=16, num_heads=heads, num_kv_heads=kv_heads, head_dim=8, rotary_dim=4)
-    layer = SoftmaxAttention(config).double()
+    layer = SoftmaxAttention(config, layer=0).double()
     with torch.no_grad():
         for i, parameter in enumerate(layer.parameters()):
             parameter.copy_(draw(*parameter.shape, seed=i))

@@ -1,0 +1,52 @@
+"""The table of token embeddings.
+
+Legend: T tokens, S tokens that this process goes on with (T, unless they are shared out), V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtrain.model.initial import XAVIER, Initial
+from mmtrain.model.weights import local
+
+
+class EmbeddingLookup(Protocol):
+    """How tokens find their rows in the table, which may lie on several ranks."""
+
+    def __call__(self, tokens_T: Tensor, weight_VD: Tensor) -> Tensor:
+        """Return the embeddings [S, D] of int64 tokens, given this process's rows of the table, in its dtype."""
+
+
+class LocalLookup:
+    """The whole table lies on this device."""
+
+    def __call__(self, tokens_T: Tensor, weight_VD: Tensor) -> Tensor:
+        """Return the embeddings of all T tokens."""
+        return F.embedding(tokens_T, weight_VD)
+
+
+class Embedding(nn.Module):
+    """One row of width D for every token of the vocabulary.
+
+    Attributes:
+        lookup: finds the rows; vocabulary parallelism puts another in its place.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.initial: dict[str, Initial] = {"weight": XAVIER}
+        self.lookup: EmbeddingLookup = LocalLookup()
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        """Return the embeddings [S, D] of int64 tokens [T]."""
+        return self.lookup(tokens_T, local(self.weight))
+
+    def extra_repr(self) -> str:
+        """Vocabulary and width, for printing the module."""
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"

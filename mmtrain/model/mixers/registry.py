@@ -1,0 +1,175 @@
+"""The token mixers that `model.layer_pattern` can name, with all that other parts of the program know about them.
+
+A mixer is one entry of :data:`MIXERS` and one file. The classes are named by their import path and loaded when one is
+built, because layouts are planned, and operations counted, without torch.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from mmtrain.config import ModelConfig
+from mmtrain.config.checks import require
+from mmtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmtrain.model.mixers.mixer import Mixer
+
+
+class Placement(Enum):
+    """How a parameter lies over the ranks of tensor parallelism."""
+
+    ROWS = "rows"
+    COLUMNS = "columns"
+    REPLICATED = "replicated"
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """A kind of mixer.
+
+    Attributes:
+        letter: stands for a layer of it in `model.layer_pattern`.
+        name: its name in counts of parameters and operations.
+        module: import path of its class, made from the configuration and the layer's number.
+        cache: import path of the class of what decoding remembers of one document in one layer, made from nothing.
+        matrix_weights: elements of a layer's matrices, with each of which a token is multiplied once.
+        vector_weights: elements of a layer's other parameters.
+        attention_flops: operations of the forward pass of a layer, beside those with its matrices, over packed
+            documents of these lengths; a product of [m, k] by [k, n] counts 2mnk.
+        placements: of every parameter, by its name in the mixer, for a size of tp. The output projection's columns
+            are split, so that ranks' results are summed.
+        tp_problem: why a size of tp cannot split the heads of a model, as text; empty if it can.
+    """
+
+    letter: str
+    name: str
+    module: str
+    cache: str
+    matrix_weights: Callable[[ModelConfig], int]
+    vector_weights: Callable[[ModelConfig], int]
+    attention_flops: Callable[[ModelConfig, Sequence[int]], int]
+    placements: Callable[[ModelConfig, int], Mapping[str, Placement]]
+    tp_problem: Callable[[ModelConfig, int], str]
+
+    def build(self, config: ModelConfig, layer: int) -> Mixer:
+        """Make the mixer of a layer, counted from 0 over layers of all kinds."""
+        return pkgutil.resolve_name(self.module)(config, layer)
+
+    def empty_cache(self) -> Any:
+        """Make the cache of a layer before the first token of a document."""
+        return pkgutil.resolve_name(self.cache)()
+
+
+def mixer_spec(letter: str) -> MixerSpec:
+    """Return the mixer that a letter of `model.layer_pattern` stands for.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if letter not in MIXERS:
+        raise ConfigError("model.layer_pattern", letter, f"may hold only {_known()}", "for example LLLLLLLS")
+    return MIXERS[letter]
+
+
+def check_layer_pattern(config: ModelConfig) -> None:
+    """Refuse a model with a layer of an unknown kind, before anything starts.
+
+    Raises:
+        ConfigError: a letter of `model.layer_pattern` stands for no mixer.
+    """
+    require(set(config.layer_pattern) <= MIXERS.keys(), "model.layer_pattern", config.layer_pattern,
+            f"may hold only {_known()}", "for example LLLLLLLS")  # fmt: skip
+
+
+def _known() -> str:
+    return " and ".join(f"{letter} ({spec.name})" for letter, spec in MIXERS.items())
+
+
+def heads_problem(model: ModelConfig, tp: int) -> str:
+    """Say why tp cannot share out the heads of a model (`num_heads`), empty if it can."""
+    return f"model.num_heads {model.num_heads} / tp {tp} is not whole" if model.num_heads % tp else ""
+
+
+def _lightning_matrices(model: ModelConfig) -> int:
+    """Elements of qkv, output gate and output projection."""
+    return 5 * model.inner_size * model.hidden_size
+
+
+def _lightning_flops(model: ModelConfig, doc_lengths: Sequence[int]) -> int:
+    """Linear algorithmic cost: one state update and one readout a token and head, 2 * 2 * d * d.
+
+    Chunked implementations do more (the products inside a chunk), and MFU measures them against this useful minimum.
+    """
+    return 2 * 2 * sum(doc_lengths) * model.inner_size * model.head_dim
+
+
+def _lightning_placements(model: ModelConfig, tp: int) -> Mapping[str, Placement]:
+    return {
+        "qkv_proj.weight": Placement.ROWS,
+        "output_gate.weight": Placement.ROWS,
+        "norm.weight": Placement.ROWS,
+        "out_proj.weight": Placement.COLUMNS,
+    }
+
+
+def _softmax_matrices(model: ModelConfig) -> int:
+    """Elements of q and o over all heads, k and v over the grouped ones."""
+    return 2 * (model.inner_size + model.num_kv_heads * model.head_dim) * model.hidden_size
+
+
+def _softmax_flops(model: ModelConfig, doc_lengths: Sequence[int]) -> int:
+    """Scores and weighted sums of the causal pairs inside each document, n(n+1)/2."""
+    pairs = sum(length * (length + 1) // 2 for length in doc_lengths)
+    return 2 * 2 * pairs * model.inner_size
+
+
+def _softmax_placements(model: ModelConfig, tp: int) -> Mapping[str, Placement]:
+    """Key/value heads that are fewer than ranks lie on every rank, which uses the one that its query heads share."""
+    key_value = Placement.ROWS if model.num_kv_heads % tp == 0 else Placement.REPLICATED
+    return {
+        "q_proj.weight": Placement.ROWS,
+        "k_proj.weight": key_value,
+        "v_proj.weight": key_value,
+        "o_proj.weight": Placement.COLUMNS,
+    }
+
+
+def _softmax_problem(model: ModelConfig, tp: int) -> str:
+    if problem := heads_problem(model, tp):
+        return problem
+    if model.num_kv_heads % tp and tp % model.num_kv_heads:
+        return f"model.num_kv_heads {model.num_kv_heads} and tp {tp}: neither divides the other"
+    return ""
+
+
+LIGHTNING = MixerSpec(
+    letter="L",
+    name="lightning",
+    module="mmtrain.model.mixers.lightning:LightningAttention",
+    cache="mmtrain.model.mixers.lightning:LightningCache",
+    matrix_weights=_lightning_matrices,
+    vector_weights=lambda model: model.inner_size,  # of the norm
+    attention_flops=_lightning_flops,
+    placements=_lightning_placements,
+    tp_problem=heads_problem,
+)
+
+SOFTMAX = MixerSpec(
+    letter="S",
+    name="softmax",
+    module="mmtrain.model.mixers.softmax:SoftmaxAttention",
+    cache="mmtrain.model.mixers.softmax:SoftmaxCache",
+    matrix_weights=_softmax_matrices,
+    vector_weights=lambda model: 0,
+    attention_flops=_softmax_flops,
+    placements=_softmax_placements,
+    tp_problem=_softmax_problem,
+)
+
+MIXERS: dict[str, MixerSpec] = {spec.letter: spec for spec in (LIGHTNING, SOFTMAX)}
+"""Every mixer by its letter."""
