@@ -1,4 +1,4 @@
-"""The one error a user's input can raise, and the one that another rank's end raises."""
+"""Errors that a user is told in one line: a wrong input, and the loss of another rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from collections.abc import Iterable
 from typing import Any
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """A mistake in what a user gave: programs tell it in one line, without a traceback, and exit with code 2.
+
+    Packages below mmtrain work without it and cannot inherit from this class. Their errors of the same meaning
+    (mmdata's DataError, mmkernels' KernelArgumentError) carry the same attribute; :func:`is_user_error` knows both.
+    """
+
+    is_user_error = True
+
+
+class ConfigError(UserError):
     """A setting that cannot work, in one line: which option, its value, what is allowed and the fix.
 
     Raised before any process group, device memory or file is touched.
@@ -34,6 +44,11 @@ class RankLost(RuntimeError):
         if self.__cause__ is not None:
             lines.append(f"  it came to light here as {brief(self.__cause__)}")
         print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Tell a user's mistake, of whatever package, from a bug: it carries the attribute ``is_user_error``."""
+    return getattr(error, "is_user_error", False) is True
 
 
 def brief(error: BaseException) -> str:

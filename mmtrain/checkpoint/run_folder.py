@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.config import PretrainConfig
+from mmtrain.config.option_marks import FREE_ON_RESUME, is_marked
 from mmtrain.errors import ConfigError
 
-# What may differ between launches of one run: none of it changes the numbers.
-_FREE = re.compile(r"(run\.(dir|resume|max_steps|init_from|init_optimizer)|log\..*|checkpoint\..*|cluster\..*"
-                   r"|data\.num_workers|parallel\.(reshard_after_forward|activation_checkpoint))$")  # fmt: skip
 _DONE = "meta.json"  # written last: a checkpoint folder without it was cut short
 
 
@@ -60,7 +58,7 @@ class RunFolder:
         before = dict(_flatten(json.loads(recorded.read_text())))
         now = dict(_flatten(json.loads(json.dumps(asdict(self.config)))))
         for option in sorted(before.keys() | now.keys()):
-            if before.get(option) != now.get(option) and not _FREE.match(option):
+            if before.get(option) != now.get(option) and not is_marked(PretrainConfig, option, FREE_ON_RESUME):
                 raise ConfigError(option, now.get(option), f"{self.path} holds a run with {before.get(option)}",
                                   "give that value, or another run.name")  # fmt: skip
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmtrain.config.checks import choose, require
+from mmtrain.config.option_marks import FREE_ON_RESUME
 
 
 @dataclass
@@ -38,8 +39,8 @@ class ParallelConfig:
     """
 
     micro_batch_rows: int = 1
-    activation_checkpoint: bool = False
-    reshard_after_forward: bool = True
+    activation_checkpoint: bool = field(default=False, metadata=FREE_ON_RESUME)
+    reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
     sync_every_micro_batch: bool = False
     tp: int = 1
     pp: int = 1

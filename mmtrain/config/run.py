@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mmtrain.config.checks import choose, require
+from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.stage import SourceConfig
 
 
@@ -29,7 +30,7 @@ class DataConfig:
     seed: int = 1234
     valid_rows: int = 64
     valid_fraction: float = 0.01
-    num_workers: int = 1
+    num_workers: int = field(default=1, metadata=FREE_ON_RESUME)
 
     @property
     def all_sources(self) -> list[SourceConfig]:
@@ -152,11 +153,11 @@ class RunConfig:
     """
 
     name: str
-    dir: str = "runs"
-    resume: str = "never"
-    init_from: str | None = None
-    init_optimizer: bool = True
-    max_steps: int | None = None
+    dir: str = field(default="runs", metadata=FREE_ON_RESUME)
+    resume: str = field(default="never", metadata=FREE_ON_RESUME)
+    init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
+    max_steps: int | None = field(default=None, metadata=FREE_ON_RESUME)
     seed: int = 1234
 
     def validate(self) -> None:

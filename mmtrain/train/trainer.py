@@ -121,7 +121,12 @@ class Trainer:
             self._validate(seq_len, report)
         if (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval):
             path = save_checkpoint(
-                self.folder.checkpoints, self.model, self.optimizer, self.progress, asdict(self.config)
+                self.folder.checkpoints,
+                self.model,
+                self.optimizer,
+                self.progress,
+                asdict(self.config),
+                self.model.rope_base,
             )
             if self.context.is_main:
                 remove_old(self.folder.checkpoints, self.config.checkpoint.keep)
