@@ -51,5 +51,10 @@ def pretrain(config: PretrainConfig) -> None:
         mesh.stop()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train with the options of the command line; exits with code 2 for bad input, 3 for a run that lost a rank."""
     hydra_entry(pretrain, CONFIGS)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import json
-import runpy
 import sys
 from pathlib import Path
 from urllib.parse import urlparse
@@ -45,7 +45,11 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     sys.argv[:2] = [f"mmtrain {name}"]  # as usage lines name it
-    runpy.run_path(str(script), run_name="__main__")
+    spec = importlib.util.spec_from_file_location(f"mmtrain_launch_{name}", script)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.exit(module.main())
 
 
 def launcher(name: str) -> Path:
