@@ -20,7 +20,7 @@ PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")  # what every layou
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Command line to options, and the Hydra overrides that all layouts share."""
+    """Read the command line: options, and the Hydra overrides that all layouts share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", action="append", required=True, metavar='"N OVERRIDES"', help="twice or more")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (default %(default)s)")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Command line to options."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("--prompt", required=True, help="text to continue")

@@ -71,7 +71,7 @@ def launcher(name: str) -> Path:
 
 
 def _editable_checkout(package: Path) -> Path | None:
-    """The folder that `package` was installed from as editable; None where it was not, or another mmtrain was."""
+    """Return the folder of an editable install of `package`; None without one, or where another mmtrain is installed."""
     try:
         record = importlib.metadata.distribution("mmtrain").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

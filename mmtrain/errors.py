@@ -31,15 +31,15 @@ class ConfigError(UserError):
 
 
 class RankLost(RuntimeError):
-    """Another rank died, hangs or stopped on an error, so this one cannot go on: which, since when, and what to do.
+    """Loss of another rank, which died, hangs or stopped on an error: which one, since when, and what to do.
 
-    Raised during a run; nothing is wrong with the configuration, and the run can be resumed.
+    Raised during a run: this rank cannot go on without the other. Nothing is wrong with the configuration, and the run can be resumed.
     """
 
     EXIT_CODE = 3
 
     def tell(self) -> None:
-        """Print it on stderr, with the error of this rank that it explains."""
+        """Print the message on stderr, with the error of this rank that it explains."""
         lines = [f"error on rank {os.environ.get('RANK', '0')}: {self}"]
         if self.__cause__ is not None:
             lines.append(f"  it came to light here as {brief(self.__cause__)}")
@@ -52,7 +52,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def brief(error: BaseException) -> str:
-    """Type and first line of an error, 200 characters at most."""
+    """Return type and first line of an error, 200 characters at most."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
 
 

@@ -27,13 +27,13 @@ from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
 from mmtrain.errors import ConfigError
 
-# Options of the optimizer by parameter, not by group: ranks of a pipeline have groups of different parameters.
+# The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
 _BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: everything else follows from the configuration.
+    """Steps and tokens that a run has done; everything else follows from the configuration.
 
     Attributes:
         step: optimizer steps done.
@@ -110,18 +110,18 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The progress, RoPE base (not in old ones) and configuration that a checkpoint recorded."""
+    """Return the record of a checkpoint: progress, RoPE base (old ones lack it) and configuration."""
     return json.loads((path / "meta.json").read_text())
 
 
 def read_progress(path: Path) -> Progress:
-    """Where the run stood."""
+    """Return how far the run was when a checkpoint was saved."""
     meta = read_meta(path)
     return Progress(meta["step"], meta["tokens"])
 
 
 def find_checkpoint(option: str, path: str) -> Path:
-    """The newest complete checkpoint at or below `path`.
+    """Return the newest complete checkpoint at or below `path`.
 
     Raises:
         ConfigError: there is none.

@@ -38,7 +38,7 @@ def rope_base_of(checkpoint: Path, meta: dict[str, Any]) -> float:
 
 
 def _recorded_in_metrics(path: Path, step: int) -> float | None:
-    """The base in the record of a training step; None where the file or the record is missing."""
+    """Return the base in the record of a training step; None where the file or the record is missing."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

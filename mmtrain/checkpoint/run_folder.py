@@ -26,7 +26,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
 
     def resume_from(self) -> Path | None:
-        """The checkpoint to go on from, or None for a fresh start.
+        """Return the checkpoint to go on from, or None for a fresh start.
 
         Raises:
             ConfigError: the folder holds a run that `run.resume` does not allow to touch, or one with other options.
@@ -64,7 +64,7 @@ class RunFolder:
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder, or `path` itself when it is one; None without any."""
+    """Return the newest complete checkpoint of a run folder, or `path` itself when it is one; None without any."""
     if (path / _DONE).is_file():
         return path
     complete = complete_checkpoints(path / "checkpoints")
@@ -72,7 +72,7 @@ def latest_checkpoint(path: Path) -> Path | None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first: neither one cut short nor one that is being replaced."""
+    """Return the whole checkpoints of a run, oldest first: neither one cut short nor one that is being replaced."""
     named = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted((path for path in named if (path / _DONE).is_file()), key=lambda path: int(path.name[5:]))
 

@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration: Hydra's features, with every mistake of a user told in one line.
+"""Command line to checked configuration: Hydra's features, with every mistake of a user told in one line.
 
 Hydra composes and sweeps; its logs and output folders are off (the run folder belongs to the trainer), and its errors
 are replaced by ``error: option=value: problem; fix`` and exit code 2. Errors that nobody expected keep their traceback.

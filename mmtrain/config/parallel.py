@@ -10,7 +10,7 @@ from mmtrain.config.option_marks import FREE_ON_RESUME
 
 @dataclass
 class ParallelConfig:
-    """How the model is laid over processes; :func:`~mmtrain.parallel.layout.plan_layout` checks that it can be.
+    """Layout of the model over processes; :func:`~mmtrain.parallel.layout.plan_layout` checks that it can be made.
 
     Attributes:
         micro_batch_rows: rows that one process runs at once.

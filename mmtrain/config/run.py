@@ -11,7 +11,7 @@ from mmtrain.config.stage import SourceConfig
 
 @dataclass
 class DataConfig:
-    """What is read.
+    """Corpora and tokenizer of a run, and how their rows are made.
 
     Attributes:
         path: one prepared corpus (shorthand for a single source).
@@ -34,7 +34,7 @@ class DataConfig:
 
     @property
     def all_sources(self) -> list[SourceConfig]:
-        """`sources`, or the one at `path`."""
+        """Corpora of the run: `sources`, or the one at `path`."""
         return self.sources or ([SourceConfig(self.path)] if self.path else [])
 
     def validate(self) -> None:
@@ -83,7 +83,7 @@ class OptimConfig:
 
 @dataclass
 class LogConfig:
-    """What is reported, and how often (in steps).
+    """Reports of a run, and how often it makes them (in steps).
 
     Attributes:
         wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
@@ -104,7 +104,7 @@ class LogConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written, and how many stay.
+    """Checkpoints of a run: when they are written, and how many stay.
 
     Attributes:
         interval: steps between checkpoints; 0 writes one at the end only.
@@ -123,7 +123,7 @@ class CheckpointConfig:
 
 @dataclass
 class ClusterConfig:
-    """The machine.
+    """Machine that a run uses, and how long its ranks wait for each other.
 
     Attributes:
         device: ``auto`` (CUDA when there is one), ``cuda`` or ``cpu``.
@@ -142,7 +142,7 @@ class ClusterConfig:
 
 @dataclass
 class RunConfig:
-    """One run.
+    """Identity of a run: its folder, what it starts from, where it stops.
 
     Attributes:
         name: folder of the run below `dir`.

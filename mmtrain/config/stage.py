@@ -13,7 +13,7 @@ LR_KINDS: dict[str, Callable[[float, float, float], float]] = {
     "constant": lambda start, end, fraction: end,
     "exponential": lambda start, end, fraction: start * (end / start) ** fraction,
 }
-"""Kinds of learning-rate segment: the rate at a fraction of its length in (0, 1], from `start`, `end` and that."""
+"""Kinds of learning-rate segment, each a function (start, end, fraction of its length in (0, 1)) -> rate."""
 
 
 @dataclass

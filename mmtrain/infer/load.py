@@ -1,4 +1,4 @@
-"""A checkpoint of any run as a whole model on one device."""
+"""Loading of any run's checkpoint as a whole model on one device."""
 
 from __future__ import annotations
 

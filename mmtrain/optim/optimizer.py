@@ -41,7 +41,7 @@ def check_optimizer(config: OptimConfig, device_type: str) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norm weights are not decayed unless asked."""
+    """Build AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norms are not decayed unless asked."""
     groups = _parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
     if config.name == "apex":
@@ -52,7 +52,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """By decay and by mesh: one fused update takes DTensors of one mesh."""
+    """Split parameters into groups by weight decay and by mesh: one fused update takes DTensors of one mesh."""
     groups: list[dict] = []
     for parameters in by_mesh(model.parameters()):
         decayed = [p for p in parameters if config.decay_norms or p.ndim > 1]
@@ -62,7 +62,7 @@ def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters apart by the mesh they lie on: experts lie on another than the rest."""
+    """Split parameters by the device mesh that they lie on: experts lie on another mesh than the rest."""
     found: dict[object, list[nn.Parameter]] = {}
     for parameter in parameters:
         found.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
@@ -97,7 +97,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 
 def _squares(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
-    """This rank's share of the sum of squares: what several ranks hold alike counts once."""
+    """Sum the squares of this rank's part of gradients; an element that n ranks hold counts 1/n on each of them."""
     local, share = [], []
     for gradient in gradients:
         copies = 1

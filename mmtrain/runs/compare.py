@@ -97,7 +97,11 @@ def compare(
 def _train(
     launcher: Path, run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, name: str
 ) -> list[dict[str, Any]]:
-    """The step records of one run."""
+    """Run one layout; return the records of its steps.
+
+    Raises:
+        ConfigError: the run failed; the message is its own error line, or the end of its log.
+    """
     own = [f"run.dir={folder}", f"run.name={name}", f"run.max_steps={steps}", "checkpoint.save_final=false",
            "checkpoint.interval=0", "log.wandb=off", "log.plot=false", "log.valid_interval=0"]  # fmt: skip
     defaults = [] if any(text.startswith("optim.precision=") for text in overrides) else ["optim.precision=fp32"]
@@ -134,7 +138,7 @@ def _steps(run: Path) -> list[dict[str, Any]]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Threads of this machine shared out, so that processes do not fight for cores."""
+    """Environment of a run whose processes share the machine's cores out, so that they do not fight for them."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
