@@ -71,7 +71,7 @@ def launcher(name: str) -> Path:
 
 
 def _editable_checkout(package: Path) -> Path | None:
-    """Return the folder of an editable install of `package`; None without one, or where another mmtrain is installed."""
+    """Return the checkout that `package` is an editable install of; None where it is none."""
     try:
         record = importlib.metadata.distribution("mmtrain").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

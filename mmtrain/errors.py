@@ -33,7 +33,8 @@ class ConfigError(UserError):
 class RankLost(RuntimeError):
     """Loss of another rank, which died, hangs or stopped on an error: which one, since when, and what to do.
 
-    Raised during a run: this rank cannot go on without the other. Nothing is wrong with the configuration, and the run can be resumed.
+    Raised during a run: this rank cannot go on without the other. Nothing is wrong with the configuration, and the run
+    can be resumed.
     """
 
     EXIT_CODE = 3
