@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
+
+PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")  # what every layout starts
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """Command line to options, and the Hydra overrides that all layouts share."""
+    """Read the command line: options, and the Hydra overrides that all layouts share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", action="append", required=True, metavar='"N OVERRIDES"', help="twice or more")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (default %(default)s)")
@@ -29,12 +32,14 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def main(argv: list[str] | None = None) -> int:
     """Compare; the exit code is 0, 1 past the tolerance, or 2 where a layout could not run."""
     options, overrides = parse(argv)
-    from mmtrain.errors import ConfigError
+    from mmtrain.errors import is_user_error
     from mmtrain.runs.compare import compare
 
     try:
-        return compare(options.layout, overrides, options.steps, options.tolerance, options.keep)
-    except ConfigError as error:
+        return compare(PRETRAIN, options.layout, overrides, options.steps, options.tolerance, options.keep)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Command line to options."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="run folder, or one of its checkpoints")
     parser.add_argument("--prompt", required=True, help="text to continue")
@@ -24,6 +24,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=1, help="continuations (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (default %(default)s)")
     parser.add_argument("--tokenizer", help='tokenizer.json, a folder with one, or "bytes" (default: the run\'s)')
+    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
     parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda when there is one)")
     return parser.parse_args(argv)
 
@@ -31,20 +32,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Print the continuations; the exit code is 0, or 2 for bad input."""
     options = parse(argv)
-    from mmdata.errors import DataError
-    from mmtrain.errors import ConfigError
+    from mmtrain.errors import is_user_error
     from mmtrain.infer import Sampling, continue_prompt, load_for_decoding
 
     try:
         sampling = Sampling(options.temperature, options.top_k, options.top_p)
         sampling.validate()
-        model, tokenizer = load_for_decoding(options.checkpoint, options.tokenizer, options.device)
+        model, tokenizer = load_for_decoding(options.checkpoint, options.tokenizer, options.device, options.rope_base)
         for sample in range(options.samples):
             text = continue_prompt(
                 model, tokenizer, options.prompt, options.tokens, sampling, seed=options.seed + sample
             )
             print(options.prompt + text, flush=True)
-    except (ConfigError, DataError) as error:
+    except Exception as error:
+        if not is_user_error(error):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

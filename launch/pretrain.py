@@ -18,7 +18,7 @@ def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
     from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint
     from mmtrain.checkpoint.run_folder import RunFolder
-    from mmtrain.health.watchdog import Guard
+    from mmtrain.health.watchdog import Watchdog
     from mmtrain.optim.optimizer import check_optimizer
     from mmtrain.parallel import mesh
     from mmtrain.parallel.layout import plan_layout
@@ -44,12 +44,17 @@ def pretrain(config: PretrainConfig) -> None:
         keep_freed_memory()
     context = mesh.start(config.cluster, layout)
     try:
-        with Guard(config.cluster.timeout_minutes) as guard:
-            for line in Trainer(config, context, plan, inputs, folder).run(guard):
+        with Watchdog(config.cluster.timeout_minutes) as watchdog:
+            for line in Trainer(config, context, plan, inputs, folder).run(watchdog):
                 print(line, flush=True)
     finally:
         mesh.stop()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Train with the options of the command line; exits with code 2 for bad input, 3 for a run that lost a rank."""
     hydra_entry(pretrain, CONFIGS)
+
+
+if __name__ == "__main__":
+    main()

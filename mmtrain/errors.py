@@ -1,4 +1,4 @@
-"""The one error a user's input can raise, and the one that another rank's end raises."""
+"""Errors that a user is told in one line: a wrong input, and the loss of another rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from collections.abc import Iterable
 from typing import Any
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """A mistake in what a user gave: programs tell it in one line, without a traceback, and exit with code 2.
+
+    Packages below mmtrain work without it and cannot inherit from this class. Their errors of the same meaning
+    (mmdata's DataError, mmkernels' KernelArgumentError) carry the same attribute; :func:`is_user_error` knows both.
+    """
+
+    is_user_error = True
+
+
+class ConfigError(UserError):
     """A setting that cannot work, in one line: which option, its value, what is allowed and the fix.
 
     Raised before any process group, device memory or file is touched.
@@ -21,23 +31,29 @@ class ConfigError(ValueError):
 
 
 class RankLost(RuntimeError):
-    """Another rank died, hangs or stopped on an error, so this one cannot go on: which, since when, and what to do.
+    """Loss of another rank, which died, hangs or stopped on an error: which one, since when, and what to do.
 
-    Raised during a run; nothing is wrong with the configuration, and the run can be resumed.
+    Raised during a run: this rank cannot go on without the other. Nothing is wrong with the configuration, and the run
+    can be resumed.
     """
 
     EXIT_CODE = 3
 
     def tell(self) -> None:
-        """Print it on stderr, with the error of this rank that it explains."""
+        """Print the message on stderr, with the error of this rank that it explains."""
         lines = [f"error on rank {os.environ.get('RANK', '0')}: {self}"]
         if self.__cause__ is not None:
             lines.append(f"  it came to light here as {brief(self.__cause__)}")
         print("\n".join(lines), file=sys.stderr, flush=True)
 
 
+def is_user_error(error: BaseException) -> bool:
+    """Tell a user's mistake, of whatever package, from a bug: it carries the attribute ``is_user_error``."""
+    return getattr(error, "is_user_error", False) is True
+
+
 def brief(error: BaseException) -> str:
-    """Type and first line of an error, 200 characters at most."""
+    """Return type and first line of an error, 200 characters at most."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
 
 

@@ -5,3 +5,5 @@ from __future__ import annotations
 
 class DataError(ValueError):
     """Bad input or a bad option: one line with the file or option, its value, what is allowed and the fix."""
+
+    is_user_error = True  # a program tells it without a traceback

@@ -1,1 +1,1 @@
-"""What a run leaves on disk to go on from: checkpoints and the run's folder."""
+"""Checkpoints, and the folder of a run that holds them."""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,16 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mmtrain.checkpoint.run_folder import complete_checkpoints, latest_checkpoint
 from mmtrain.config import ModelConfig
+from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
 from mmtrain.errors import ConfigError
 
-# The options of a model that its weights depend on.
-_SHAPES = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "ffn_hidden_size",
-    "layer_pattern",
-    "num_experts",
-    "shared_ffn_hidden_size",
-)
-
-# Options of the optimizer by parameter, not by group: ranks of a pipeline have groups of different parameters.
+# The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
 _BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: everything else follows from the configuration.
+    """Steps and tokens that a run has done; everything else follows from the configuration.
 
     Attributes:
         step: optimizer steps done.
@@ -58,12 +45,28 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, config: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    config: dict[str, Any],
+    rope_base: float,
 ) -> Path:
-    """Write `folder`/step-N: weights, optimizer state, progress and the configuration. Collective.
+    """Write `folder`/step-N: weights, optimizer state, progress, the configuration and the RoPE base. Collective.
 
     Shards go to a scratch folder that is renamed when all ranks have written theirs, so a checkpoint under its final
     name is always whole, and an interrupted one leaves the older ones as they were.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        model: the model as it is laid over the ranks.
+        optimizer: its optimizer.
+        progress: where the run stands.
+        config: every option of the run.
+        rope_base: base that the last step was trained with; it cannot be read off the weights.
+
+    Returns:
+        The folder of the checkpoint.
     """
     final = folder / f"step-{progress.step:08d}"
     scratch = folder / f"{final.name}.writing"
@@ -74,7 +77,8 @@ def save_checkpoint(
     _quietly(dcp.save, {"model": weights, "optimizer": moments}, checkpoint_id=scratch)
     dist.barrier()
     if dist.get_rank() == 0:
-        (scratch / "meta.json").write_text(json.dumps({**asdict(progress), "config": config}, indent=1) + "\n")
+        meta = {**asdict(progress), "rope_base": rope_base, "config": config}
+        (scratch / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         _swap_in(scratch, final)
     dist.barrier()
     return final
@@ -106,18 +110,18 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The progress and configuration that a checkpoint recorded."""
+    """Return the record of a checkpoint: progress, RoPE base (old ones lack it) and configuration."""
     return json.loads((path / "meta.json").read_text())
 
 
 def read_progress(path: Path) -> Progress:
-    """Where the run stood."""
+    """Return how far the run was when a checkpoint was saved."""
     meta = read_meta(path)
     return Progress(meta["step"], meta["tokens"])
 
 
 def find_checkpoint(option: str, path: str) -> Path:
-    """The newest complete checkpoint at or below `path`.
+    """Return the newest complete checkpoint at or below `path`.
 
     Raises:
         ConfigError: there is none.
@@ -131,18 +135,19 @@ def find_checkpoint(option: str, path: str) -> Path:
 def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
     """Refuse to read weights of a model with other shapes, before anything is started.
 
+    An option that the checkpoint's record lacks, because it was written before there was such an option, counts as the
+    option's default.
+
     Raises:
         ConfigError: naming the first option of the model that differs.
     """
     recorded = read_meta(checkpoint)["config"]["model"]
-    for name in _SHAPES:
-        if recorded[name] != getattr(model, name):
-            raise ConfigError(
-                f"model.{name}",
-                getattr(model, name),
-                f"{option}={checkpoint} holds a model with {recorded[name]}",
-                "give that value, or another checkpoint",
-            )
+    for field in marked_fields(ModelConfig, SHAPES_WEIGHTS):
+        default = None if field.default is MISSING else field.default
+        before, now = recorded.get(field.name, default), getattr(model, field.name)
+        if before != now:
+            raise ConfigError(f"model.{field.name}", now, f"{option}={checkpoint} holds a model with {before}",
+                              "give that value, or another checkpoint")  # fmt: skip
 
 
 def remove_old(folder: Path, keep: int) -> None:

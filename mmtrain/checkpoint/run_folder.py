@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.config import PretrainConfig
+from mmtrain.config.option_marks import FREE_ON_RESUME, is_marked
 from mmtrain.errors import ConfigError
 
-# What may differ between launches of one run: none of it changes the numbers.
-_FREE = re.compile(r"(run\.(dir|resume|max_steps|init_from|init_optimizer)|log\..*|checkpoint\..*|cluster\..*"
-                   r"|data\.num_workers|parallel\.(reshard_after_forward|activation_checkpoint))$")  # fmt: skip
 _DONE = "meta.json"  # written last: a checkpoint folder without it was cut short
 
 
@@ -28,7 +26,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
 
     def resume_from(self) -> Path | None:
-        """The checkpoint to go on from, or None for a fresh start.
+        """Return the checkpoint to go on from, or None for a fresh start.
 
         Raises:
             ConfigError: the folder holds a run that `run.resume` does not allow to touch, or one with other options.
@@ -60,13 +58,13 @@ class RunFolder:
         before = dict(_flatten(json.loads(recorded.read_text())))
         now = dict(_flatten(json.loads(json.dumps(asdict(self.config)))))
         for option in sorted(before.keys() | now.keys()):
-            if before.get(option) != now.get(option) and not _FREE.match(option):
+            if before.get(option) != now.get(option) and not is_marked(PretrainConfig, option, FREE_ON_RESUME):
                 raise ConfigError(option, now.get(option), f"{self.path} holds a run with {before.get(option)}",
                                   "give that value, or another run.name")  # fmt: skip
 
 
 def latest_checkpoint(path: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder, or `path` itself when it is one; None without any."""
+    """Return the newest complete checkpoint of a run folder, or `path` itself when it is one; None without any."""
     if (path / _DONE).is_file():
         return path
     complete = complete_checkpoints(path / "checkpoints")
@@ -74,7 +72,7 @@ def latest_checkpoint(path: Path) -> Path | None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first: neither one cut short nor one that is being replaced."""
+    """Return the whole checkpoints of a run, oldest first: neither one cut short nor one that is being replaced."""
     named = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
     return sorted((path for path in named if (path / _DONE).is_file()), key=lambda path: int(path.name[5:]))
 

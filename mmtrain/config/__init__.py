@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmtrain.config.model import LIGHTNING, SOFTMAX, ModelConfig
+from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.parallel import ParallelConfig
 from mmtrain.config.run import (
     CheckpointConfig,
@@ -54,9 +55,9 @@ class PretrainConfig:
     run: RunConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    log: LogConfig = field(default_factory=LogConfig, metadata=FREE_ON_RESUME)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=FREE_ON_RESUME)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=FREE_ON_RESUME)
 
     def validate(self) -> None:
         """Run every group's checks.

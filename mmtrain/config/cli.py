@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration: Hydra's features, with every mistake of a user told in one line.
+"""Command line to checked configuration: Hydra's features, with every mistake of a user told in one line.
 
 Hydra composes and sweeps; its logs and output folders are off (the run folder belongs to the trainer), and its errors
 are replaced by ``error: option=value: problem; fix`` and exit code 2. Errors that nobody expected keep their traceback.
@@ -18,15 +18,13 @@ from typing import Any, NoReturn
 
 from mmtrain.config import PretrainConfig, load_config
 from mmtrain.config.diagnose import diagnose
-from mmtrain.errors import ConfigError, RankLost
+from mmtrain.errors import ConfigError, RankLost, is_user_error
 
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DEFAULT_STAGE = "pretrain"
 OTHER_RANKS_WAIT_SECONDS = 5.0
-# Errors of a user's input in packages that are imported only when a run needs them.
-_INPUT_ERRORS = (("mmdata.errors", "DataError"), ("mmkernels.common.errors", "KernelArgumentError"))
 
 
 def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_name: str = "pretrain") -> None:
@@ -52,7 +50,7 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
             error.tell()
             sys.exit(RankLost.EXIT_CODE)
         except Exception as error:
-            if not _is_input_error(error):
+            if not is_user_error(error):
                 raise
             failures.append(_one_line(error))
             if not sweeping:
@@ -151,12 +149,6 @@ def _hydra_set_up(overrides: list[str], flags: list[str], sweeping: bool) -> Ite
                 del os.environ["HYDRA_FULL_ERROR"]
             else:
                 os.environ["HYDRA_FULL_ERROR"] = before_error
-
-
-def _is_input_error(error: Exception) -> bool:
-    """Tell a user's mistake from a bug, without importing packages that the run has not imported."""
-    kinds = [getattr(sys.modules.get(module), name, None) for module, name in _INPUT_ERRORS]
-    return isinstance(error, (ConfigError, *[kind for kind in kinds if kind is not None]))
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What is wrong with a command line that Hydra refused, and which option was meant."""
+"""Diagnosis of a command line that Hydra refused: which option is wrong, and which one was meant."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _unknown_option(option: str, value: str) -> ConfigError | None:
 
 
 def _suggest(name: str, above: str, names: list[str]) -> str:
-    """Suggest an option: the same name elsewhere in the tree, a close one here, a close one elsewhere, or all here."""
+    """Suggest an option: of equal name elsewhere in the tree, of a close name here, then elsewhere, or all here."""
     paths = list(_paths(PretrainConfig))
     same = [path for path in paths if path.split(".")[-1] == name]
     here = [above + close for close in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from string import ascii_uppercase
 
 from mmtrain.config.checks import choose, require
+from mmtrain.config.option_marks import SHAPES_WEIGHTS
 
 SOFTMAX, LIGHTNING = "S", "L"
 
@@ -29,19 +30,19 @@ class ModelConfig:
     """
 
     name: str
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_hidden_size: int
-    layer_pattern: str = "LLLLLLLS"
+    vocab_size: int = field(metadata=SHAPES_WEIGHTS)
+    hidden_size: int = field(metadata=SHAPES_WEIGHTS)
+    num_layers: int = field(metadata=SHAPES_WEIGHTS)
+    num_heads: int = field(metadata=SHAPES_WEIGHTS)
+    num_kv_heads: int = field(metadata=SHAPES_WEIGHTS)
+    head_dim: int = field(metadata=SHAPES_WEIGHTS)
+    ffn_hidden_size: int = field(metadata=SHAPES_WEIGHTS)
+    layer_pattern: str = field(default="LLLLLLLS", metadata=SHAPES_WEIGHTS)
     rotary_dim: int = 64
     rope_base: float = 10_000.0
-    num_experts: int = 32
+    num_experts: int = field(default=32, metadata=SHAPES_WEIGHTS)
     top_k: int = 2
-    shared_ffn_hidden_size: int = 0
+    shared_ffn_hidden_size: int = field(default=0, metadata=SHAPES_WEIGHTS)
     capacity_factor: float | None = 1.25
     drop_policy: str = "probs"
     aux_loss_coef: float = 0.01

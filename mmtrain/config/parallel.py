@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmtrain.config.checks import choose, require
+from mmtrain.config.option_marks import FREE_ON_RESUME
 
 
 @dataclass
 class ParallelConfig:
-    """How the model is laid over processes; :func:`~mmtrain.parallel.layout.plan_layout` checks that it can be.
+    """Layout of the model over processes; :func:`~mmtrain.parallel.layout.plan_layout` checks that it can be made.
 
     Attributes:
         micro_batch_rows: rows that one process runs at once.
@@ -38,8 +39,8 @@ class ParallelConfig:
     """
 
     micro_batch_rows: int = 1
-    activation_checkpoint: bool = False
-    reshard_after_forward: bool = True
+    activation_checkpoint: bool = field(default=False, metadata=FREE_ON_RESUME)
+    reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
     sync_every_micro_batch: bool = False
     tp: int = 1
     pp: int = 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mmtrain.config.checks import choose, require
+from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.stage import SourceConfig
 
 
 @dataclass
 class DataConfig:
-    """What is read.
+    """Corpora and tokenizer of a run, and how their rows are made.
 
     Attributes:
         path: one prepared corpus (shorthand for a single source).
@@ -29,11 +30,11 @@ class DataConfig:
     seed: int = 1234
     valid_rows: int = 64
     valid_fraction: float = 0.01
-    num_workers: int = 1
+    num_workers: int = field(default=1, metadata=FREE_ON_RESUME)
 
     @property
     def all_sources(self) -> list[SourceConfig]:
-        """`sources`, or the one at `path`."""
+        """Corpora of the run: `sources`, or the one at `path`."""
         return self.sources or ([SourceConfig(self.path)] if self.path else [])
 
     def validate(self) -> None:
@@ -82,7 +83,7 @@ class OptimConfig:
 
 @dataclass
 class LogConfig:
-    """What is reported, and how often (in steps).
+    """Reports of a run, and how often it makes them (in steps).
 
     Attributes:
         wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
@@ -103,7 +104,7 @@ class LogConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written, and how many stay.
+    """Checkpoints of a run: when they are written, and how many stay.
 
     Attributes:
         interval: steps between checkpoints; 0 writes one at the end only.
@@ -122,7 +123,7 @@ class CheckpointConfig:
 
 @dataclass
 class ClusterConfig:
-    """The machine.
+    """Machine that a run uses, and how long its ranks wait for each other.
 
     Attributes:
         device: ``auto`` (CUDA when there is one), ``cuda`` or ``cpu``.
@@ -141,7 +142,7 @@ class ClusterConfig:
 
 @dataclass
 class RunConfig:
-    """One run.
+    """Identity of a run: its folder, what it starts from, where it stops.
 
     Attributes:
         name: folder of the run below `dir`.
@@ -152,11 +153,11 @@ class RunConfig:
     """
 
     name: str
-    dir: str = "runs"
-    resume: str = "never"
-    init_from: str | None = None
-    init_optimizer: bool = True
-    max_steps: int | None = None
+    dir: str = field(default="runs", metadata=FREE_ON_RESUME)
+    resume: str = field(default="never", metadata=FREE_ON_RESUME)
+    init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
+    max_steps: int | None = field(default=None, metadata=FREE_ON_RESUME)
     seed: int = 1234
 
     def validate(self) -> None:

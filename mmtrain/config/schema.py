@@ -1,4 +1,4 @@
-"""From a plain nested dict (what Hydra composes) to typed, frozen-in-shape dataclasses, refusing unknown options."""
+"""Conversion of a plain nested dict, as Hydra composes it, to typed dataclasses; unknown options are refused."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _convert(hint: Any, value: Any, option: str) -> Any:
 
 
 def _convert_union(hints: list[Any], value: Any, option: str) -> Any:
-    """Convert to the first of `hints` that takes the value; a lone one says itself what is wrong."""
+    """Convert to the first of `hints` that takes the value; the error of a single hint is its own, as it says more."""
     if len(hints) == 1:
         return _convert(hints[0], value, option)
     for hint in hints:

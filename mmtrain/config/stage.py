@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmtrain.config.checks import choose, require
 from mmtrain.config.schema import Count
+
+LR_KINDS: dict[str, Callable[[float, float, float], float]] = {
+    "linear": lambda start, end, fraction: start + (end - start) * fraction,
+    "constant": lambda start, end, fraction: end,
+    "exponential": lambda start, end, fraction: start * (end / start) ** fraction,
+}
+"""Kinds of learning-rate segment, each a function (start, end, fraction of its length in (0, 1)) -> rate."""
 
 
 @dataclass
@@ -13,7 +21,7 @@ class LrSegment:
     """A stretch of the learning-rate schedule, `tokens` long.
 
     Attributes:
-        kind: ``linear`` or ``exponential`` from `start` to `end`, or ``constant`` at `end`.
+        kind: a name of LR_KINDS: ``linear`` or ``exponential`` from `start` to `end`, or ``constant`` at `end`.
     """
 
     kind: str
@@ -23,7 +31,7 @@ class LrSegment:
 
     def validate(self, option: str) -> None:
         """Refuse shapes of schedule that are not defined."""
-        choose(f"{option}.kind", self.kind, ("linear", "constant", "exponential"))
+        choose(f"{option}.kind", self.kind, tuple(LR_KINDS))
         require(min(self.start, self.end) >= 0, f"{option}.end", self.end, "must not be negative", "for example 2e-4")
         require(self.kind != "exponential" or (self.start > 0 and self.end > 0), f"{option}.start", self.start,
                  "exponential decay needs start and end above 0", "give both")  # fmt: skip

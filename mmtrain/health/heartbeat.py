@@ -1,4 +1,4 @@
-"""Signs of life of all ranks, through the key-value store that the process group met in.
+"""Heartbeat of all ranks, through the key-value store that the process group met in.
 
 Every rank writes a count, its step and its state, and reads those of the ranks that it watches. A thread does both: a
 call to a store whose host hangs never returns, whatever its timeout, so nobody else calls the store.
@@ -23,7 +23,7 @@ RUNNING, LEFT, FAILED, LOST = "running", "left", "failed", "lost"
 
 
 class Beat(NamedTuple):
-    """What a rank writes.
+    """One entry of a rank in the store.
 
     Attributes:
         count: differs from beat to beat.
@@ -38,14 +38,14 @@ class Beat(NamedTuple):
     text: str = ""
 
 
-class Beats:
-    """This rank's beats, and those of the ranks it watches.
+class Heartbeat:
+    """Beats of this rank, written by a thread, and the last beats of the ranks that it watches.
 
     Attributes:
         interval: seconds between beats.
         own: what this rank says; :meth:`say` changes it.
         step: the step to say.
-        places: host name and process id of every rank.
+        hosts: host name and process id of every rank.
         heard: the last beat of every rank that was ever watched.
         now: seconds on a clock that stands still while this process does (suspended, say), as it hears nobody then.
         gone: the store broke off.
@@ -62,7 +62,7 @@ class Beats:
         self._ticked = time.monotonic()
         self._watched: list[int] = []
         self._wake, self._stopped = threading.Event(), False
-        self._thread = threading.Thread(target=self._exchange, daemon=True, name="beats")
+        self._thread = threading.Thread(target=self._exchange, daemon=True, name="heartbeat")
 
     def start(self, timeout: float) -> None:
         """Connect within `timeout` seconds, learn who the others are and begin to beat. Collective."""
@@ -73,8 +73,8 @@ class Beats:
                                    wait_for_workers=False, timeout=timedelta(seconds=timeout))  # fmt: skip
         self._store = dist.PrefixStore(f"beats/{run[0]}", connection)
         self._write()
-        self.places: list[tuple[str, int]] = [("", 0)] * self.world
-        dist.all_gather_object(self.places, (socket.gethostname(), os.getpid()))  # from here on every key is there
+        self.hosts: list[tuple[str, int]] = [("", 0)] * self.world
+        dist.all_gather_object(self.hosts, (socket.gethostname(), os.getpid()))  # from here on every key is there
         self._thread.start()
 
     def watch(self, ranks: list[int], pause: float) -> None:
@@ -90,7 +90,7 @@ class Beats:
         self._wake.set()
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:
-        """Wait until `done`, the end of the store, or for `seconds`."""
+        """Wait until `done` returns True or the store has broken off, for `seconds` at most."""
         end = time.monotonic() + seconds
         while not self.gone and time.monotonic() < end and not done():
             time.sleep(self.interval / 20)
@@ -111,7 +111,7 @@ class Beats:
         self.now += min(self._ticked - before, self.interval)
 
     def silent(self, patience: float) -> list[int]:
-        """The watched ranks that gave no sign for `patience` seconds and have not left."""
+        """Return the watched ranks that gave no sign for `patience` seconds and have not left."""
         return [rank for rank in self._watched if self.silence(rank) > patience and self.heard[rank].state != LEFT]
 
     def silence(self, rank: int) -> float:

@@ -20,7 +20,7 @@ from mmtrain.model.packed_seq import Packing
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """Rule by which the next token is chosen.
 
     Attributes:
         temperature: 0 takes the likeliest token.
@@ -33,7 +33,7 @@ class Sampling:
     top_p: float | None = None
 
     def validate(self) -> None:
-        """Refuse what cannot be sampled.
+        """Refuse values that cannot be sampled with.
 
         Raises:
             ConfigError: a value out of range.
@@ -75,7 +75,7 @@ def decode(model: HybridLM, tokens_T: Tensor, cache: DecodeCache) -> Tensor:
 
 
 def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """The next token's id."""
+    """Choose the next token by its logits [V]; returns its id."""
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     logits_V = logits_V.float() / sampling.temperature
@@ -92,7 +92,7 @@ def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> 
 def continue_prompt(
     model: HybridLM, tokenizer: Tokenizer, prompt: str, max_tokens: int, sampling: Sampling, seed: int = 0
 ) -> str:
-    """Text that continues `prompt`.
+    """Return text that continues `prompt`.
 
     Raises:
         ConfigError: the prompt has no token.

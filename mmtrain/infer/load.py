@@ -1,46 +1,56 @@
-"""A checkpoint of any run as a whole model on one device."""
+"""Loading of any run's checkpoint as a whole model on one device."""
 
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
 
+from mmdata.corpus.open import tokenizer_path
 from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmtrain.checkpoint.dcp import find_checkpoint, read_meta
-from mmtrain.config import DataConfig, ModelConfig, StageConfig
+from mmtrain.checkpoint.rope_base import rope_base_of
+from mmtrain.config import DataConfig, ModelConfig
+from mmtrain.config.checks import require
 from mmtrain.config.schema import build
 from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
-from mmtrain.train.curriculum import RunPlan, scaled_phases
-from mmtrain.train.inputs import tokenizer_path
 
 
 def load_for_decoding(
-    path: Path, tokenizer: str | None = None, device: str | None = None
+    path: Path, tokenizer: str | None = None, device: str | None = None, rope_base: float | None = None
 ) -> tuple[HybridLM, Tokenizer]:
     """Read the newest checkpoint at or below `path` and the tokenizer it was trained with.
 
-    The model is fp32 (the master weights), in evaluation mode, with the RoPE base of the phase it was saved in.
+    Args:
+        path: a run folder, or one of its checkpoints.
+        tokenizer: tokenizer.json, a folder with one, or "bytes"; None takes the run's.
+        device: where the model goes; None: "cuda" when there is one, else "cpu".
+        rope_base: RoPE base to decode with; None takes the one that the checkpoint was saved with.
+
+    Returns:
+        The model in fp32 (the master weights) and evaluation mode, whose configuration holds the RoPE base; and the
+        tokenizer.
 
     Raises:
-        ConfigError: there is no complete checkpoint.
+        ConfigError: there is no complete checkpoint, or its RoPE base is neither known nor given, or cannot be one.
         DataError: the tokenizer is gone or broken.
     """
     checkpoint = find_checkpoint("checkpoint", str(path))
     meta = read_meta(checkpoint)
     data = build(DataConfig, meta["config"]["data"], "data")
     made = load_tokenizer(tokenizer or data.tokenizer or tokenizer_path(data.all_sources[0].path))
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = meta_model(build(ModelConfig, meta["config"]["model"], "model")).to_empty(device=place)
+    if rope_base is None:
+        rope_base = rope_base_of(checkpoint, meta)
+    require(rope_base > 1, "--rope-base", rope_base, "must be above 1", "leave it out, or give for example 10000")
+    config = replace(build(ModelConfig, meta["config"]["model"], "model"), rope_base=rope_base)
+    model = meta_model(config).to_empty(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = {"model": model.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that one process is enough
         dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     model.load_state_dict(state["model"])
-    stage = build(StageConfig, meta["config"]["stage"], "stage")
-    plan = RunPlan(scaled_phases(stage), 1, 1)
-    model.rope_base = plan.phases[plan.step(max(meta["step"] - 1, 0)).phase_index].phase.rope_base
     return model.eval(), made

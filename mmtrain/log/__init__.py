@@ -1,1 +1,1 @@
-"""What a run says: metrics, console, wandb and plots."""
+"""Metrics, console, wandb and plots of a run; all are made from plain records."""

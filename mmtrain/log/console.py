@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: a live line, or plain lines where there is no terminal, and a closing summary."""
+"""Terminal output of a run: a live line, or plain lines where there is no terminal, and a closing summary."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunConsole:
             self._live.start()
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Show the record of a step."""
+        """Show the record of a step, a line of `metrics.jsonl` as a mapping."""
         if not self.enabled:
             return
         speed = record.get("tokens_per_s")

@@ -23,7 +23,7 @@ MAX_POINTS_SMOOTHED = 400
 
 
 def plot_run(run_dir: Path, out: Path | None = None) -> Path:
-    """Draw a run.
+    """Draw loss and router load of a run as a PNG.
 
     Args:
         run_dir: the folder with `metrics.jsonl`.
@@ -122,7 +122,7 @@ def _draw_load_over_time(axes: Axes, routed: Records) -> None:
 
 
 def _draw_drop_rate(axes: Axes, steps: Records) -> None:
-    """Show the mean drop rate, that without the global router, and the range over layers, where they were recorded."""
+    """Show the mean drop rate, the mean without the global router, and the range over layers, where recorded."""
     layered = [step for step in steps if step.get("drop_rate_per_layer") and None not in step["drop_rate_per_layer"]]
     if layered:
         tokens = [step["tokens"] for step in layered]

@@ -38,7 +38,7 @@ def check_optimizer(config: OptimConfig, device_type: str) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norm weights are not decayed unless asked."""
+    """Build AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norms are not decayed unless asked."""
     groups = _parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
     if config.name == "apex":
@@ -49,7 +49,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """By decay and by mesh: one fused update takes DTensors of one mesh."""
+    """Split parameters into groups by weight decay and by mesh: one fused update takes DTensors of one mesh."""
     groups: list[dict] = []
     for parameters in by_mesh(model.parameters()):
         decayed = [p for p in parameters if config.decay_norms or p.ndim > 1]

@@ -1,4 +1,4 @@
-"""AdamW by somebody else's raw kernel (DeepSpeed's on the CPU, apex's on the GPU) over the shards of a model."""
+"""AdamW by the raw kernels of other packages (DeepSpeed's on the CPU, apex's on the GPU) over a model's shards."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ShardAdam(torch.optim.Optimizer):
 
 
 def host_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> ShardAdam:
-    """AdamW whose parameters, gradients and moments lie in host memory, where DeepSpeed's vectorised kernel runs.
+    """Build AdamW whose parameters, gradients and moments lie in host memory, where DeepSpeed's vectorised kernel runs.
 
     FSDP2's CPU offload policy keeps the sharded parameters and gradients there (see `parallel/parallelize.py`).
     """
@@ -86,12 +86,12 @@ def host_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 
 
 def fused_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> ShardAdam:
-    """AdamW by NVIDIA apex's FusedAdam."""
+    """Build AdamW that runs NVIDIA apex's FusedAdam."""
     from apex.optimizers import FusedAdam
 
     return ShardAdam(groups, betas, eps, lambda inner: FusedAdam(inner, lr=0.0, betas=betas, eps=eps, adam_w_mode=True))
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part, sharing memory."""
+    """Return this rank's part of a tensor, sharing its memory."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()

@@ -1,1 +1,1 @@
-"""Several runs at once, for what one run cannot show."""
+"""Tools that start several runs and set their results side by side."""

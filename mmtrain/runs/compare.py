@@ -1,4 +1,4 @@
-"""The same few steps under several layouts, each in processes of its own, side by side."""
+"""Comparison of layouts: a few steps under each, in processes of its own, printed side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from rich.progress import Progress
 from mmtrain.errors import ConfigError
 from mmtrain.log.metrics import FILE_NAME, read_metrics
 
-LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "pretrain.py"
 FIGURES = ("loss", "grad_norm")
 POLL_SECONDS = 0.2
 
@@ -39,21 +38,27 @@ class LayoutRun:
 
     @property
     def processes(self) -> int:
-        """How many to start."""
+        """Number of processes to start."""
         return int(self.text.split()[0])
 
     @property
     def overrides(self) -> list[str]:
-        """What is different from the other layouts."""
+        """Hydra overrides that belong to this layout alone."""
         return self.text.split()[1:]
 
 
 def compare(
-    layouts: Sequence[str], overrides: Sequence[str], steps: int, tolerance: float, keep: str | None = None
+    launcher: Path,
+    layouts: Sequence[str],
+    overrides: Sequence[str],
+    steps: int,
+    tolerance: float,
+    keep: str | None = None,
 ) -> int:
     """Run every layout, print the table, and say whether they agree.
 
     Args:
+        launcher: the script that torchrun starts for each, `launch/pretrain.py`.
         layouts: two or more; the first is what the others are compared with.
         overrides: Hydra overrides of all.
         steps: optimizer steps.
@@ -79,7 +84,7 @@ def compare(
         records = []
         for number, run in enumerate(runs):
             print(f"layout {number}: {run.text}", flush=True)
-            records.append(_train(run, overrides, steps, Path(folder), f"layout{number}"))
+            records.append(_train(launcher, run, overrides, steps, Path(folder), f"layout{number}"))
     worst, where = _print_table(records)
     agree = worst <= tolerance
     verdict = "equal" if agree else "DIFFERENT"
@@ -89,13 +94,19 @@ def compare(
     return 0 if agree else 1
 
 
-def _train(run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, name: str) -> list[dict[str, Any]]:
-    """The step records of one run."""
+def _train(
+    launcher: Path, run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, name: str
+) -> list[dict[str, Any]]:
+    """Run one layout; return the records of its steps.
+
+    Raises:
+        ConfigError: the run failed; the message is its own error line, or the end of its log.
+    """
     own = [f"run.dir={folder}", f"run.name={name}", f"run.max_steps={steps}", "checkpoint.save_final=false",
            "checkpoint.interval=0", "log.wandb=off", "log.plot=false", "log.valid_interval=0"]  # fmt: skip
     defaults = [] if any(text.startswith("optim.precision=") for text in overrides) else ["optim.precision=fp32"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(run.processes),
-               str(LAUNCHER), *defaults, *overrides, *own, *run.overrides]  # fmt: skip
+               str(launcher), *defaults, *overrides, *own, *run.overrides]  # fmt: skip
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=_environment(run.processes))
         try:
@@ -113,7 +124,7 @@ def _train(run: LayoutRun, overrides: Sequence[str], steps: int, folder: Path, n
 
 
 def _wait(process: subprocess.Popen[bytes], run: Path, steps: int) -> None:
-    """Until the process ends; a bar on a terminal shows the steps that it has recorded."""
+    """Wait until the process ends; a bar on a terminal shows the steps that it has recorded."""
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("steps", total=steps)
         while process.poll() is None:
@@ -127,13 +138,13 @@ def _steps(run: Path) -> list[dict[str, Any]]:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Threads of this machine shared out, so that processes do not fight for cores."""
+    """Environment of a run whose processes share the machine's cores out, so that they do not fight for them."""
     threads = max(1, (os.cpu_count() or 1) // processes)
     return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def _print_table(runs: Sequence[Sequence[dict[str, Any]]]) -> tuple[float, str]:
-    """A line a step; returns the largest relative difference to the first run, and where it is."""
+    """Print a line a step; return the largest relative difference to the first run, and where it is."""
     titles = [f"{figure} [{number}]" for figure in FIGURES for number in range(len(runs))]
     print("step  " + "  ".join(f"{title:>16}" for title in titles) + "  relative difference")
     worst, where = 0.0, ""
@@ -150,7 +161,7 @@ def _print_table(runs: Sequence[Sequence[dict[str, Any]]]) -> tuple[float, str]:
 
 
 def _number(value: float | None) -> float:
-    """A record's null stands for what is no number."""
+    """A figure of a record as a float: null, which stands for NaN and infinity, becomes NaN."""
     return math.nan if value is None else float(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmtrain.config import LrSegment
+from mmtrain.config.stage import LR_KINDS
 
 
 def lr_at(segments: Sequence[LrSegment], tokens: int) -> float:
@@ -27,8 +28,6 @@ def lr_at(segments: Sequence[LrSegment], tokens: int) -> float:
 
 def _inside(segment: LrSegment, fraction: float) -> float:
     """Evaluate one segment at `fraction` of its length, exactly `end` at its end."""
-    if segment.kind == "constant" or fraction == 1.0:
+    if fraction == 1.0:
         return segment.end
-    if segment.kind == "linear":
-        return segment.start + (segment.end - segment.start) * fraction
-    return segment.start * (segment.end / segment.start) ** fraction
+    return LR_KINDS[segment.kind](segment.start, segment.end, fraction)

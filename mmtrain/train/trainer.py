@@ -14,7 +14,7 @@ from mmtrain.checkpoint.dcp import Progress, find_checkpoint, load_checkpoint, r
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
-from mmtrain.health.watchdog import Guard
+from mmtrain.health.watchdog import Watchdog
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.mesh import ParallelContext
@@ -60,11 +60,11 @@ class Trainer:
             load_checkpoint(source, self.model.module, self.optimizer if run.init_optimizer else None)
         return Progress()
 
-    def run(self, guard: Guard) -> list[str]:
+    def run(self, watchdog: Watchdog) -> list[str]:
         """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines.
 
         Args:
-            guard: is told the step at work.
+            watchdog: is told the step at work.
         """
         dist.barrier()  # every rank has looked at the folder before it is written to
         if self.context.is_main:
@@ -75,7 +75,7 @@ class Trainer:
             batches = self._batches()
             with collected_in_step():
                 for step in range(self.progress.step, self.last_step):
-                    guard.step = step + 1  # as metrics.jsonl counts
+                    watchdog.step = step + 1  # as metrics.jsonl counts
                     self._step(self.plan.step(step), batches, report)
                     collect(step + 1)
             return report.close()
@@ -112,7 +112,12 @@ class Trainer:
             self._validate(phase, report)
         if (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval):
             path = save_checkpoint(
-                self.folder.checkpoints, self.model.module, self.optimizer, self.progress, asdict(self.config)
+                self.folder.checkpoints,
+                self.model.module,
+                self.optimizer,
+                self.progress,
+                asdict(self.config),
+                phase.rope_base,
             )
             if self.context.is_main:
                 remove_old(self.folder.checkpoints, self.config.checkpoint.keep)

@@ -78,3 +78,14 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "other", **(vars(model) | {"num_experts": 64}))
     with pytest.raises(ConfigError, match=r"model\.num_experts=8: run\.init_from=.* holds a model with 64"):
         check_same_model("run.init_from", other, model)
+
+
+def test_an_option_that_an_old_record_lacks_counts_as_its_default(tmp_path: Path) -> None:
+    model = config(tmp_path).model
+    recorded = vars(model).copy()
+    del recorded["shared_ffn_hidden_size"]  # as if written before there were shared experts
+    old = checkpoint(tmp_path / "old", **recorded)
+    check_same_model("run.init_from", old, model)
+    wider = config(tmp_path, "model.shared_ffn_hidden_size=64").model
+    with pytest.raises(ConfigError, match=r"model\.shared_ffn_hidden_size=64: .* holds a model with 0"):
+        check_same_model("run.init_from", old, wider)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmtrain.config.cli import compose, hydra_entry
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -105,6 +105,22 @@ def test_errors_of_other_packages_are_input_errors_too(command):
 
         code, _, errors, _ = command(*GIVEN, run=refuse)
         assert (code, errors) == (2, [f"error: {error}"])
+
+
+def test_an_error_is_a_user_s_by_its_mark_and_by_nothing_else(command):
+    def fail(error):
+        def run(config):
+            raise error
+
+        return run
+
+    class Refusal(UserError):
+        pass
+
+    assert command(*GIVEN, run=fail(Refusal("no")))[::2] == (2, ["error: no"])
+    for bug in (ValueError("bug"), RuntimeError("bug")):
+        with pytest.raises(type(bug), match="bug"):
+            command(*GIVEN, run=fail(bug))
 
 
 def test_sweep_runs_every_point_and_says_which_failed(command):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from mmtrain.errors import RankLost
 from mmtrain.parallel.expert.peer_buffers import Desks
-from mmtrain.health.watchdog import Guard
+from mmtrain.health.watchdog import Watchdog
 
 MINUTES = 0.25  # the timeout; a rank is missing after half of it
 STEP_SECONDS, WARM = 0.03, 120  # after so many steps a beat has told one
@@ -76,16 +76,16 @@ def train(
     number = torch.ones(dist.get_world_size(), 1, device=device)
     desks = Desks(dist.group.WORLD, number.device) if direct else None
     try:
-        with Guard(MINUTES) as guard:
-            for guard.step in range(1, steps + 1):
+        with Watchdog(MINUTES) as watchdog:
+            for watchdog.step in range(1, steps + 1):
                 if desks is None:
                     dist.all_reduce(number.fill_(1))
                 else:
-                    desks.lay(*number.shape, number.dtype).fill_(guard.step)
+                    desks.lay(*number.shape, number.dtype).fill_(watchdog.step)
                     desks.take(number, used_M=torch.zeros_like(number[:, 0], dtype=torch.int32))
                 number.tolist()  # on a GPU, the wait for it
                 time.sleep(STEP_SECONDS)
-                if guard.step == WARM:
+                if watchdog.step == WARM:
                     os.write(1, b"warm\n")
             if dist.get_rank() == dist.get_world_size() - 1:
                 time.sleep(stay)

@@ -156,7 +156,7 @@ def part_of_a_run(parallel: ParallelConfig, folder: Path, first: int, last: int)
             rows = range(4 * step + context.dp_rank, 4 * step + 4, context.dp_size)
             batches = [packed_row(row) for row in rows]
             results.append(train_step(model, optimizer, batches, 1e-3, HEAVY.rope_base, clip_grad=1.0))
-        save_checkpoint(folder, model.module, optimizer, Progress(last, last), {})
+        save_checkpoint(folder, model.module, optimizer, Progress(last, last), {}, HEAVY.rope_base)
         return {**whole(model.module), **{name: buffer.clone() for name, buffer in model.module.named_buffers()}}, results
     finally:
         mesh.stop()

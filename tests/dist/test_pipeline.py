@@ -80,7 +80,7 @@ def step_and_save(
         batches = [packed_row(row) for row in range(4)]
         result = train_step(model, optimizer, batches, 1e-3, model_config.rope_base, clip_grad=1.0)
         if not resume:
-            save_checkpoint(folder, model.module, optimizer, Progress(1, 5), {})
+            save_checkpoint(folder, model.module, optimizer, Progress(1, 5), {}, model_config.rope_base)
             weights = whole(model.module)
         held_out = [(packed_row(row), row < 12) for row in range(10, 13)]
         return weights, result, evaluate(model, held_out, np.ones(101), model_config.rope_base)

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import RankLost
 from mmtrain.parallel import mesh
-from mmtrain.health import heartbeat as beats
-from mmtrain.health import watchdog as guard
+from mmtrain.health import heartbeat
+from mmtrain.health import watchdog
 from tests.dist.pool import ENVIRONMENT, Pool
 from tests.dist.runs import ROOT, SMALL, environment
 from tests.dist.stand_in import MINUTES, StandIn, serve, train
@@ -141,10 +141,10 @@ def test_a_missing_rank_is_named_while_a_gpu_waits_for_it(tmp_path: Path, how: s
 
 
 def guarded(body: Callable[[int], None]) -> str | None:
-    """Run `body` of a rank in a guarded group; how its error left the guard."""
+    """Run `body` of a rank in a guarded group; how its error left the watchdog."""
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
-        with mock.patch.object(guard, "UNWIND_SECONDS", 1e6), guard.Guard(MINUTES) as watched:
+        with mock.patch.object(watchdog, "UNWIND_SECONDS", 1e6), watchdog.Watchdog(MINUTES) as watched:
             watched.step = 7
             body(context.rank)
     except Exception as error:
@@ -181,10 +181,10 @@ def test_silence_does_not_count_while_this_process_stands_still(monkeypatch: pyt
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     times = iter([0.0, 1.0, 500.0, 501.0, 502.0])  # suspended for 499 s
-    monkeypatch.setattr(beats, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    own = beats.Beats(interval=2.0)
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    own = heartbeat.Heartbeat(interval=2.0)
     own.watch([1, 2], pause=2.0)
-    own.heard[2] = beats.Beat(state=beats.LEFT)
+    own.heard[2] = heartbeat.Beat(state=heartbeat.LEFT)
     silent = []
     for _ in range(4):
         own.tick()

@@ -7,6 +7,8 @@ import pytest
 
 from mmtrain.config import LrSegment
 from mmtrain.config.schema import Count
+from mmtrain.config.stage import LR_KINDS
+from mmtrain.errors import ConfigError
 from mmtrain.train.lr_schedule import lr_at
 
 STEP = 16 * 2**20
@@ -53,3 +55,18 @@ def test_exponential_falls_by_equal_factors():
 def test_empty_segment_is_passed_over():
     segments = [LrSegment("linear", Count(0), 1.0, 0.5), LrSegment("constant", Count(10), 0.25)]
     assert lr_at(segments, 1) == 0.25
+
+
+def test_an_unknown_kind_of_segment_is_not_taken_for_another():
+    with pytest.raises(KeyError, match="cosine"):
+        lr_at([LrSegment("cosine", Count(10), 1e-5, 1e-3)], 5)
+
+
+def test_a_kind_is_defined_in_one_table(monkeypatch):
+    """Entered there, it passes the check of options and is what the schedule runs."""
+    segment = LrSegment("square", Count(10), 0.0, 1.0)
+    with pytest.raises(ConfigError, match=r"lr\.kind=square"):
+        segment.validate("lr")
+    monkeypatch.setitem(LR_KINDS, "square", lambda start, end, fraction: end + (start - end) * (1 - fraction) ** 2)
+    segment.validate("lr")
+    assert lr_at([segment], 5) == 0.25

@@ -12,6 +12,8 @@ class KernelArgumentError(ValueError):
         allowed: what would have been accepted.
     """
 
+    is_user_error = True  # a program tells it without a traceback
+
     def __init__(self, argument: str, got: object, allowed: str) -> None:
         self.argument = argument
         super().__init__(" ".join(f"{argument}: got {got}; allowed: {allowed}".split()))

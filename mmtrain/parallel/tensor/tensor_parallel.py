@@ -23,13 +23,8 @@ from mmtrain.model.mixers.registry import Placement
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_place
-<<<<<<< HEAD
-from mmtrain.parallel.dtensor_params import place
-from mmtrain.parallel.tensor.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_embedding
-=======
 from mmtrain.parallel.dtensor_params import shard_parameter
 from mmtrain.parallel.tensor.vocab_parallel import VocabParallelLookup, vocab_parallel_cross_entropy
->>>>>>> wt-x
 
 PLACEMENTS = {
     Placement.ROWS: (Shard(0),),
@@ -102,42 +97,9 @@ def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh, region: SequenceParallelRegion)
     ffn.sequence = region
 
 
-<<<<<<< HEAD
-def _lightning(mixer: LightningAttention, mesh: DeviceMesh) -> None:
-    """Slopes belong to global heads; the norm's mean square is over all heads of all ranks."""
-    heads, whole, group = mixer.num_heads // mesh.size(), mixer.norm.weight.numel(), mesh.get_group()
-    mixer.take_heads(mesh.get_local_rank() * heads, heads)
-    mixer.norm_over = {"width": whole, "reduce": lambda x_T: sum_in_place(x_T, group)}
-    for projection in (mixer.qkv_proj, mixer.output_gate):
-        place(projection, "weight", mesh, ROWS)
-    place(mixer.norm, "weight", mesh, ROWS)
-
-
-def _softmax(mixer: SoftmaxAttention, config: ModelConfig, mesh: DeviceMesh) -> None:
-    place(mixer.q_proj, "weight", mesh, ROWS)
-    for projection in (mixer.k_proj, mixer.v_proj):
-        if config.num_kv_heads % mesh.size() == 0:
-            place(projection, "weight", mesh, ROWS)
-        else:  # fewer than ranks: every rank has all of them, and uses the one that its query heads share
-            head = mesh.get_local_rank() * config.num_kv_heads // mesh.size()
-            rows = slice(head * config.head_dim, (head + 1) * config.head_dim)
-            place(projection, "weight", mesh, WHOLE, view=lambda weight, rows=rows: weight[rows])
-
-
-def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh) -> None:
-    place(ffn, "w13_2FD", mesh, COLUMNS)
-    place(ffn, "w2_DF", mesh, COLUMNS)
-    ffn.register_forward_pre_hook(partial(_gather_first, group=mesh.get_group()))
-    ffn.register_forward_hook(partial(_scatter, group=mesh.get_group()))
-
-
-def _moe(moe: MoE, mesh: DeviceMesh) -> None:
-    place(moe.router, "weight", mesh, WHOLE)
-=======
 def _moe(moe: MoE, mesh: DeviceMesh, region: SequenceParallelRegion) -> None:
     """Place the router and the shared expert; routed experts are placed by expert parallelism."""
     _place(moe, MOE, mesh)
->>>>>>> wt-x
     if moe.shared is not None:
         _place(moe.shared, SHARED_EXPERT, mesh)
         _feed_forward(moe.shared.mlp, mesh, region)

@@ -1,0 +1,68 @@
+"""Marks on options: every option of a run, and whether a resume may change it and whether weights depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from mmtrain.config import ModelConfig, PretrainConfig
+from mmtrain.config.diagnose import _paths
+from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marked, marked_fields
+
+FREE = {
+    "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
+    "data.num_workers", "log.plot", "log.valid_interval", "log.wandb", "log.wandb_project",
+    "parallel.activation_checkpoint", "parallel.reshard_after_forward", "run.dir", "run.init_from",
+    "run.init_optimizer", "run.max_steps", "run.resume",
+}  # fmt: skip
+BOUND = {
+    "data.packing", "data.path", "data.seed", "data.sources", "data.tokenizer", "data.valid_fraction",
+    "data.valid_rows", "model.aux_loss_coef", "model.capacity_factor", "model.deepnorm_alpha", "model.deepnorm_beta",
+    "model.drop_policy", "model.ffn_hidden_size", "model.head_dim", "model.hidden_size", "model.layer_pattern",
+    "model.lightning_norm_eps", "model.loss_chunk_tokens", "model.name", "model.norm_eps", "model.num_experts",
+    "model.num_heads", "model.num_kv_heads", "model.num_layers", "model.post_norm", "model.rope_base",
+    "model.rotary_dim", "model.shared_ffn_hidden_size", "model.top_k", "model.vocab_size", "optim.beta1",
+    "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.name", "optim.precision",
+    "optim.weight_decay", "parallel.aux_loss_over", "parallel.cp", "parallel.ep", "parallel.etp", "parallel.exchange",
+    "parallel.global_router", "parallel.micro_batch_rows", "parallel.pp", "parallel.pp_chunks",
+    "parallel.pp_schedule", "parallel.sync_every_micro_batch", "parallel.token_groups", "parallel.tp", "run.name",
+    "run.seed", "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
+}  # fmt: skip
+
+
+def test_each_option_is_free_on_resume_or_bound() -> None:
+    """A new option is bound until it is marked; it is named here either way, so that somebody has thought of it."""
+    options = set(_paths(PretrainConfig))
+    assert options == FREE | BOUND
+    assert {option for option in options if is_marked(PretrainConfig, option, FREE_ON_RESUME)} == FREE
+
+
+def test_weights_depend_on_these_options_of_the_model() -> None:
+    assert {option.name for option in marked_fields(ModelConfig, SHAPES_WEIGHTS)} == {
+        "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size",
+        "layer_pattern", "num_experts", "shared_ffn_hidden_size",
+    }  # fmt: skip
+
+
+@dataclass
+class Inner:
+    free: int = field(default=1, metadata=FREE_ON_RESUME)
+    bound: int = 1
+
+
+@dataclass
+class Outer:
+    marked: Inner = field(default_factory=Inner, metadata=FREE_ON_RESUME)
+    plain: Inner = field(default_factory=Inner)
+    values: list[int] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("option", "free"),
+    [("marked", True), ("marked.bound", True), ("marked.gone_since", True), ("plain", False), ("plain.free", True),
+     ("plain.bound", False), ("plain.gone_since", False), ("values", False), ("values.0", False), ("gone", False)],
+)  # fmt: skip
+def test_a_group_s_mark_holds_for_all_in_it(option: str, free: bool) -> None:
+    assert is_marked(Outer, option, FREE_ON_RESUME) is free
+    assert not is_marked(Outer, option, SHAPES_WEIGHTS)
