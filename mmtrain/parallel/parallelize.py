@@ -12,11 +12,12 @@ from torch.distributed.tensor import DTensor, Shard
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
-from mmtrain.parallel.expert.expert_parallel import ExchangedExperts, apply_expert_parallel
+from mmtrain.parallel.expert.exchange import build_exchange
+from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.schedule import Pipeline
 from mmtrain.parallel.pipeline.split import take_stages
-from mmtrain.parallel.routing import apply_routing
+from mmtrain.parallel.routing import RoutedWhole, apply_routing
 from mmtrain.parallel.tensor.tensor_parallel import apply_tensor_parallel
 
 
@@ -49,8 +50,10 @@ def apply_parallel(
         groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later
         fixed = model.config.capacity_factor is not None and not config.global_router  # places that others know
         exchange = config.exchange if fixed else "collectives"
-        call = ExchangedExperts(axes, tensor, context.device, groups, exchange)
-        apply_expert_parallel(model, axes, tensor, call)
+        apply_expert_parallel(model, axes, build_exchange(axes, tensor, context.device, groups, exchange))
+        for block in model.layers:
+            if layout.tp > 1:
+                block.ffn.router.tokens = RoutedWhole(tensor)
     apply_routing(model, context, config)
     stages = [model]
     if layout.pp > 1:  # after the model was placed, which asks for all of its parts

@@ -18,7 +18,6 @@ from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import LossOutput, StageOutput
 from mmtrain.model.packed_seq import Packing
 from mmtrain.optim.optimizer import clip_gradients, set_lr
-from mmtrain.parallel.expert.comm_streams import Meter
 from mmtrain.parallel.expert.expert_parallel import expert_call
 from mmtrain.parallel.fsdp import set_micro_batch
 from mmtrain.parallel.mesh import ParallelContext
@@ -86,7 +85,7 @@ def train_step(
     token_scale = context.layout.replicas / labelled.clamp(min=1).to(torch.float32).squeeze()
     report = StepReport(model.config, context)
     if (exchange := expert_call(model)) is not None:
-        exchange.lanes.meter = Meter()
+        exchange.start_timing()
     if (pipeline := pipeline_of(model)) is not None:
         inputs = [model_inputs(batch, context.device) for batch in batches]
         for result in pipeline.train(inputs, token_scale, 1 / len(batches)):
@@ -107,7 +106,7 @@ def train_step(
     result = report.result(grad_norm, labelled, len(batches) * context.dp_size)
     if exchange is None:
         return result
-    taken, waited = exchange.lanes.read()
+    taken, waited = exchange.read_times()
     return replace(result, exchange_s=taken, exchange_waited_s=waited)
 
 

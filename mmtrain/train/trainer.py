@@ -17,7 +17,7 @@ from mmtrain.config.checks import require
 from mmtrain.health.watchdog import Guard
 from mmtrain.model.init import initialise, meta_model
 from mmtrain.optim.optimizer import build_optimizer
-from mmtrain.parallel.expert.autotune import tune_groups
+from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.expert_parallel import expert_call
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel
@@ -86,12 +86,12 @@ class Trainer:
     def _prepare(self, report: Report) -> None:
         """Choose what is to be measured on this machine, and build what steps would otherwise wait for."""
         parallel, lengths = self.config.parallel, [phase.phase.seq_len for phase in self.plan.phases]
-        if parallel.token_groups == "auto":
+        exchange = expert_call(self.model)
+        if parallel.token_groups == "auto" and exchange is not None:
             tokens = parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)
-            if choice := tune_groups(self.model, self.config.model, self.context, tokens, self.dtype):
-                report.note(str(choice))
-        if parallel.exchange == "auto" and (call := expert_call(self.model)) is not None:
-            report.note(f"exchange=auto took {call.how}")
+            report.note(str(tune_token_groups(exchange, self.config.model, self.context, tokens, self.dtype)))
+        if parallel.exchange == "auto" and exchange is not None:
+            report.note(f"exchange=auto took {exchange.exchange_reason}")
         recompute = parallel.activation_checkpoint
         if planned := plan_attention(self.model, self.context, self.dtype, max(lengths), recompute):
             report.note(planned)

@@ -1,4 +1,4 @@
-"""Rows read from other ranks' desks: many exchanges of growing size, and ranks that cannot reach each other."""
+"""Rows read out of other ranks' peer buffers: many exchanges of growing size, and ranks that cannot reach each other."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert import ipc_memory as lend
+from mmtrain.parallel.expert.exchange import build_exchange
+from mmtrain.parallel.expert.expert_parallel import expert_call
+from mmtrain.parallel.expert.ipc_memory import HostIpcMemory
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
 from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.parallel.expert.peer_buffers import Desks, Unreachable
-from mmtrain.parallel.expert.expert_parallel import ExchangedExperts, expert_call
 from mmtrain.parallel.layout import plan_layout
 from tests.dist.layouts import MODEL, Job
 from tests.dist.pool import Pool
@@ -32,17 +33,17 @@ def mesh_of(parallel: ParallelConfig) -> mesh.ParallelContext:
 def exchange_often() -> bool:
     """Whether every exchange brought this rank's rows of that exchange, with one rank that is late each time."""
     context = mesh_of(ParallelConfig(ep=4))
-    desks, rank = Desks(context.expert["ep"].get_group(), context.device), context.rank
+    buffers, rank = PeerBuffers(context.expert["ep"].get_group(), context.device), context.rank
     right = True
     for number, rows in enumerate([8, 8, 4, 64, 64, 64, 8, 400, 8] * 4):
         dtype = (torch.float32, torch.bfloat16)[number % 2]
         if number % 4 == rank:
             torch.randn(400, 400).mm(torch.randn(400, 400))
-        laid = desks.lay(rows, WIDTH, dtype)
-        assert desks.lay(rows, WIDTH, dtype).data_ptr() == laid.data_ptr()  # until the exchange it is one place
-        laid.copy_((torch.arange(rows) + 3 * rank + number)[:, None].expand(rows, WIDTH) % 251)
+        staged = buffers.stage(rows, WIDTH, dtype)
+        assert buffers.stage(rows, WIDTH, dtype).data_ptr() == staged.data_ptr()  # until the exchange it is one place
+        staged.copy_((torch.arange(rows) + 3 * rank + number)[:, None].expand(rows, WIDTH) % 251)
         out = torch.full((rows, WIDTH), float("nan"), dtype=dtype)
-        desks.take(out, used_M=torch.zeros(rows, dtype=torch.int32))
+        buffers.read(out, used_M=torch.zeros(rows, dtype=torch.int32))
         peer, at = torch.arange(rows) // (rows // 4), torch.arange(rows) % (rows // 4) + rank * (rows // 4)
         right &= torch.equal(out, ((at + 3 * peer + number) % 251)[:, None].expand(rows, WIDTH).to(dtype))
     mesh.stop()
@@ -56,13 +57,13 @@ def test_every_exchange_brings_its_own_rows(pool: Pool) -> None:
 def fail_on(rank: int) -> str:
     """What a rank says when one of them cannot map a file."""
     context = mesh_of(ParallelConfig(ep=4))
-    broken = mock.patch.object(lend.HostLoan, "borrow", side_effect=OSError("no such device"))
+    broken = mock.patch.object(HostIpcMemory, "open", side_effect=OSError("no such device"))
     with broken if dist.get_rank() == rank else mock.patch.dict({}):
         with pytest.raises(Unreachable) as direct:
-            Desks(context.expert["ep"].get_group(), context.device)
+            PeerBuffers(context.expert["ep"].get_group(), context.device)
         with pytest.raises(ConfigError) as refused:
-            ExchangedExperts(context.expert["ep", "etp"], context.dense["tp"].get_group(), context.device,
-                             exchange="direct")  # fmt: skip
+            build_exchange(context.expert["ep", "etp"], context.dense["tp"].get_group(), context.device,
+                           exchange="direct")  # fmt: skip
     mesh.stop()
     return f"{direct.value} | {refused.value}"
 
@@ -78,9 +79,9 @@ def answers(exchange: str, host_ranks: int, options: dict[str, int]) -> str:
     axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
     try:
         with mock.patch.dict("os.environ", LOCAL_WORLD_SIZE=str(host_ranks)):
-            call = ExchangedExperts(axes, tensor, context.device, exchange=exchange)
-        assert (call.desks is not None) == (call.how == "direct")
-        return call.how
+            call = build_exchange(axes, tensor, context.device, exchange=exchange)
+        assert call.peer_reads == (call.exchange_reason == "direct")
+        return call.exchange_reason
     except ConfigError as error:
         return str(error)
     finally:
@@ -116,7 +117,7 @@ def taken(capacity_factor: float | None, global_router: bool) -> str:
     apply_parallel(model, context, parallel, torch.float32)
     call = expert_call(model)
     mesh.stop()
-    return call.how
+    return call.exchange_reason
 
 
 def test_rows_of_exact_size_are_never_read(pool: Pool) -> None:
