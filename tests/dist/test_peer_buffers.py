@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -52,6 +53,22 @@ def exchange_often() -> bool:
 
 def test_every_exchange_brings_its_own_rows(pool: Pool) -> None:
     assert all(pool.run(exchange_often, world=4))
+
+
+def mapped_before_and_after_close() -> tuple[int, int]:
+    """Files that this process has mapped while the buffers are open, and then."""
+    context = mesh_of(ParallelConfig(ep=4))
+    buffers = PeerBuffers(context.expert["ep"].get_group(), context.device)
+    buffers.stage(8, WIDTH, torch.float32)
+    before = Path("/proc/self/maps").read_text().count("/mmtrain-")
+    buffers.close()
+    after = Path("/proc/self/maps").read_text().count("/mmtrain-")
+    mesh.stop()
+    return before, after
+
+
+def test_closed_buffers_are_unmapped(pool: Pool) -> None:
+    assert pool.run(mapped_before_and_after_close, world=4) == [(3 * 4, 0)] * 4  # signals and two buffers of each rank
 
 
 def fail_on(rank: int) -> str:
