@@ -32,8 +32,7 @@ from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert.comm_streams import Meter
-from mmtrain.parallel.expert.expert_parallel import ExchangedExperts
+from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.layout import Layout, plan_layout
 from mmtrain.parallel.routing import RoutedWhole
 
@@ -62,8 +61,8 @@ def model_config(shape: Shape) -> ModelConfig:
 
 def our_moe(
     shape: Shape, context: mesh.ParallelContext, groups: int, exchange: str = "auto"
-) -> tuple[nn.Module, ExchangedExperts]:
-    """Our layer with this rank's experts, and what runs them."""
+) -> tuple[nn.Module, ExpertExchange]:
+    """Our layer with this rank's experts, and the exchange that runs them."""
     layout = context.layout
     with torch.device("meta"):
         moe = MoE(model_config(shape))
@@ -73,7 +72,7 @@ def our_moe(
         setattr(moe.experts, name, nn.Parameter(weight))
     moe.router.weight = nn.Parameter(torch.randn(EXPERTS, shape.hidden, device=context.device) * 0.02)
     tensor = context.dense["tp"].get_group()
-    call = ExchangedExperts(context.expert["ep", "etp"], tensor, context.device, groups, exchange)
+    call = build_exchange(context.expert["ep", "etp"], tensor, context.device, groups, exchange)
     moe.experts.call = call
     if tensor.size() > 1:
         moe.router.tokens = RoutedWhole(tensor)
@@ -116,12 +115,12 @@ def measure(layer: Callable[[Tensor], Tensor], weights: list[Tensor], x_TD: Tens
     }  # fmt: skip
 
 
-def hidden(call: ExchangedExperts, both: Callable[[], object], repeats: int = 8) -> dict[str, float]:
+def hidden(call: ExpertExchange, both: Callable[[], object], repeats: int = 8) -> dict[str, float]:
     """How much of the communication's time computing hid, forward and backward together, by events."""
-    call.lanes.meter = Meter()
+    call.start_timing()
     for _ in range(repeats):
         both()
-    seconds, waited = call.lanes.read()
+    seconds, waited = call.read_times()
     return {"communication_ms": round(seconds / repeats * 1e3, 3), "hidden": round(1 - waited / seconds, 3)}
 
 
@@ -137,7 +136,7 @@ def measure_ours(
         return moe(x_TD)[0]
 
     torch.cuda.reset_peak_memory_stats()
-    row: dict[str, Any] = {"kind": f"G={groups}, {call.how.split(':')[0]}"}
+    row: dict[str, Any] = {"kind": f"G={groups}, {call.exchange_reason.split(':')[0]}"}
     row |= measure(layer, list(moe.parameters()), x_TD, shape)
     row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return row | hidden(call, _fresh(runs(layer, x_TD)[1], [*moe.parameters(), x_TD]))

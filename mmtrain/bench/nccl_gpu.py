@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""NCCL within a host by the number of its channels, and rows read directly: what `in_line` and `Desks` gain and take.
+"""NCCL within a host by the number of its channels, and rows read directly: what these gain and take.
 
     torchrun --nproc-per-node 4 -m mmtrain.bench.nccl_gpu --out FOLDER
 
@@ -25,8 +25,8 @@ from torch.distributed import ProcessGroup
 from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert.peer_buffers import Desks, Unreachable
-from mmtrain.parallel.nccl import in_line, with_channels
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
+from mmtrain.parallel.nccl import all_channels_group, with_channels
 
 HIDDEN, FFN = 6144, 9216
 CHANNELS = (16, 32, 64)
@@ -43,7 +43,7 @@ def groups(device: torch.device) -> Iterator[tuple[str, ProcessGroup]]:
     """Groups of all ranks by how they are connected, each made when it is asked for."""
     plain = dist.new_group()
     yield "NCCL's own choice", plain
-    yield "in_line", in_line(plain, device)
+    yield "all channels", all_channels_group(plain, device)
     for channels in CHANNELS:
         yield f"{channels} channels", with_channels(plain, device, channels)
 
@@ -92,12 +92,12 @@ def copy_engines(collectives: Collectives, device: torch.device) -> Callable[[],
 
 def direct(collectives: Collectives, device: torch.device) -> Callable[[], object]:
     """All-to-all by each GPU reading its rows out of the others' memory, as `parallel.exchange=direct` does."""
-    desks, out_MD = Desks(dist.group.WORLD, device), collectives.out
+    buffers, out_MD = PeerBuffers(dist.group.WORLD, device), collectives.out
     used_M = torch.zeros(out_MD.shape[0], dtype=torch.int32, device=device)
 
     def run() -> None:
-        desks.lay(*out_MD.shape, out_MD.dtype)
-        desks.take(out_MD, used_M=used_M)
+        buffers.stage(*out_MD.shape, out_MD.dtype)
+        buffers.read(out_MD, used_M=used_M)
 
     return run
 

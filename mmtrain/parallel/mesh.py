@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import Layout
-from mmtrain.parallel.nccl import in_line
+from mmtrain.parallel.nccl import all_channels_group
 
 DENSE, EXPERT = ("pp", "dp", "cp", "tp"), ("pp", "edp", "ep", "etp")
 
@@ -141,7 +141,7 @@ def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tup
         parallel_state.get_pipeline_model_parallel_group(),
         parallel_state.get_data_parallel_group(),
         parallel_state.get_context_parallel_group(),
-        in_line(parallel_state.get_tensor_model_parallel_group(), device),
+        all_channels_group(parallel_state.get_tensor_model_parallel_group(), device),
     ]
     expert_groups = [
         parallel_state.get_pipeline_model_parallel_group(),

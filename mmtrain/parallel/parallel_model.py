@@ -12,8 +12,9 @@ from torch import Tensor
 from mmtrain.config import ParallelConfig
 from mmtrain.model.init import initialise
 from mmtrain.model.model import HybridLM, ModelInputs
-from mmtrain.parallel.expert.autotune import tune_groups
-from mmtrain.parallel.expert.expert_parallel import CommTimes, ExpertExchange
+from mmtrain.parallel.expert.autotune import tune_token_groups
+from mmtrain.parallel.expert.comm_streams import CommTimes
+from mmtrain.parallel.expert.exchange import ExpertExchange
 from mmtrain.parallel.gradients import clip_gradients
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, Schedule
@@ -116,7 +117,7 @@ class ParallelModel:
             return []
         lines = []
         if self._config.token_groups == "auto":
-            lines.append(str(tune_groups(self._exchange, self.module.config, self.context, tokens, self._dtype)))
+            lines.append(str(tune_token_groups(self._exchange, self.module.config, self.context, tokens, self._dtype)))
         if self._config.exchange == "auto":
             lines.append(f"exchange=auto took {self._exchange.exchange_reason}")
         return lines

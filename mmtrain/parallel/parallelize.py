@@ -6,7 +6,8 @@ import torch
 
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
-from mmtrain.parallel.expert.expert_parallel import ExpertExchange, apply_expert_parallel
+from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
+from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
 from mmtrain.parallel.fsdp import apply_fsdp
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallel_model import ParallelModel
@@ -58,6 +59,7 @@ def _share_experts(model: HybridLM, context: ParallelContext, config: ParallelCo
     axes, tp_group = context.expert["ep", "etp"], context.dense["tp"].get_group()
     token_groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later
     fixed = model.config.capacity_factor is not None and not config.global_router  # slots that others know
-    exchange = ExpertExchange(axes, tp_group, context.device, token_groups, config.exchange if fixed else "collectives")
+    way = config.exchange if fixed else "collectives"
+    exchange = build_exchange(axes, tp_group, context.device, token_groups, way)
     apply_expert_parallel(model, axes, exchange)
     return exchange

@@ -16,7 +16,7 @@ from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.model import LossOutput
 from mmtrain.model.moe.router import RouterStats
-from mmtrain.parallel.expert.expert_parallel import CommTimes
+from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
 

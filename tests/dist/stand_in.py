@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from mmtrain.errors import RankLost
-from mmtrain.parallel.expert.peer_buffers import Desks
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.health.watchdog import Watchdog
 
 MINUTES = 0.25  # the timeout; a rank is missing after half of it
@@ -74,15 +74,15 @@ def train(
         torch.cuda.set_device(here)
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout, device_id=here)
     number = torch.ones(dist.get_world_size(), 1, device=device)
-    desks = Desks(dist.group.WORLD, number.device) if direct else None
+    buffers = PeerBuffers(dist.group.WORLD, number.device) if direct else None
     try:
         with Watchdog(MINUTES) as watchdog:
             for watchdog.step in range(1, steps + 1):
-                if desks is None:
+                if buffers is None:
                     dist.all_reduce(number.fill_(1))
                 else:
-                    desks.lay(*number.shape, number.dtype).fill_(watchdog.step)
-                    desks.take(number, used_M=torch.zeros_like(number[:, 0], dtype=torch.int32))
+                    buffers.stage(*number.shape, number.dtype).fill_(watchdog.step)
+                    buffers.read(number, used_M=torch.zeros_like(number[:, 0], dtype=torch.int32))
                 number.tolist()  # on a GPU, the wait for it
                 time.sleep(STEP_SECONDS)
                 if watchdog.step == WARM:

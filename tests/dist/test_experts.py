@@ -15,7 +15,7 @@ from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.model.moe.experts import Experts
 from mmtrain.parallel import mesh
 from mmtrain.parallel.collectives import sum_gradient
-from mmtrain.parallel.expert.expert_parallel import ExchangedExperts
+from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.layout import plan_layout
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool
@@ -29,7 +29,7 @@ def inputs(batch: int, kind: str) -> tuple[Tensor, Tensor, Route]:
     x, dy = (torch.randn(TOKENS, HIDDEN, generator=generator) for _ in range(2))
     logits = torch.randn(TOKENS, EXPERTS, generator=generator)
     case, size = kind.split(", ")
-    capacity = {"places": 5, "exact": None}[size]
+    capacity = {"slots": 5, "exact": None}[size]
     if case == "experts without a token":
         logits[:, [0, 3, 4]] -= 100
     elif case == "all tokens to one expert":
@@ -67,9 +67,9 @@ def exchanged(parallel: ParallelConfig, host_ranks: int) -> dict[str, dict[str, 
     with mock.patch.dict(os.environ, LOCAL_WORLD_SIZE=str(host_ranks)):
         context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
         axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
-        call = ExchangedExperts(axes, tensor, context.device, parallel.token_groups, parallel.exchange)
-    assert (call.desks is not None) == (parallel.exchange == "direct")
-    assert call.whole == (host_ranks == 4 and parallel.tp == parallel.etp == 2)
+        call = build_exchange(axes, tensor, context.device, parallel.token_groups, parallel.exchange)
+    assert call.peer_reads == (parallel.exchange == "direct")
+    assert call.full_micro_batch == (host_ranks == 4 and parallel.tp == parallel.etp == 2)
     try:
         return {kind: exchanged_once(call, (axes["ep"].get_local_rank(), axes["etp"].get_local_rank()), parallel, kind,
                                      context.dp_rank) for kind in KINDS}  # fmt: skip
@@ -78,13 +78,13 @@ def exchanged(parallel: ParallelConfig, host_ranks: int) -> dict[str, dict[str, 
 
 
 def exchanged_once(
-    call: ExchangedExperts, place: tuple[int, int], parallel: ParallelConfig, kind: str, batch: int
+    call: ExpertExchange, place: tuple[int, int], parallel: ParallelConfig, kind: str, batch: int
 ) -> dict[str, Tensor]:
     experts = whole_experts()
     for name, weight in list(experts.named_parameters()):
         setattr(experts, name, torch.nn.Parameter(part_of(weight, place, parallel).detach().clone()))
     experts.call = call
-    found = run(experts, batch, kind, call.tensor)
+    found = run(experts, batch, kind, call.groups.tp_group)
     return {**found, **{name: weight.grad for name, weight in experts.named_parameters()}}
 
 
@@ -96,7 +96,7 @@ def part_of(weight: Tensor, place: tuple[int, int], parallel: ParallelConfig) ->
 
 CASES = ["balanced", "experts without a token", "all tokens to one expert", "a rank whose tokens are all dropped",
          "everything dropped"]  # fmt: skip
-KINDS = [f"{case}, {size}" for case in CASES for size in ("places", "exact")]
+KINDS = [f"{case}, {size}" for case in CASES for size in ("slots", "exact")]
 LAYOUTS = [({"ep": 4}, 4), ({"ep": 2, "etp": 2, "token_groups": 3}, 4), ({"ep": 4, "token_groups": 6}, 4),
            ({"etp": 4}, 4), ({"tp": 2, "ep": 4}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 4),
            ({"tp": 2, "ep": 2, "etp": 2, "token_groups": 3}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 2),

@@ -10,7 +10,7 @@ import torch
 
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert.peer_buffers import Desks
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.runs.compare import compare
 from tests.dist.layouts import MODEL
@@ -37,17 +37,17 @@ def test_layouts_train_the_same_model(corpus: Path, capsys: pytest.CaptureFixtur
 def exchange_often(ranks: int) -> None:
     """Exchanges of growing size between GPUs, each with what it was to bring; some ranks come late."""
     context = mesh.start(ClusterConfig(device="cuda"), plan_layout(ranks, ParallelConfig(ep=ranks), MODEL))
-    desks, rank, width = Desks(context.expert["ep"].get_group(), context.device), context.rank, 2048
+    buffers, rank, width = PeerBuffers(context.expert["ep"].get_group(), context.device), context.rank, 2048
     for number, share in enumerate([8, 8, 4, 64, 64, 1, 8, 400, 8, 3000] * 20):
         if number % ranks == rank:
             torch.cuda._sleep(1_000_000 * (number % 3))
         rows = share * ranks
         row_M = torch.arange(rows, device=context.device)
-        laid = desks.lay(rows, width, torch.float32)
-        laid.copy_((row_M + 7 * rank + number)[:, None].expand(rows, width))
+        staged = buffers.stage(rows, width, torch.float32)
+        staged.copy_((row_M + 7 * rank + number)[:, None].expand(rows, width))
         peer_M, at_M = row_M // share, row_M % share + rank * share
         out = torch.full((rows, width), float("nan"), device=context.device)
-        desks.take(out, used_M=row_M.int())
+        buffers.read(out, used_M=row_M.int())
         assert torch.equal(out, (at_M + 7 * peer_M + number)[:, None].expand(rows, width).float()), (number, rank)
     mesh.stop()
 

@@ -1,8 +1,9 @@
-"""Rows read from other ranks' desks: many exchanges of growing size, and ranks that cannot reach each other."""
+"""Rows read out of other ranks' peer buffers: many exchanges of growing size, and ranks that cannot reach each other."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,10 +14,10 @@ from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert import ipc_memory as lend
+from mmtrain.parallel.expert.exchange import build_exchange
+from mmtrain.parallel.expert.ipc_memory import HostIpcMemory
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
 from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.parallel.expert.peer_buffers import Desks, Unreachable
-from mmtrain.parallel.expert.expert_parallel import ExchangedExperts
 from mmtrain.parallel.layout import plan_layout
 from tests.dist.layouts import MODEL, Job
 from tests.dist.pool import Pool
@@ -32,17 +33,17 @@ def mesh_of(parallel: ParallelConfig) -> mesh.ParallelContext:
 def exchange_often() -> bool:
     """Whether every exchange brought this rank's rows of that exchange, with one rank that is late each time."""
     context = mesh_of(ParallelConfig(ep=4))
-    desks, rank = Desks(context.expert["ep"].get_group(), context.device), context.rank
+    buffers, rank = PeerBuffers(context.expert["ep"].get_group(), context.device), context.rank
     right = True
     for number, rows in enumerate([8, 8, 4, 64, 64, 64, 8, 400, 8] * 4):
         dtype = (torch.float32, torch.bfloat16)[number % 2]
         if number % 4 == rank:
             torch.randn(400, 400).mm(torch.randn(400, 400))
-        laid = desks.lay(rows, WIDTH, dtype)
-        assert desks.lay(rows, WIDTH, dtype).data_ptr() == laid.data_ptr()  # until the exchange it is one place
-        laid.copy_((torch.arange(rows) + 3 * rank + number)[:, None].expand(rows, WIDTH) % 251)
+        staged = buffers.stage(rows, WIDTH, dtype)
+        assert buffers.stage(rows, WIDTH, dtype).data_ptr() == staged.data_ptr()  # until the exchange it is one place
+        staged.copy_((torch.arange(rows) + 3 * rank + number)[:, None].expand(rows, WIDTH) % 251)
         out = torch.full((rows, WIDTH), float("nan"), dtype=dtype)
-        desks.take(out, used_M=torch.zeros(rows, dtype=torch.int32))
+        buffers.read(out, used_M=torch.zeros(rows, dtype=torch.int32))
         peer, at = torch.arange(rows) // (rows // 4), torch.arange(rows) % (rows // 4) + rank * (rows // 4)
         right &= torch.equal(out, ((at + 3 * peer + number) % 251)[:, None].expand(rows, WIDTH).to(dtype))
     mesh.stop()
@@ -53,16 +54,32 @@ def test_every_exchange_brings_its_own_rows(pool: Pool) -> None:
     assert all(pool.run(exchange_often, world=4))
 
 
+def mapped_before_and_after_close() -> tuple[int, int]:
+    """Files that this process has mapped while the buffers are open, and then."""
+    context = mesh_of(ParallelConfig(ep=4))
+    buffers = PeerBuffers(context.expert["ep"].get_group(), context.device)
+    buffers.stage(8, WIDTH, torch.float32)
+    before = Path("/proc/self/maps").read_text().count("/mmtrain-")
+    buffers.close()
+    after = Path("/proc/self/maps").read_text().count("/mmtrain-")
+    mesh.stop()
+    return before, after
+
+
+def test_closed_buffers_are_unmapped(pool: Pool) -> None:
+    assert pool.run(mapped_before_and_after_close, world=4) == [(3 * 4, 0)] * 4  # signals and two buffers of each rank
+
+
 def fail_on(rank: int) -> str:
     """What a rank says when one of them cannot map a file."""
     context = mesh_of(ParallelConfig(ep=4))
-    broken = mock.patch.object(lend.HostLoan, "borrow", side_effect=OSError("no such device"))
+    broken = mock.patch.object(HostIpcMemory, "open", side_effect=OSError("no such device"))
     with broken if dist.get_rank() == rank else mock.patch.dict({}):
         with pytest.raises(Unreachable) as direct:
-            Desks(context.expert["ep"].get_group(), context.device)
+            PeerBuffers(context.expert["ep"].get_group(), context.device)
         with pytest.raises(ConfigError) as refused:
-            ExchangedExperts(context.expert["ep", "etp"], context.dense["tp"].get_group(), context.device,
-                             exchange="direct")  # fmt: skip
+            build_exchange(context.expert["ep", "etp"], context.dense["tp"].get_group(), context.device,
+                           exchange="direct")  # fmt: skip
     mesh.stop()
     return f"{direct.value} | {refused.value}"
 
@@ -78,9 +95,9 @@ def answers(exchange: str, host_ranks: int, options: dict[str, int]) -> str:
     axes, tensor = context.expert["ep", "etp"], context.dense["tp"].get_group()
     try:
         with mock.patch.dict("os.environ", LOCAL_WORLD_SIZE=str(host_ranks)):
-            call = ExchangedExperts(axes, tensor, context.device, exchange=exchange)
-        assert (call.desks is not None) == (call.how == "direct")
-        return call.how
+            call = build_exchange(axes, tensor, context.device, exchange=exchange)
+        assert call.peer_reads == (call.exchange_reason == "direct")
+        return reason
     except ConfigError as error:
         return str(error)
     finally:

@@ -1,6 +1,6 @@
 """How rows get to the ranks that have their experts, sorted there, and back: by collectives, or read where they lie.
 
-Legend: R rows to send and to get back, D model width, M rows that arrive, S the same sorted by expert, W ranks along
+Legend: R rows to send and to get back, D model width, M rows received, S received rows sorted by expert, W ranks along
 ep, P ranks along etp.
 """
 
@@ -17,118 +17,132 @@ from torch.distributed import ProcessGroup
 
 from mmkernels.moe import Arrivals, take_rows
 from mmtrain.parallel.collectives import exchange_into, gather_into, scatter_sum_into
-from mmtrain.parallel.expert.comm_streams import Lanes, Pending
-from mmtrain.parallel.expert.peer_buffers import Desks
-from mmtrain.parallel.expert.token_groups import Group
+from mmtrain.parallel.expert.comm_streams import CommStreams, Work
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
+from mmtrain.parallel.expert.token_groups import TokenGroup
 
-Arriving = tuple[Tensor, Pending]
-"""Rows as they arrive, and when they have."""
+InFlight = tuple[Tensor, Work]
+"""Memory that receives rows, and the handle of the work that brings them."""
 
 
-class Travel(Protocol):
-    """The way of a group's rows to the ranks that have its experts, and back.
+class TokenDispatcher(Protocol):
+    """The way of a token group's rows to the ranks that have its experts, and back.
 
-    As each way is the other's transpose, gradients take the same two.
+    As dispatch and combine are each other's transpose, gradients take them too.
     """
 
-    def memory(self, rows: int, width: int, dtype: torch.dtype) -> Tensor | None:
-        """Where rows to send off have to be made; None for anywhere."""
+    def send_buffer(self, rows: int, width: int, dtype: torch.dtype) -> Tensor | None:
+        """Memory in which rows to dispatch have to be made; None for any."""
 
-    def out(self, group: Group, x_RD: Tensor) -> Arriving:
-        """Send a group's rows off."""
+    def dispatch(self, group: TokenGroup, x_RD: Tensor) -> InFlight:
+        """Send a group's rows to the ranks that have its experts."""
 
-    def sorted(self, arriving: Arriving, sorting: Arrivals) -> Tensor:
-        """Those that arrive, [M, D], in order of their experts; what is past the last may hold anything."""
+    def permute(self, in_flight: InFlight, received: Arrivals) -> Tensor:
+        """Received rows in the order of their experts, [M, D]; rows past the last may hold anything."""
 
-    def home(self, group: Group, y_SD: Tensor, sorting: Arrivals, into_RD: Tensor) -> Pending:
+    def combine(self, group: TokenGroup, y_SD: Tensor, received: Arrivals, into_RD: Tensor) -> Work:
         """Send sorted rows back to where they came from, into the group's rows of `into`."""
 
-    def wait(self, homes: Sequence[Pending]) -> None:
-        """Let the computing stream go on when rows are home."""
+    def wait(self, works: Sequence[Work]) -> None:
+        """Let the computing stream go on when the rows that :meth:`combine` sent have come."""
 
 
 @dataclass(frozen=True)
-class Collectives:
-    """Out: all-to-all over ep, all-gather over etp. Home: reduce-scatter over etp, all-to-all over ep.
+class AllToAllDispatcher:
+    """Dispatch: all-to-all over ep, all-gather over etp. Combine: reduce-scatter over etp, all-to-all over ep.
 
     Attributes:
-        etp: None if rows do not travel along it.
+        ep_group: ranks that hold different experts.
+        etp_group: ranks that hold slices of the same experts; None if rows do not travel along it.
+        streams: where collectives run.
     """
 
-    ep: ProcessGroup
-    etp: ProcessGroup | None
-    lanes: Lanes
+    ep_group: ProcessGroup
+    etp_group: ProcessGroup | None
+    streams: CommStreams
 
-    def memory(self, rows: int, width: int, dtype: torch.dtype) -> None:
-        """See :class:`Travel`."""
+    def send_buffer(self, rows: int, width: int, dtype: torch.dtype) -> None:
+        """Any memory will do."""
 
-    def out(self, group: Group, x_RD: Tensor) -> Arriving:
-        """See :class:`Travel`; P * padded rows arrive."""
+    def dispatch(self, group: TokenGroup, x_RD: Tensor) -> InFlight:
+        """Start the collectives that bring P * padded rows here."""
         arrived = x_RD.new_empty(group.padded, x_RD.shape[1])
         exchange = partial(
-            exchange_into, arrived[: group.arriving], x_RD[group.rows], group.receive, group.send, self.ep
+            exchange_into,
+            arrived[: group.received],
+            x_RD[group.rows],
+            group.receive_counts,
+            group.send_counts,
+            self.ep_group,
         )
-        pending = self.lanes.run("ep", exchange)
-        if self.etp is None:
-            return arrived, pending
-        gathered = x_RD.new_empty(self.etp.size() * group.padded, x_RD.shape[1])
-        return gathered, self.lanes.run("etp", partial(gather_into, gathered, arrived, self.etp), pending)
+        work = self.streams.run("ep", exchange)
+        if self.etp_group is None:
+            return arrived, work
+        gathered = x_RD.new_empty(self.etp_group.size() * group.padded, x_RD.shape[1])
+        return gathered, self.streams.run("etp", partial(gather_into, gathered, arrived, self.etp_group), work)
 
-    def sorted(self, arriving: Arriving, sorting: Arrivals) -> Tensor:
-        """See :class:`Travel`."""
-        rows_MD, pending = arriving
-        self.lanes.wait(pending)
-        return take_rows(rows_MD, sorting.source_M, clear=False)
+    def permute(self, in_flight: InFlight, received: Arrivals) -> Tensor:
+        """Wait for the rows, and sort them into memory of their own."""
+        rows_MD, work = in_flight
+        self.streams.wait(work)
+        return take_rows(rows_MD, received.source_M, clear=False)
 
-    def home(self, group: Group, y_SD: Tensor, sorting: Arrivals, into_RD: Tensor) -> Pending:
-        """See :class:`Travel`."""
-        pending, rows_MD = None, take_rows(y_SD, sorting.place_M, clear=False)
-        arrived = rows_MD
-        if self.etp is not None:
-            arrived = rows_MD.new_empty(group.padded, rows_MD.shape[1])
-            pending = self.lanes.run("etp", partial(scatter_sum_into, arrived, rows_MD, self.etp))
-        into = into_RD[group.rows]
-        back = partial(exchange_into, into, arrived[: group.arriving], group.send, group.receive, self.ep)
-        return self.lanes.run("ep", back, pending)
+    def combine(self, group: TokenGroup, y_SD: Tensor, received: Arrivals, into_RD: Tensor) -> Work:
+        """Put the rows back into the order in which they came, and start the collectives that return them."""
+        work, rows_MD = None, take_rows(y_SD, received.place_M, clear=False)
+        summed = rows_MD
+        if self.etp_group is not None:
+            summed = rows_MD.new_empty(group.padded, rows_MD.shape[1])
+            work = self.streams.run("etp", partial(scatter_sum_into, summed, rows_MD, self.etp_group))
+        exchange = partial(
+            exchange_into,
+            into_RD[group.rows],
+            summed[: group.received],
+            group.send_counts,
+            group.receive_counts,
+            self.ep_group,
+        )
+        return self.streams.run("ep", exchange, work)
 
-    def wait(self, homes: Sequence[Pending]) -> None:
-        """See :class:`Travel`."""
-        for pending in homes:
-            self.lanes.wait(pending)
+    def wait(self, works: Sequence[Work]) -> None:
+        """Wait for each of them."""
+        for work in works:
+            self.streams.wait(work)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Rows are left on this rank's desk, out and home, where the others read them: one group, in line.
+class PeerReadDispatcher:
+    """Rows are staged in this rank's peer buffers, both ways, where the others read them: one token group, in line.
 
     Attributes:
-        token_R: negative for places that are empty, which nobody reads.
-        lanes: of which the times are kept.
+        buffers: of the ranks along ep.
+        token_R: negative for slots that are empty, which nobody reads.
+        streams: of which the times are kept.
     """
 
-    desks: Desks
+    buffers: PeerBuffers
     token_R: Tensor
-    lanes: Lanes
+    streams: CommStreams
 
-    def memory(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """See :class:`Travel`: the desk."""
-        return self.desks.lay(rows, width, dtype)
+    def send_buffer(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """The peer buffer of the next exchange."""
+        return self.buffers.stage(rows, width, dtype)
 
-    def out(self, group: Group, x_RD: Tensor) -> Arriving:
-        """See :class:`Travel`; they lie on the desk."""
-        return x_RD, Pending(None)
+    def dispatch(self, group: TokenGroup, x_RD: Tensor) -> InFlight:
+        """Nothing to send: the rows were made in the peer buffer."""
+        return x_RD, Work(None)
 
-    def sorted(self, arriving: Arriving, sorting: Arrivals) -> Tensor:
-        """See :class:`Travel`."""
-        x_SD = torch.empty_like(arriving[0])
-        self.lanes.run("ep", partial(self.desks.take, x_SD, source_M=sorting.source_M))
+    def permute(self, in_flight: InFlight, received: Arrivals) -> Tensor:
+        """Read the rows out of the peer buffers, in the order of their experts."""
+        x_SD = torch.empty_like(in_flight[0])
+        self.streams.run("ep", partial(self.buffers.read, x_SD, source_M=received.source_M))
         return x_SD
 
-    def home(self, group: Group, y_SD: Tensor, sorting: Arrivals, into_RD: Tensor) -> Pending:
-        """See :class:`Travel`."""
-        desk_RD = self.desks.lay(*y_SD.shape, y_SD.dtype)
-        take_rows(y_SD, sorting.place_M, clear=False, out=desk_RD)
-        return self.lanes.run("ep", partial(self.desks.take, into_RD, used_M=self.token_R))
+    def combine(self, group: TokenGroup, y_SD: Tensor, received: Arrivals, into_RD: Tensor) -> Work:
+        """Stage the rows in the order in which they came, and read this rank's own out of the peer buffers."""
+        staged_RD = self.buffers.stage(*y_SD.shape, y_SD.dtype)
+        take_rows(y_SD, received.place_M, clear=False, out=staged_RD)
+        return self.streams.run("ep", partial(self.buffers.read, into_RD, used_M=self.token_R))
 
-    def wait(self, homes: Sequence[Pending]) -> None:
-        """See :class:`Travel`: nothing is on its way any more."""
+    def wait(self, works: Sequence[Work]) -> None:
+        """Nothing is on its way any more."""

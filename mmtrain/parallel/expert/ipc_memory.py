@@ -1,4 +1,4 @@
-"""Memory of one process that others of its host read."""
+"""Memory of one process that others of its host map: CUDA's inter-process memory, or a file that all map."""
 
 from __future__ import annotations
 
@@ -12,84 +12,84 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 
-class Loan(Protocol):
-    """Memory of this process, and the way to that of others.
+class IpcMemory(Protocol):
+    """Memory of this process that others can map, and the way to map theirs.
 
     Attributes:
-        own: zeros, uint8; there once it has a handle.
+        own: this process's memory, zeros, uint8; there once it was exported.
     """
 
     own: Tensor
 
-    def handle(self) -> Any:
-        """What others need to borrow it; can be pickled."""
+    def export(self) -> Any:
+        """Handle by which other processes open this memory; can be pickled."""
 
-    def borrow(self, handle: Any) -> Tensor:
-        """Another process's memory, by its handle.
+    def open(self, handle: Any) -> Tensor:
+        """Map another process's memory, by its handle. It is unmapped when the tensor goes.
 
         Raises:
             RuntimeError, OSError: it cannot be reached from here.
         """
 
-    def close(self) -> None:
-        """Nobody will use the handle any more."""
+    def unlink(self) -> None:
+        """Give up the handle: everyone who will open it has done so."""
 
 
-def lend(size: int, device: torch.device) -> Loan:
-    """So many bytes of a GPU or of the host."""
-    return GpuLoan(size, device) if device.type == "cuda" else HostLoan(size)
+def allocate_ipc_memory(size: int, device: torch.device) -> IpcMemory:
+    """Allocate `size` bytes of a GPU or of the host."""
+    return GpuIpcMemory(size, device) if device.type == "cuda" else HostIpcMemory(size)
 
 
-class GpuLoan:
-    """Memory of this GPU, lent by CUDA's handles for other processes."""
+class GpuIpcMemory:
+    """Memory of this GPU, exported by CUDA's handles for other processes."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device, self.own = device, torch.zeros(size, dtype=torch.uint8, device=device)
 
-    def handle(self) -> tuple[Any, ...]:
-        """See :class:`Loan`: what torch's own processes would pass on."""
+    def export(self) -> tuple[Any, ...]:
+        """Handle as torch's own processes would pass it on."""
         torch.cuda.synchronize(self.device)  # zeros are there before anyone reads them
         rebuild, handle = reduce_tensor(self.own)
         return rebuild, *handle
 
-    def borrow(self, lent: tuple[Any, ...]) -> Tensor:
-        """The lender's memory, mapped for this GPU: tensors that say they lie here."""
-        rebuild, *handle = lent
+    def open(self, exported: tuple[Any, ...]) -> Tensor:
+        """Map the exporter's memory for this GPU: a tensor that says it lies here."""
+        rebuild, *handle = exported
         theirs, mine = handle[_DEVICE], self.device.index
         hidden = theirs == mine or theirs >= torch.cuda.device_count()  # from this process, or the same GPU
         if not hidden and not torch.cuda.can_device_access_peer(mine, theirs):
             raise RuntimeError(f"GPU {mine} cannot read the memory of GPU {theirs}")
-        # Desks of all ranks go together, so this one is counted as done with it now, and not when its tensor goes: the
-        # lender would warn of memory in use, should it end first.
+        # Buffers of all ranks go together, so this one is counted as done with it now, and not when its tensor goes:
+        # the exporter would warn of memory in use, should it end first.
         counter = handle[_COUNTER], handle[_COUNTER + 1]
         handle[_DEVICE], handle[_COUNTER] = mine, handle[_COUNTER] + b"-none"
         part = rebuild(*handle)
         torch.UntypedStorage._release_ipc_counter(*counter, device=mine)
         return part
 
-    def close(self) -> None:
-        """The memory goes with the tensors."""
+    def unlink(self) -> None:
+        """Nothing to do: a handle of CUDA goes with the memory."""
 
 
-class HostLoan:
-    """Memory of the host, lent as a file that is gone once all have it open."""
+class HostIpcMemory:
+    """Memory of the host, exported as a file whose name goes once all have mapped it."""
 
     def __init__(self, size: int) -> None:
         descriptor, path = tempfile.mkstemp(prefix="mmtrain-")
         os.close(descriptor)
         self.size, self.path = size, Path(path)
 
-    def handle(self) -> str:
-        """See :class:`Loan`: a path."""
-        self.own = self.borrow(str(self.path))  # makes the file as long as it has to be
+    def export(self) -> str:
+        """Path of the file."""
+        self.own = self.open(str(self.path))  # makes the file as long as it has to be
         return str(self.path)
 
-    def borrow(self, path: str) -> Tensor:
-        """See :class:`Loan`."""
+    def open(self, path: str) -> Tensor:
+        """Map the file of another process."""
         return torch.from_file(path, shared=True, size=self.size, dtype=torch.uint8)
 
-    def close(self) -> None:
-        """See :class:`Loan`; who has the file open keeps the memory."""
+    def unlink(self) -> None:
+        """Remove the file's name; whoever has mapped it keeps the memory."""
         self.path.unlink()
 
 

@@ -1,10 +1,10 @@
-"""Groups of experts one after another, each multiplied while rows of others travel, forward and backward.
+"""Token groups one after another, each multiplied while rows of others travel, forward and backward.
 
 Rows of all groups are sent off at once, in order; the results of a group travel back while the next is multiplied. In
 backward, gradients of rows are sent back before those of a group's weights are computed, which hides their way too.
 
 Legend: N tokens, K experts a token, R rows to send and to get back, D model width, F expert width (of this rank's
-slice), L experts of this rank, S rows of a group sorted by expert.
+slice), L experts of this rank, S received rows of a group sorted by expert.
 """
 
 from __future__ import annotations
@@ -19,94 +19,112 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.moe import Arrivals, Route, permute, permute_grad, unpermute, unpermute_grads
 from mmkernels.swiglu import swiglu, swiglu_grad
-from mmtrain.parallel.expert.dispatcher import Travel
-from mmtrain.parallel.expert.token_groups import Group
+from mmtrain.parallel.expert.dispatcher import TokenDispatcher
+from mmtrain.parallel.expert.token_groups import TokenGroup
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one call of a layer's experts has to do.
+class GroupSchedule:
+    """Order of work of one call of a layer's experts.
 
     Attributes:
-        sortings: of each group; asked for when the rows are on their way.
-        parts: of each expert that count as one in a group, which has a single one if there are several.
+        groups: in the order in which they are sent, multiplied and sent back.
+        receive: gives the order of each group's received rows; called when the rows are on their way.
+        dispatcher: by which rows travel.
+        chunks: of each expert that count as one in a group, which has a single one if there are several.
     """
 
-    groups: list[Group]
-    sortings: Callable[[], list[Arrivals]]
-    travel: Travel
-    parts: int = 1
+    groups: list[TokenGroup]
+    receive: Callable[[], list[Arrivals]]
+    dispatcher: TokenDispatcher
+    chunks: int = 1
 
-    def experts(self, group: Group) -> slice:
-        """Those of the rank's experts that the group's are, or are parts of."""
-        return slice(group.experts.start // self.parts, -(-group.experts.stop // self.parts))
+    def experts(self, group: TokenGroup) -> slice:
+        """Range of the rank's experts that the group has, or has chunks of."""
+        return slice(group.experts.start // self.chunks, -(-group.experts.stop // self.chunks))
 
 
-def run_groups(x_ND: Tensor, sent: Route, w13_L2FD: Tensor, w2_LDF: Tensor, job: Job) -> Tensor:
+def run_token_groups(x_ND: Tensor, sent: Route, w13_L2FD: Tensor, w2_LDF: Tensor, schedule: GroupSchedule) -> Tensor:
     """Sum of the outputs of each token's experts, [N, D], weighted as `sent` says.
 
     Differentiable in the tokens, the route's weights and those of the experts. Tokens go in and come out, not rows: no
     gradient of rows is seen outside, which may lie in memory that the next exchange takes.
+
+    Args:
+        x_ND: tokens.
+        sent: where their rows lie in the sender's buffer.
+        w13_L2FD: first weights of this rank's experts.
+        w2_LDF: second weights of this rank's experts.
+        schedule: the groups, and the way of their rows.
     """
     weight_NK, sent = sent.weight_TK, sent._replace(weight_TK=sent.weight_TK.detach())  # else its graph lives on
-    return _Groups.apply(x_ND, weight_NK, w13_L2FD, w2_LDF, sent, job)
+    return _OverlappedExperts.apply(x_ND, weight_NK, w13_L2FD, w2_LDF, sent, schedule)
 
 
-class _Groups(torch.autograd.Function):
+class _OverlappedExperts(torch.autograd.Function):
     """Saves the sorted rows, the first product and the experts' outputs; the activation is computed again.
 
-    Rows that no group names, and empty places, may hold anything.
+    Rows that no group names, and empty slots, may hold anything.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_ND: Tensor, weight_NK: Tensor, w13_L2FD: Tensor, w2_LDF: Tensor, sent: Route, job: Job
+        ctx: FunctionCtx,
+        x_ND: Tensor,
+        weight_NK: Tensor,
+        w13_L2FD: Tensor,
+        w2_LDF: Tensor,
+        sent: Route,
+        schedule: GroupSchedule,
     ) -> Tensor:
-        travel, rows = job.travel, (sent.token_R.shape[0], x_ND.shape[1])
-        x_RD = permute(x_ND, sent, clear=False, out=travel.memory(*rows, x_ND.dtype))
-        arrivals = [travel.out(group, x_RD) for group in job.groups]
-        sortings, y_RD = job.sortings(), torch.empty_like(x_RD)
-        saved, homes = [], []
-        for group, sorting, arriving in zip(job.groups, sortings, arrivals, strict=True):
-            x_SD, w2 = travel.sorted(arriving, sorting), w2_LDF[job.experts(group)]
-            w13 = w13_L2FD[job.experts(group)].flatten(1, 2)
-            gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=sorting.offset_L)
-            hidden_SF = swiglu(gate_up_S2F, sorting.offset_L[-1:])
-            y_SD = F.grouped_mm(hidden_SF, w2.transpose(1, 2), offs=sorting.offset_L)
-            homes.append(travel.home(group, y_SD, sorting, y_RD))
+        dispatcher, rows = schedule.dispatcher, (sent.token_R.shape[0], x_ND.shape[1])
+        x_RD = permute(x_ND, sent, clear=False, out=dispatcher.send_buffer(*rows, x_ND.dtype))
+        in_flight = [dispatcher.dispatch(group, x_RD) for group in schedule.groups]
+        all_received, y_RD = schedule.receive(), torch.empty_like(x_RD)
+        saved, combined = [], []
+        for group, received, arriving in zip(schedule.groups, all_received, in_flight, strict=True):
+            x_SD, w2 = dispatcher.permute(arriving, received), w2_LDF[schedule.experts(group)]
+            w13 = w13_L2FD[schedule.experts(group)].flatten(1, 2)
+            gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=received.offset_L)
+            hidden_SF = swiglu(gate_up_S2F, received.offset_L[-1:])
+            y_SD = F.grouped_mm(hidden_SF, w2.transpose(1, 2), offs=received.offset_L)
+            combined.append(dispatcher.combine(group, y_SD, received, y_RD))
             saved += [x_SD, gate_up_S2F]
-        travel.wait(homes)
+        dispatcher.wait(combined)
         ctx.save_for_backward(w13_L2FD, w2_LDF, y_RD, weight_NK, *saved)
-        ctx.job, ctx.sortings, ctx.sent = job, sortings, sent
+        ctx.schedule, ctx.all_received, ctx.sent = schedule, all_received, sent
         return unpermute(y_RD, weight_NK, sent, clear=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do_ND: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, None, None]:
-        job, travel, sent = ctx.job, ctx.job.travel, ctx.sent
+        schedule, dispatcher, sent = ctx.schedule, ctx.schedule.dispatcher, ctx.sent
         w13_L2FD, w2_LDF, y_RD, weight_NK, *saved = ctx.saved_tensors
         dy_RD, dweight_NK = unpermute_grads(
-            do_ND, y_RD, weight_NK, sent, clear=False, out=travel.memory(*y_RD.shape, y_RD.dtype)
+            do_ND, y_RD, weight_NK, sent, clear=False, out=dispatcher.send_buffer(*y_RD.shape, y_RD.dtype)
         )
-        arrivals = [travel.out(group, dy_RD) for group in job.groups]
-        dx_RD, homes = torch.empty_like(dy_RD), []
+        in_flight = [dispatcher.dispatch(group, dy_RD) for group in schedule.groups]
+        dx_RD, combined = torch.empty_like(dy_RD), []
         dw13 = _Gradient(w13_L2FD, ctx.needs_input_grad[2])
         dw2 = _Gradient(w2_LDF, ctx.needs_input_grad[3])
         rows = zip(saved[::2], saved[1::2], strict=True)
-        for group, sorting, arriving, (x_SD, gate_up_S2F) in zip(job.groups, ctx.sortings, arrivals, rows, strict=True):
-            offset_L, dy_SD, experts = sorting.offset_L, travel.sorted(arriving, sorting), job.experts(group)
+        for group, received, arriving, (x_SD, gate_up_S2F) in zip(
+            schedule.groups, ctx.all_received, in_flight, rows, strict=True
+        ):
+            offset_L, experts = received.offset_L, schedule.experts(group)
+            dy_SD = dispatcher.permute(arriving, received)
             dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[experts], offs=offset_L)
             dgate_up_S2F, hidden_SF = swiglu_grad(gate_up_S2F, dhidden_SF, offset_L[-1:])
             dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[experts].flatten(1, 2), offs=offset_L)
-            homes.append(travel.home(group, dx_SD, sorting, dx_RD))
+            combined.append(dispatcher.combine(group, dx_SD, received, dx_RD))
             dw2.add(experts, dy_SD, hidden_SF, offset_L)
             dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
-        travel.wait(homes)
+        dispatcher.wait(combined)
         return permute_grad(dx_RD, sent), dweight_NK, dw13.whole, dw2.whole, None, None
 
 
 class _Gradient:
-    """A weight's gradient, put together from those of the groups' experts."""
+    """A weight's gradient, put together group by group."""
 
     def __init__(self, weight: Tensor, wanted: bool) -> None:
         self.weight, self.wanted = weight, wanted
@@ -114,13 +132,20 @@ class _Gradient:
         self._begun = 0
 
     def add(self, experts: slice, dout_SN: Tensor, in_SM: Tensor, offset_L: Tensor) -> None:
-        """Compute that of some experts, of their rows' outputs' gradients and inputs."""
+        """Add the gradient of the weights of some experts.
+
+        Args:
+            experts: range of the rank's experts, after that of the call before, or the last one of it again.
+            dout_SN: gradient of what the weights made of their rows.
+            in_SM: rows that the weights were multiplied with.
+            offset_L: row after the last one of each of these experts.
+        """
         if not self.wanted:
             return
         part = F.grouped_mm(dout_SN.t(), in_SM, offs=offset_L).view(-1, *self.weight.shape[1:])
         if self.whole is None:
             self.whole = part if part.shape == self.weight.shape else torch.empty_like(self.weight)
-        if experts.stop <= self._begun:  # another part of the last one's tokens
+        if experts.stop <= self._begun:  # another chunk of the last one's tokens
             self.whole[experts] += part
         elif part is not self.whole:
             self.whole[experts] = part

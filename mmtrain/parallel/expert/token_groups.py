@@ -1,14 +1,16 @@
-"""Which rows travel for which group of experts, and how those that arrive are sorted by expert.
+"""Token groups: which rows travel for which experts, and how received rows are sorted by expert.
 
-A rank's experts are cut into groups, so that rows of one group travel while another is multiplied. Cut by experts, not
-by tokens, no expert's products get smaller, and no weight's gradient has to be summed over groups. Only where a rank
-has fewer experts than groups is each expert's list of tokens cut too: its parts then count as experts of their own.
+A rank's experts are split into groups, so that rows of one group travel while another is multiplied. Split by experts,
+not by tokens, no expert's products get smaller, and no weight's gradient has to be summed over groups. Only where a
+rank has fewer experts than groups is each expert's list of tokens split too: its chunks then count as experts of their
+own.
 
 A sender's rows lie by group, then by rank that receives them, then by expert. They are of exact size, which every host
-has to know, or an expert has a fixed number of places, of which some stay empty: then no host waits for its device.
+has to know, or an expert has a fixed number of slots, of which some stay empty: then no host waits for its device.
 
-Legend: E experts of all ranks, L experts of this rank, G groups, W ranks along ep, P ranks along etp, C places of one
-expert for one sender, R rows to send, M rows that arrive, S the same sorted by expert.
+Legend: E experts of all ranks, L experts of this rank, G chunks of one expert, V chunks of all experts, T tokens, K
+experts a token, W ranks along ep, P ranks along etp, C slots of one expert for one sender, R rows to send, M rows
+received, S received rows sorted by expert.
 """
 
 from __future__ import annotations
@@ -23,35 +25,37 @@ from mmkernels.moe import Arrivals, Route, sort_arrivals
 
 
 @dataclass(frozen=True)
-class Group:
-    """A group's experts and rows, as the host knows them.
+class TokenGroup:
+    """The experts and rows of one group, as the host knows them.
 
     Attributes:
-        experts: of those of this rank.
-        rows: of the sender's buffer.
-        send: rows to each rank along ep; None, like `receive`, for equal parts.
-        receive: rows from each rank along ep.
-        arriving: sum of `receive`.
-        padded: rows that each rank along etp brings together, at least `arriving`.
+        experts: range of this rank's experts (or chunks of experts) that the group multiplies.
+        rows: range of the sender's buffer that holds the group's rows.
+        send_counts: rows to each rank along ep; None, like `receive_counts`, for equal parts.
+        receive_counts: rows from each rank along ep.
+        received: sum of `receive_counts`.
+        padded: rows that each rank along etp brings together, at least `received`.
     """
 
     experts: slice
     rows: slice
-    send: list[int] | None
-    receive: list[int] | None
-    arriving: int
+    send_counts: list[int] | None
+    receive_counts: list[int] | None
+    received: int
     padded: int
 
 
-def cut(held: int, groups: int) -> list[slice]:
-    """Cut a rank's experts into `groups` parts of which the first and the last are the smaller ones.
+def split_experts(local_experts: int, token_groups: int) -> list[slice]:
+    """Split a rank's experts into groups of which the first and the last are the smaller ones.
 
     Nothing is multiplied while the rows of the first group travel there, nor while those of the last travel back.
     """
-    ends = held // groups if groups < 3 else max(1, round(held / (3 * (groups - 2) + 2)))
-    inner = max(groups - 2, 0)
-    sizes = [ends] * min(groups, 2)
-    left = held - sum(sizes)
+    ends = local_experts // token_groups
+    if token_groups >= 3:
+        ends = max(1, round(local_experts / (3 * (token_groups - 2) + 2)))
+    inner = max(token_groups - 2, 0)
+    sizes = [ends] * min(token_groups, 2)
+    left = local_experts - sum(sizes)
     if inner:
         sizes[1:1] = [left // inner + (i < left % inner) for i in range(inner)]
     else:
@@ -60,95 +64,122 @@ def cut(held: int, groups: int) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends_at, sizes, strict=True)]
 
 
-def parts_of(held: int, groups: int) -> int:
-    """Parts that each of a rank's experts is cut into, so that there are as many groups."""
-    return -(-groups // held)
+def chunks_per_expert(local_experts: int, token_groups: int) -> int:
+    """Chunks that the tokens of each of a rank's experts are split into, so that there are as many as groups."""
+    return -(-token_groups // local_experts)
 
 
-def in_parts(plan: Route, parts: int) -> Route:
-    """The same plan with each expert's kept tokens cut into parts, which count as experts: E * parts of them.
+def split_into_chunks(plan: Route, chunks: int) -> Route:
+    """The plan with each expert's kept tokens split into chunks, which count as experts: E * chunks of them.
 
-    Rows stay where they are, as a part has consecutive ones. Nothing waits for the device.
+    Rows stay where they are, as a chunk has consecutive ones. Nothing waits for the device.
     """
-    if parts == 1:
+    if chunks == 1:
         return plan
-    capacity = None if plan.capacity is None else -(-plan.capacity // parts)
-    # A part's share of the expert's places, or where there are none, of its tokens.
-    wide_E = (plan.count_E + (parts - 1)) // parts if capacity is None else torch.full_like(plan.count_E, capacity)
-    part_P = torch.arange(parts, dtype=torch.int32, device=wide_E.device)
-    left_EP = (plan.count_E[:, None] - part_P * wide_E[:, None]).clamp(min=0)
-    count_V = torch.minimum(left_EP, wide_E[:, None]).flatten()
+    capacity = None if plan.capacity is None else -(-plan.capacity // chunks)
+    # A chunk's share of the expert's slots, or where there are none, of its tokens.
+    wide_E = (plan.count_E + (chunks - 1)) // chunks if capacity is None else torch.full_like(plan.count_E, capacity)
+    chunk_G = torch.arange(chunks, dtype=torch.int32, device=wide_E.device)
+    left_EG = (plan.count_E[:, None] - chunk_G * wide_E[:, None]).clamp(min=0)
+    count_V = torch.minimum(left_EG, wide_E[:, None]).flatten()
     expert_TK = plan.expert_TK.long()
     number_TK = (plan.slot_TK - (plan.offset_E - plan.count_E)[expert_TK]).clamp(min=0)  # of a dropped one: any
-    part_TK = number_TK // wide_E[expert_TK].clamp(min=1)
-    expert_TK = (expert_TK * parts + part_TK).int()
+    chunk_TK = number_TK // wide_E[expert_TK].clamp(min=1)
+    expert_TK = (expert_TK * chunks + chunk_TK).int()
     return plan._replace(expert_TK=expert_TK, count_E=count_V, offset_E=count_V.cumsum(0).int(), capacity=capacity)
 
 
-class Places:
-    """Fixed places: whatever the router says, an expert has `capacity` of them for each sender.
+def send_order(ranks: int, local_experts: int, splits: Sequence[slice]) -> Tensor:
+    """Experts in the order in which their rows are sent: by group, then by receiver, int64 [E]."""
+    expert_WL = torch.arange(ranks * local_experts).view(ranks, local_experts)
+    return torch.cat([expert_WL[:, split].flatten() for split in splits])
+
+
+def reorder_rows(plan: Route, order_E: Tensor) -> Route:
+    """The plan with its rows sorted by the experts' position in `order_E`, then by token."""
+    sorted_E = plan.count_E[order_E]
+    begin_E = torch.empty_like(sorted_E)
+    begin_E[order_E] = sorted_E.cumsum(0, dtype=torch.int32) - sorted_E
+    shift_E = begin_E - (plan.offset_E - plan.count_E)
+    slot_TK = torch.where(plan.slot_TK >= 0, plan.slot_TK + shift_E[plan.expert_TK.long()], -1).int()
+    rows, number_T = plan.token_R.shape[0], torch.arange(slot_TK.shape[0], dtype=torch.int32, device=slot_TK.device)
+    token_R = torch.full((rows + 1,), -1, dtype=torch.int32, device=slot_TK.device)
+    token_R[torch.where(slot_TK >= 0, slot_TK, rows).long()] = number_T[:, None].expand_as(slot_TK)
+    return plan._replace(slot_TK=slot_TK, token_R=token_R[:rows])
+
+
+class SlotLayout:
+    """Rows of fixed slots: whatever the router says, an expert has `capacity` of them for each sender.
 
     Attributes:
-        start_E: int32, the row of each expert's first place in a sender's rows.
+        groups: the token groups.
+        start_E: int32, the row of each expert's first slot in a sender's rows.
+
+    Args:
+        ranks: W.
+        slices: P, or 1 if rows do not travel along etp.
+        splits: each group's experts.
+        capacity: C.
+        device: where the rows will be.
     """
 
-    def __init__(self, ranks: int, slices: int, cuts: Sequence[slice], capacity: int, device: torch.device) -> None:
-        """Lay the rows out once, for W `ranks` and P `slices`."""
-        self.capacity, self.senders, self.groups = capacity, ranks * slices, []
-        start_WL = torch.empty(ranks, cuts[-1].stop, dtype=torch.int32)
-        bound_2L = torch.empty(2, cuts[-1].stop, dtype=torch.int32)
-        for part in cuts:
-            size = part.stop - part.start
-            first, number = ranks * part.start * capacity, ranks * size * capacity
-            self.groups.append(Group(part, slice(first, first + number), None, None, number, number))
-            start_WL[:, part] = first + torch.arange(ranks * size).view(ranks, size).int() * capacity
-            bound_2L[0, part], bound_2L[1, part] = part.start, part.stop
-        self.start_E, (self.lo_L, self.hi_L) = start_WL.flatten().to(device), bound_2L.to(device)
+    def __init__(self, ranks: int, slices: int, splits: Sequence[slice], capacity: int, device: torch.device) -> None:
+        self.capacity, self.senders = capacity, ranks * slices
+        self.groups: list[TokenGroup] = []
+        start_WL = torch.empty(ranks, splits[-1].stop, dtype=torch.int32)
+        bound_2L = torch.empty(2, splits[-1].stop, dtype=torch.int32)
+        for split in splits:
+            size = split.stop - split.start
+            first, number = ranks * split.start * capacity, ranks * size * capacity
+            self.groups.append(TokenGroup(split, slice(first, first + number), None, None, number, number))
+            start_WL[:, split] = first + torch.arange(ranks * size).view(ranks, size).int() * capacity
+            bound_2L[0, split], bound_2L[1, split] = split.start, split.stop
+        self.start_E, (self._lo_L, self._hi_L) = start_WL.flatten().to(device), bound_2L.to(device)
 
-    def sortings(self, count_WPL: Tensor) -> list[Arrivals]:
-        """Sort each group's rows, by expert and by rank that they come from.
+    def sort_received(self, count_WPL: Tensor) -> list[Arrivals]:
+        """Order of each group's received rows by expert, then by rank that they come from.
 
         Args:
             count_WPL: rows of each expert here from each rank, int32 on the device.
         """
-        source_M, place_M, offset_L = sort_arrivals(count_WPL, self.lo_L, self.hi_L, self.capacity)
-        sortings = []
+        source_M, place_M, offset_L = sort_arrivals(count_WPL, self._lo_L, self._hi_L, self.capacity)
+        received = []
         for group in self.groups:
             rows = slice(*(self.senders * self.capacity * at for at in (group.experts.start, group.experts.stop)))
-            sortings.append(Arrivals(source_M[rows], place_M[rows], offset_L[group.experts]))
-        return sortings
+            received.append(Arrivals(source_M[rows], place_M[rows], offset_L[group.experts]))
+        return received
 
 
 def exact_groups(
-    count_WPWL: Tensor, cuts: Sequence[slice], rank: int, part: int, device: torch.device
-) -> tuple[list[Group], list[Arrivals]]:
-    """Groups whose rows are as many as there are.
+    count_WPWL: Tensor, splits: Sequence[slice], ep_rank: int, etp_rank: int, device: torch.device
+) -> tuple[list[TokenGroup], list[Arrivals]]:
+    """Token groups whose rows are as many as there are, and the order of each group's received rows by expert.
 
     Args:
         count_WPWL: rows of each sender (along ep, along etp) for each receiver's experts, int64 on the host.
-        cuts: the groups' experts.
-        rank: of this process along ep.
-        part: of this process along etp.
+        splits: each group's experts.
+        ep_rank: of this process along ep.
+        etp_rank: of this process along etp.
         device: where the rows will be.
     """
-    groups, sortings, first = [], [], 0
-    for experts in cuts:
+    groups, received, first = [], [], 0
+    for experts in splits:
         count = count_WPWL[..., experts]
-        send, receive = count[rank, part].sum(-1).tolist(), count[:, part, rank].sum(-1).tolist()
-        segments_PWL = count[:, :, rank].transpose(0, 1)
+        send, receive = count[ep_rank, etp_rank].sum(-1).tolist(), count[:, etp_rank, ep_rank].sum(-1).tolist()
+        segments_PWL = count[:, :, ep_rank].transpose(0, 1)
         padded = int(segments_PWL.sum((1, 2)).max())
-        groups.append(Group(experts, slice(first, first + sum(send)), send, receive, sum(receive), padded))
-        sortings.append(_sort(segments_PWL, padded, device))
+        groups.append(TokenGroup(experts, slice(first, first + sum(send)), send, receive, sum(receive), padded))
+        received.append(_sort_exact(segments_PWL, padded, device))
         first += sum(send)
-    return groups, sortings
+    return groups, received
 
 
-def _sort(segments_PWL: Tensor, padded: int, device: torch.device) -> Arrivals:
-    """Sort rows of which each block of W * L segments fills `padded` at most."""
-    blocks, ranks, held = segments_PWL.shape
+def _sort_exact(segments_PWL: Tensor, padded: int, device: torch.device) -> Arrivals:
+    """Order by expert of rows of which each block of W * L segments fills `padded` at most."""
+    blocks, ranks, local_experts = segments_PWL.shape
     total = blocks * padded
-    expert_WL = torch.arange(held).expand(ranks, held)
-    owner_M = torch.full((total,), held, dtype=torch.int64)
+    expert_WL = torch.arange(local_experts).expand(ranks, local_experts)
+    owner_M = torch.full((total,), local_experts, dtype=torch.int64)
     for block in range(blocks):
         counts = segments_PWL[block].flatten()
         owner_M[block * padded : block * padded + int(counts.sum())] = expert_WL.flatten().repeat_interleave(counts)
