@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmkernels import silu_lightning_attention
-from mmkernels.lightning import choice
+from mmkernels.lightning.triton import choice
 from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
 pytestmark = [

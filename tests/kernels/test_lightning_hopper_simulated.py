@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from mmkernels import silu_lightning_attention
-from mmkernels.lightning import choice, fused
+from mmkernels.lightning.triton import autograd, choice
 from tests.kernels.gluon_simulator import Simulated
 from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
-hopper = pytest.importorskip("mmkernels.lightning.hopper")
-hopper_states = pytest.importorskip("mmkernels.lightning.hopper_states")
+hopper = pytest.importorskip("mmkernels.lightning.hopper.scan")
+hopper_states = pytest.importorskip("mmkernels.lightning.hopper.states")
 PACKED_SILU = "scan, SiLU's derivative, packed"
 BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
 
@@ -64,7 +64,7 @@ def test_packed(name: str, segments: None, simulated: dict[str, Simulated]) -> N
     check(tokens, cu_seqlens=PACKED_CHUNKS[name], states=False)
     check(tokens, cu_seqlens=PACKED_CHUNKS[name], row_state=True)
     assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
-    many = fused.segments_for(1, tokens, 64, 1)[0] > 1
+    many = autograd.segments_for(1, tokens, 64, 1)[0] > 1
     assert simulated["states"].launches == (4 if many else 0)
 
 
@@ -78,7 +78,7 @@ def test_cutting_a_row_costs_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> Non
     problem = dataclasses.replace(problem, qkv=F.silu(problem.qkv))  # as in the model: their means are not 0
     exact, errors = run(problem, "naive", torch.float64), []
     for segments in (1, 8):
-        monkeypatch.setattr(fused, "segments_for", lambda *a, n=segments: (n, 1024 // n))
+        monkeypatch.setattr(autograd, "segments_for", lambda *a, n=segments: (n, 1024 // n))
         got = run(problem, "triton")
         errors.append({name: float((got[name].double() - exact[name]).norm()) for name in ("o", "dq", "dk", "dv")})
     assert all(errors[1][name] < 1.03 * errors[0][name] for name in errors[0]), errors

@@ -14,7 +14,7 @@ from mmkernels import (
     lightning_segment_states,
     silu_lightning_attention,
 )
-from mmkernels.lightning import choice, tiling
+from mmkernels.lightning.triton import choice, tiling
 from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.lightning.chunked import chunked_lightning_attention
+from mmkernels.lightning.checks import check_attention, check_projection, state_dtype
+from mmkernels.lightning.eager.autograd import chunked_lightning_attention
 from mmkernels.lightning.naive import naive_lightning_attention
-from mmkernels.lightning.validate import check_attention, check_projection, state_dtype
 
 Backend = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool],
@@ -107,7 +107,7 @@ def silu_lightning_attention(
     width = qkv_BTHX.shape[3] // 3
     name = resolve_backend(backend, qkv_BTHX, width, width)
     if name == "triton":
-        from mmkernels.lightning.fused import triton_silu_attention
+        from mmkernels.lightning.triton.autograd import triton_silu_attention
 
         return triton_silu_attention(qkv_BTHX, slopes_H, cu_seqlens, recompute)
     q, k, v = F.silu(qkv_BTHX).chunk(3, dim=3)
@@ -153,7 +153,7 @@ def _naive(
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor | None]:
     """Triton is imported when it is first asked for: the package works without it, on CPUs."""
-    from mmkernels.lightning.fused import triton_lightning_attention
+    from mmkernels.lightning.triton.autograd import triton_lightning_attention
 
     return triton_lightning_attention(*arguments)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
 from mmkernels.lightning.api import resolve_backend
-from mmkernels.lightning.packing import document_ids
-from mmkernels.lightning.validate import check_attention, state_dtype
+from mmkernels.lightning.checks import check_attention, state_dtype
+from mmkernels.lightning.eager.documents import document_ids
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def lightning_segment_states(
     if segments < 1 or tokens % segments:
         raise KernelArgumentError("segments", segments, f"a divisor of the {tokens} tokens of a row")
     if resolve_backend(backend, k_BTHD, k_BTHD.shape[3], v_BTHE.shape[3]) == "triton" and k_BTHD.numel():
-        from mmkernels.lightning.fused import triton_segment_states
+        from mmkernels.lightning.triton.autograd import triton_segment_states
 
         return triton_segment_states(k_BTHD, v_BTHE, slopes_H, segments, cu_seqlens, reverse)
     return _torch_segment_states(k_BTHD, v_BTHE, slopes_H, segments, cu_seqlens, reverse)

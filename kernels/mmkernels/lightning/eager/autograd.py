@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.lightning.blocks import Unit
-from mmkernels.lightning.decay import DecayTables
-from mmkernels.lightning.packing import attend_documents, document_ids, segment_masks
-from mmkernels.lightning.plan import Plan, make_plan
-from mmkernels.lightning.validate import state_dtype
+from mmkernels.lightning.checks import state_dtype
+from mmkernels.lightning.eager.decay import DecayTables
+from mmkernels.lightning.eager.documents import attend_documents, document_ids, segment_masks
+from mmkernels.lightning.eager.plan import Plan, make_plan
+from mmkernels.lightning.eager.unit import Unit
 
 # Up to this size the backward gets every chunk's state (about the size of q, 12% less backward time); beyond, only one
 # a segment, and it recomputes the others: the page faults of so much fresh memory cost what that saves.

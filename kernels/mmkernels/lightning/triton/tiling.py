@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmkernels.lightning.slots import Slots
+from mmkernels.lightning.device.padded_chunks import Slots
 
 MIN_SEGMENT = 256
 

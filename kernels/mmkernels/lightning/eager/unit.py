@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmkernels.lightning.decay import DecayTables
-from mmkernels.lightning.packing import SegmentMasks
-from mmkernels.lightning.plan import Segment
+from mmkernels.lightning.eager.decay import DecayTables
+from mmkernels.lightning.eager.documents import SegmentMasks
+from mmkernels.lightning.eager.plan import Segment
 
 
 @dataclass(frozen=True)

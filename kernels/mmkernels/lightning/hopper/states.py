@@ -14,9 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mmkernels.lightning.hopper import activate, copy_rows
-from mmkernels.lightning.states import stretch
-from mmkernels.lightning.tile import LOG2E, loss_over, silu, walk_base
+from mmkernels.lightning.device.tile import LOG2E, loss_over, silu, walk_base
+from mmkernels.lightning.hopper.scan import activate, copy_rows
+from mmkernels.lightning.triton.states import stretch
 
 
 @gluon.jit

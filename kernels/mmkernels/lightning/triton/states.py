@@ -11,10 +11,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmkernels.lightning import choice
-from mmkernels.lightning.slots import Slots, document_spans, slot_opened, slot_pad, slot_share, slot_start
-from mmkernels.lightning.tile import LOG2E, dot_add, load_tile, loss_over, walk_base
-from mmkernels.lightning.tiling import Tile, block_width, ceil_div, precision
+from mmkernels.lightning.device.padded_chunks import (
+    Slots,
+    document_spans,
+    slot_opened,
+    slot_pad,
+    slot_share,
+    slot_start,
+)
+from mmkernels.lightning.device.tile import LOG2E, dot_add, load_tile, loss_over, walk_base
+from mmkernels.lightning.triton import choice
+from mmkernels.lightning.triton.tiling import Tile, block_width, ceil_div, precision
 
 
 @triton.jit

@@ -10,8 +10,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mmkernels.lightning.slots import document_spans, slot_opened, slot_pad, slot_share, slot_start, slot_until
-from mmkernels.lightning.tile import (
+from mmkernels.lightning.device.padded_chunks import (
+    document_spans,
+    slot_opened,
+    slot_pad,
+    slot_share,
+    slot_start,
+    slot_until,
+)
+from mmkernels.lightning.device.tile import (
     LOG2E,
     as_operand,
     dot,

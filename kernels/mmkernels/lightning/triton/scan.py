@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmkernels.lightning import choice
-from mmkernels.lightning.tile import either, for_role
-from mmkernels.lightning.tiling import Tile, Walk, block_width, ceil_div, precision
-from mmkernels.lightning.walk import walk_unit
+from mmkernels.lightning.device.scan import walk_unit
+from mmkernels.lightning.device.tile import either, for_role
+from mmkernels.lightning.triton import choice
+from mmkernels.lightning.triton.tiling import Tile, Walk, block_width, ceil_div, precision
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.triton_support import INTERPRETED
-from mmkernels.lightning.tiling import Tile, capability
+from mmkernels.lightning.triton.tiling import Tile, capability
 
 HOPPER = True
 """Whether Hopper GPUs take the kernels that are written for them."""
@@ -38,8 +38,8 @@ def hopper_kernels() -> dict[str, tuple[Any, int, int, int]]:
     if INTERPRETED:
         return {}
     try:
-        from mmkernels.lightning.hopper import KERNELS
-        from mmkernels.lightning.hopper_states import states_hopper_kernel
+        from mmkernels.lightning.hopper.scan import KERNELS
+        from mmkernels.lightning.hopper.states import states_hopper_kernel
     except ImportError:
         return {}
     return {**KERNELS, "states": (states_hopper_kernel, 64, 4, 1)}

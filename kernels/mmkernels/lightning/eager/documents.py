@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mmkernels.lightning.decay import powers
-from mmkernels.lightning.plan import Segment
+from mmkernels.lightning.eager.decay import powers
+from mmkernels.lightning.eager.plan import Segment
 
 # (q, k, v, slopes, document ids, state before the row) -> (output, state after the row); first and last [1, H, D, E].
 RowAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]

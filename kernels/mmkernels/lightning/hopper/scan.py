@@ -20,9 +20,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mmkernels.lightning.slots import slot_pad, slot_until
-from mmkernels.lightning.tile import LOG2E, either, for_role, loss_over, silu, silu_slope, walk_base
-from mmkernels.lightning.walk import add_entering_state, unit_of_work
+from mmkernels.lightning.device.padded_chunks import slot_pad, slot_until
+from mmkernels.lightning.device.scan import add_entering_state, unit_of_work
+from mmkernels.lightning.device.tile import LOG2E, either, for_role, loss_over, silu, silu_slope, walk_base
 
 # Triton 3.9 renamed it, and left a stub under the old name.
 copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared

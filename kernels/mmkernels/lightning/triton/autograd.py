@@ -15,11 +15,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.common.errors import KernelArgumentError
 from mmkernels.common.triton_support import check_device
-from mmkernels.lightning import choice
-from mmkernels.lightning.scan import scan, scan_keys_values
-from mmkernels.lightning.slots import document_slots
-from mmkernels.lightning.states import segment_states
-from mmkernels.lightning.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
+from mmkernels.lightning.device.padded_chunks import document_slots
+from mmkernels.lightning.triton import choice
+from mmkernels.lightning.triton.scan import scan, scan_keys_values
+from mmkernels.lightning.triton.states import segment_states
+from mmkernels.lightning.triton.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
 
 MAX_WIDTH = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
