@@ -1,8 +1,10 @@
-"""The walk of one program along its part of a row: what every pass of lightning attention does, forward and backward.
+"""The scan of one program along its part of a row: every pass of lightning attention is one, forward and backward.
 
-Chunks end where their document ends, so that only the first one of a document may be padded, on its left (`slots.py`).
+Chunks end where their document ends, so that only the first one of a document may be padded, on its left
+(`padded_chunks.py`). An operand is a tuple (pointer, stride between heads, stride between tokens).
 
-Shape letters: C tokens of a chunk, D width of a and b, E width of c, state [D, E].
+Shape letters, FLA's: T tokens, H heads, BT tokens of a chunk, K width of a and b, V width of c, BK and BV columns of a
+and c in a tile, state [K, V].
 """
 
 from __future__ import annotations
@@ -11,190 +13,194 @@ import triton
 import triton.language as tl
 
 from mmkernels.lightning.device.padded_chunks import (
-    document_spans,
-    slot_opened,
-    slot_pad,
-    slot_share,
-    slot_start,
-    slot_until,
+    count_padded_chunks,
+    document_begin_of,
+    document_bounds,
+    document_end_of,
+    pad_of,
+    start_of,
 )
 from mmkernels.lightning.device.tile import (
     LOG2E,
     as_operand,
     dot,
     dot_add,
+    load_int64_if,
     load_tile,
-    load_word_if,
-    loss_over,
-    silu_slope,
+    one_minus_decay_over,
+    scan_pointer,
+    silu_derivative,
     store_tile,
-    walk_base,
 )
 
 
 @triton.jit
 def unit_of_work(
-    z, bounds_ptr, words_ptr, segments, share, tokens,
-    C: tl.constexpr, REVERSE: tl.constexpr, SLOTS: tl.constexpr, DOCUMENTS: tl.constexpr,
+    unit, cu_seqlens, chunk_starts, chunk_ends, segments, chunks_per_segment, T,
+    BT: tl.constexpr, REVERSE: tl.constexpr, PADDED_CHUNKS: tl.constexpr, IS_VARLEN: tl.constexpr,
 ):  # fmt: skip
-    """Unit z: batch row, half-open range of chunks, position at which the first one starts, its padding, and whether
-    the unit ends its row (or is a document).
+    """Batch row of a unit, its half-open range of chunks, position at which the first one starts, padding of that one,
+    and whether the unit ends its row (or is a document).
     """
-    batch, segment = z // segments, z % segments
-    if DOCUMENTS:
-        begin, end = document_spans(bounds_ptr, z, segments, tokens)
-        first = tokens - end if REVERSE else begin
-        chunks = (end - begin + C - 1) // C
-        pad = chunks * C - (end - begin)
-        return batch * 0, z * 0, chunks, first - pad, pad, z >= 0
-    elif SLOTS:
-        count, share = slot_share(words_ptr, segments)
-        lo = segment * share
-        hi = tl.minimum(lo + share, count)
-        at = tl.maximum(tl.minimum(lo, count - 1), 0)
-        start, pad = slot_start(tl.load(bounds_ptr + at)), slot_pad(tl.load(words_ptr + 1 + at))
-        return batch, lo, hi, start, pad, (lo < hi) & (hi == count)
+    batch, segment = unit // segments, unit % segments
+    if IS_VARLEN:
+        begin, end = document_bounds(cu_seqlens, unit, segments, T)
+        first = T - end if REVERSE else begin
+        chunks = (end - begin + BT - 1) // BT
+        pad = chunks * BT - (end - begin)
+        return batch * 0, unit * 0, chunks, first - pad, pad, unit >= 0
+    elif PADDED_CHUNKS:
+        num_chunks, chunks_per_segment = count_padded_chunks(chunk_ends, segments)
+        lo = segment * chunks_per_segment
+        hi = tl.minimum(lo + chunks_per_segment, num_chunks)
+        at = tl.maximum(tl.minimum(lo, num_chunks - 1), 0)
+        start, pad = start_of(tl.load(chunk_starts + at)), pad_of(tl.load(chunk_ends + 1 + at))
+        return batch, lo, hi, start, pad, (lo < hi) & (hi == num_chunks)
     else:
-        chunks = (tokens + C - 1) // C
-        pad = chunks * C - tokens
-        lo = segment * share
-        hi = tl.minimum(lo + share, chunks)
-        return batch, lo, hi, lo * C - pad, tl.where(segment == 0, pad, 0), hi == chunks
+        chunks = (T + BT - 1) // BT
+        pad = chunks * BT - T
+        lo = segment * chunks_per_segment
+        hi = tl.minimum(lo + chunks_per_segment, chunks)
+        return batch, lo, hi, lo * BT - pad, tl.where(segment == 0, pad, 0), hi == chunks
 
 
 @triton.jit
 def add_entering_state(
-    state, init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads, segments, share, slope, tokens,
-    de, de_ok, HAS_INIT: tl.constexpr, HAS_LOCAL: tl.constexpr, SLOTS: tl.constexpr,
-    SIZE: tl.constexpr, C: tl.constexpr,
+    state, h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo, head, H, segments, chunks_per_segment,
+    slope, T, kv, kv_ok, USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr,
+    PADDED_CHUNKS: tl.constexpr, SIZE: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """``state`` and the one before chunk ``lo`` of a row: the row's own, and what each earlier segment left behind."""
-    first, pad = 0, (C - tokens % C) % C
-    if SLOTS:
-        count, share = slot_share(words_ptr, segments)
-        first = slot_opened(tl.load(bounds_ptr + tl.maximum(tl.minimum(lo, count - 1), 0)))
-        pad = slot_pad(tl.load(words_ptr + 1))
-        if HAS_INIT:  # the document that the state belongs to began before the row
+    """``state`` plus the state that enters chunk ``lo`` of a row: the initial one, and what each earlier segment left.
+
+    The host gives initial states as ``h0`` and the segments' states as ``h_segments``; each is decayed up to here.
+    """
+    first, pad = 0, (BT - T % BT) % BT
+    if PADDED_CHUNKS:
+        num_chunks, chunks_per_segment = count_padded_chunks(chunk_ends, segments)
+        first = document_begin_of(tl.load(chunk_starts + tl.maximum(tl.minimum(lo, num_chunks - 1), 0)))
+        pad = pad_of(tl.load(chunk_ends + 1))
+        if USE_INITIAL_STATE:  # the document that the state belongs to began before the row
             first = tl.where(first == 0, -1, first)
-    if HAS_INIT:
-        reaches = (lo == 0) | (first < 0) if SLOTS else lo >= 0
+    if USE_INITIAL_STATE:
+        reaches = (lo == 0) | (first < 0) if PADDED_CHUNKS else lo >= 0
         if reaches:
-            at = (tl.cast(owner, tl.int64) * heads + head) * SIZE
-            weight = tl.exp2(-slope * LOG2E * tl.maximum(lo * C - pad, 0))
-            state += weight * tl.load(init_ptr + at + de, mask=de_ok, other=0.0)
-    if HAS_LOCAL:
-        segment = lo // tl.maximum(share, 1)
+            at = (tl.cast(state_index, tl.int64) * H + head) * SIZE
+            weight = tl.exp2(-slope * LOG2E * tl.maximum(lo * BT - pad, 0))
+            state += weight * tl.load(h0 + at + kv, mask=kv_ok, other=0.0)
+    if USE_SEGMENT_STATES:
+        segment = lo // tl.maximum(chunks_per_segment, 1)
         for back in range(0, segment):
             earlier = segment - 1 - back
-            weight = tl.exp2(-slope * LOG2E * (back * share * C))
+            weight = tl.exp2(-slope * LOG2E * (back * chunks_per_segment * BT))
             # Below 2^-30 a state cannot be seen beside that of the nearest segment.
-            if (weight > 9.3e-10) & (first < (earlier + 1) * share):
-                at = ((tl.cast(batch, tl.int64) * segments + earlier) * heads + head) * SIZE
-                state += weight * tl.load(local_ptr + at + de, mask=de_ok, other=0.0)
+            if (weight > 9.3e-10) & (first < (earlier + 1) * chunks_per_segment):
+                at = ((tl.cast(batch, tl.int64) * segments + earlier) * H + head) * SIZE
+                state += weight * tl.load(h_segments + at + kv, mask=kv_ok, other=0.0)
     return state
 
 
 @triton.jit
 def chunk_step(
-    state, a_tile, b_tile, c_tile, out_tile, raw_tile, ok, store_ok, seen, decay, outof, lost, d_ok, e_ok,
-    MASKED: tl.constexpr, MASK_D: tl.constexpr, MASK_E: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr,
+    state, a_tile, b_tile, c_tile, out_tile, raw_tile, ok, store_ok, entering, decay, leaving, forgotten, k_ok, v_ok,
+    MASKED: tl.constexpr, MASK_K: tl.constexpr, MASK_V: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One chunk: its output is stored, the state after it returned.
 
     The order of the lines keeps the tensor cores busy: both products that wait for nothing come first, and what the
     next ones need is prepared meanwhile.
     """
-    a = load_tile(a_tile, ok, d_ok, MASKED, MASK_D)
-    b = load_tile(b_tile, ok, d_ok, MASKED, MASK_D)
-    c = load_tile(c_tile, ok, e_ok, MASKED, MASK_E)
+    a = load_tile(a_tile, ok, k_ok, MASKED, MASK_K)
+    b = load_tile(b_tile, ok, k_ok, MASKED, MASK_K)
+    c = load_tile(c_tile, ok, v_ok, MASKED, MASK_V)
     scores = dot(a, tl.trans(b), PRECISION)
-    weighted = (c.to(tl.float32) * outof[:, None]).to(c.dtype)
+    weighted = (c.to(tl.float32) * leaving[:, None]).to(c.dtype)
     entered = as_operand(state, a)
     o = dot(a.to(entered.dtype), entered, PRECISION)
     scores = scores * decay
-    o = dot_add(scores.to(c.dtype), c, o * seen[:, None], PRECISION)
-    state = dot_add(tl.trans(b), weighted, state - lost * state, PRECISION)
+    o = dot_add(scores.to(c.dtype), c, o * entering[:, None], PRECISION)
+    state = dot_add(tl.trans(b), weighted, state - forgotten * state, PRECISION)
     if SILU_GRAD:
-        o *= silu_slope(load_tile(raw_tile, ok, e_ok, MASKED, MASK_E))
-    store_tile(out_tile, o, store_ok, e_ok, MASKED, MASK_E)
+        o *= silu_derivative(load_tile(raw_tile, ok, v_ok, MASKED, MASK_V))
+    store_tile(out_tile, o, store_ok, v_ok, MASKED, MASK_V)
     return state
 
 
 @triton.jit
-def walk_unit(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
-    a_head, b_head, c_head, out_head, raw_head, state_d, state_e, tokens, heads, segments, share, part, head, z,
-    leaves, a_token, b_token, c_token, out_token, raw_token,
-    D: tl.constexpr, E: tl.constexpr, C: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    REVERSE: tl.constexpr, MASKED: tl.constexpr, SLOTS: tl.constexpr, DOCUMENTS: tl.constexpr,
-    HAS_INIT: tl.constexpr, HAS_LOCAL: tl.constexpr, LEAVE: tl.constexpr, SILU_GRAD: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+def scan_unit(
+    a_operand, b_operand, c_operand, out_operand, raw_operand, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
+    h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment, part, head, unit,
+    stores_final_state, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    REVERSE: tl.constexpr, MASKED: tl.constexpr, PADDED_CHUNKS: tl.constexpr, IS_VARLEN: tl.constexpr,
+    USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr, STORE_FINAL_STATE: tl.constexpr,
+    SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
-    """``out = scan(a, b, c)`` over one unit of work, for BE columns of the state, which stays in registers."""
-    batch, lo, hi, start, pad, ends = unit_of_work(
-        z, bounds_ptr, words_ptr, segments, share, tokens, C, REVERSE, SLOTS, DOCUMENTS
-    )
-    owner = z if DOCUMENTS else batch
-    a, a_step = walk_base(a_ptr, batch, head, a_token, a_head, tokens, start, REVERSE)
-    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, start, REVERSE)
-    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, start, REVERSE)
-    out, out_step = walk_base(out_ptr, batch, head, out_token, out_head, tokens, start, REVERSE)
-    raw, raw_step = walk_base(raw_ptr, batch, head, raw_token, raw_head, tokens, start, REVERSE)
-    slope = tl.load(slopes_ptr + head).to(tl.float32)
-    i, d, e = tl.arange(0, C), tl.arange(0, BD), part * BE + tl.arange(0, BE)
-    d_ok, e_ok = d < D, e < E
-    de, de_ok = d[:, None] * state_d + e[None, :] * state_e, d_ok[:, None] & e_ok[None, :]
-    state = add_entering_state(
-        tl.zeros([BD, BE], tl.float32), init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads,
-        segments, share, slope, tokens, de, de_ok, HAS_INIT, HAS_LOCAL, SLOTS, D * E, C,
+    """``out = scan(a, b, c)`` over one unit of work, for BV columns of the state, which stays in registers."""
+    batch, lo, hi, start, pad, is_last = unit_of_work(
+        unit, cu_seqlens, chunk_starts, chunk_ends, segments, chunks_per_segment, T, BT, REVERSE, PADDED_CHUNKS,
+        IS_VARLEN,
     )  # fmt: skip
-    # A reversed walk counts one step more when a token enters its state and one less when the state is read: then the
-    # state before the walk is the gradient of the final state, and the one after it that of the initial state.
+    state_index = unit if IS_VARLEN else batch
+    a, a_step = scan_pointer(a_operand, batch, head, T, start, REVERSE)
+    b, b_step = scan_pointer(b_operand, batch, head, T, start, REVERSE)
+    c, c_step = scan_pointer(c_operand, batch, head, T, start, REVERSE)
+    out, out_step = scan_pointer(out_operand, batch, head, T, start, REVERSE)
+    raw, raw_step = scan_pointer(raw_operand, batch, head, T, start, REVERSE)
+    slope = tl.load(slopes_ptr + head).to(tl.float32)
+    i, k, v = tl.arange(0, BT), tl.arange(0, BK), part * BV + tl.arange(0, BV)
+    k_ok, v_ok = k < K, v < V
+    kv, kv_ok = k[:, None] * state_stride_k + v[None, :] * state_stride_v, k_ok[:, None] & v_ok[None, :]
+    state = add_entering_state(
+        tl.zeros([BK, BV], tl.float32), h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo, head, H,
+        segments, chunks_per_segment, slope, T, kv, kv_ok, USE_INITIAL_STATE, USE_SEGMENT_STATES, PADDED_CHUNKS,
+        K * V, BT,
+    )  # fmt: skip
+    # A reversed scan counts one step more when a token enters its state and one less when the state is read: then the
+    # state before the scan is the gradient of the final state, and the one after it that of the initial state.
     SHIFT: tl.constexpr = 1 if REVERSE else 0
     lag = i[:, None] - i[None, :]
     decay = tl.where(lag >= 0, tl.exp2(-slope * LOG2E * lag), 0.0)
-    outof = tl.exp2(-slope * LOG2E * (C - 1 + SHIFT - i))
-    into = tl.exp2(-slope * LOG2E * (i + 1 - SHIFT))
-    lost = loss_over(slope, C)
-    loses = loss_over(slope, C - pad)
+    decay_out = tl.exp2(-slope * LOG2E * (BT - 1 + SHIFT - i))
+    decay_in = tl.exp2(-slope * LOG2E * (i + 1 - SHIFT))
+    one_minus_decay = one_minus_decay_over(slope, BT)
+    first_one_minus_decay = one_minus_decay_over(slope, BT - pad)
     a_at, b_at, c_at = (
-        i[:, None] * a_step + d[None, :],
-        i[:, None] * b_step + d[None, :],
-        i[:, None] * c_step + e[None, :],
+        i[:, None] * a_step + k[None, :],
+        i[:, None] * b_step + k[None, :],
+        i[:, None] * c_step + v[None, :],
     )
-    out_at, raw_at = i[:, None] * out_step + e[None, :], i[:, None] * raw_step + e[None, :]
-    advance = C
-    if SLOTS:
-        count = tl.load(words_ptr).to(tl.int32)
-        until = slot_until(tl.load(words_ptr + 1 + tl.maximum(tl.minimum(lo, count - 1), 0)))
-    for n in tl.range(lo, hi, num_stages=STAGES):
-        seen, leaving, loss = into, outof, lost
+    out_at, raw_at = i[:, None] * out_step + v[None, :], i[:, None] * raw_step + v[None, :]
+    advance = BT
+    if PADDED_CHUNKS:
+        num_chunks = tl.load(chunk_ends).to(tl.int32)
+        document_end = document_end_of(tl.load(chunk_ends + 1 + tl.maximum(tl.minimum(lo, num_chunks - 1), 0)))
+    for n in tl.range(lo, hi, num_stages=NUM_STAGES):
+        entering, leaving, forgotten = decay_in, decay_out, one_minus_decay
         last_pad = pad - 1  # a mask of its own: Triton would hand the loads' mask on through the stages of the pipeline
-        if MASKED and HAS_INIT:  # else no state meets padding
-            seen = tl.exp2(-slope * LOG2E * tl.maximum(i + 1 - SHIFT - pad, 0))
-            loss = loses
-        if SLOTS:
-            forgets = (n + 1 == until) & (until < count)  # another document follows
-            leaving = tl.where(forgets, 0.0, outof)
-            loss = tl.where(forgets, 1.0, loss)
+        if MASKED and USE_INITIAL_STATE:  # else no state meets padding
+            entering = tl.exp2(-slope * LOG2E * tl.maximum(i + 1 - SHIFT - pad, 0))
+            forgotten = first_one_minus_decay
+        if PADDED_CHUNKS:
+            forgets = (n + 1 == document_end) & (document_end < num_chunks)  # another document follows
+            leaving = tl.where(forgets, 0.0, decay_out)
+            forgotten = tl.where(forgets, 1.0, forgotten)
         state = chunk_step(
             state, a + a_at, b + b_at, c + c_at, out + out_at, raw + raw_at, i >= pad, i > last_pad,
-            seen, decay, leaving, loss, d_ok, e_ok, MASKED, BD != D, E % BE != 0, SILU_GRAD, PRECISION,
+            entering, decay, leaving, forgotten, k_ok, v_ok, MASKED, BK != K, V % BV != 0, SILU_GRAD, PRECISION,
         )  # fmt: skip
         if MASKED:
-            pad, loses = 0, lost
-        if SLOTS:
-            closes = n + 1 == until
-            word = load_word_if(words_ptr + 2 + n, closes & (until < hi))
-            pad = slot_pad(word)
-            advance = C - pad
-            until = tl.where(closes, slot_until(word), until)
+            pad, first_one_minus_decay = 0, one_minus_decay
+        if PADDED_CHUNKS:
+            ends = n + 1 == document_end
+            chunk_end = load_int64_if(chunk_ends + 2 + n, ends & (document_end < hi))
+            pad = pad_of(chunk_end)
+            advance = BT - pad
+            document_end = tl.where(ends, document_end_of(chunk_end), document_end)
         a += advance * a_step
         b += advance * b_step
         c += advance * c_step
         out += advance * out_step
         if SILU_GRAD:
             raw += advance * raw_step
-    if LEAVE:
-        if leaves & ends:
-            tl.store(leave_ptr + (tl.cast(owner, tl.int64) * heads + head) * (D * E) + de, state, mask=de_ok)
+    if STORE_FINAL_STATE:
+        if stores_final_state & is_last:
+            tl.store(ht + (tl.cast(state_index, tl.int64) * H + head) * (K * V) + kv, state, mask=kv_ok)

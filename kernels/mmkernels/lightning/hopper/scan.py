@@ -1,12 +1,12 @@
-"""The walk for Hopper's tensor cores, in Gluon: what `walk.py` does, with the order of the products in our hands.
+"""The scan of `device/scan.py` for Hopper's tensor cores, in Gluon, which leaves the order of the products to us.
 
 Triton waits for each product where it stands. Here the products of a chunk overlap with the arithmetic around them: its
 scores are under way since the chunk before; ``a S`` and the state's update run while the scores are decayed and the
 next chunk goes through SiLU; the next chunk's scores run while the output is stored. Copies to shared memory are asked
-for STAGES - 1 chunks ahead, at the top of a chunk.
+for NUM_STAGES - 1 chunks ahead, at the top of a chunk.
 
-For bfloat16 heads of 64 or 128 in chunks of 64. Shape letters: C tokens of a chunk, D width of a and b, BE columns of c
-that a program holds, state [D, BE].
+For bfloat16 heads of 64 or 128 in chunks of 64. Shape letters, FLA's: T tokens, H heads, BT tokens of a chunk, K width
+of a, b and c, BV columns of c that a program holds, state [K, BV].
 """
 
 from __future__ import annotations
@@ -20,293 +20,286 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from mmkernels.lightning.device.padded_chunks import slot_pad, slot_until
+from mmkernels.lightning.device.padded_chunks import document_end_of, pad_of
 from mmkernels.lightning.device.scan import add_entering_state, unit_of_work
-from mmkernels.lightning.device.tile import LOG2E, either, for_role, loss_over, silu, silu_slope, walk_base
-
-# Triton 3.9 renamed it, and left a stub under the old name.
-copy_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+from mmkernels.lightning.device.tile import (
+    LOG2E,
+    dk_or_dv_operands,
+    one_minus_decay_over,
+    scan_pointer,
+    select,
+    silu_derivative,
+)
+from mmkernels.lightning.hopper.copies import activate_chunk, copy_chunk
 
 
 @gluon.jit
-def load_cursor(n, pad, until, hi, words_ptr, C: gl.constexpr, SLOTS: gl.constexpr):
+def load_cursor(n, pad, document_end, hi, chunk_ends, BT: gl.constexpr, PADDED_CHUNKS: gl.constexpr):
     """Padding and end of the document of the chunk after n, and how many positions further that starts."""
-    advance = C
-    if SLOTS:
-        closes = n + 1 == until
-        word = gl.load(words_ptr + 2 + n, mask=closes & (until < hi), other=0)
-        pad = slot_pad(word)
-        advance = C - pad
-        until = gl.where(closes, slot_until(word), until)
+    advance = BT
+    if PADDED_CHUNKS:
+        ends_document = n + 1 == document_end
+        chunk_end = gl.load(chunk_ends + 2 + n, mask=ends_document & (document_end < hi), other=0)
+        pad = pad_of(chunk_end)
+        advance = BT - pad
+        document_end = gl.where(ends_document, document_end_of(chunk_end), document_end)
     else:
         pad = pad * 0
-    return pad, until, advance
+    return pad, document_end, advance
 
 
 @gluon.jit
-def copy_rows(target, source, row, pad, wanted, MASKED: gl.constexpr):
-    """Ask for a tile; rows before ``pad`` stay as they are."""
-    if not MASKED:
-        pad = 0
-    copy_async(target, source, mask=((row >= pad) & wanted)[:, None])
+def first_document(lo, hi, chunk_ends, PADDED_CHUNKS: gl.constexpr):
+    """Index of the chunk at which the document of chunk ``lo`` has ended, and the number of chunks of the row."""
+    document_end, num_chunks = hi, hi
+    if PADDED_CHUNKS:
+        num_chunks = gl.load(chunk_ends).to(gl.int32)
+        document_end = document_end_of(gl.load(chunk_ends + 1 + gl.maximum(gl.minimum(lo, num_chunks - 1), 0)))
+    return document_end, num_chunks
 
 
 @gluon.jit
-def copy_chunk(a_s, b_s, c_s, a, b, c, row, slim_row, pad, wanted, MASKED: gl.constexpr):
-    """Ask for all tiles of a chunk, as one group."""
-    copy_rows(a_s, a, row, pad, wanted, MASKED)
-    copy_rows(b_s, b, row, pad, wanted, MASKED)
-    copy_rows(c_s, c, slim_row, pad, wanted, MASKED)
-    async_copy.commit_group()
-
-
-@gluon.jit
-def activate(tile, LAYOUT: gl.constexpr):
-    """SiLU of a tile in shared memory, in place."""
-    tile.store(silu(tile.load(LAYOUT)))
-
-
-@gluon.jit
-def activate_chunk(a_s, b_s, c_s, WIDE: gl.constexpr, SLIM: gl.constexpr):
-    """SiLU of all tiles of a chunk."""
-    activate(a_s, WIDE)
-    activate(b_s, WIDE)
-    activate(c_s, SLIM)
-
-
-@gluon.jit
-def walk_hopper(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
-    a_head, b_head, c_head, out_head, raw_head, state_d, state_e, tokens, heads, segments, share, part, head, z,
-    leaves, a_token, b_token, c_token, out_token, raw_token,
-    D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
-    REVERSE: gl.constexpr, MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr,
-    HAS_INIT: gl.constexpr, HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr,
-    STAGES: gl.constexpr, GROUPS: gl.constexpr, RAW: gl.constexpr = False, WEIGH_B: gl.constexpr = False,
+def chunk_decay(
+    n, pad, document_end, num_chunks, slope, decay_in, decay_out, one_minus_decay, first_one_minus_decay,
+    out_row, decayed_row, SHIFT: gl.constexpr, MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr,
+    USE_INITIAL_STATE: gl.constexpr,
 ):  # fmt: skip
-    """``walk.walk_unit``. RAW: a, b and c are SiLU of what is in memory. Two warpgroups (GROUPS) share the work:
-    each has half of the columns of an output, and half of the rows of the state.
+    """Weights of chunk n: of the state that enters it at each row, of each row in the state that leaves it, and the
+    part of the entering state that it forgets.
+    """
+    entering, leaving, forgotten = decay_in, decay_out, one_minus_decay
+    if MASKED:
+        leaving = gl.where(decayed_row >= pad, leaving, 0.0)
+    if MASKED and USE_INITIAL_STATE:  # else no state meets padding
+        entering = gl.exp2(-slope * LOG2E * gl.maximum(out_row + 1 - SHIFT - pad, 0))
+        forgotten = first_one_minus_decay
+    if PADDED_CHUNKS:
+        forgets = (n + 1 == document_end) & (document_end < num_chunks)  # another document follows
+        leaving = gl.where(forgets, 0.0, leaving)
+        forgotten = gl.where(forgets, 1.0, forgotten)
+    return entering, leaving, forgotten
+
+
+@gluon.jit
+def scan_unit_hopper(
+    a_operand, b_operand, c_operand, out_operand, raw_operand, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
+    h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment, part, head, unit,
+    stores_final_state, K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
+    REVERSE: gl.constexpr, MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr,
+    USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr, STORE_FINAL_STATE: gl.constexpr,
+    SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
+    APPLY_SILU: gl.constexpr = False, DECAY_B: gl.constexpr = False,
+):  # fmt: skip
+    """``out = scan(a, b, c)`` over one unit of work, as `device.scan.scan_unit`, for BV columns of the state.
+
+    With APPLY_SILU, a, b and c are SiLU of the tensors in memory. Two WARPGROUPS divide the work: each has half of the
+    columns of an output, and half of the rows of the state.
 
     Of each pair that enters the state one side takes the decay, and is rounded once more: c, which is half as large, or
-    with WEIGH_B b. Over b's columns the next product sums, so that those errors average out where c's do not.
+    with DECAY_B b. Over b's columns the next product sums, so that those errors average out where c's do not.
     """
-    AB: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4 * GROUPS, 1], [1, 0])
-    CE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BE, BE // 8], [4 * GROUPS, 1], [1, 0])
-    SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, C // GROUPS, 16])
-    OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, GROUPS], [16, BE // GROUPS, 16])
-    STATE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * GROUPS, 1], [16, BE, 16])
-    wide: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, D], gl.bfloat16)
-    slim: gl.constexpr = gl.NVMMASharedLayout.get_default_for([C, BE], gl.bfloat16)
-    a_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], wide)
-    b_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, D], wide)
-    c_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, C, BE], slim)
-    weighted_s = gl.allocate_shared_memory(gl.bfloat16, [C, D if WEIGH_B else BE], wide if WEIGH_B else slim)
+    AB_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4 * WARPGROUPS, 1], [1, 0])
+    C_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BV, BV // 8], [4 * WARPGROUPS, 1], [1, 0])
+    SCORES_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPGROUPS], [16, BT // WARPGROUPS, 16])
+    OUT_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPGROUPS], [16, BV // WARPGROUPS, 16])
+    STATE_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4 * WARPGROUPS, 1], [16, BV, 16])
+    wide: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BT, K], gl.bfloat16)
+    slim: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BT, BV], gl.bfloat16)
+    a_s = gl.allocate_shared_memory(gl.bfloat16, [NUM_STAGES, BT, K], wide)
+    b_s = gl.allocate_shared_memory(gl.bfloat16, [NUM_STAGES, BT, K], wide)
+    c_s = gl.allocate_shared_memory(gl.bfloat16, [NUM_STAGES, BT, BV], slim)
+    weighted_s = gl.allocate_shared_memory(gl.bfloat16, [BT, K if DECAY_B else BV], wide if DECAY_B else slim)
     state_s = gl.allocate_shared_memory(
-        gl.bfloat16, [D, BE], gl.NVMMASharedLayout.get_default_for([D, BE], gl.bfloat16)
+        gl.bfloat16, [K, BV], gl.NVMMASharedLayout.get_default_for([K, BV], gl.bfloat16)
     )
-    if GROUPS == 2:  # a product of one warpgroup takes scores of both
+    if WARPGROUPS == 2:  # a product of one warpgroup takes scores of both
         scores_s = gl.allocate_shared_memory(
-            gl.bfloat16, [C, C], gl.NVMMASharedLayout.get_default_for([C, C], gl.bfloat16)
+            gl.bfloat16, [BT, BT], gl.NVMMASharedLayout.get_default_for([BT, BT], gl.bfloat16)
         )
 
-    batch, lo, hi, start, pad, ends = unit_of_work(
-        z, bounds_ptr, words_ptr, segments, share, tokens, C, REVERSE, SLOTS, DOCUMENTS
-    )
-    owner = z if DOCUMENTS else batch
-    a, a_step = walk_base(a_ptr, batch, head, a_token, a_head, tokens, start, REVERSE)
-    b, b_step = walk_base(b_ptr, batch, head, b_token, b_head, tokens, start, REVERSE)
-    c, c_step = walk_base(c_ptr, batch, head, c_token, c_head, tokens, start, REVERSE)
-    out, out_step = walk_base(out_ptr, batch, head, out_token, out_head, tokens, start, REVERSE)
-    raw, raw_step = walk_base(raw_ptr, batch, head, raw_token, raw_head, tokens, start, REVERSE)
-    c, out, raw = c + part * BE, out + part * BE, raw + part * BE
+    batch, lo, hi, start, pad, is_last = unit_of_work(
+        unit, cu_seqlens, chunk_starts, chunk_ends, segments, chunks_per_segment, T, BT, REVERSE, PADDED_CHUNKS,
+        IS_VARLEN,
+    )  # fmt: skip
+    state_index = unit if IS_VARLEN else batch
+    a, a_step = scan_pointer(a_operand, batch, head, T, start, REVERSE)
+    b, b_step = scan_pointer(b_operand, batch, head, T, start, REVERSE)
+    c, c_step = scan_pointer(c_operand, batch, head, T, start, REVERSE)
+    out, out_step = scan_pointer(out_operand, batch, head, T, start, REVERSE)
+    raw, raw_step = scan_pointer(raw_operand, batch, head, T, start, REVERSE)
+    c, out, raw = c + part * BV, out + part * BV, raw + part * BV
     slope = gl.load(slopes_ptr + head).to(gl.float32)
 
-    row, col = gl.arange(0, C, layout=gl.SliceLayout(1, AB)), gl.arange(0, D, layout=gl.SliceLayout(0, AB))
-    slim_row, slim_col = gl.arange(0, C, layout=gl.SliceLayout(1, CE)), gl.arange(0, BE, layout=gl.SliceLayout(0, CE))
+    row = gl.arange(0, BT, layout=gl.SliceLayout(1, AB_LAYOUT))
+    col = gl.arange(0, K, layout=gl.SliceLayout(0, AB_LAYOUT))
+    c_row = gl.arange(0, BT, layout=gl.SliceLayout(1, C_LAYOUT))
+    c_col = gl.arange(0, BV, layout=gl.SliceLayout(0, C_LAYOUT))
     a_at, b_at = row[:, None] * a_step + col[None, :], row[:, None] * b_step + col[None, :]
-    c_at, out_at = slim_row[:, None] * c_step + slim_col[None, :], slim_row[:, None] * out_step + slim_col[None, :]
-    raw_at = slim_row[:, None] * raw_step + slim_col[None, :]
-    d, e = gl.arange(0, D, layout=gl.SliceLayout(1, STATE)), gl.arange(0, BE, layout=gl.SliceLayout(0, STATE))
-    de = d[:, None] * state_d + (part * BE + e)[None, :] * state_e
-    none = gl.zeros([C, BE], gl.float32, OUT)
-    no_scores = gl.zeros([C, C], gl.float32, SCORES)
+    c_at, out_at = c_row[:, None] * c_step + c_col[None, :], c_row[:, None] * out_step + c_col[None, :]
+    raw_at = c_row[:, None] * raw_step + c_col[None, :]
+    k = gl.arange(0, K, layout=gl.SliceLayout(1, STATE_LAYOUT))
+    v = gl.arange(0, BV, layout=gl.SliceLayout(0, STATE_LAYOUT))
+    kv = k[:, None] * state_stride_k + (part * BV + v)[None, :] * state_stride_v
+    none = gl.zeros([BT, BV], gl.float32, OUT_LAYOUT)
+    no_scores = gl.zeros([BT, BT], gl.float32, SCORES_LAYOUT)
     state = add_entering_state(
-        gl.zeros([D, BE], gl.float32, STATE), init_ptr, local_ptr, bounds_ptr, words_ptr, owner, batch, lo, head, heads,
-        segments, share, slope, tokens, de, de >= 0, HAS_INIT, HAS_LOCAL, SLOTS, D * D, C,
+        gl.zeros([K, BV], gl.float32, STATE_LAYOUT), h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo,
+        head, H, segments, chunks_per_segment, slope, T, kv, kv >= 0, USE_INITIAL_STATE, USE_SEGMENT_STATES,
+        PADDED_CHUNKS, K * K, BT,
     )  # fmt: skip
 
     SHIFT: gl.constexpr = 1 if REVERSE else 0
-    i, j = gl.arange(0, C, layout=gl.SliceLayout(1, SCORES)), gl.arange(0, C, layout=gl.SliceLayout(0, SCORES))
+    i = gl.arange(0, BT, layout=gl.SliceLayout(1, SCORES_LAYOUT))
+    j = gl.arange(0, BT, layout=gl.SliceLayout(0, SCORES_LAYOUT))
     lag = i[:, None] - j[None, :]
     decay = gl.where(lag >= 0, gl.exp2(-slope * LOG2E * lag), 0.0)
-    weighed_row = row if WEIGH_B else slim_row
-    outof = gl.exp2(-slope * LOG2E * (C - 1 + SHIFT - weighed_row))
-    out_row = gl.arange(0, C, layout=gl.SliceLayout(1, OUT))
-    into = gl.exp2(-slope * LOG2E * (out_row + 1 - SHIFT))
-    lost = loss_over(slope, C)
-    loses = loss_over(slope, C - pad)
-    until, count = hi, hi
-    if SLOTS:
-        count = gl.load(words_ptr).to(gl.int32)
-        until = slot_until(gl.load(words_ptr + 1 + gl.maximum(gl.minimum(lo, count - 1), 0)))
+    decayed_row = row if DECAY_B else c_row
+    decay_out = gl.exp2(-slope * LOG2E * (BT - 1 + SHIFT - decayed_row))
+    out_row = gl.arange(0, BT, layout=gl.SliceLayout(1, OUT_LAYOUT))
+    decay_in = gl.exp2(-slope * LOG2E * (out_row + 1 - SHIFT))
+    one_minus_decay = one_minus_decay_over(slope, BT)
+    first_one_minus_decay = one_minus_decay_over(slope, BT - pad)
+    document_end, num_chunks = first_document(lo, hi, chunk_ends, PADDED_CHUNKS)
     if MASKED:  # rows that no copy fills meet zeros: they must be numbers
-        for s in gl.static_range(STAGES):
-            b_s.index(s).store(gl.zeros([C, D], gl.bfloat16, AB))
-            c_s.index(s).store(gl.zeros([C, BE], gl.bfloat16, CE))
+        for s in gl.static_range(NUM_STAGES):
+            b_s.index(s).store(gl.zeros([BT, K], gl.bfloat16, AB_LAYOUT))
+            c_s.index(s).store(gl.zeros([BT, BV], gl.bfloat16, C_LAYOUT))
 
-    ahead, ahead_pad, ahead_until = lo, pad, until
-    for s in gl.static_range(STAGES - 1):
+    ahead, ahead_pad, ahead_end = lo, pad, document_end
+    for s in gl.static_range(NUM_STAGES - 1):
         copy_chunk(
-            a_s.index(s), b_s.index(s), c_s.index(s), a + a_at, b + b_at, c + c_at, row, slim_row, ahead_pad,
+            a_s.index(s), b_s.index(s), c_s.index(s), a + a_at, b + b_at, c + c_at, row, c_row, ahead_pad,
             ahead < hi, MASKED,
         )  # fmt: skip
-        ahead_pad, ahead_until, advance = load_cursor(ahead, ahead_pad, ahead_until, hi, words_ptr, C, SLOTS)
+        ahead_pad, ahead_end, advance = load_cursor(ahead, ahead_pad, ahead_end, hi, chunk_ends, BT, PADDED_CHUNKS)
         ahead = ahead + 1
         a, b, c = a + advance * a_step, b + advance * b_step, c + advance * c_step
-    async_copy.wait_group(STAGES - 2)
-    if RAW:
-        activate_chunk(a_s.index(0), b_s.index(0), c_s.index(0), AB, CE)
+    async_copy.wait_group(NUM_STAGES - 2)
+    if APPLY_SILU:
+        activate_chunk(a_s.index(0), b_s.index(0), c_s.index(0), AB_LAYOUT, C_LAYOUT)
     fence_async_shared()
     scores = warpgroup_mma(a_s.index(0), b_s.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
     buffer = 0
     for n in range(lo, hi):
-        following = gl.where(buffer == STAGES - 1, 0, buffer + 1)
-        free = gl.where(buffer == 0, STAGES - 1, buffer - 1)  # of the chunk before: its products are done
+        following = gl.where(buffer == NUM_STAGES - 1, 0, buffer + 1)
+        free = gl.where(buffer == 0, NUM_STAGES - 1, buffer - 1)  # of the chunk before: its products are done
         copy_chunk(
-            a_s.index(free), b_s.index(free), c_s.index(free), a + a_at, b + b_at, c + c_at, row, slim_row, ahead_pad,
+            a_s.index(free), b_s.index(free), c_s.index(free), a + a_at, b + b_at, c + c_at, row, c_row, ahead_pad,
             ahead < hi, MASKED,
         )  # fmt: skip
-        ahead_pad, ahead_until, advance = load_cursor(ahead, ahead_pad, ahead_until, hi, words_ptr, C, SLOTS)
+        ahead_pad, ahead_end, advance = load_cursor(ahead, ahead_pad, ahead_end, hi, chunk_ends, BT, PADDED_CHUNKS)
         ahead = ahead + 1
         a, b, c = a + advance * a_step, b + advance * b_step, c + advance * c_step
 
         if SILU_GRAD:
-            raw_tile = gl.load(raw + raw_at, mask=(slim_row >= pad)[:, None] if MASKED else None)
-        seen, leaving, loss = into, outof, lost
-        if MASKED:
-            leaving = gl.where(weighed_row >= pad, leaving, 0.0)
-        if MASKED and HAS_INIT:  # else no state meets padding
-            seen = gl.exp2(-slope * LOG2E * gl.maximum(out_row + 1 - SHIFT - pad, 0))
-            loss = loses
-        if SLOTS:
-            forgets = (n + 1 == until) & (until < count)  # another document follows
-            leaving = gl.where(forgets, 0.0, leaving)
-            loss = gl.where(forgets, 1.0, loss)
-        weighed = b_s.index(buffer).load(AB) if WEIGH_B else c_s.index(buffer).load(CE)
-        weighted_s.store((weighed.to(gl.float32) * leaving[:, None]).to(gl.bfloat16))
+            raw_tile = gl.load(raw + raw_at, mask=(c_row >= pad)[:, None] if MASKED else None)
+        entering, leaving, forgotten = chunk_decay(
+            n, pad, document_end, num_chunks, slope, decay_in, decay_out, one_minus_decay, first_one_minus_decay,
+            out_row, decayed_row, SHIFT, MASKED, PADDED_CHUNKS, USE_INITIAL_STATE,
+        )  # fmt: skip
+        decayed = b_s.index(buffer).load(AB_LAYOUT) if DECAY_B else c_s.index(buffer).load(C_LAYOUT)
+        weighted_s.store((decayed.to(gl.float32) * leaving[:, None]).to(gl.bfloat16))
         state_s.store(state.to(gl.bfloat16))
-        kept = state - loss * state
+        kept = state - forgotten * state
         fence_async_shared()
         o = warpgroup_mma(a_s.index(buffer), state_s, none, use_acc=False, is_async=True)
-        if WEIGH_B:
+        if DECAY_B:
             updated = warpgroup_mma(weighted_s.permute((1, 0)), c_s.index(buffer), kept, is_async=True)
         else:
             updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
         scores = warpgroup_mma_wait(2, deps=[scores]) * decay
         if MASKED:
             scores = gl.where(j[None, :] >= pad, scores, 0.0)
-        if GROUPS == 2:
+        if WARPGROUPS == 2:
             scores_s.store(scores.to(gl.bfloat16))
             operand = scores_s
         else:
-            operand = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, OUT, 2))
-        if RAW or GROUPS == 2:
-            async_copy.wait_group(STAGES - 2)
-            if RAW:
-                activate_chunk(a_s.index(following), b_s.index(following), c_s.index(following), AB, CE)
+            operand = gl.convert_layout(scores.to(gl.bfloat16), gl.DotOperandLayout(0, OUT_LAYOUT, 2))
+        if APPLY_SILU or WARPGROUPS == 2:
+            async_copy.wait_group(NUM_STAGES - 2)
+            if APPLY_SILU:
+                activate_chunk(a_s.index(following), b_s.index(following), c_s.index(following), AB_LAYOUT, C_LAYOUT)
             fence_async_shared()
         o = warpgroup_mma_wait(1, deps=[o])
-        o = warpgroup_mma(operand, c_s.index(buffer), o * seen[:, None], is_async=True)
-        if not (RAW or GROUPS == 2):
-            async_copy.wait_group(STAGES - 2)
+        o = warpgroup_mma(operand, c_s.index(buffer), o * entering[:, None], is_async=True)
+        if not (APPLY_SILU or WARPGROUPS == 2):
+            async_copy.wait_group(NUM_STAGES - 2)
             fence_async_shared()
         scores = warpgroup_mma(
             a_s.index(following), b_s.index(following).permute((1, 0)), no_scores, use_acc=False, is_async=True
         )
         if SILU_GRAD:
-            slope_tile = silu_slope(gl.convert_layout(raw_tile, OUT))
+            derivative = silu_derivative(gl.convert_layout(raw_tile, OUT_LAYOUT))
         o, state = warpgroup_mma_wait(1, deps=[o, updated])
         if SILU_GRAD:
-            o *= slope_tile
-        o = gl.convert_layout(o.to(gl.bfloat16), CE)
+            o *= derivative
+        o = gl.convert_layout(o.to(gl.bfloat16), C_LAYOUT)
         if MASKED:
-            gl.store(out + out_at, o, mask=(slim_row >= pad)[:, None])
-            loses = lost
+            gl.store(out + out_at, o, mask=(c_row >= pad)[:, None])
+            first_one_minus_decay = one_minus_decay
         else:
             gl.store(out + out_at, o)
-        pad, until, advance = load_cursor(n, pad, until, hi, words_ptr, C, SLOTS)
+        pad, document_end, advance = load_cursor(n, pad, document_end, hi, chunk_ends, BT, PADDED_CHUNKS)
         out, raw = out + advance * out_step, raw + advance * raw_step
         buffer = following
     warpgroup_mma_wait(0, deps=[scores])
-    if LEAVE:
-        if leaves & ends:
-            gl.store(leave_ptr + (gl.cast(owner, gl.int64) * heads + head) * (D * D) + de, state)
+    if STORE_FINAL_STATE:
+        if stores_final_state & is_last:
+            gl.store(ht + (gl.cast(state_index, gl.int64) * H + head) * (K * K) + kv, state)
 
 
 @gluon.jit
 def scan_hopper_kernel(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
-    a_head, b_head, c_head, out_head, raw_head, state_d, state_e, tokens, heads, segments, share,
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+    a_head, b_head, c_head, out_head, raw_head, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
     a_token: gl.constexpr, b_token: gl.constexpr, c_token: gl.constexpr,
     out_token: gl.constexpr, raw_token: gl.constexpr,
-    D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
-    REVERSE: gl.constexpr, MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr,
-    HAS_INIT: gl.constexpr, HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr,
-    STAGES: gl.constexpr, GROUPS: gl.constexpr, RAW: gl.constexpr = False,
+    K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
+    REVERSE: gl.constexpr, MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr,
+    USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr, STORE_FINAL_STATE: gl.constexpr,
+    SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr, APPLY_SILU: gl.constexpr = False,
 ):  # fmt: skip
-    """`scan.scan_kernel`."""
+    """One scan, launched as `triton.scan.scan_kernel` is."""
     pid = gl.program_id(0)
-    PARTS: gl.constexpr = D // BE
-    walk_hopper(
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
-        a_head, b_head, c_head, out_head, raw_head, state_d, state_e,
-        tokens, heads, segments, share, pid % PARTS, pid // PARTS % heads, pid // (PARTS * heads), pid >= 0,
-        a_token, b_token, c_token, out_token, raw_token, D, C, BE, REVERSE, MASKED, SLOTS, DOCUMENTS,
-        HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES, GROUPS, RAW,
+    PARTS: gl.constexpr = K // BV
+    scan_unit_hopper(
+        (a_ptr, a_head, a_token), (b_ptr, b_head, b_token), (c_ptr, c_head, c_token), (out_ptr, out_head, out_token),
+        (raw_ptr, raw_head, raw_token), slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+        state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
+        pid % PARTS, pid // PARTS % H, pid // (PARTS * H), pid >= 0, K, BT, BV,
+        REVERSE, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE, USE_SEGMENT_STATES, STORE_FINAL_STATE,
+        SILU_GRAD, NUM_STAGES, WARPGROUPS, APPLY_SILU,
     )  # fmt: skip
 
 
 @gluon.jit
-def key_value_hopper_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr, slopes_ptr, bounds_ptr,
-    words_ptr, init_ptr, local_ptr, leave_ptr,
-    q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head, tokens, heads, segments, share,
+def dk_dv_hopper_kernel(
+    q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr, slopes_ptr,
+    cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+    q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head, T, H, segments, chunks_per_segment,
     q_token: gl.constexpr, k_token: gl.constexpr, v_token: gl.constexpr, do_token: gl.constexpr,
     dk_token: gl.constexpr, dv_token: gl.constexpr, k_raw_token: gl.constexpr, v_raw_token: gl.constexpr,
-    D: gl.constexpr, C: gl.constexpr, BE: gl.constexpr,
-    MASKED: gl.constexpr, SLOTS: gl.constexpr, DOCUMENTS: gl.constexpr, HAS_INIT: gl.constexpr,
-    HAS_LOCAL: gl.constexpr, LEAVE: gl.constexpr, SILU_GRAD: gl.constexpr, STAGES: gl.constexpr,
-    GROUPS: gl.constexpr,
+    K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
+    MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr,
+    USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr, STORE_FINAL_STATE: gl.constexpr,
+    SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
 ):  # fmt: skip
-    """`scan.key_value_kernel`."""
+    """Both reversed scans, launched as `triton.scan.dk_dv_kernel` is."""
     pid = gl.program_id(0)
-    PARTS: gl.constexpr = D // BE
-    keys = pid % (2 * PARTS) >= PARTS
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = for_role(
-        keys, q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr
+    PARTS: gl.constexpr = K // BV
+    is_dk = pid % (2 * PARTS) >= PARTS
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr = dk_or_dv_operands(
+        is_dk, q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr
     )
-    a_head, b_head, c_head, out_head, raw_head = for_role(
-        keys, q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head
+    a_head, b_head, c_head, out_head, raw_head = dk_or_dv_operands(
+        is_dk, q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head
     )
-    walk_hopper(
-        a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, bounds_ptr, words_ptr, init_ptr, local_ptr, leave_ptr,
-        a_head, b_head, c_head, out_head, raw_head, gl.where(keys, 1, D), gl.where(keys, D, 1), tokens, heads, segments,
-        share, pid % PARTS, pid // (2 * PARTS) % heads, pid // (2 * PARTS * heads), pid % (2 * PARTS) < PARTS,
-        either(keys, v_token, k_token), either(keys, do_token, q_token), either(keys, q_token, do_token),
-        either(keys, dk_token, dv_token), either(keys, k_raw_token, v_raw_token),
-        D, C, BE, True, MASKED, SLOTS, DOCUMENTS, HAS_INIT, HAS_LOCAL, LEAVE, SILU_GRAD, STAGES,
-        GROUPS, False, True,
+    scan_unit_hopper(
+        (a_ptr, a_head, select(is_dk, v_token, k_token)), (b_ptr, b_head, select(is_dk, do_token, q_token)),
+        (c_ptr, c_head, select(is_dk, q_token, do_token)), (out_ptr, out_head, select(is_dk, dk_token, dv_token)),
+        (raw_ptr, raw_head, select(is_dk, k_raw_token, v_raw_token)), slopes_ptr,
+        cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht, gl.where(is_dk, 1, K), gl.where(is_dk, K, 1),
+        T, H, segments, chunks_per_segment, pid % PARTS, pid // (2 * PARTS) % H, pid // (2 * PARTS * H),
+        pid % (2 * PARTS) < PARTS, K, BT, BV, True, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE,
+        USE_SEGMENT_STATES, STORE_FINAL_STATE, SILU_GRAD, NUM_STAGES, WARPGROUPS, False, True,
     )  # fmt: skip
-
-
-KERNELS = {
-    "scan": (scan_hopper_kernel, 64, 4, 1),
-    "scan, SiLU's derivative, packed": (scan_hopper_kernel, 64, 4, 2),
-    "key_value": (key_value_hopper_kernel, 128, 3, 2),
-}
-"""Kernel, most columns of a program, pipeline stages and warpgroups by launch, as measured on an H100.
-
-With 128 columns programs read half as much of what others read too through the L2 cache, which limits dk and dv (1.08
-instead of 1.34 ms); a scan is limited by memory, and wants the programs (0.72 ms; 0.74 with two warpgroups). One
-with SiLU's derivative takes 1.12 ms, 1.43 with two warpgroups; but 1.35 and 1.10 when the row is packed.
-"""
