@@ -76,7 +76,7 @@ def attention(
     yield lightning_attention(
         q, k, v, slopes, cu_seqlens=documents, initial_state=states, output_final_state=True, **triton
     )
-    for cu_seqlens in (None, documents):  # SiLU inside the forward walk, its derivative inside the others
+    for cu_seqlens in (None, documents):  # SiLU inside the forward scan, its derivative inside the others
         raw = tensor(1, tokens, heads, 3 * width)
         yield silu_lightning_attention(raw, slopes, cu_seqlens=cu_seqlens, recompute=True, **triton)
 

@@ -120,7 +120,7 @@ def run(
 
 
 def cut_rows(monkeypatch: pytest.MonkeyPatch, into_chunks: bool) -> None:
-    """Make the Triton backend walk rows whole, or in segments of one chunk each, whatever would be fastest."""
+    """Make the Triton backend scan rows whole, or in segments of one chunk each, whatever would be fastest."""
 
     def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tuple[int, int]:
         length = chunk if into_chunks else -(-max(tokens, 1) // chunk) * chunk

@@ -1,4 +1,4 @@
-"""The walk for Hopper, without one: its programs run as Python (`gluon_simulator.py`)."""
+"""The scan for Hopper, without one: its programs run as Python (`gluon_simulator.py`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[Launch, Simulated]:
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows walked whole, and cut into many segments."""
+    """Rows scanned whole, and cut into many segments."""
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
@@ -78,7 +78,7 @@ def test_documents_with_states_of_their_own() -> None:
 
 
 def test_cutting_a_row_costs_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """States of segments round the side that the walk rounds: the other one made dv's error 1.1 times as large."""
+    """States of segments round the side that the scan rounds: the other one made dv's error 1.1 times as large."""
     problem = make_problem(1024, dtype=torch.bfloat16, widths=(64, 64), slopes=torch.tensor([0.002]), states=False)
     problem = dataclasses.replace(problem, qkv=F.silu(problem.qkv))  # as in the model: their means are not 0
     exact, errors = run(problem, "naive", torch.float64), []
@@ -95,7 +95,7 @@ def test_cutting_a_row_costs_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_silu(
     width: int, cu_seqlens: list[int] | None, recompute: bool, segments: None, simulated: dict[Launch, Simulated]
 ) -> None:
-    """Inside the forward walk when it is computed again for backward, whose walks multiply by its derivative."""
+    """Inside the forward scan when it is computed again for backward, whose scans multiply by its derivative."""
     generator = torch.Generator().manual_seed(3)
     raw = torch.randn(1, 150, 2, 3 * width, generator=generator).bfloat16()
     do = torch.randn(1, 150, 2, width, generator=generator).bfloat16()

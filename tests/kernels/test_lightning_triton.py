@@ -51,14 +51,14 @@ def _poison(x: Tensor) -> Tensor:
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows walked whole, and cut into many segments."""
+    """Rows scanned whole, and cut into many segments."""
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
 def check(tokens: int, bound: float | None = None, row_state: bool = False, **options: object) -> None:
     problem = make_problem(tokens, dtype=options.pop("dtype", torch.float32), row_state=row_state, **options)
     got = run(problem, "triton", device=DEVICE, row_state=row_state)
-    # The recurrence walks a token at a time; long rows are held against the chunks that were held against it.
+    # The recurrence takes a token at a time; long rows are held against the chunks that were held against it.
     exact, where = ("naive", "cpu") if tokens < 1000 else ("chunked", DEVICE)
     want = run(problem, exact, torch.float64, device=where, row_state=row_state)
     assert_close(got, want, bound or BOUNDS[problem.dtype])

@@ -30,8 +30,8 @@ def lightning_decode_step(
 
     Args:
         q_BHD: query of each sequence's new token, any floating dtype, any strides.
-        k_BHD: its key.
-        v_BHE: its value.
+        k_BHD: key of each new token.
+        v_BHE: value of each new token.
         slopes_H: decay slope of each head, float32 (or float64).
         state_BHDE: state after the previous token, float32 (float64 for float64 inputs).
         inplace: write the new state over ``state_BHDE``; without it, that tensor is not written to.

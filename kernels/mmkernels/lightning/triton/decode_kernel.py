@@ -1,7 +1,8 @@
 """The decode step in one Triton kernel: the state is read once and written once, and nothing else is of its size.
 
-Legend: B sequences, H heads, D width of q and k, E width of v. A program owns a D x BLOCK_E tile of one head's state:
-all of D, because the output sums over it; `BLOCK_D` is D rounded up to a power of two.
+Shape letters: B sequences, H heads, D width of q and k, E width of v; in the kernel K and V for D and E, as in FLA. A
+program owns a K x BV tile of one head's state: all of K, because the output sums over it; `BK` is K rounded up to a
+power of two.
 """
 
 from __future__ import annotations
@@ -11,50 +12,51 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_E = 32
+BLOCK_V = 32
 """Columns of a tile: 128 bytes of each row of the state, 8 lanes with 16 bytes each."""
 ELEMENTS_PER_THREAD = 32
+"""Elements of a tile that a thread holds."""
 
 
 @triton.jit
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, slopes_ptr, state_ptr, new_ptr, o_ptr, heads,
-    q_stride_b, q_stride_h, q_stride_d, k_stride_b, k_stride_h, k_stride_d, v_stride_b, v_stride_h, v_stride_e,
-    slopes_stride, state_stride_b, state_stride_h, state_stride_d, state_stride_e,
-    new_stride_b, new_stride_h, new_stride_d, new_stride_e,
-    D: tl.constexpr, E: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, slopes_ptr, h0, ht, o_ptr, H,
+    q_stride_b, q_stride_h, q_stride_k, k_stride_b, k_stride_h, k_stride_k, v_stride_b, v_stride_h, v_stride_v,
+    slopes_stride, h0_stride_b, h0_stride_h, h0_stride_k, h0_stride_v,
+    ht_stride_b, ht_stride_h, ht_stride_k, ht_stride_v,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Write new = exp(-s) state + k^T v and o = q new: o is contiguous, new may be state itself."""
-    tiles: tl.constexpr = (E + BLOCK_E - 1) // BLOCK_E
+    """Write the state ht = exp(-s) h0 + k^T v and the output o = q ht: o is contiguous, ht may be h0 itself."""
+    tiles: tl.constexpr = (V + BV - 1) // BV
     row = tl.program_id(0) // tiles
-    b = (row // heads).to(tl.int64)
-    h = (row % heads).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    e = tl.program_id(0) % tiles * BLOCK_E + tl.arange(0, BLOCK_E)
-    in_d = d < D
-    in_e = e < E
-    in_tile = in_d[:, None] & in_e[None, :]
-    # Scalars go to the pointer first: then it is plain that 16 bytes along E lie together, and accesses are that wide.
-    state_ptr += b * state_stride_b + h * state_stride_h
-    new_ptr += b * new_stride_b + h * new_stride_h
-    at_state = d[:, None] * state_stride_d + e[None, :] * state_stride_e
-    if BLOCK_D == D and E % BLOCK_E == 0:
-        state = tl.load(state_ptr + at_state)
+    b = (row // H).to(tl.int64)
+    h = (row % H).to(tl.int64)
+    o_k = tl.arange(0, BK)
+    o_v = tl.program_id(0) % tiles * BV + tl.arange(0, BV)
+    in_k = o_k < K
+    in_v = o_v < V
+    in_tile = in_k[:, None] & in_v[None, :]
+    # Scalars go to the pointer first: then it is plain that 16 bytes along V lie together, and accesses are that wide.
+    h0 += b * h0_stride_b + h * h0_stride_h
+    ht += b * ht_stride_b + h * ht_stride_h
+    offsets_in_h0 = o_k[:, None] * h0_stride_k + o_v[None, :] * h0_stride_v
+    if BK == K and V % BV == 0:
+        state = tl.load(h0 + offsets_in_h0)
     else:
-        state = tl.load(state_ptr + at_state, mask=in_tile, other=0.0)
-    q = tl.load(q_ptr + b * q_stride_b + h * q_stride_h + d * q_stride_d, mask=in_d, other=0.0).to(tl.float32)
-    k = tl.load(k_ptr + b * k_stride_b + h * k_stride_h + d * k_stride_d, mask=in_d, other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + b * v_stride_b + h * v_stride_h + e * v_stride_e, mask=in_e, other=0.0).to(tl.float32)
+        state = tl.load(h0 + offsets_in_h0, mask=in_tile, other=0.0)
+    q = tl.load(q_ptr + b * q_stride_b + h * q_stride_h + o_k * q_stride_k, mask=in_k, other=0.0).to(tl.float32)
+    k = tl.load(k_ptr + b * k_stride_b + h * k_stride_h + o_k * k_stride_k, mask=in_k, other=0.0).to(tl.float32)
+    v = tl.load(v_ptr + b * v_stride_b + h * v_stride_h + o_v * v_stride_v, mask=in_v, other=0.0).to(tl.float32)
     # The float32 exponential of a GPU is off by more than a rounding, step after step in the same direction.
     decay = tl.exp(-tl.load(slopes_ptr + h * slopes_stride).to(tl.float64)).to(tl.float32)
     new = state * decay + k[:, None] * v[None, :]
     o = tl.sum(q[:, None] * new, axis=0)
-    at_new = d[:, None] * new_stride_d + e[None, :] * new_stride_e
-    if BLOCK_D == D and E % BLOCK_E == 0:
-        tl.store(new_ptr + at_new, new)
+    offsets_in_ht = o_k[:, None] * ht_stride_k + o_v[None, :] * ht_stride_v
+    if BK == K and V % BV == 0:
+        tl.store(ht + offsets_in_ht, new)
     else:
-        tl.store(new_ptr + at_new, new, mask=in_tile)
-    tl.store(o_ptr + row.to(tl.int64) * E + e, o.to(o_ptr.dtype.element_ty), mask=in_e)
+        tl.store(ht + offsets_in_ht, new, mask=in_tile)
+    tl.store(o_ptr + row.to(tl.int64) * V + o_v, o.to(o_ptr.dtype.element_ty), mask=in_v)
 
 
 def triton_decode_step(
@@ -66,15 +68,15 @@ def triton_decode_step(
     """
     (sequences, heads, depth), width = q_BHD.shape, v_BHE.shape[-1]
     o_BHE = torch.empty(sequences, heads, width, dtype=q_BHD.dtype, device=q_BHD.device)
-    block_d, block_e = triton.next_power_of_2(depth), min(BLOCK_E, triton.next_power_of_2(width))
-    grid = (sequences * heads * triton.cdiv(width, block_e),)
+    block_k, block_v = triton.next_power_of_2(depth), min(BLOCK_V, triton.next_power_of_2(width))
+    grid = (sequences * heads * triton.cdiv(width, block_v),)
     if grid[0]:
         with torch.cuda.device_of(q_BHD):
             decode_kernel[grid](
                 q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE, o_BHE, heads,
                 *q_BHD.stride(), *k_BHD.stride(), *v_BHE.stride(), *slopes_H.stride(),
                 *state_BHDE.stride(), *new_BHDE.stride(),
-                D=depth, E=width, BLOCK_D=block_d, BLOCK_E=block_e,
-                num_warps=max(1, min(16, block_d * block_e // (32 * ELEMENTS_PER_THREAD))),
+                K=depth, V=width, BK=block_k, BV=block_v,
+                num_warps=max(1, min(16, block_k * block_v // (32 * ELEMENTS_PER_THREAD))),
             )  # fmt: skip
     return o_BHE

@@ -69,12 +69,14 @@ def dk_dv_kernel(
     a_head, b_head, c_head, out_head, raw_head = dk_or_dv_operands(
         is_dk, q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head
     )
+    state_stride_k, state_stride_v = tl.where(is_dk, 1, K), tl.where(is_dk, K, 1)
+    stores_final_state = pid % (2 * PARTS) < PARTS
     scan_unit(
         (a_ptr, a_head, select(is_dk, v_token, k_token)), (b_ptr, b_head, select(is_dk, do_token, q_token)),
         (c_ptr, c_head, select(is_dk, q_token, do_token)), (out_ptr, out_head, select(is_dk, dk_token, dv_token)),
         (raw_ptr, raw_head, select(is_dk, k_raw_token, v_raw_token)), slopes_ptr,
-        cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht, tl.where(is_dk, 1, K), tl.where(is_dk, K, 1),
-        T, H, segments, chunks_per_segment, part, head, unit, pid % (2 * PARTS) < PARTS, K, K, BT, BK, BV,
+        cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht, state_stride_k, state_stride_v,
+        T, H, segments, chunks_per_segment, part, head, unit, stores_final_state, K, K, BT, BK, BV,
         True, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE, USE_SEGMENT_STATES, STORE_FINAL_STATE,
         SILU_GRAD, PRECISION, NUM_STAGES,
     )  # fmt: skip
