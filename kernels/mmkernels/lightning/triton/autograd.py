@@ -69,8 +69,8 @@ def attend(
     With ``silu``, attention is that of SiLU of q, k and v.
     """
     o = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
-    count = call.partition.segments if call.partition.per_document else q.shape[0]
-    final = q.new_empty(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
+    num_states = call.partition.segments if call.partition.per_document else q.shape[0]
+    final = q.new_empty(num_states, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
     states = call.segment_states(k, v, silu=silu)
     scan(
         q, k, v, o, call.slopes_H, call.partition, call.tile,
@@ -270,6 +270,6 @@ def _nothing(
     o = (q.sum() + k.sum() + v.sum()).to(q.dtype) * v.new_zeros(*q.shape[:3], v.shape[3])
     if not want_final:
         return o, None
-    count = cu_seqlens.shape[0] - 1 if documents and cu_seqlens is not None else q.shape[0]
-    zeros = q.new_zeros(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+    num_states = cu_seqlens.shape[0] - 1 if documents and cu_seqlens is not None else q.shape[0]
+    zeros = q.new_zeros(num_states, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
     return o, zeros if initial is None else initial + zeros
