@@ -79,25 +79,6 @@ def chunk_decay(
 
 
 @gluon.jit
-def start_products(
-    a_s, b_s, c_s, weighted_s, state_s, state, leaving, forgotten, none,
-    AB_LAYOUT: gl.constexpr, C_LAYOUT: gl.constexpr, DECAY_B: gl.constexpr,
-):  # fmt: skip
-    """The products ``a S`` of a chunk and its update of the state, both under way."""
-    decayed = b_s.load(AB_LAYOUT) if DECAY_B else c_s.load(C_LAYOUT)
-    weighted_s.store((decayed.to(gl.float32) * leaving[:, None]).to(gl.bfloat16))
-    state_s.store(state.to(gl.bfloat16))
-    kept = state - forgotten * state
-    fence_async_shared()
-    o = warpgroup_mma(a_s, state_s, none, use_acc=False, is_async=True)
-    if DECAY_B:
-        updated = warpgroup_mma(weighted_s.permute((1, 0)), c_s, kept, is_async=True)
-    else:
-        updated = warpgroup_mma(b_s.permute((1, 0)), weighted_s, kept, is_async=True)
-    return o, updated
-
-
-@gluon.jit
 def scan_unit_hopper(
     a_operand, b_operand, c_operand, out_operand, raw_operand, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
     h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment, part, head, unit,
@@ -214,10 +195,16 @@ def scan_unit_hopper(
             n, pad, document_end, num_chunks, slope, decay_in, decay_out, one_minus_decay, first_one_minus_decay,
             out_row, decayed_row, SHIFT, MASKED, PADDED_CHUNKS, USE_INITIAL_STATE,
         )  # fmt: skip
-        o, updated = start_products(
-            a_s.index(buffer), b_s.index(buffer), c_s.index(buffer), weighted_s, state_s, state, leaving, forgotten,
-            none, AB_LAYOUT, C_LAYOUT, DECAY_B,
-        )  # fmt: skip
+        decayed = b_s.index(buffer).load(AB_LAYOUT) if DECAY_B else c_s.index(buffer).load(C_LAYOUT)
+        weighted_s.store((decayed.to(gl.float32) * leaving[:, None]).to(gl.bfloat16))
+        state_s.store(state.to(gl.bfloat16))
+        kept = state - forgotten * state
+        fence_async_shared()
+        o = warpgroup_mma(a_s.index(buffer), state_s, none, use_acc=False, is_async=True)
+        if DECAY_B:
+            updated = warpgroup_mma(weighted_s.permute((1, 0)), c_s.index(buffer), kept, is_async=True)
+        else:
+            updated = warpgroup_mma(b_s.index(buffer).permute((1, 0)), weighted_s, kept, is_async=True)
         scores = warpgroup_mma_wait(2, deps=[scores]) * decay
         if MASKED:
             scores = gl.where(j[None, :] >= pad, scores, 0.0)
