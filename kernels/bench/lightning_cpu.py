@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import lightning_attention
-from mmkernels.lightning.plan import make_plan
+from mmkernels.lightning.eager.plan import make_plan
 
 BLOCK = 256
 

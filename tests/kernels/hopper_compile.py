@@ -63,9 +63,10 @@ def attention(
     tokens: int, heads: int, width: int, slopes: Tensor, documents: Tensor, capability: tuple[int, int]
 ) -> Iterator[Tensor | tuple[Tensor, ...]]:
     """Lightning attention as a GPU of that compute capability gets it."""
-    from mmkernels.lightning import choice, fused, lightning_attention, silu_lightning_attention
+    from mmkernels.lightning import lightning_attention, silu_lightning_attention
+    from mmkernels.lightning.triton import autograd, choice
 
-    fused.processors = lambda device: 132  # rows are cut into segments as they are on an H100
+    autograd.processors = lambda device: 132  # rows are cut into segments as they are on an H100
     choice.capability = lambda device: capability
     triton = {"backend": "triton"}
     q, k, v = (tensor(1, tokens, heads, width) for _ in range(3))
@@ -75,7 +76,7 @@ def attention(
     yield lightning_attention(
         q, k, v, slopes, cu_seqlens=documents, initial_state=states, output_final_state=True, **triton
     )
-    for cu_seqlens in (None, documents):  # SiLU inside the forward walk, its derivative inside the others
+    for cu_seqlens in (None, documents):  # SiLU inside the forward scan, its derivative inside the others
         raw = tensor(1, tokens, heads, 3 * width)
         yield silu_lightning_attention(raw, slopes, cu_seqlens=cu_seqlens, recompute=True, **triton)
 

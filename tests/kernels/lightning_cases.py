@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmkernels import lightning_attention
-from mmkernels.lightning.validate import state_dtype
+from mmkernels.lightning.checks import state_dtype
 
 # The steepest slope of the released model, its flattest, and both ends of the promised range.
 SLOPES = torch.tensor([0.917, 0.0004, 1e-6, 1.0])
@@ -120,13 +120,13 @@ def run(
 
 
 def cut_rows(monkeypatch: pytest.MonkeyPatch, into_chunks: bool) -> None:
-    """Make the Triton backend walk rows whole, or in segments of one chunk each, whatever would be fastest."""
+    """Make the Triton backend scan rows whole, or in segments of one chunk each, whatever would be fastest."""
 
     def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tuple[int, int]:
         length = chunk if into_chunks else -(-max(tokens, 1) // chunk) * chunk
         return -(-max(tokens, 1) // length), length
 
-    monkeypatch.setattr("mmkernels.lightning.fused.segments_for", segments_for)
+    monkeypatch.setattr("mmkernels.lightning.triton.autograd.segments_for", segments_for)
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], bound: float) -> None:

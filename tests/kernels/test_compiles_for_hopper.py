@@ -21,7 +21,7 @@ SHARED_BYTES = 232448
 STREAMING = [
     "cross_entropy.fused._gradient_kernel",
     "cross_entropy.fused._statistics_kernel",
-    "lightning.decode_kernel.decode_kernel",
+    "lightning.triton.decode_kernel.decode_kernel",
     "moe.permute_kernels.gather_kernel",
     "moe.permute_kernels.permute_kernel",
     "moe.permute_kernels.unpermute_grad_kernel",

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mmkernels import KernelArgumentError, lightning_decode_step
-from mmkernels.lightning import decode, decode_kernel
+from mmkernels.lightning import decode
 from mmkernels.lightning.naive import naive_lightning_attention
+from mmkernels.lightning.triton import decode_kernel
 from tests.kernels.poison import poison
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmkernels import lightning_attention
-from mmkernels.lightning import chunked, plan
+from mmkernels.lightning.eager import autograd, plan
 from tests.kernels.lightning_cases import SLOPES, assert_close, double_loop, make_problem, run
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 1e-3}
@@ -29,7 +29,7 @@ def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(plan, "MAX_CHUNKS", 2)
         monkeypatch.setattr(plan, "SCORE_BYTES_PER_THREAD", 1)
         monkeypatch.setattr(plan, "chunk_length", lambda tokens, width: max(1, min(tokens, 16)))
-        monkeypatch.setattr(chunked, "DENSE_STATE_BYTES", 0)
+        monkeypatch.setattr(autograd, "DENSE_STATE_BYTES", 0)
 
 
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 1, 1, 9, 20]])

@@ -1,4 +1,4 @@
-"""The walk for Hopper against float64: its compilation is tested without a GPU (`test_compiles_for_hopper.py`), its
+"""The scan for Hopper against float64: its compilation is tested without a GPU (`test_compiles_for_hopper.py`), its
 numbers need one.
 """
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmkernels import silu_lightning_attention
-from mmkernels.lightning import choice
+from mmkernels.lightning.triton import choice
 from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
 pytestmark = [
@@ -22,7 +22,7 @@ BOUND = 6e-3
 
 @pytest.fixture(autouse=True)
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each launch went to the walk for Hopper."""
+    """Whether each launch went to the kernels for Hopper."""
     taken: list[bool] = []
     plain = choice.hopper_takes
 
@@ -36,7 +36,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows walked whole, and cut into many segments."""
+    """Rows scanned whole, and cut into many segments."""
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
@@ -108,7 +108,7 @@ def test_offsets_that_lie_stay_inside_the_row() -> None:
     torch.cuda.synchronize()
 
 
-def test_what_it_cannot_take_goes_to_the_other_walk(spied: list[bool]) -> None:
+def test_what_it_cannot_take_goes_to_the_other_scan(spied: list[bool]) -> None:
     x = torch.randn(1, 200, 4, 3 * 128 + 1, device="cuda", dtype=torch.bfloat16)[..., 1:]
     from mmkernels import lightning_attention
 

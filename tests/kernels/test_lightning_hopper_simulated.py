@@ -1,4 +1,4 @@
-"""The walk for Hopper, without one: its programs run as Python (`gluon_simulator.py`)."""
+"""The scan for Hopper, without one: its programs run as Python (`gluon_simulator.py`)."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ import torch
 import torch.nn.functional as F
 
 from mmkernels import silu_lightning_attention
-from mmkernels.lightning import choice, fused
+from mmkernels.lightning.triton import autograd, choice
+from mmkernels.lightning.triton.choice import Launch
 from tests.kernels.gluon_simulator import Simulated
 from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
-hopper = pytest.importorskip("mmkernels.lightning.hopper")
-hopper_states = pytest.importorskip("mmkernels.lightning.hopper_states")
-PACKED_SILU = "scan, SiLU's derivative, packed"
+hopper_scan = pytest.importorskip("mmkernels.lightning.hopper.scan")
+hopper_states = pytest.importorskip("mmkernels.lightning.hopper.states")
 BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
 
 
 @pytest.fixture(autouse=True)
-def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Simulated]:
+def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[Launch, Simulated]:
     """Launches on this CPU go to the simulator."""
-    plain = {**hopper.KERNELS, "states": (hopper_states.states_hopper_kernel, 64, 3, 1)}
-    kernels = {role: Simulated(entry[0]) for role, entry in plain.items()}
+    kernels = {
+        Launch.SCAN: Simulated(hopper_scan.scan_hopper_kernel),
+        Launch.SCAN_PACKED_SILU_GRAD: Simulated(hopper_scan.scan_hopper_kernel),
+        Launch.DK_DV: Simulated(hopper_scan.dk_dv_hopper_kernel),
+        Launch.STATES: Simulated(hopper_states.states_hopper_kernel),
+    }
     monkeypatch.setattr(choice, "capability", lambda device: (9, 0))
-    monkeypatch.setattr(choice, "hopper_kernels", lambda: {role: (kernels[role], *plain[role][1:]) for role in plain})
+    monkeypatch.setattr(choice, "hopper_kernels", lambda: kernels)
+    monkeypatch.setitem(choice.HOPPER_TILES, Launch.STATES, choice.HopperTile(64, 3, 1))
     return kernels
 
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows walked whole, and cut into many segments."""
+    """Rows scanned whole, and cut into many segments."""
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
@@ -43,10 +48,10 @@ def check(tokens: int, row_state: bool = False, width: int = 64, **options: obje
 
 
 @pytest.mark.parametrize("tokens", [33, 64, 65, 128, 200])
-def test_lengths(tokens: int, segments: None, simulated: dict[str, Simulated]) -> None:
+def test_lengths(tokens: int, segments: None, simulated: dict[Launch, Simulated]) -> None:
     check(tokens)
     check(tokens, states=False)
-    assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
+    assert simulated[Launch.SCAN].launches == 4 and simulated[Launch.DK_DV].launches == 2
 
 
 def test_two_warpgroups_for_heads_of_128(segments: None) -> None:
@@ -59,13 +64,13 @@ def test_slopes_and_rows_of_a_batch() -> None:
 
 
 @pytest.mark.parametrize("name", PACKED_CHUNKS)
-def test_packed(name: str, segments: None, simulated: dict[str, Simulated]) -> None:
+def test_packed(name: str, segments: None, simulated: dict[Launch, Simulated]) -> None:
     tokens = PACKED_CHUNKS[name][-1]
     check(tokens, cu_seqlens=PACKED_CHUNKS[name], states=False)
     check(tokens, cu_seqlens=PACKED_CHUNKS[name], row_state=True)
-    assert simulated["scan"].launches == 4 and simulated["key_value"].launches == 2
-    many = fused.segments_for(1, tokens, 64, 1)[0] > 1
-    assert simulated["states"].launches == (4 if many else 0)
+    assert simulated[Launch.SCAN].launches == 4 and simulated[Launch.DK_DV].launches == 2
+    many = autograd.segments_for(1, tokens, 64, 1)[0] > 1
+    assert simulated[Launch.STATES].launches == (4 if many else 0)
 
 
 def test_documents_with_states_of_their_own() -> None:
@@ -73,12 +78,12 @@ def test_documents_with_states_of_their_own() -> None:
 
 
 def test_cutting_a_row_costs_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """States of segments round the side that the walk rounds: the other one made dv's error 1.1 times as large."""
+    """States of segments round the side that the scan rounds: the other one made dv's error 1.1 times as large."""
     problem = make_problem(1024, dtype=torch.bfloat16, widths=(64, 64), slopes=torch.tensor([0.002]), states=False)
     problem = dataclasses.replace(problem, qkv=F.silu(problem.qkv))  # as in the model: their means are not 0
     exact, errors = run(problem, "naive", torch.float64), []
     for segments in (1, 8):
-        monkeypatch.setattr(fused, "segments_for", lambda *a, n=segments: (n, 1024 // n))
+        monkeypatch.setattr(autograd, "segments_for", lambda *a, n=segments: (n, 1024 // n))
         got = run(problem, "triton")
         errors.append({name: float((got[name].double() - exact[name]).norm()) for name in ("o", "dq", "dk", "dv")})
     assert all(errors[1][name] < 1.03 * errors[0][name] for name in errors[0]), errors
@@ -88,9 +93,9 @@ def test_cutting_a_row_costs_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("cu_seqlens", [None, [0, 30, 31, 150]], ids=str)
 @pytest.mark.parametrize("width", [64, 128])
 def test_silu(
-    width: int, cu_seqlens: list[int] | None, recompute: bool, segments: None, simulated: dict[str, Simulated]
+    width: int, cu_seqlens: list[int] | None, recompute: bool, segments: None, simulated: dict[Launch, Simulated]
 ) -> None:
-    """Inside the forward walk when it is computed again for backward, whose walks multiply by its derivative."""
+    """Inside the forward scan when it is computed again for backward, whose scans multiply by its derivative."""
     generator = torch.Generator().manual_seed(3)
     raw = torch.randn(1, 150, 2, 3 * width, generator=generator).bfloat16()
     do = torch.randn(1, 150, 2, width, generator=generator).bfloat16()
@@ -103,5 +108,5 @@ def test_silu(
         thirds = dict(zip(("dq", "dk", "dv"), x.grad.double().split(width, dim=-1), strict=True))
         results.append({"o": o.detach().double(), **thirds})
     assert_close(*results, BOUND)
-    scans = simulated["scan"].launches + simulated[PACKED_SILU].launches
-    assert scans == 2 and simulated["key_value"].launches == 1
+    scans = simulated[Launch.SCAN].launches + simulated[Launch.SCAN_PACKED_SILU_GRAD].launches
+    assert scans == 2 and simulated[Launch.DK_DV].launches == 1

@@ -14,7 +14,7 @@ from mmkernels import (
     lightning_segment_states,
     silu_lightning_attention,
 )
-from mmkernels.lightning import choice, tiling
+from mmkernels.lightning.triton import choice, tiling
 from tests.kernels.lightning_cases import SLOPES, assert_close, cut_rows, make_problem, run
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,7 +32,7 @@ PACKED = {
 @pytest.fixture(autouse=True)
 def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """On Hopper GPUs too, which have kernels of their own (`test_lightning_hopper.py`)."""
-    monkeypatch.setattr(choice, "HOPPER", False)
+    monkeypatch.setattr(choice, "capability", lambda device: (0, 0))
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +51,14 @@ def _poison(x: Tensor) -> Tensor:
 
 @pytest.fixture(params=["one segment", "many segments"])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows walked whole, and cut into many segments."""
+    """Rows scanned whole, and cut into many segments."""
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")
 
 
 def check(tokens: int, bound: float | None = None, row_state: bool = False, **options: object) -> None:
     problem = make_problem(tokens, dtype=options.pop("dtype", torch.float32), row_state=row_state, **options)
     got = run(problem, "triton", device=DEVICE, row_state=row_state)
-    # The recurrence walks a token at a time; long rows are held against the chunks that were held against it.
+    # The recurrence takes a token at a time; long rows are held against the chunks that were held against it.
     exact, where = ("naive", "cpu") if tokens < 1000 else ("chunked", DEVICE)
     want = run(problem, exact, torch.float64, device=where, row_state=row_state)
     assert_close(got, want, bound or BOUNDS[problem.dtype])

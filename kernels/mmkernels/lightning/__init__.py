@@ -1,4 +1,4 @@
-"""Lightning attention: linear attention with one exponential decay per head. See README.md beside this file."""
+"""Lightning attention: linear attention with one exponential decay per head. README.md has the mathematics."""
 
 from mmkernels.lightning.api import lightning_attention, silu_lightning_attention
 from mmkernels.lightning.decode import lightning_decode_step

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.lightning.chunked import chunked_lightning_attention
+from mmkernels.lightning.checks import check_attention, check_projection, state_dtype
+from mmkernels.lightning.eager.autograd import chunked_lightning_attention
 from mmkernels.lightning.naive import naive_lightning_attention
-from mmkernels.lightning.validate import check_attention, check_projection, state_dtype
 
 Backend = Callable[
     [Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool, bool],
@@ -46,8 +46,8 @@ def lightning_attention(
 
     Args:
         q_BTHD: queries [B, T, H, D], float32, bfloat16, float16 or float64, any strides.
-        k_BTHD: keys, likewise.
-        v_BTHD: values [B, T, H, E], likewise; E may differ from D.
+        k_BTHD: keys [B, T, H, D] of the dtype of q.
+        v_BTHD: values [B, T, H, E] of the dtype of q; E may differ from D.
         slopes_H: decay slopes >= 0, float32 (or float64) [H]. Constants: no gradient. Under tensor parallelism the
             caller passes the slice that belongs to its heads.
         cu_seqlens: int32 or int64 [N+1], offsets of the N documents of one packed row (B must be 1). Documents may
@@ -90,12 +90,12 @@ def silu_lightning_attention(
     Args:
         qkv_BTHX: raw projection [B, T, H, 3K]: for each head K columns of q, of k and of v, as in the released code.
         slopes_H: decay slopes, as for :func:`lightning_attention`.
-        cu_seqlens: offsets of the documents of one packed row, likewise.
+        cu_seqlens: offsets of the documents of one packed row, as for :func:`lightning_attention`.
         recompute: keep the projection alone and compute its SiLU again in backward. That halves what this call keeps
             and costs one more pass over the projection; where a whole block is recomputed anyway, it saves nothing. The
             torch backends always keep SiLU's result.
-        backend: likewise.
-        check_values: likewise.
+        backend: as for :func:`lightning_attention`.
+        check_values: as for :func:`lightning_attention`.
 
     Returns:
         o [B, T, H, K] in the dtype of the projection.
@@ -107,7 +107,7 @@ def silu_lightning_attention(
     width = qkv_BTHX.shape[3] // 3
     name = resolve_backend(backend, qkv_BTHX, width, width)
     if name == "triton":
-        from mmkernels.lightning.fused import triton_silu_attention
+        from mmkernels.lightning.triton.autograd import triton_silu_attention
 
         return triton_silu_attention(qkv_BTHX, slopes_H, cu_seqlens, recompute)
     q, k, v = F.silu(qkv_BTHX).chunk(3, dim=3)
@@ -115,7 +115,7 @@ def silu_lightning_attention(
 
 
 def resolve_backend(name: str, q: Tensor, *widths: int) -> str:
-    """The backend's own name; "auto" takes the fastest one that can: Triton on CUDA, torch elsewhere.
+    """Name of the backend that runs a call; "auto" is the fastest that can: Triton on CUDA, torch elsewhere.
 
     Raises:
         KernelArgumentError: the name is unknown.
@@ -138,22 +138,22 @@ def _naive(
     output_final_state: bool,
     row_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The float64 recurrence, cast back to what the public function promises."""
+    """The float64 recurrence, cast back to the dtypes that the public function promises."""
     row = cu_seqlens is not None and row_state
     if row:
-        owners = (cu_seqlens.diff() > 0).nonzero()[:, 0].tolist() or [0]
+        nonempty = (cu_seqlens.diff() > 0).nonzero()[:, 0].tolist() or [0]
         if initial_state is not None:
-            before = initial_state.new_zeros(owners[0], *initial_state.shape[1:])
-            after = initial_state.new_zeros(cu_seqlens.shape[0] - 2 - owners[0], *initial_state.shape[1:])
+            before = initial_state.new_zeros(nonempty[0], *initial_state.shape[1:])
+            after = initial_state.new_zeros(cu_seqlens.shape[0] - 2 - nonempty[0], *initial_state.shape[1:])
             initial_state = torch.cat([before, initial_state, after])
     o_BTHE, final = naive_lightning_attention(q_BTHD, k_BTHD, v_BTHE, slopes_H, cu_seqlens, initial_state)
-    final = final[owners[-1] : owners[-1] + 1] if row else final
+    final = final[nonempty[-1] : nonempty[-1] + 1] if row else final
     return o_BTHE.to(q_BTHD.dtype), final.to(state_dtype(q_BTHD.dtype)) if output_final_state else None
 
 
 def _triton(*arguments: Any) -> tuple[Tensor, Tensor | None]:
-    """Triton is imported when it is first asked for: the package works without it, on CPUs."""
-    from mmkernels.lightning.fused import triton_lightning_attention
+    """Triton backend, imported when it is first asked for: the package works without Triton, on CPUs."""
+    from mmkernels.lightning.triton.autograd import triton_lightning_attention
 
     return triton_lightning_attention(*arguments)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.lightning.validate import check_decode
+from mmkernels.lightning.checks import check_decode
 
 BACKENDS = ("auto", "triton", "torch")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -30,8 +30,8 @@ def lightning_decode_step(
 
     Args:
         q_BHD: query of each sequence's new token, any floating dtype, any strides.
-        k_BHD: its key.
-        v_BHE: its value.
+        k_BHD: key of each new token.
+        v_BHE: value of each new token.
         slopes_H: decay slope of each head, float32 (or float64).
         state_BHDE: state after the previous token, float32 (float64 for float64 inputs).
         inplace: write the new state over ``state_BHDE``; without it, that tensor is not written to.
@@ -51,7 +51,7 @@ def lightning_decode_step(
     if inplace:
         _check_inplace(state_BHDE, differentiable)
     if _use_triton(backend, q_BHD, v_BHE, differentiable):
-        from mmkernels.lightning.decode_kernel import triton_decode_step  # only this path needs Triton
+        from mmkernels.lightning.triton.decode_kernel import triton_decode_step  # only this path needs Triton
 
         new_BHDE = state_BHDE if inplace else torch.empty_like(state_BHDE, memory_format=torch.contiguous_format)
         return triton_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE), new_BHDE

@@ -25,8 +25,8 @@ def naive_lightning_attention(
 
     Args:
         q_BTHD: queries of any floating dtype, upcast to float64.
-        k_BTHD: keys, likewise.
-        v_BTHE: values, likewise.
+        k_BTHD: keys of any floating dtype, upcast to float64.
+        v_BTHE: values of any floating dtype, upcast to float64.
         slopes_H: decay slope of each head.
         cu_seqlens: [N+1] document offsets of a packed row (then B == 1), or None for one document per batch row.
         initial_state_NHDE: state before each document's first token; zeros when None.
@@ -57,7 +57,7 @@ def naive_lightning_attention(
 def _recurrence(
     q_THD: Tensor, k_THD: Tensor, v_THE: Tensor, decay_H11: Tensor, state_HDE: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One document, one token at a time."""
+    """Outputs and final state of one document, one token at a time."""
     rows = []
     for q_HD, k_HD, v_HE in zip(q_THD.unbind(0), k_THD.unbind(0), v_THE.unbind(0), strict=True):
         state_HDE = decay_H11 * state_HDE + k_HD[:, :, None] * v_HE[:, None, :]

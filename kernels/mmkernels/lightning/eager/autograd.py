@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.lightning.blocks import Unit
-from mmkernels.lightning.decay import DecayTables
-from mmkernels.lightning.packing import attend_documents, document_ids, segment_masks
-from mmkernels.lightning.plan import Plan, make_plan
-from mmkernels.lightning.validate import state_dtype
+from mmkernels.lightning.checks import state_dtype
+from mmkernels.lightning.eager.decay import DecayTables
+from mmkernels.lightning.eager.documents import attend_documents, document_ids, segment_masks
+from mmkernels.lightning.eager.plan import Plan, make_plan
+from mmkernels.lightning.eager.unit import Unit
 
 # Up to this size the backward gets every chunk's state (about the size of q, 12% less backward time); beyond, only one
 # a segment, and it recomputes the others: the page faults of so much fresh memory cost what that saves.
@@ -33,7 +33,7 @@ def chunked_lightning_attention(
     output_final_state: bool,
     row_state: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """The ``chunked`` backend; arguments as in ``lightning_attention``, already checked."""
+    """Backend ``chunked``; arguments as in ``lightning_attention``, already checked."""
     # Autocast would turn the products inside into bfloat16, the state's among them.
     with torch.autocast(q_BTHD.device.type, enabled=False):
         if cu_seqlens is None:
@@ -67,7 +67,7 @@ def forward_pass(
     plan: Plan,
     dense: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and states.
+    """Outputs and states of rows with one entering state each.
 
     Returns:
         ``(o_BTHE, states_KBHDE)``. The states are those entering each chunk (``dense``) or each segment, and last the
@@ -77,8 +77,8 @@ def forward_pass(
     E, acc = v_BTHE.shape[3], state_dtype(q_BTHD.dtype)
     tables = DecayTables.build(slopes_H, plan.chunk, plan.widest, acc)
     o_BTHE = torch.empty(B, T, H, E, dtype=q_BTHD.dtype, device=q_BTHD.device)
-    count = plan.chunks if dense else len(plan.segments)
-    states_BHKDE = torch.empty(B, H, count + 1, D, E, dtype=acc, device=q_BTHD.device)
+    num_states = plan.chunks if dense else len(plan.segments)
+    states_BHKDE = torch.empty(B, H, num_states + 1, D, E, dtype=acc, device=q_BTHD.device)
     carry_BHDE = torch.zeros(B, H, D, E, dtype=torch.float64, device=q_BTHD.device)
     if initial_BHDE is not None:
         carry_BHDE.copy_(initial_BHDE)
@@ -96,8 +96,8 @@ def forward_pass(
                 path = unit.new_states(D, E)
                 states_BHKDE[:, heads, index].copy_(carry_BHDE[:, heads])
             path[:, :, 0].copy_(carry_BHDE[:, heads])
-            unit.scan_forward_(path, torch.bmm(unit.scale_outof(k).transpose(1, 2), v), carry_BHDE[:, heads])
-            o.baddbmm_(unit.scale_into(q), path[:, :, :-1].flatten(0, 2))
+            unit.scan_forward_(path, torch.bmm(unit.scale_leaving(k).transpose(1, 2), v), carry_BHDE[:, heads])
+            o.baddbmm_(unit.scale_entering(q), path[:, :, :-1].flatten(0, 2))
             unit.store(o_BTHE, o)
     states_BHKDE[:, :, -1].copy_(carry_BHDE)
     return o_BTHE, states_BHKDE
@@ -115,7 +115,7 @@ def backward_pass(
     plan: Plan,
     dense: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients ``(dq, dk, dv, dinitial_BHDE)`` from those of the output and of the final state (None: zero)."""
+    """Gradients ``(dq, dk, dv, dinitial_BHDE)``, from those of the output and of the final state (None: zero)."""
     B, _, H, D = q_BTHD.shape
     E, acc = v_BTHE.shape[3], states_BHKDE.dtype
     tables = DecayTables.build(slopes_H, plan.chunk, plan.widest, acc)
@@ -129,7 +129,7 @@ def backward_pass(
         for heads in segment.groups(H):
             unit = Unit(segment, heads, tables, masks, B, acc)
             q, k, v, do = (unit.blocks(x) for x in (q_BTHD, k_BTHD, v_BTHE, do_BTHE))
-            k_out = unit.scale_outof(k)
+            k_out = unit.scale_leaving(k)
             if dense:
                 entering = states_BHKDE[:, heads, segment.first : segment.first + segment.chunks]
             else:
@@ -139,7 +139,7 @@ def backward_pass(
                 entering = path[:, :, :-1]
             dpath = unit.new_states(D, E)
             dpath[:, :, -1].copy_(carry_BHDE[:, heads])
-            local = torch.bmm(unit.scale_into(q).transpose(1, 2), do)
+            local = torch.bmm(unit.scale_entering(q).transpose(1, 2), do)
             unit.scan_backward_(dpath, local, carry_BHDE[:, heads])
             leaving = dpath[:, :, 1:].flatten(0, 2)
 
@@ -151,10 +151,10 @@ def backward_pass(
             dscores = torch.bmm(do, v.transpose(1, 2), out=scores)
             unit.decay_scores_(dscores, weights)
             dq = torch.bmm(dscores, k)
-            dq.baddbmm_(unit.scale_into(do), entering.flatten(0, 2).transpose(1, 2))
+            dq.baddbmm_(unit.scale_entering(do), entering.flatten(0, 2).transpose(1, 2))
             unit.store(dq_BTHD, dq)
             dk = torch.bmm(dscores.transpose(1, 2), q)
-            dk.baddbmm_(unit.scale_outof(v), leaving.transpose(1, 2))
+            dk.baddbmm_(unit.scale_leaving(v), leaving.transpose(1, 2))
             unit.store(dk_BTHD, dk)
     return dq_BTHD, dk_BTHD, dv_BTHE, carry_BHDE.to(acc)
 

@@ -34,7 +34,7 @@ class DecayTables:
     _segments: dict[int, Tensor] = field(default_factory=dict)
 
     def over(self, tokens: int) -> Tensor:
-        """``exp(-s tokens)`` in float64, [H, 1, 1]: what a state loses over a segment."""
+        """``exp(-s tokens)`` in float64, [H, 1, 1]: the decay of a state over a segment."""
         if tokens not in self._segments:
             self._segments[tokens] = torch.exp(-self.slopes_H.double() * tokens)[:, None, None]
         return self._segments[tokens]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmkernels.lightning.decay import DecayTables
-from mmkernels.lightning.packing import SegmentMasks
-from mmkernels.lightning.plan import Segment
+from mmkernels.lightning.eager.decay import DecayTables
+from mmkernels.lightning.eager.documents import SegmentMasks
+from mmkernels.lightning.eager.plan import Segment
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Unit:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """(B, G, N): what R is made of."""
+        """Sizes (B, G, N), whose product is R."""
         return self.batch, self.heads.stop - self.heads.start, self.segment.chunks
 
     def _view(self, x_BTHX: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class Unit:
         self._view(out_BTHX).copy_(x_RCX.unflatten(0, self.grid))
 
     def new_states(self, d: int, e: int) -> Tensor:
-        """Room for the states around each chunk, [B, G, N+1, D, E], not initialised."""
+        """Memory for the states around each chunk, [B, G, N+1, D, E], not initialised."""
         batch, heads, chunks = self.grid
         return torch.empty(batch, heads, chunks + 1, d, e, dtype=self.dtype, device=self.tables.into_HC.device)
 
@@ -64,12 +64,12 @@ class Unit:
         """Multiply products of all pairs in a chunk by their decay, in place."""
         scores_RCC.unflatten(0, self.grid).mul_(self.score_weights() if weights_GNCC is None else weights_GNCC)
 
-    def scale_into(self, x_RCX: Tensor) -> Tensor:
+    def scale_entering(self, x_RCX: Tensor) -> Tensor:
         """Weigh tokens by how the state entering their chunk reaches them: ``exp(-s (i+1))`` or 0."""
         weights_G1C1 = self.tables.into_HC[self.heads, None, : self.segment.length, None]
         return self._scale(x_RCX, weights_G1C1 if self.masks is None else weights_G1C1 * self.masks.lead_NC1)
 
-    def scale_outof(self, x_RCX: Tensor) -> Tensor:
+    def scale_leaving(self, x_RCX: Tensor) -> Tensor:
         """Weigh tokens by how they reach the state leaving their chunk: ``exp(-s (C-1-i))`` or 0."""
         weights_G1C1 = self.tables.outof_HC[self.heads, None, -self.segment.length :, None]
         return self._scale(x_RCX, weights_G1C1 if self.masks is None else weights_G1C1 * self.masks.tail_NC1)
@@ -87,7 +87,10 @@ class Unit:
         self._scan_(path_BGNDE[:, :, 1:], path_BGNDE[:, :, 0], local_RDE, table_GNN, carry_BGDE, 0)
 
     def scan_backward_(self, path_BGNDE: Tensor, local_RDE: Tensor, carry_BGDE: Tensor) -> None:
-        """The same from the other end: fill ``path[:, :, :-1]`` with gradients of the states entering each chunk."""
+        """Fill ``path[:, :, :-1]`` with gradients of the states entering each chunk, from ``path[:, :, -1]``.
+
+        The recurrence of ``scan_forward_`` from the other end; ``carry`` is taken to the segment's start.
+        """
         table_GNN = self._table(self.tables.chunks_HNN.transpose(1, 2), "entering_NN")
         self._scan_(path_BGNDE[:, :, :-1], path_BGNDE[:, :, -1], local_RDE, table_GNN, carry_BGDE, -1)
 
@@ -125,11 +128,11 @@ class Unit:
             out_BGNDE.copy_(torch.matmul(table_GNN, local_BGNDE.flatten(3)).view_as(local_BGNDE))
 
     def _through(self, chunk: int) -> Tensor:
-        """What a state loses across a chunk, [G, 1, 1]; 0 where the document changes."""
+        """Decay of a state across a chunk, [G, 1, 1]; 0 where the document changes."""
         factor_G11 = self.tables.into_HC[self.heads, self.segment.length - 1, None, None]
         return factor_G11 if self.masks is None else factor_G11 * self.masks.through_N[chunk]
 
     def _over_segment(self) -> Tensor:
-        """What a state loses across the segment, float64 [G, 1, 1]; 0 where the document changes."""
+        """Decay of a state across the segment, float64 [G, 1, 1]; 0 where the document changes."""
         factor_G11 = self.tables.over(self.segment.length * self.segment.chunks)[self.heads]
         return factor_G11 if self.masks is None else factor_G11 * self.masks.through_N.prod()

@@ -15,11 +15,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.common.errors import KernelArgumentError
 from mmkernels.common.triton_support import check_device
-from mmkernels.lightning import choice
-from mmkernels.lightning.scan import scan, scan_keys_values
-from mmkernels.lightning.slots import document_slots
-from mmkernels.lightning.states import segment_states
-from mmkernels.lightning.tiling import Tile, Walk, pair_tile, processors, scan_tile, segments_for
+from mmkernels.lightning.device.padded_chunks import pad_documents
+from mmkernels.lightning.triton import choice
+from mmkernels.lightning.triton.scan import scan, scan_dk_dv
+from mmkernels.lightning.triton.states import segment_states
+from mmkernels.lightning.triton.tiling import Partition, Tile, pair_tile, processors, scan_tile, segments_for
 
 MAX_WIDTH = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -27,103 +27,113 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 @dataclass(frozen=True)
 class Call:
-    """What forward and backward of one call share: slopes, and how the row is shared out."""
+    """Slopes, partition and tile of one call: forward and backward share them."""
 
     slopes_H: Tensor
-    walk: Walk
+    partition: Partition
     tile: Tile
 
     @staticmethod
     def plan(q: Tensor, v: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | None, per_document: bool) -> Call:
-        """Segments of a row when states belong to rows; documents when each has a state of its own."""
+        """Partition a row into segments when states belong to rows, into documents when each has a state of its own."""
         batch, tokens, heads, d = q.shape
         e = v.shape[3]
         if per_document:
             assert cu_seqlens is not None
             documents = cu_seqlens.shape[0] - 1
             tile = scan_tile(q.dtype, d, e, tokens // max(documents, 1) + 1)
-            return Call(slopes_H.float(), Walk(documents, 0, offsets=cu_seqlens.contiguous()), tile)
+            return Call(slopes_H.float(), Partition(documents, 0, cu_seqlens=cu_seqlens.contiguous()), tile)
         tile = scan_tile(q.dtype, d, e, tokens)
         programs = batch * heads * -(-e // tile.columns)
         segments, length = segments_for(programs, tokens, tile.chunk, processors(q.device))
-        slots = None if cu_seqlens is None else document_slots(cu_seqlens, tokens, tile.chunk)
-        return Call(slopes_H.float(), Walk(segments, length // tile.chunk, slots), tile)
+        padded_chunks = None if cu_seqlens is None else pad_documents(cu_seqlens, tokens, tile.chunk)
+        return Call(slopes_H.float(), Partition(segments, length // tile.chunk, padded_chunks), tile)
 
-    def states(self, b: Tensor, c: Tensor, reverse: bool = False, silu: bool = False) -> Tensor | None:
-        """What the segments of each row leave behind; None where there is one segment or documents have states."""
-        walk, chunk = self.walk, self.tile.chunk
-        if walk.segments == 1 or walk.documents:
+    def segment_states(self, b: Tensor, c: Tensor, reverse: bool = False, silu: bool = False) -> Tensor | None:
+        """States that the segments of each row leave behind; None with one segment, or a state per document."""
+        partition, chunk = self.partition, self.tile.chunk
+        if partition.segments == 1 or partition.per_document:
             return None
         return segment_states(
-            b, c, self.slopes_H, self.tile, segments=walk.segments, length=walk.share * chunk, given=walk.segments - 1,
-            pad=-b.shape[1] % chunk, slots=walk.slots, reverse=reverse, silu=silu,
+            b, c, self.slopes_H, self.tile, segments=partition.segments, length=partition.chunks_per_segment * chunk,
+            computed_segments=partition.segments - 1, pad=-b.shape[1] % chunk, padded_chunks=partition.padded_chunks,
+            reverse=reverse, silu=silu,
         )  # fmt: skip
 
 
 def attend(
     call: Call, q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, want_final: bool, silu: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Output [B, T, H, E], state after each row or document (if wanted), and the states the segments left; of SiLU of
-    q, k and v if ``silu``.
+    """Output [B, T, H, E], state after each row or document (if wanted), and the states that the segments left.
+
+    With ``silu``, attention is that of SiLU of q, k and v.
     """
     o = torch.empty(*q.shape[:3], v.shape[3], dtype=q.dtype, device=q.device)
-    count = call.walk.segments if call.walk.documents else q.shape[0]
-    final = q.new_empty(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
-    local = call.states(k, v, silu=silu)
-    scan(q, k, v, o, call.slopes_H, call.walk, call.tile, init=initial, local=local, leave=final, silu=silu)
-    return o, final, local
+    num_states = call.partition.segments if call.partition.per_document else q.shape[0]
+    final = q.new_empty(num_states, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32) if want_final else None
+    states = call.segment_states(k, v, silu=silu)
+    scan(
+        q, k, v, o, call.slopes_H, call.partition, call.tile,
+        initial_state=initial, segment_states=states, final_state=final, silu=silu,
+    )  # fmt: skip
+    return o, final, states
 
 
 def differentiate(
     call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, grads: tuple[Tensor, Tensor, Tensor],
-    *, initial: Tensor | None, local: Tensor | None, dfinal: Tensor | None, want_dinitial: bool,
+    *, initial: Tensor | None, states: Tensor | None, dfinal: Tensor | None, want_dinitial: bool,
     raw: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Tensor | None:  # fmt: skip
-    """Write the gradients of q, k and v; return that of the initial state if wanted.
+    """Write the gradients of q, k and v; return the gradient of the initial state if wanted.
 
-    ``local`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose
+    ``states`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose
     SiLU q, k and v are; then the gradients are those of the raw tensors.
     """
-    slopes, walk, tile = call.slopes_H, call.walk, call.tile
+    slopes, partition, tile = call.slopes_H, call.partition, call.tile
     dq, dk, dv = grads
     q_raw, k_raw, v_raw = raw or (None, None, None)
-    scan(do, v, k, dq, slopes, walk, tile, transposed=True, raw=q_raw, init=initial, local=local)
+    scan(
+        do, v, k, dq, slopes, partition, tile, transposed=True, raw=q_raw, initial_state=initial, segment_states=states
+    )
     dinitial = torch.empty_like(initial) if want_dinitial and initial is not None else None
-    states = {"init": dfinal, "local": call.states(q, do, reverse=True)}
+    dstates = {"initial_state": dfinal, "segment_states": call.segment_states(q, do, reverse=True)}
     if q.shape[3] == v.shape[3]:
         pair = None if raw is None else (k_raw, v_raw)
-        scan_keys_values(
-            q, k, v, do, dk, dv, slopes, walk, pair_tile(tile, raw is not None), raw=pair, leave=dinitial, **states
+        scan_dk_dv(
+            q, k, v, do, dk, dv, slopes, partition, pair_tile(tile, raw is not None), raw=pair, final_state=dinitial,
+            **dstates,
         )  # fmt: skip
     else:
-        scan(k, q, do, dv, slopes, walk, tile, reverse=True, raw=v_raw, leave=dinitial, **states)
+        scan(k, q, do, dv, slopes, partition, tile, reverse=True, raw=v_raw, final_state=dinitial, **dstates)
         other = scan_tile(q.dtype, v.shape[3], q.shape[3], tile.chunk)
-        scan(v, do, q, dk, slopes, walk, other, reverse=True, transposed=True, raw=k_raw, **states)
+        scan(v, do, q, dk, slopes, partition, other, reverse=True, transposed=True, raw=k_raw, **dstates)
     return dinitial
 
 
 class _Attention(torch.autograd.Function):
+    """Saves q, k, v, the initial state and the segments' states."""
+
     @staticmethod
     def forward(
         ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, initial: Tensor | None, call: Call, want_final: bool
     ) -> tuple[Tensor, Tensor | None]:
-        o, final, local = attend(call, q, k, v, initial, want_final)
+        o, final, states = attend(call, q, k, v, initial, want_final)
         ctx.call = call
-        ctx.save_for_backward(q, k, v, initial, local)
+        ctx.save_for_backward(q, k, v, initial, states)
         ctx.set_materialize_grads(False)
         return o, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, initial, local = ctx.saved_tensors
+        q, k, v, initial, states = ctx.saved_tensors
         do = v.new_zeros(*q.shape[:3], v.shape[3]) if do is None else rows_in_line(do)
         grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         dfinal = None if dfinal is None else dfinal.contiguous()
         with on_device(q):
             dinitial = differentiate(
                 ctx.call, q, k, v, do, grads,
-                initial=initial, local=local, dfinal=dfinal, want_dinitial=ctx.needs_input_grad[3],
+                initial=initial, states=states, dfinal=dfinal, want_dinitial=ctx.needs_input_grad[3],
             )  # fmt: skip
         return *grads, dinitial, None, None
 
@@ -138,21 +148,21 @@ class _SiluAttention(torch.autograd.Function):
     def forward(ctx: FunctionCtx, qkv_BTHX: Tensor, call: Call, keep: bool) -> Tensor:
         inside = not keep and choice.hopper_takes(_thirds(qkv_BTHX), call.tile)
         act_BTHX = qkv_BTHX if inside else F.silu(qkv_BTHX)
-        o, _, local = attend(call, *_thirds(act_BTHX), None, False, silu=inside)
+        o, _, states = attend(call, *_thirds(act_BTHX), None, False, silu=inside)
         ctx.call = call
-        ctx.save_for_backward(qkv_BTHX, act_BTHX if keep else None, local)
+        ctx.save_for_backward(qkv_BTHX, act_BTHX if keep else None, states)
         return o
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do: Tensor) -> tuple[Tensor, None, None]:
-        raw_BTHX, act_BTHX, local = ctx.saved_tensors
+        raw_BTHX, act_BTHX, states = ctx.saved_tensors
         grad_BTHX = torch.empty_like(raw_BTHX)
         with on_device(do):
             act_BTHX = F.silu(raw_BTHX) if act_BTHX is None else act_BTHX
             differentiate(
                 ctx.call, *_thirds(act_BTHX), rows_in_line(do), _thirds(grad_BTHX),
-                initial=None, local=local, dfinal=None, want_dinitial=False, raw=_thirds(raw_BTHX),
+                initial=None, states=states, dfinal=None, want_dinitial=False, raw=_thirds(raw_BTHX),
             )  # fmt: skip
         return grad_BTHX, None, None
 
@@ -197,21 +207,29 @@ def triton_silu_attention(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor
 def triton_segment_states(
     k_BTHD: Tensor, v_BTHE: Tensor, slopes_H: Tensor, segments: int, cu_seqlens: Tensor | None, reverse: bool
 ) -> Tensor:
-    """The Triton backend of ``lightning_segment_states``."""
+    """The Triton backend of ``lightning_segment_states``: fp32 [B, N, H, D, E] in token order.
+
+    Raises:
+        KernelArgumentError: tensors on a CPU, float64, or heads wider than 256.
+    """
     check_triton(k_BTHD, v_BTHE)
     k, v = rows_in_line(k_BTHD), rows_in_line(v_BTHE)
     tokens = k.shape[1]
     tile = scan_tile(k.dtype, k.shape[3], v.shape[3], tokens)
     with on_device(k):
         states = segment_states(
-            k, v, slopes_H.float(), tile, segments=segments, length=tokens // segments, given=segments,
+            k, v, slopes_H.float(), tile, segments=segments, length=tokens // segments, computed_segments=segments,
             cu_seqlens=cu_seqlens, reverse=reverse,
         )  # fmt: skip
-    return states.flip(1) if reverse else states  # a reversed walk meets the last segment first
+    return states.flip(1) if reverse else states  # a reversed scan meets the last segment first
 
 
 def check_triton(q: Tensor, v: Tensor) -> None:
-    """Refuse what the kernels cannot take."""
+    """Refuse tensors that the kernels cannot take.
+
+    Raises:
+        KernelArgumentError: tensors on a CPU, float64, or heads wider than 256.
+    """
     check_device("q_BTHD", q)
     if q.dtype not in DTYPES:
         raise KernelArgumentError("q_BTHD", f"dtype {q.dtype}", "bfloat16, float16 or float32 for backend triton")
@@ -221,7 +239,7 @@ def check_triton(q: Tensor, v: Tensor) -> None:
 
 
 def rows_in_line(x_BTHK: Tensor) -> Tensor:
-    """The tensor itself when the kernels can walk it: last stride 1, and the rows of the batch one after the other."""
+    """The tensor itself when the kernels can scan it: last stride 1, and the rows of the batch one after the other."""
     batch, tokens = x_BTHK.shape[:2]
     fits = x_BTHK.stride(3) == 1 and (batch == 1 or x_BTHK.stride(0) == tokens * x_BTHK.stride(1))
     return x_BTHK if fits else x_BTHK.contiguous()
@@ -252,6 +270,6 @@ def _nothing(
     o = (q.sum() + k.sum() + v.sum()).to(q.dtype) * v.new_zeros(*q.shape[:3], v.shape[3])
     if not want_final:
         return o, None
-    count = cu_seqlens.shape[0] - 1 if documents and cu_seqlens is not None else q.shape[0]
-    zeros = q.new_zeros(count, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+    num_states = cu_seqlens.shape[0] - 1 if documents and cu_seqlens is not None else q.shape[0]
+    zeros = q.new_zeros(num_states, q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
     return o, zeros if initial is None else initial + zeros

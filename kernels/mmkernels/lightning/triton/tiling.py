@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmkernels.lightning.slots import Slots
+from mmkernels.lightning.device.padded_chunks import PaddedChunks
 
 MIN_SEGMENT = 256
 
@@ -28,37 +28,38 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Partition:
     """How the programs of a launch share the tokens out.
 
     Attributes:
-        segments: segments of a row; or documents, each walked on its own with its own state.
-        share: chunks of a segment; the last may have fewer. Counted on the device if ``slots`` are given.
-        slots: the chunks of a packed row, walked across documents.
-        offsets: int32 or int64 offsets of documents that are walked on their own.
+        segments: number of segments of a row; or of documents, each scanned on its own with its own state.
+        chunks_per_segment: chunks of a segment; the last may have fewer. Counted on the device if ``padded_chunks`` are
+            given.
+        padded_chunks: the chunks of a packed row, scanned across documents.
+        cu_seqlens: int32 or int64 offsets of documents that are scanned on their own.
     """
 
     segments: int
-    share: int
-    slots: Slots | None = None
-    offsets: Tensor | None = None
+    chunks_per_segment: int
+    padded_chunks: PaddedChunks | None = None
+    cu_seqlens: Tensor | None = None
 
     @property
-    def documents(self) -> bool:
-        """Units of work are documents, each with a state of its own."""
-        return self.offsets is not None
+    def per_document(self) -> bool:
+        """Whether units of work are documents, each with a state of its own."""
+        return self.cu_seqlens is not None
 
-    def words(self, reverse: bool) -> Tensor | None:
-        """What the kernels read about slots, in walk order."""
-        return None if self.slots is None else self.slots.words_2N[int(reverse)]
+    def chunk_starts(self, reverse: bool) -> Tensor | None:
+        """Where each padded chunk starts, int64 [N], in scan order."""
+        return None if self.padded_chunks is None else self.padded_chunks.starts_2N[int(reverse)]
 
-    def bounds(self, reverse: bool) -> Tensor | None:
-        """What else they read about documents: offsets, or where slots come from."""
-        return self.offsets if self.slots is None else self.slots.origins_2N[int(reverse)]
+    def chunk_ends(self, reverse: bool) -> Tensor | None:
+        """Number of padded chunks, then where the document of each ends, int64 [N+1], in scan order."""
+        return None if self.padded_chunks is None else self.padded_chunks.ends_2N[int(reverse)]
 
     def units(self, batch: int) -> int:
         """Units of work of a launch for one head."""
-        return self.segments * (1 if self.documents else batch)
+        return self.segments * (1 if self.per_document else batch)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -82,9 +83,9 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def scan_tile(dtype: torch.dtype, d: int, e: int, length: int) -> Tile:
-    """Block shape for heads of widths D and E; ``length`` is the longest stretch of tokens a program walks.
+    """Block shape for heads of widths D and E; ``length`` is the most tokens that a program scans.
 
-    Short stretches take shorter chunks, so that a prefix-cache remainder of 20 tokens is not padded to 64 (the paper's
+    Short rows take shorter chunks, so that a prefix-cache remainder of 20 tokens is not padded to 64 (the paper's
     multi-level padding, MiniMax-01 section 3.3).
     """
     widest = max(block_width(d), block_width(e))
@@ -96,8 +97,10 @@ def scan_tile(dtype: torch.dtype, d: int, e: int, length: int) -> Tile:
 
 
 def pair_tile(tile: Tile, silu: bool) -> Tile:
-    """Block shape of the launch that has both dk and dv, twice the programs of another: with SiLU's derivative to work
-    out, two programs a multiprocessor with few stages take 1.95 ms where one after the other with many took 2.42.
+    """Block shape of the launch that writes both dk and dv, which has twice the programs of another.
+
+    With SiLU's derivative to work out (``silu``), two programs a multiprocessor with few stages take 1.95 ms where one
+    after the other with many took 2.42.
     """
     return replace(tile, stages=min(tile.stages, 2)) if silu else tile
 
@@ -125,7 +128,7 @@ def segments_for(programs: int, tokens: int, chunk: int, processors: int) -> tup
         length = ceil_div(ceil_div(tokens, wanted), chunk) * chunk
         segments = ceil_div(tokens, length)
         rounds = ceil_div(programs * segments, processors)
-        # In tokens walked: a launch costs about 250 tokens of a walk, and the state of a segment is read from its last
+        # In tokens scanned: a launch costs about 250 tokens of a scan, and the state of a segment is read from its last
         # tokens (a few thousand where heads decay slowly) at half the cost.
         cost = rounds * length + (0 if segments == 1 else 250 + rounds * min(length, 4096) // 2)
         if best_cost is None or cost < 0.97 * best_cost:

@@ -35,7 +35,7 @@ class Segment:
         return self.start + self.length * self.chunks
 
     def groups(self, total_heads: int) -> list[slice]:
-        """The groups of heads, in order."""
+        """Groups of heads, in order."""
         return [slice(h, min(h + self.heads, total_heads)) for h in range(0, total_heads, self.heads)]
 
 

@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mmkernels.lightning.decay import powers
-from mmkernels.lightning.plan import Segment
+from mmkernels.lightning.eager.decay import powers
+from mmkernels.lightning.eager.plan import Segment
 
 # (q, k, v, slopes, document ids, state before the row) -> (output, state after the row); first and last [1, H, D, E].
 RowAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
@@ -43,7 +43,7 @@ class SegmentMasks:
 
 
 def document_ids(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """int32 [T]: the index of each token's document. Documents of length 0 own no token and only skip an index."""
+    """int32 [T]: the index of each token's document. Documents of length 0 have no token and only skip an index."""
     ends = cu_seqlens[1:].contiguous()
     positions = torch.arange(tokens, dtype=ends.dtype, device=ends.device)
     return torch.bucketize(positions, ends, out_int32=True, right=True)
@@ -91,21 +91,21 @@ def attend_documents(
         return attend(q_1THD, k_1THD, v_1THE, slopes_H, ids_T, None)[0], None
     offsets = cu_seqlens.tolist()
     lengths = [hi - lo for lo, hi in pairwise(offsets)]
-    owners = [n for n, length in enumerate(lengths) if length]
-    first, last = (owners[0], owners[-1]) if owners else (0, 0)
-    enter_1HDE = None if initial_NHDE is None else initial_NHDE[first : first + 1]
-    o_1THE, leave_1HDE = attend(q_1THD, k_1THD, v_1THE, slopes_H, ids_T, enter_1HDE)
-    if initial_NHDE is not None and len(owners) > 1:
+    nonempty = [n for n, length in enumerate(lengths) if length]
+    first, last = (nonempty[0], nonempty[-1]) if nonempty else (0, 0)
+    initial_1HDE = None if initial_NHDE is None else initial_NHDE[first : first + 1]
+    o_1THE, final_1HDE = attend(q_1THD, k_1THD, v_1THE, slopes_H, ids_T, initial_1HDE)
+    if initial_NHDE is not None and len(nonempty) > 1:
         o_1THE = o_1THE + _from_initial(q_1THD, slopes_H, lengths, first, initial_NHDE, o_1THE)
     if not output_final_state:
         return o_1THE, None
     finals = []
     k_docs, v_docs = k_1THD[0].split(lengths), v_1THE[0].split(lengths)
     for n, length in enumerate(lengths):
-        if owners and n == last:
-            final_HDE, has_initial = leave_1HDE[0], n == first
+        if nonempty and n == last:
+            final_HDE, has_initial = final_1HDE[0], n == first
         else:
-            final_HDE, has_initial = _local_final(k_docs[n], v_docs[n], slopes_H, leave_1HDE), False
+            final_HDE, has_initial = _local_final(k_docs[n], v_docs[n], slopes_H, final_1HDE), False
         if initial_NHDE is not None and not has_initial:
             final_HDE = final_HDE + powers(slopes_H, length, 1, final_HDE.dtype)[0, :, :, None] * initial_NHDE[n]
         finals.append(final_HDE)
@@ -115,7 +115,7 @@ def attend_documents(
 def _from_initial(
     q_1THD: Tensor, slopes_H: Tensor, lengths: list[int], first: int, initial_NHDE: Tensor, like_1THE: Tensor
 ) -> Tensor:
-    """What the initial states of all documents but the first non-empty one add to the output, [1, T, H, E]."""
+    """Part of the output that comes from the initial states of all documents but the first non-empty, [1, T, H, E]."""
     acc, pieces = initial_NHDE.dtype, []
     # split (not slices): its backward is one concatenation, where N slices would each fill a gradient of T tokens.
     for n, q_LHD in enumerate(q_1THD[0].split(lengths)):

@@ -1,9 +1,7 @@
 """Pieces that the Triton kernels of lightning attention share.
 
-All kernels walk a row in "walk order": token order, or from the last token to the first when REVERSE. Only addresses
-know the difference, so the mathematics is written once. Position p of the walk is token p, or token T-1-p.
-
-Shape letters: C tokens of a chunk, D and E widths of a state [D, E].
+All kernels scan a row in "scan order": token order, or from the last token to the first when REVERSE. Only addresses
+know the difference, so the mathematics is written once. Position p of the scan is token p, or token T-1-p.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def loss_over(slope, steps):
+def one_minus_decay_over(slope, steps):
     """``1 - exp(-slope * steps)`` to fp32 accuracy: a state that loses it by subtraction does not drift.
 
     Multiplying by a rounded ``exp(-slope * steps)`` errs the same way every time, 3e-8 a chunk, which over a million
@@ -53,7 +51,7 @@ def silu(x):
 
 
 @triton.jit
-def silu_slope(x):
+def silu_derivative(x):
     """Derivative of SiLU at x, fp32: ``g + x g (1 - g)`` with ``g = sigmoid(x) = (1 + tanh(x / 2)) / 2``."""
     half = x.to(tl.float32) * 0.5
     t = tanh(half, x.dtype == tl.bfloat16)
@@ -61,11 +59,15 @@ def silu_slope(x):
 
 
 @triton.jit
-def walk_base(ptr, batch, head, stride_token, stride_head, tokens, position, REVERSE: tl.constexpr):
-    """Address of a position of the walk, and the stride from one position to the next."""
-    token = tl.cast(batch, tl.int64) * tokens
+def scan_pointer(operand, batch, head, T, position, REVERSE: tl.constexpr):
+    """Address of a position of the scan, and the stride from one position to the next.
+
+    ``operand`` is (pointer, stride between heads, stride between tokens) of a tensor [B, T, H, width].
+    """
+    ptr, stride_head, stride_token = operand
+    token = tl.cast(batch, tl.int64) * T
     if REVERSE:
-        token += tokens - 1 - position
+        token += T - 1 - position
         return ptr + token * stride_token + tl.cast(head, tl.int64) * stride_head, -stride_token
     else:
         token += position
@@ -73,7 +75,7 @@ def walk_base(ptr, batch, head, stride_token, stride_head, tokens, position, REV
 
 
 @triton.jit
-def load_word_if(ptr, condition):
+def load_int64_if(ptr, condition):
     """An int64 where the condition holds, else 0.
 
     Not ``tl.load``: where later loads depend on one, Triton copies it ahead through shared memory as a stage of its
@@ -150,17 +152,17 @@ def as_operand(state, like):
 
 
 @triton.jit
-def for_role(keys, q, k, v, do, dk, dv, k_raw, v_raw):
-    """What the reversed walk that writes dk (if ``keys``) or dv takes for a, b, c, out and raw."""
+def dk_or_dv_operands(is_dk, q, k, v, do, dk, dv, k_raw, v_raw):
+    """Operands (a, b, c, out, raw) of the reversed scan that writes dk (if ``is_dk``) or dv, of pointers or strides."""
     a, b, c, out, raw = k, q, do, dv, v_raw
-    if keys:
+    if is_dk:
         a, b, c, out, raw = v, do, q, dk, k_raw
     return a, b, c, out, raw
 
 
 @triton.jit
-def either(condition, a: tl.constexpr, b: tl.constexpr):
-    """``a if condition else b``; a constant where both are the same."""
+def select(condition, a: tl.constexpr, b: tl.constexpr):
+    """``a if condition else b``; a constant where both are equal."""
     if a == b:
         return a
     else:

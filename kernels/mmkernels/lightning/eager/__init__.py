@@ -1,0 +1,1 @@
+"""Backend ``chunked``: lightning attention in torch alone, the fast path on CPUs."""

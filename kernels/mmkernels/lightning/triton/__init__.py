@@ -1,0 +1,1 @@
+"""Backend ``triton``: the fast path on GPUs, its launches, and the choice of kernel."""
