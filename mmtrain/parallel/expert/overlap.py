@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mmkernels.grouped_mlp import grouped_mlp_forward, grouped_mlp_input_grad, grouped_weight_grad
 from mmkernels.moe import Arrivals, Route, permute, permute_grad, unpermute, unpermute_grads
-from mmkernels.swiglu import swiglu, swiglu_grad
 from mmtrain.parallel.expert.dispatcher import Travel
 from mmtrain.parallel.expert.token_groups import Group
 
@@ -68,11 +67,8 @@ class _Groups(torch.autograd.Function):
         sortings, y_RD = job.sortings(), torch.empty_like(x_RD)
         saved, homes = [], []
         for group, sorting, arriving in zip(job.groups, sortings, arrivals, strict=True):
-            x_SD, w2 = travel.sorted(arriving, sorting), w2_LDF[job.experts(group)]
-            w13 = w13_L2FD[job.experts(group)].flatten(1, 2)
-            gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=sorting.offset_L)
-            hidden_SF = swiglu(gate_up_S2F, sorting.offset_L[-1:])
-            y_SD = F.grouped_mm(hidden_SF, w2.transpose(1, 2), offs=sorting.offset_L)
+            x_SD, experts = travel.sorted(arriving, sorting), job.experts(group)
+            y_SD, gate_up_S2F = grouped_mlp_forward(x_SD, w13_L2FD[experts], w2_LDF[experts], sorting.offset_L)
             homes.append(travel.home(group, y_SD, sorting, y_RD))
             saved += [x_SD, gate_up_S2F]
         travel.wait(homes)
@@ -95,9 +91,9 @@ class _Groups(torch.autograd.Function):
         rows = zip(saved[::2], saved[1::2], strict=True)
         for group, sorting, arriving, (x_SD, gate_up_S2F) in zip(job.groups, ctx.sortings, arrivals, rows, strict=True):
             offset_L, dy_SD, experts = sorting.offset_L, travel.sorted(arriving, sorting), job.experts(group)
-            dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[experts], offs=offset_L)
-            dgate_up_S2F, hidden_SF = swiglu_grad(gate_up_S2F, dhidden_SF, offset_L[-1:])
-            dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[experts].flatten(1, 2), offs=offset_L)
+            dx_SD, dgate_up_S2F, hidden_SF = grouped_mlp_input_grad(
+                dy_SD, gate_up_S2F, w13_L2FD[experts], w2_LDF[experts], offset_L
+            )
             homes.append(travel.home(group, dx_SD, sorting, dx_RD))
             dw2.add(experts, dy_SD, hidden_SF, offset_L)
             dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
@@ -117,7 +113,7 @@ class _Gradient:
         """Compute that of some experts, of their rows' outputs' gradients and inputs."""
         if not self.wanted:
             return
-        part = F.grouped_mm(dout_SN.t(), in_SM, offs=offset_L).view(-1, *self.weight.shape[1:])
+        part = grouped_weight_grad(dout_SN, in_SM, offset_L).view(-1, *self.weight.shape[1:])
         if self.whole is None:
             self.whole = part if part.shape == self.weight.shape else torch.empty_like(self.weight)
         if experts.stop <= self._begun:  # another part of the last one's tokens
