@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkernels.softmax import dispatch
 from mmkernels.softmax.api import softmax_attention
-from mmkernels.softmax.buckets import bucket
+from mmkernels.softmax.backends.cudnn_buckets import bucket
 
 LONGEST = 32768
 """Longer documents take longer themselves than their graphs, which are left to be built when they come."""
