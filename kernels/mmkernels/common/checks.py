@@ -35,6 +35,21 @@ def check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...
         raise KernelArgumentError(name, f"strides {list(x.stride())}", "a contiguous last dimension (stride 1)")
 
 
+def check_matrix(name: str, x: object, layout: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse an argument that is no matrix of these dtypes; `layout` names its dimensions ("[T, D]") for the message.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    if not isinstance(x, Tensor):
+        raise KernelArgumentError(name, type(x).__name__, f"a tensor {layout}")
+    if x.ndim != 2:
+        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"2 dimensions {layout}")
+    if x.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise KernelArgumentError(name, f"dtype {x.dtype}", names)
+
+
 def check_beside(
     name: str, x: object, shape: torch.Size, dtypes: tuple[torch.dtype, ...], like_name: str, like: Tensor
 ) -> None:

@@ -1,5 +1,5 @@
 """The passes of both norms through the Triton kernels, with the depth of their pipelines; launch shapes
-are in `common/row_programs.py`.
+are in `common/launch_shapes.py`.
 
 Legend: T rows (tokens), D columns, P programs.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.common.row_programs import (
+from mmkernels.common.launch_shapes import (
     BACKWARD_COLUMNS,
     BACKWARD_REGISTERS,
     FORWARD_COLUMNS,

@@ -12,9 +12,9 @@ from mmkernels.peers.memory import PeerMemory
 
 
 def naive_take_from_peers(memory: PeerMemory, out_MD: Tensor, source_M: Tensor | None, used_M: Tensor | None) -> None:
-    """Copy rows of all ranks to `out_MD`: those of `source_M`, or of their own number where `used_M` is not negative."""
-    rows, width = out_MD.shape
     """Copy rows of all ranks to `out_MD`: those of `source_M`, or of their own number where `used_M` is not below 0."""
+    rows, width = out_MD.shape
+    share = rows // len(memory.parts)
     mine = slice(memory.rank * share, (memory.rank + 1) * share)
     theirs = [memory.rows(rank, rows, width, out_MD.dtype)[mine] for rank in range(len(memory.parts))]
     index_M = used_M if source_M is None else source_M

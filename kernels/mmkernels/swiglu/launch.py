@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mmkernels.common.launch_shapes import dividing_block
 from mmkernels.swiglu.kernels import backward_kernel, forward_kernel
 
 MAX_BLOCK = 1024
@@ -30,7 +31,7 @@ def triton_swiglu_grad(
     gate_up_N2F, dy_NF = gate_up_N2F.contiguous(), dy_NF.contiguous()
     grad_N2F, (count, width) = torch.empty_like(gate_up_N2F), dy_NF.shape
     y_NF = torch.empty_like(dy_NF) if with_output else None
-    block = _block(width)
+    block = dividing_block(width, MAX_BLOCK)
     if dy_NF.numel():
         backward_kernel[(count * triton.cdiv(width, block),)](
             gate_up_N2F, dy_NF, grad_N2F, y_NF, rows,
@@ -46,7 +47,7 @@ class _SwiGLU(torch.autograd.Function):
         ctx.save_for_backward(gate_up_N2F, rows)
         count, width = gate_up_N2F.shape[0], gate_up_N2F.shape[1] // 2
         y_NF = torch.empty(count, width, dtype=gate_up_N2F.dtype, device=gate_up_N2F.device)
-        block = _block(width)
+        block = dividing_block(width, MAX_BLOCK)
         if y_NF.numel():
             forward_kernel[(count * triton.cdiv(width, block),)](
                 gate_up_N2F, y_NF, rows, F=width, BLOCK=block, HAS_ROWS=rows is not None, num_warps=_warps(block)
@@ -58,14 +59,6 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: FunctionCtx, dy_NF: Tensor) -> tuple[Tensor, None]:
         gate_up_N2F, rows = ctx.saved_tensors
         return triton_swiglu_grad(gate_up_N2F, dy_NF, rows)[0], None
-
-
-def _block(width: int) -> int:
-    """The largest block that divides the width, unless that were small."""
-    divisor = width & -width
-    if divisor >= MAX_BLOCK // 4:
-        return min(divisor, MAX_BLOCK)
-    return max(16, min(MAX_BLOCK, triton.next_power_of_2(width)))
 
 
 def _warps(block: int) -> int:

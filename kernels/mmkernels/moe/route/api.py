@@ -1,13 +1,16 @@
-"""The public function of routing: checks and dispatch."""
+"""The public function of routing: checks and dispatch.
+
+Legend: T tokens, E experts, K experts a token, R rows.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from mmkernels.common.checks import use_triton
-from mmkernels.moe.layout import Quotas, Route
-from mmkernels.moe.naive import naive_route
-from mmkernels.moe.validate import check_route
+from mmkernels.moe.route.checks import check_route
+from mmkernels.moe.route.naive import naive_route
+from mmkernels.moe.route_types import Quotas, Route
 
 
 def route(
@@ -31,8 +34,8 @@ def route(
         drop_policy: over capacity, "probs" drops the assignments with the lowest weights first (with top_k 1, where
             every weight is 1, the lowest probabilities among all experts), of equal ones the latest tokens;
             "position" drops the latest tokens.
-        quotas: instead of a capacity, a function that is told how many assignments want each expert, before any is
-            dropped, and says how many each may keep: so that ranks can share capacity out among them.
+        quotas: instead of a capacity, a function from the number of assignments of each expert, before any is
+            dropped, to the number that each may keep, so that ranks can share capacity out among them.
         backend: "auto" (the kernels on CUDA, else torch), "triton" or "naive".
 
     Returns:
@@ -45,6 +48,6 @@ def route(
     check_route(logits_TE, top_k, capacity, drop_policy, quotas)
     if not use_triton(backend, "logits_TE", logits_TE, others=("naive",)):
         return naive_route(logits_TE, top_k, capacity, drop_policy, quotas)
-    from mmkernels.moe.route_triton import triton_route
+    from mmkernels.moe.route.launch import triton_route
 
     return triton_route(logits_TE, top_k, capacity, drop_policy, quotas)

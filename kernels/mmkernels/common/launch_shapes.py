@@ -1,4 +1,4 @@
-"""The launch shapes of kernels whose programs hold whole rows: of both norms.
+"""Launch shapes that several ops share: of programs that hold whole rows (both norms), and of blocks of a row.
 
 Legend: T rows (tokens), D columns.
 """
@@ -38,3 +38,16 @@ def programs(x_TD: Tensor) -> int:
         return min(rows, 3)
     processors = torch.cuda.get_device_properties(x_TD.device).multi_processor_count
     return min(rows, processors * max(1, COLUMNS_PER_SM // triton.next_power_of_2(width)))
+
+
+def dividing_block(width: int, most: int) -> int:
+    """Elements of a row of this width that a program takes: the largest block that divides it, unless that were small.
+
+    Args:
+        width: elements of a row.
+        most: the largest block, a power of two.
+    """
+    divisor = width & -width
+    if divisor >= most // 4:
+        return min(divisor, most)
+    return max(16, min(most, triton.next_power_of_2(width)))

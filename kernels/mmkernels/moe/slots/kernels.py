@@ -1,57 +1,23 @@
-"""Fixed places on Triton: one launch for a sender's rows, one for those that arrive.
+"""Triton kernels of capacity slots: one launch for a sender's rows, one for the rows that are received.
 
-Legend as in `places.py`; A = T * K assignments, S = L * P * W segments: an expert's rows from one sender.
+Legend: E experts of all ranks, K experts a token, L experts of this rank, W x P senders; A = T * K assignments, S = L *
+P * W segments: an expert's rows from one sender.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from mmkernels.moe.layout import Route
-from mmkernels.moe.places import Arrivals
-
-BLOCK, WARPS = 1024, 4
-"""Entries that a program writes at a time."""
-
-
-def triton_to_places(route: Route, start_E: torch.Tensor, first: int, capacity: int) -> Route:
-    """See `mmkernels.moe.places.to_places`."""
-    experts, assignments = start_E.numel(), route.slot_TK.numel()
-    slot_TK, offset_E = torch.empty_like(route.slot_TK), torch.empty_like(route.offset_E)
-    token_R = torch.empty(experts * capacity, dtype=torch.int32, device=slot_TK.device)
-    count_E = torch.empty_like(route.count_E)
-    grid = (max(triton.cdiv(assignments, BLOCK), experts),)
-    to_places_kernel[grid](
-        route.slot_TK, route.expert_TK, route.offset_E, route.count_E, start_E, slot_TK, token_R, count_E, offset_E,
-        assignments, first, capacity,
-        E=experts, EP=triton.next_power_of_2(experts), K=slot_TK.shape[1], BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
-    return route._replace(slot_TK=slot_TK, token_R=token_R, count_E=count_E, offset_E=offset_E)
-
-
-def triton_sort_arrivals(count_WPL: torch.Tensor, lo_L: torch.Tensor, hi_L: torch.Tensor, capacity: int) -> Arrivals:
-    """See `mmkernels.moe.places.sort_arrivals`."""
-    ranks, slices, held = count_WPL.shape
-    segments = ranks * slices * held
-    source_M, place_M = (torch.empty(segments * capacity, dtype=torch.int32, device=count_WPL.device) for _ in range(2))
-    offset_L = torch.empty(held, dtype=torch.int32, device=count_WPL.device)
-    sort_arrivals_kernel[(segments,)](
-        count_WPL, lo_L, hi_L, source_M, place_M, offset_L, *count_WPL.stride(), capacity,
-        W=ranks, P=slices, L=held, SP=triton.next_power_of_2(segments), BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
-    return Arrivals(source_M, place_M, offset_L)
-
 
 @triton.jit(do_not_specialize=["A", "first", "capacity"])
-def to_places_kernel(
-    slot_ptr,
+def to_slots_kernel(
+    row_ptr,
     expert_ptr,
     offset_ptr,
     count_ptr,
     start_ptr,
-    new_slot_ptr,
+    new_row_ptr,
     token_ptr,
     new_count_ptr,
     new_offset_ptr,
@@ -63,18 +29,18 @@ def to_places_kernel(
     K: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A program moves a block of assignments and clears one expert's empty places. Grid: max(A / BLOCK, E)."""
+    """A program moves a block of assignments and clears one expert's empty slots. Grid: max(A / BLOCK, E)."""
     pid = tl.program_id(0)
     a = pid * BLOCK + tl.arange(0, BLOCK)
-    slot = tl.load(slot_ptr + a, mask=a < A, other=-1)
-    kept = slot >= 0
+    row = tl.load(row_ptr + a, mask=a < A, other=-1)
+    kept = row >= 0
     expert = tl.load(expert_ptr + a, mask=kept, other=0)
     begin = tl.load(offset_ptr + expert, mask=kept, other=0) - tl.load(count_ptr + expert, mask=kept, other=0)
-    number = slot - begin - first
+    number = row - begin - first
     kept = kept & (number >= 0) & (number < capacity)
-    new_slot = tl.load(start_ptr + expert, mask=kept, other=0) + number
-    tl.store(new_slot_ptr + a, tl.where(kept, new_slot, -1), mask=a < A)
-    tl.store(token_ptr + new_slot, a // K, mask=kept)
+    new_row = tl.load(start_ptr + expert, mask=kept, other=0) + number
+    tl.store(new_row_ptr + a, tl.where(kept, new_row, -1), mask=a < A)
+    tl.store(token_ptr + new_row, a // K, mask=kept)
     if pid < E:
         e = tl.arange(0, EP)
         count_E = tl.load(count_ptr + e, mask=e < E, other=0) - first
@@ -89,12 +55,12 @@ def to_places_kernel(
 
 
 @triton.jit(do_not_specialize=["stride_w", "stride_p", "stride_l", "capacity"])
-def sort_arrivals_kernel(
+def sort_received_kernel(
     count_ptr,
     lo_ptr,
     hi_ptr,
     source_ptr,
-    place_ptr,
+    target_ptr,
     offset_ptr,
     stride_w,
     stride_p,
@@ -124,8 +90,8 @@ def sort_arrivals_kernel(
     for begin_c in range(0, capacity, BLOCK):
         c = begin_c + tl.arange(0, BLOCK)
         used, inside = c < count, c < capacity
-        tl.store(place_ptr + base + row + c, tl.where(used, begin + c, -1), mask=inside)
-        # Empty places of all segments make up what lies past the group's last row.
+        tl.store(target_ptr + base + row + c, tl.where(used, begin + c, -1), mask=inside)
+        # Empty slots of all segments make up what lies past the group's last row.
         to = tl.where(used, begin + c, total + empty_before + c - count)
         tl.store(source_ptr + base + to, tl.where(used, row + c, -1), mask=inside)
     if sender == P * W - 1:

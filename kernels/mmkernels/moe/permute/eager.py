@@ -1,4 +1,4 @@
-"""Permute and unpermute in torch: the CPU's path, with gathers both ways.
+"""Permute and unpermute in torch, with gathers both ways: the CPU's path.
 
 The definition in `naive.py` is differentiated by autograd, whose scatter-add runs on one CPU thread, 3 times slower.
 
@@ -11,47 +11,47 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.moe.layout import Route
-from mmkernels.moe.naive import naive_permute, naive_unpermute
+from mmkernels.moe.permute.naive import naive_permute, naive_unpermute
+from mmkernels.moe.route_types import Route
 
 
-def torch_permute(x_TD: Tensor, route: Route, out: Tensor | None = None) -> Tensor:
-    """See `mmkernels.moe.permute`, which has checked the arguments."""
+def eager_permute(x_TD: Tensor, route: Route, out: Tensor | None = None) -> Tensor:
+    """Rows [R, D], zeros where unused: `permute` in torch, with arguments that were checked."""
     return _Permute.apply(x_TD, route) if out is None else out.copy_(naive_permute(x_TD.detach(), route))
 
 
-def torch_permute_grad(dy_RD: Tensor, route: Route) -> Tensor:
-    """See `mmkernels.moe.permute_grad`, which has checked the arguments."""
-    return naive_unpermute(dy_RD, dy_RD.new_ones(route.slot_TK.shape), route)
+def eager_permute_grad(dy_RD: Tensor, route: Route) -> Tensor:
+    """Sum of each token's rows, [T, D]: `permute_grad` in torch, with arguments that were checked."""
+    return naive_unpermute(dy_RD, dy_RD.new_ones(route.row_TK.shape), route)
 
 
-def torch_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
-    """See `mmkernels.moe.unpermute`, which has checked the arguments."""
+def eager_unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route) -> Tensor:
+    """Weighted sum of each token's rows, [T, D]: `unpermute` in torch, with arguments that were checked."""
     return _Unpermute.apply(y_RD, weight_TK, route)
 
 
-def torch_unpermute_grads(
+def eager_unpermute_grads(
     do_TD: Tensor, y_RD: Tensor, weight_TK: Tensor, route: Route, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See `mmkernels.moe.unpermute_grads`, which has checked the arguments.
+    """Gradients of rows and weights: `unpermute_grads` in torch, with arguments that were checked.
 
     Row by row: dy = weight * do of its token, dweight = <y, do of its token>.
     """
     used_R = route.token_R >= 0
     # Every kept assignment has one row: hand it its weight, and the row's product back.
-    slot_A = torch.where(route.slot_TK >= 0, route.slot_TK, y_RD.shape[0]).flatten()
+    row_A = torch.where(route.row_TK >= 0, route.row_TK, y_RD.shape[0]).flatten()
     weight_R = weight_TK.new_zeros(y_RD.shape[0] + 1)
-    weight_R[slot_A] = weight_TK.flatten()
+    weight_R[row_A] = weight_TK.flatten()
     do_RD = naive_permute(do_TD, route)
     wide = torch.promote_types(y_RD.dtype, torch.float32)
     product_R = torch.where(used_R, torch.einsum("rd,rd->r", y_RD.to(wide), do_RD.to(wide)), 0)
-    dweight_TK = torch.cat([product_R, product_R.new_zeros(1)])[slot_A].view_as(weight_TK)
+    dweight_TK = torch.cat([product_R, product_R.new_zeros(1)])[row_A].view_as(weight_TK)
     dy_RD = (do_RD.to(wide) * torch.where(used_R, weight_R[:-1], 0)[:, None]).to(y_RD.dtype)
     return dy_RD if out is None else out.copy_(dy_RD), dweight_TK.to(weight_TK.dtype)
 
 
-def torch_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) -> Tensor:
-    """See `mmkernels.moe.take_rows`, which has checked the arguments."""
+def eager_take_rows(x_ND: Tensor, index_M: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows by index, [M, D], zeros where it is -1: `take_rows` in torch, with arguments that were checked."""
     if not x_ND.shape[0]:
         found = x_ND.new_zeros(index_M.shape[0], x_ND.shape[1])
     else:
@@ -70,7 +70,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, dy_RD: Tensor) -> tuple[Tensor, None]:
-        return torch_permute_grad(dy_RD, ctx.route), None
+        return eager_permute_grad(dy_RD, ctx.route), None
 
 
 class _Unpermute(torch.autograd.Function):
@@ -86,4 +86,4 @@ class _Unpermute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, do_TD: Tensor) -> tuple[Tensor, Tensor, None]:
         y_RD, weight_TK = ctx.saved_tensors
-        return *torch_unpermute_grads(do_TD, y_RD, weight_TK, ctx.route), None
+        return *eager_unpermute_grads(do_TD, y_RD, weight_TK, ctx.route), None

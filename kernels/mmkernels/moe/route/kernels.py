@@ -86,8 +86,8 @@ def choose_kernel(
 
 
 @triton.jit(do_not_specialize=["B"])
-def scan_kernel(block_count_ptr, wanted_ptr, B, BLOCK_B: tl.constexpr) -> None:
-    """Turn block_count_EB into the assignments of earlier blocks, in place; their total is wanted_E. Grid: E."""
+def scan_kernel(block_count_ptr, assigned_ptr, B, BLOCK_B: tl.constexpr) -> None:
+    """Turn block_count_EB into the assignments of earlier blocks, in at_list; their total is assigned_E. Grid: E."""
     expert = tl.program_id(0)
     total = 0
     for first in range(0, B, BLOCK_B):
@@ -96,7 +96,7 @@ def scan_kernel(block_count_ptr, wanted_ptr, B, BLOCK_B: tl.constexpr) -> None:
         count = tl.load(at, mask=b < B, other=0)
         tl.store(at, total + tl.cumsum(count, axis=0) - count, mask=b < B)
         total += tl.sum(count, axis=0)
-    tl.store(wanted_ptr + expert, total)
+    tl.store(assigned_ptr + expert, total)
 
 
 @triton.jit(do_not_specialize=["A", "B"])
@@ -105,7 +105,7 @@ def list_kernel(
     priority_ptr,
     rank_ptr,
     before_ptr,
-    wanted_ptr,
+    assigned_ptr,
     list_priority_ptr,
     list_assignment_ptr,
     A,
@@ -123,13 +123,13 @@ def list_kernel(
     a = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = a < A
     e = tl.arange(0, EP)
-    wanted = tl.load(wanted_ptr + e, mask=e < E, other=0)
+    assigned = tl.load(assigned_ptr + e, mask=e < E, other=0)
     expert = tl.load(expert_ptr + a, mask=inside, other=0)
-    start = tl.sum(tl.where(e[None, :] < expert[:, None], wanted[None, :], 0), axis=1)
+    start = tl.sum(tl.where(e[None, :] < expert[:, None], assigned[None, :], 0), axis=1)
     before = tl.load(before_ptr + expert * B + a // ASSIGNMENTS_PER_BLOCK, mask=inside, other=0)
-    place = start + before + tl.load(rank_ptr + a, mask=inside, other=0)
-    tl.store(list_priority_ptr + place, tl.load(priority_ptr + a, mask=inside, other=0), mask=inside)
-    tl.store(list_assignment_ptr + place, a, mask=inside)
+    at_list = start + before + tl.load(rank_ptr + a, mask=inside, other=0)
+    tl.store(list_priority_ptr + at_list, tl.load(priority_ptr + a, mask=inside, other=0), mask=inside)
+    tl.store(list_assignment_ptr + at_list, a, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T"])

@@ -1,25 +1,28 @@
-"""The public functions that take tokens to their experts' rows and back: checks and dispatch."""
+"""The public functions that take tokens to their experts' rows and back: checks and dispatch.
+
+Legend: T tokens, D model width, K experts a token, R rows; N rows to take from, M rows taken.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from mmkernels.common.checks import use_triton
-from mmkernels.moe.gathers import (
-    torch_permute,
-    torch_permute_grad,
-    torch_take_rows,
-    torch_unpermute,
-    torch_unpermute_grads,
-)
-from mmkernels.moe.layout import Route
-from mmkernels.moe.validate import (
+from mmkernels.moe.permute.checks import (
     check_permute,
     check_permute_grad,
     check_take_rows,
     check_unpermute,
     check_unpermute_grads,
 )
+from mmkernels.moe.permute.eager import (
+    eager_permute,
+    eager_permute_grad,
+    eager_take_rows,
+    eager_unpermute,
+    eager_unpermute_grads,
+)
+from mmkernels.moe.route_types import Route
 
 
 def permute(
@@ -42,17 +45,17 @@ def permute(
     """
     check_permute(x_TD, route, out)
     if not use_triton(backend, "x_TD", x_TD, others=("naive",)):
-        return torch_permute(x_TD, route, out)
-    from mmkernels.moe.permute_triton import triton_permute
+        return eager_permute(x_TD, route, out)
+    from mmkernels.moe.permute.launch import triton_permute
 
     return triton_permute(x_TD, route, clear, out)
 
 
 def permute_grad(dy_RD: Tensor, route: Route, *, backend: str = "auto") -> Tensor:
-    """The gradient of :func:`permute`, for who differentiates it as a part of something: each token's rows' sum.
+    """The gradient of :func:`permute`, the sum of each token's rows, for a caller with a backward pass of its own.
 
     Args:
-        dy_RD: gradient of its result. Unused rows are never read.
+        dy_RD: gradient of the result of :func:`permute`. Unused rows are never read.
         route: as in forward.
         backend: as for :func:`permute`.
 
@@ -64,8 +67,8 @@ def permute_grad(dy_RD: Tensor, route: Route, *, backend: str = "auto") -> Tenso
     """
     check_permute_grad(dy_RD, route)
     if not use_triton(backend, "dy_RD", dy_RD, others=("naive",)):
-        return torch_permute_grad(dy_RD, route)
-    from mmkernels.moe.permute_triton import triton_permute_grad
+        return eager_permute_grad(dy_RD, route)
+    from mmkernels.moe.permute.launch import triton_permute_grad
 
     return triton_permute_grad(dy_RD, route)
 
@@ -88,8 +91,8 @@ def unpermute(y_RD: Tensor, weight_TK: Tensor, route: Route, *, clear: bool = Tr
     """
     check_unpermute(y_RD, weight_TK, route)
     if not use_triton(backend, "y_RD", y_RD, others=("naive",)):
-        return torch_unpermute(y_RD, weight_TK, route)
-    from mmkernels.moe.permute_triton import triton_unpermute
+        return eager_unpermute(y_RD, weight_TK, route)
+    from mmkernels.moe.permute.launch import triton_unpermute
 
     return triton_unpermute(y_RD, weight_TK, route, clear)
 
@@ -104,11 +107,11 @@ def unpermute_grads(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of :func:`unpermute`, for who differentiates it as a part of something.
+    """The gradients of :func:`unpermute`, for a caller with a backward pass of its own.
 
     Args:
-        do_TD: gradient of its result, in the dtype of y.
-        y_RD: as in forward, like all that is not named here.
+        do_TD: gradient of the result of :func:`unpermute`, in the dtype of y.
+        y_RD: as in forward, like the arguments that are not named here.
         out: where y's gradient goes, contiguous [R, D] in the dtype of y; fresh memory if not given.
 
     Returns:
@@ -119,8 +122,8 @@ def unpermute_grads(
     """
     check_unpermute_grads(do_TD, y_RD, weight_TK, route, out)
     if not use_triton(backend, "y_RD", y_RD, others=("naive",)):
-        return torch_unpermute_grads(do_TD, y_RD, weight_TK, route, out)
-    from mmkernels.moe.permute_triton import triton_unpermute_grads
+        return eager_unpermute_grads(do_TD, y_RD, weight_TK, route, out)
+    from mmkernels.moe.permute.launch import triton_unpermute_grads
 
     return triton_unpermute_grads(do_TD, y_RD, weight_TK, route, clear, out)
 
@@ -145,7 +148,7 @@ def take_rows(
     """
     check_take_rows(x_ND, index_M, out)
     if not use_triton(backend, "x_ND", x_ND, others=("naive",)):
-        return torch_take_rows(x_ND, index_M, out)
-    from mmkernels.moe.permute_triton import triton_take_rows
+        return eager_take_rows(x_ND, index_M, out)
+    from mmkernels.moe.permute.launch import triton_take_rows
 
     return triton_take_rows(x_ND, index_M, clear, out)

@@ -24,7 +24,7 @@ def _mask(d, row, limit, D: tl.constexpr) -> tl.tensor:
 def permute_kernel(
     x_ptr,
     y_ptr,
-    slot_ptr,
+    row_ptr,
     offset_ptr,
     T,
     R,
@@ -34,14 +34,14 @@ def permute_kernel(
     BLOCK_D: tl.constexpr,
     CLEAR: tl.constexpr,
 ) -> None:
-    """y[slot] = x[t]; unused rows become zero if CLEAR. Grid: T * ceil(D / BLOCK_D)."""
+    """y[row] = x[t]; unused rows become zero if CLEAR. Grid: T * ceil(D / BLOCK_D)."""
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     t = tl.program_id(0) // BLOCKS
     d = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
     x = tl.load(x_ptr + t.to(tl.int64) * D + d, mask=d < D)
     for k in tl.static_range(K):
-        slot = tl.load(slot_ptr + t * K + k)
-        tl.store(y_ptr + slot.to(tl.int64) * D + d, x, mask=_mask(d, slot, R, D))
+        row = tl.load(row_ptr + t * K + k)
+        tl.store(y_ptr + row.to(tl.int64) * D + d, x, mask=_mask(d, row, R, D))
     if CLEAR:
         kept = tl.load(offset_ptr + E - 1)
         for k in tl.static_range(K):
@@ -55,7 +55,7 @@ def gather_kernel(
     y_ptr,
     weight_ptr,
     out_ptr,
-    slot_ptr,
+    row_ptr,
     R,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -63,22 +63,22 @@ def gather_kernel(
     WEIGHTED: tl.constexpr,
     SKIP: tl.constexpr,
 ) -> None:
-    """out[t] = sum over k of weight * y[slot] (weight 1 unless WEIGHTED), in fp32. Grid: T * ceil(D / BLOCK_D).
+    """out[t] = sum over k of weight * y[row] (weight 1 unless WEIGHTED), in fp32. Grid: T * ceil(D / BLOCK_D).
 
-    With SKIP, a token whose last slot is -1 is left out.
+    With SKIP, a token whose last row is -1 is left out.
     """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     t = tl.program_id(0) // BLOCKS
     d = tl.program_id(0) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     for k in tl.static_range(K):
-        slot = tl.load(slot_ptr + t * K + k)
-        y = tl.load(y_ptr + slot.to(tl.int64) * D + d, mask=_mask(d, slot, R, D), other=0.0).to(tl.float32)
+        row = tl.load(row_ptr + t * K + k)
+        y = tl.load(y_ptr + row.to(tl.int64) * D + d, mask=_mask(d, row, R, D), other=0.0).to(tl.float32)
         if WEIGHTED:
             # A dropped assignment adds nothing even if its weight is NaN.
-            y *= tl.where(slot >= 0, tl.load(weight_ptr + t * K + k), 0.0)
+            y *= tl.where(row >= 0, tl.load(weight_ptr + t * K + k), 0.0)
         total += y
-    written = _mask(d, slot, R, D) if SKIP else d < D
+    written = _mask(d, row, R, D) if SKIP else d < D
     tl.store(out_ptr + t.to(tl.int64) * D + d, total.to(out_ptr.dtype.element_ty), mask=written)
 
 
@@ -89,7 +89,7 @@ def unpermute_grad_kernel(
     weight_ptr,
     dy_ptr,
     dweight_ptr,
-    slot_ptr,
+    row_ptr,
     offset_ptr,
     T,
     R,
@@ -100,13 +100,13 @@ def unpermute_grad_kernel(
     BLOCK_D: tl.constexpr,
     CLEAR: tl.constexpr,
 ) -> None:
-    """dy[slot] = weight * do[t] and dweight = <y[slot], do[t]>; unused rows of dy become zero if CLEAR. Grid: T.
+    """dy[row] = weight * do[t] and dweight = <y[row], do[t]>; unused rows of dy become zero if CLEAR. Grid: T.
 
     A program walks along one token's rows, all K side by side, and sums over them once, at the end.
     """
     t = tl.program_id(0)
     k = tl.arange(0, KP)
-    slot_K = tl.load(slot_ptr + t * K + k, mask=k < K, other=-1)
+    row_K = tl.load(row_ptr + t * K + k, mask=k < K, other=-1)
     weight_K = tl.load(weight_ptr + t * K + k, mask=k < K, other=0.0)
     if CLEAR:
         unused_K = tl.where(k < K, tl.load(offset_ptr + E - 1) + k * T + t, R)
@@ -114,8 +114,8 @@ def unpermute_grad_kernel(
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
         inside = (d < D)[None, :]
-        at = slot_K.to(tl.int64)[:, None] * D + d[None, :]
-        kept = inside & (slot_K >= 0)[:, None] & (slot_K < R)[:, None]
+        at = row_K.to(tl.int64)[:, None] * D + d[None, :]
+        kept = inside & (row_K >= 0)[:, None] & (row_K < R)[:, None]
         do = tl.load(do_ptr + t.to(tl.int64) * D + d[None, :], mask=inside, other=0.0).to(tl.float32)
         y = tl.load(y_ptr + at, mask=kept, other=0.0).to(tl.float32)
         tl.store(dy_ptr + at, (weight_K[:, None] * do).to(dy_ptr.dtype.element_ty), mask=kept)
@@ -124,5 +124,5 @@ def unpermute_grad_kernel(
             unused = inside & (unused_K < R)[:, None]
             tl.store(dy_ptr + unused_K.to(tl.int64)[:, None] * D + d[None, :], zero, mask=unused)
         product_KD += y * do
-    dweight_K = tl.where(slot_K >= 0, tl.sum(product_KD, axis=1), 0.0)
+    dweight_K = tl.where(row_K >= 0, tl.sum(product_KD, axis=1), 0.0)
     tl.store(dweight_ptr + t * K + k, dweight_K, mask=k < K)
