@@ -31,10 +31,11 @@ from mmtrain.bench.timeline import record
 from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
 from mmtrain.model.moe.layer import MoE
+from mmtrain.model.moe.router import RoutingScope
 from mmtrain.parallel import mesh
 from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.layout import Layout, plan_layout
-from mmtrain.parallel.routing import RoutedWhole
+from mmtrain.parallel.routing import FullMicroBatch
 
 EXPERTS, TOP_K, CAPACITY = 32, 2, 1.25
 PEER = "megatron-core"
@@ -75,7 +76,7 @@ def our_moe(
     call = build_exchange(context.expert["ep", "etp"], tensor, context.device, groups, exchange)
     moe.experts.call = call
     if tensor.size() > 1:
-        moe.router.tokens = RoutedWhole(tensor)
+        moe.router.scope = RoutingScope(FullMicroBatch(tensor))
     return moe, call
 
 

@@ -89,7 +89,7 @@ class ParallelConfig:
             else f"token_groups={self.token_groups} overlaps collectives with computing" if self.token_groups != 1
             else f"slices of experts on etp={self.etp} ranks need their rows from others than tp={self.tp}"
             if self.etp not in (1, self.tp)
-            else "the rows of a pooled capacity have no fixed places" if self.global_router
+            else "the rows of a pooled capacity have no fixed slots" if self.global_router
             else None
         )  # fmt: skip
         require(self.exchange != "direct" or why is None, "parallel.exchange", self.exchange, str(why),

@@ -77,7 +77,7 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
              f"{model.num_experts} / ep {parallel.ep}), and no multiple",
              f"give parallel.token_groups={held} or {2 * held}, or auto")  # fmt: skip
     require(parallel.exchange != "direct" or model.capacity_factor is not None, "parallel.exchange", "direct",
-             "without model.capacity_factor rows have no fixed places",
+             "without model.capacity_factor rows have no fixed slots",
              "give parallel.exchange=auto or a model.capacity_factor")  # fmt: skip
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)

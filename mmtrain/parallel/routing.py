@@ -86,28 +86,28 @@ def part_of(plan: Route, rank: int, ranks: int) -> Route:
     """
     if ranks == 1:
         return plan
-    tokens = plan.slot_TK.shape[0] // ranks
+    tokens = plan.row_TK.shape[0] // ranks
     mine = slice(rank * tokens, (rank + 1) * tokens)
-    slot_TK, expert_TK = plan.slot_TK[mine], plan.expert_TK[mine]
-    kept_A, expert_A = (slot_TK >= 0).flatten(), expert_TK.flatten().long()
+    row_TK, expert_TK = plan.row_TK[mine], plan.expert_TK[mine]
+    kept_A, expert_A = (row_TK >= 0).flatten(), expert_TK.flatten().long()
     count_E = torch.zeros_like(plan.count_E).scatter_add_(0, expert_A, kept_A.int())
-    wanted_E = torch.zeros_like(plan.count_E).scatter_add_(0, expert_A, torch.ones_like(expert_A, dtype=torch.int32))
+    assigned_E = torch.zeros_like(plan.count_E).scatter_add_(0, expert_A, torch.ones_like(expert_A, dtype=torch.int32))
     offset_E = count_E.cumsum(0, dtype=torch.int32)
     top_k = expert_TK.shape[1]
     rows = min(tokens * top_k, plan.token_R.shape[0])
     # Sorted by its row in the whole plan, the i-th kept assignment gets row i.
-    order_A = torch.where(kept_A, slot_TK.flatten(), plan.token_R.shape[0]).argsort(stable=True)
+    order_A = torch.where(kept_A, row_TK.flatten(), plan.token_R.shape[0]).argsort(stable=True)
     place_A = torch.empty_like(order_A)
     place_A[order_A] = torch.arange(order_A.numel(), device=order_A.device)
-    new_slot_TK = torch.where(kept_A, place_A, -1).int().view_as(slot_TK)
+    new_row_TK = torch.where(kept_A, place_A, -1).int().view_as(row_TK)
     token_R = torch.where(torch.arange(rows, device=order_A.device) < offset_E[-1], order_A[:rows] // top_k, -1).int()
-    return Route(plan.weight_TK[mine], expert_TK, new_slot_TK, token_R, count_E, wanted_E, offset_E, plan.capacity)
+    return Route(plan.weight_TK[mine], expert_TK, new_row_TK, token_R, count_E, assigned_E, offset_E, plan.capacity)
 
 
 class PooledCapacity:
     """The global router: ranks that send to the same copies of the experts pool each expert's capacity.
 
-    One all-gather of E counts a rank; the pool is shared out to micro-batches in proportion to what they want. Where
+    One all-gather of E counts a rank; the pool is shared out to micro-batches in proportion to their demand. Where
     one wants less of an expert than its share, another may keep more (MiniMax-01 section 3: global router).
     """
 
@@ -119,27 +119,27 @@ class PooledCapacity:
     def quotas(self, capacity: int) -> Quotas:
         """For `route`: what this rank's micro-batch may keep of each expert."""
 
-        def quota(wanted_E: Tensor) -> Tensor:
-            everyone = gather_alike(wanted_E, self.group).view(-1, wanted_E.numel())
-            wanted_ME = everyone[:: self.ranks_each]
-            return share_out(wanted_ME, capacity * wanted_ME.shape[0])[self.group.rank() // self.ranks_each]
+        def quota(assigned_E: Tensor) -> Tensor:
+            everyone = gather_alike(assigned_E, self.group).view(-1, assigned_E.numel())
+            assigned_ME = everyone[:: self.ranks_each]
+            return share_out(assigned_ME, capacity * assigned_ME.shape[0])[self.group.rank() // self.ranks_each]
 
         return quota
 
 
-def share_out(wanted_ME: Tensor, pool: int) -> Tensor:
-    """Quotas int32 [M, E] of `pool` places an expert, by largest remainder; ties go to the lower micro-batch.
+def share_out(assigned_ME: Tensor, pool: int) -> Tensor:
+    """Quotas int32 [M, E] of `pool` slots an expert, by largest remainder; ties go to the lower micro-batch.
 
-    Where no more than the pool is wanted, everyone gets what it wants; else the quotas sum to the pool, and none is
-    larger than what is wanted.
+    Where no more than the pool are assigned, every micro-batch keeps all of its own; else the quotas sum to the pool,
+    and none is larger than what is assigned.
     """
-    wanted = wanted_ME.long()
-    total_E = wanted.sum(0)
-    scaled = wanted * pool
+    assigned = assigned_ME.long()
+    total_E = assigned.sum(0)
+    scaled = assigned * pool
     floor = scaled // total_E.clamp(min=1)
     left_E = pool - floor.sum(0)
     order = (scaled - floor * total_E).argsort(dim=0, descending=True, stable=True)
     place = torch.arange(order.shape[0], device=order.device)[:, None].expand_as(order)
     rank = torch.empty_like(order).scatter_(0, order, place)
     shared = floor + (rank < left_E)
-    return torch.where(total_E <= pool, wanted, shared).int()
+    return torch.where(total_E <= pool, assigned, shared).int()

@@ -38,9 +38,9 @@ LAYOUTS = {
 QUICK = ("DP2", "TP2", "EP2", "PP2", "TP2 x EP2 x ETP2")
 
 
-def shares(wanted_E: Tensor) -> Tensor:
+def shares(assigned_E: Tensor) -> Tensor:
     """Assignments a token, float64."""
-    return MODEL.top_k * wanted_E.double() / wanted_E.sum()
+    return MODEL.top_k * assigned_E.double() / assigned_E.sum()
 
 
 def naive_loss(x_TD: Tensor, weight_ED: Tensor, fractions_E: Tensor) -> Tensor:

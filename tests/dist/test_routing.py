@@ -60,7 +60,7 @@ def route_pooled(parallel: ParallelConfig) -> tuple[torch.Tensor, torch.Tensor]:
         capacity = expert_capacity(SEQ, MODEL.top_k, MODEL.num_experts, 1.25)
         quotas = PooledCapacity(context).quotas(capacity)
         plan = route(logits_of(context.dp_rank), MODEL.top_k, quotas=quotas)
-        return plan.wanted_E, plan.count_E
+        return plan.assigned_E, plan.count_E
     finally:
         mesh.stop()
 

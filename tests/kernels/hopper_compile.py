@@ -85,7 +85,7 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
     from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
     from mmkernels.lightning import lightning_decode_step, lightning_segment_states
-    from mmkernels.moe import permute, route, sort_arrivals, take_rows, to_places, unpermute
+    from mmkernels.moe import permute, route, sort_received, take_rows, to_slots, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
     from mmkernels.norm_gate import norm_gate
     from mmkernels.peers import PeerMemory, meet, take_from_peers
@@ -131,8 +131,8 @@ def outputs() -> Iterator[Tensor | tuple[Tensor, ...]]:
         found = route(logits, 2, capacity, **triton)
         yield found.weight_TK
     start, first, last = (torch.zeros(size, dtype=torch.int32) for size in (32, 8, 8))
-    placed = to_places(found, start, 0, 256, **triton)
-    sort_arrivals(placed.count_E.view(4, 1, 8), first, last, 256, **triton)
+    placed = to_slots(found, start, 0, 256, **triton)
+    sort_received(placed.count_E.view(4, 1, 8), first, last, 256, **triton)
     take_rows(tensor(tokens, 2048), torch.zeros(tokens, dtype=torch.int32), **triton)
     memory = PeerMemory([torch.zeros(2 * tokens * 6144, dtype=torch.uint8) for _ in range(4)], 1)
     for way in ("source_M", "used_M"):

@@ -136,7 +136,7 @@ def test_the_plain_moe_does_what_ours_does(capacity: int | None) -> None:
     logits, x = torch.randn(50, 8), torch.randn(50, 3)
     plan = route(logits, 2, capacity)
     weight, expert, slot, *_ = moe.plain_route(logits, 2, capacity)
-    kept = plan.slot_TK >= 0
+    kept = plan.row_TK >= 0
     assert torch.equal(expert.int(), plan.expert_TK) and torch.equal(slot >= 0, kept)
     rows = moe.plain_rows(x, weight, *moe.kept_rows(plan))
     torch.testing.assert_close(rows, unpermute(permute(x, plan), weight, plan))

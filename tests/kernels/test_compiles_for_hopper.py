@@ -19,22 +19,22 @@ SHARED_BYTES = 232448
 """What one program may have on an H100."""
 # Kernels that stream rows or states: anything narrower than 16 bytes costs them their bandwidth.
 STREAMING = [
-    "cross_entropy.fused._gradient_kernel",
-    "cross_entropy.fused._statistics_kernel",
+    "cross_entropy.kernels.gradient_kernel",
+    "cross_entropy.kernels.statistics_kernel",
     "lightning.triton.decode_kernel.decode_kernel",
-    "moe.permute_kernels.gather_kernel",
-    "moe.permute_kernels.permute_kernel",
-    "moe.permute_kernels.unpermute_grad_kernel",
-    "norm.kernel.backward_kernel",
-    "norm.kernel.forward_kernel",
-    "norm_gate.kernel.backward_kernel",
-    "norm_gate.kernel.forward_kernel",
-    "rope.kernel.rope_kernel",
+    "moe.permute.kernels.gather_kernel",
+    "moe.permute.kernels.permute_kernel",
+    "moe.permute.kernels.unpermute_grad_kernel",
+    "norm.kernels.backward_kernel",
+    "norm.kernels.forward_kernel",
+    "norm_gate.kernels.backward_kernel",
+    "norm_gate.kernels.forward_kernel",
+    "rope.kernels.rope_kernel",
     "router.kernels.input_grad_kernel",
     "router.kernels.logits_kernel",
     "router.kernels.weight_grad_kernel",
-    "swiglu.fused._backward_kernel",
-    "swiglu.fused._forward_kernel",
+    "swiglu.kernels.backward_kernel",
+    "swiglu.kernels.forward_kernel",
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.cross_entropy import fused, logits_to_gradient_, row_statistics
+from mmkernels.cross_entropy import launch, logits_to_gradient_, row_statistics
 from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,8 +22,8 @@ def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def many_blocks_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "ROW_BLOCK", 512)
-    monkeypatch.setattr(fused, "BLOCK", 256)
+    monkeypatch.setattr(launch, "ROW_BLOCK", 512)
+    monkeypatch.setattr(launch, "BLOCK", 256)
 
 
 def problem(tokens: int, columns: int, dtype: torch.dtype, scale: float = 3.0) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.moe import Route, permute, route, tuning, unpermute
-from mmkernels.moe.naive import naive_permute, naive_unpermute
+from mmkernels.common.launch_shapes import dividing_block
+from mmkernels.moe import Route, permute, route, unpermute
+from mmkernels.moe.permute import launch
+from mmkernels.moe.permute.naive import naive_permute, naive_unpermute
 from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,8 +37,8 @@ def make_route(tokens: int, experts: int, top_k: int, capacity: int | None) -> R
 
 def matrices(r: Route) -> tuple[Tensor, Tensor]:
     """float64 one-hot [R, T] that permutes, and [R, T * K] that finds each row's assignment."""
-    (tokens, top_k), rows = r.slot_TK.shape, r.token_R.shape[0]
-    index = torch.where(r.slot_TK >= 0, r.slot_TK, rows).flatten().long()
+    (tokens, top_k), rows = r.row_TK.shape, r.token_R.shape[0]
+    index = torch.where(r.row_TK >= 0, r.row_TK, rows).flatten().long()
     by_assignment = F.one_hot(index, rows + 1).double().T[:-1]
     return by_assignment.view(rows, tokens, top_k).sum(-1), by_assignment
 
@@ -102,7 +104,7 @@ def test_equal_products_in_float64_with_gradients(
     close(grads[0], exact_grads[0])
     # A sum over the row: judged by the length of its terms.
     torch.testing.assert_close(grads[1].double(), exact_grads[1], rtol=1e-5, atol=1e-6 * width**0.5 + 1e-6)
-    assert torch.count_nonzero(grads[1][r.slot_TK < 0]) == 0
+    assert torch.count_nonzero(grads[1][r.row_TK < 0]) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -127,19 +129,19 @@ def test_unused_rows_and_dropped_weights_are_never_read(backend: str) -> None:
     logits[:, 4] -= 100
     r = route(logits, 2, 9, backend="naive")
     kept, rows = int(r.offset_E[-1]), r.token_R.shape[0]
-    assert kept < rows and (r.slot_TK < 0).any()
+    assert kept < rows and (r.row_TK < 0).any()
     x = draw(40, 20).requires_grad_()
     out, garbage = permute(x, r, backend=backend), draw(rows, 20)
     assert torch.count_nonzero(out[kept:]) == 0
     garbage[kept:] = NAN
     (dx,) = torch.autograd.grad(out, x, garbage)
     assert torch.isfinite(dx).all()
-    weight = torch.where(r.slot_TK >= 0, r.weight_TK, NAN).requires_grad_()
+    weight = torch.where(r.row_TK >= 0, r.weight_TK, NAN).requires_grad_()
     y = garbage.clone().requires_grad_()
     out = unpermute(y, weight, r, backend=backend)
     dy, dweight = torch.autograd.grad(out, (y, weight), draw(40, 20, seed=2))
     assert torch.isfinite(out).all() and torch.isfinite(dy).all() and torch.isfinite(dweight).all()
-    assert torch.count_nonzero(dy[kept:]) == 0 and torch.count_nonzero(dweight[r.slot_TK < 0]) == 0
+    assert torch.count_nonzero(dy[kept:]) == 0 and torch.count_nonzero(dweight[r.row_TK < 0]) == 0
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -246,14 +248,14 @@ def test_bad_arguments_are_refused_by_name(function: str, name: str, allowed: st
 
 @pytest.mark.parametrize("width", [1, 16, 100, 512, 1536, 2048, 5120, 6144, 8192, 7168, 12288, 3000])
 def test_blocks_are_powers_of_two_that_cover_a_row(width: int) -> None:
-    block = tuning.row_block(width)
-    assert block & (block - 1) == 0 and 16 <= block <= tuning.ROW_BLOCK
-    assert width % block == 0 or width % (tuning.ROW_BLOCK // 4)
+    block = dividing_block(width, launch.ROW_BLOCK)
+    assert block & (block - 1) == 0 and 16 <= block <= launch.ROW_BLOCK
+    assert width % block == 0 or width % (launch.ROW_BLOCK // 4)
     for padded in (1, 2, 8, 256):
-        block = tuning.reduce_block(width, padded)
+        block = launch.reduce_block(width, padded)
         assert block & (block - 1) == 0 and block >= 16
-        warps = tuning.warps(padded * block, tuning.REDUCE_ELEMENTS_PER_THREAD)
-        assert warps & (warps - 1) == 0 and 1 <= warps <= tuning.MAX_WARPS
+        warps = launch.warps(padded * block, launch.REDUCE_ELEMENTS_PER_THREAD)
+        assert warps & (warps - 1) == 0 and 1 <= warps <= launch.MAX_WARPS
 
 
 @pytest.mark.gpu

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.moe import Route, route, tuning
-from mmkernels.moe.naive import naive_assign, naive_route
+from mmkernels.moe import DROP_POLICIES, Route, route
+from mmkernels.moe.route.launch import TILES, Tiles, triton_route
+from mmkernels.moe.route.naive import naive_assign, naive_route
 from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-POLICIES = ["probs", "position"]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -30,9 +30,9 @@ def draw(tokens: int, experts: int, seed: int = 0) -> Tensor:
     return torch.randn(tokens, experts, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def run(logits: Tensor, top_k: int, capacity: int | None = None, policy: str = "probs") -> Route:
+def run(logits: Tensor, top_k: int, capacity: int | None = None, policy: str = "probs", tiles: Tiles = TILES) -> Route:
     """The kernels' route, checked against the definition."""
-    ours = route(logits, top_k, capacity, policy, backend="triton")
+    ours = triton_route(logits, top_k, capacity, policy, tiles=tiles)
     theirs = naive_route(logits, top_k, capacity, policy)
     torch.testing.assert_close(ours.weight_TK, theirs.weight_TK, rtol=1e-5, atol=1e-30, equal_nan=True)
     for name, mine, other in zip(Route._fields[1:-1], ours[1:-1], theirs[1:-1], strict=True):
@@ -43,7 +43,7 @@ def run(logits: Tensor, top_k: int, capacity: int | None = None, policy: str = "
 
 
 def loop_route(logits: Tensor, top_k: int, capacity: int | None, policy: str) -> tuple[list, list, list]:
-    """expert_TK, slot_TK and the tokens of the kept rows, an assignment at a time, by sorting lists."""
+    """expert_TK, row_TK and the tokens of the kept rows, an assignment at a time, by sorting lists."""
     experts, priorities = [], []
     for row, prob in zip(logits.tolist(), logits.double().softmax(-1).tolist(), strict=True):
         best = sorted(range(len(row)), key=lambda e, row=row: (-row[e], e))[:top_k]
@@ -79,7 +79,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 @pytest.mark.parametrize(("tokens", "experts", "top_k", "capacity"), CASES)
 def test_kernels_equal_the_definition_and_a_loop(
     tokens: int, experts: int, top_k: int, capacity: int | None, policy: str
@@ -87,24 +87,24 @@ def test_kernels_equal_the_definition_and_a_loop(
     logits = draw(tokens, experts)
     ours = run(logits, top_k, capacity, policy)
     expert, slot, token = loop_route(logits, top_k, capacity, policy)
-    assert ours.expert_TK.tolist() == expert and ours.slot_TK.tolist() == slot
+    assert ours.expert_TK.tolist() == expert and ours.row_TK.tolist() == slot
     rows = min(tokens * top_k, experts * (capacity or tokens * top_k))
     assert ours.token_R.tolist() == token + [-1] * (rows - len(token))
     wanted = [sum(e in row for row in expert) for e in range(experts)]
-    assert ours.wanted_E.tolist() == wanted
+    assert ours.assigned_E.tolist() == wanted
     assert ours.count_E.tolist() == [min(w, capacity or w) for w in wanted]
     assert ours.offset_E.tolist() == ours.count_E.cumsum(0).tolist() and ours.offset_E[-1] == len(token)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(40, 6, 2), (33, 5, 1), (7, 9, 3)])
 def test_quotas_are_each_expert_s_own_capacity(tokens: int, experts: int, top_k: int, policy: str) -> None:
     """Some of them 0, some more than is wanted."""
     logits, asked = draw(tokens, experts), []
     quota_E = (torch.arange(experts, dtype=torch.int32) * 3 % 11).to(DEVICE)
 
-    def quotas(wanted_E: Tensor) -> Tensor:
-        asked.append(wanted_E.clone())
+    def quotas(assigned_E: Tensor) -> Tensor:
+        asked.append(assigned_E.clone())
         return quota_E
 
     ours = route(logits, top_k, None, policy, quotas=quotas, backend="triton")
@@ -112,16 +112,18 @@ def test_quotas_are_each_expert_s_own_capacity(tokens: int, experts: int, top_k:
     for name, mine, other in zip(Route._fields[1:-1], ours[1:-1], theirs[1:-1], strict=True):
         assert mine.dtype == other.dtype == torch.int32 and torch.equal(mine, other), name
     assert ours.capacity is None
-    assert all(torch.equal(wanted_E, ours.wanted_E) and wanted_E.dtype == torch.int32 for wanted_E in asked)
-    assert torch.equal(ours.count_E, torch.minimum(ours.wanted_E, quota_E)) and ours.token_R.shape[0] == tokens * top_k
+    assert all(torch.equal(assigned_E, ours.assigned_E) and assigned_E.dtype == torch.int32 for assigned_E in asked)
+    assert (
+        torch.equal(ours.count_E, torch.minimum(ours.assigned_E, quota_E)) and ours.token_R.shape[0] == tokens * top_k
+    )
     for expert in range(experts):  # each expert keeps what it would with that capacity for all
         alone = loop_route(logits, top_k, int(quota_E[expert]), policy)[1]
-        kept = [[slot >= 0 for slot in row] for row in ours.slot_TK.tolist()]
+        kept = [[slot >= 0 for slot in row] for row in ours.row_TK.tolist()]
         chosen = (ours.expert_TK == expert).tolist()
         assert all((kept[t][k] == (alone[t][k] >= 0)) for t in range(tokens) for k in range(top_k) if chosen[t][k])
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_of_equal_logits_the_lower_expert_and_of_equal_priorities_the_earlier_token(top_k: int, policy: str) -> None:
     logits = torch.randint(0, 3, (50, 6), generator=torch.Generator().manual_seed(1)).float().to(DEVICE)
@@ -132,37 +134,36 @@ def test_of_equal_logits_the_lower_expert_and_of_equal_priorities_the_earlier_to
             expert, slot, _ = loop_route(values, top_k, capacity, policy)
             assert ours.expert_TK.tolist() == expert
             if top_k == 3 or policy == "position" or not values.is_contiguous():
-                assert ours.slot_TK.tolist() == slot
+                assert ours.row_TK.tolist() == slot
     zeros = torch.tensor([[-0.0, 0.0, -1.0], [0.0, -0.0, -1.0]], device=DEVICE)
     assert run(zeros, 2, 1, policy).expert_TK.tolist() == [[0, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 @pytest.mark.parametrize("capacity", [1, 13, 60, None])
 def test_all_tokens_want_the_same_experts(capacity: int | None, policy: str) -> None:
     logits = draw(61, 9)
     logits[:, 4] += 50
     logits[:, 2] += 40
     ours = run(logits, 2, capacity, policy)
-    assert ours.wanted_E.tolist() == [0, 0, 61, 0, 61, 0, 0, 0, 0]
+    assert ours.assigned_E.tolist() == [0, 0, 61, 0, 61, 0, 0, 0, 0]
     kept = min(capacity or 61, 61)
     assert ours.count_E.tolist() == [0, 0, kept, 0, kept, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_many_blocks_of_every_kernel(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
-    for name, value in [("ROUTE_MAX_TOKENS", 16), ("SCAN_BLOCK", 2), ("LIST_MAX_BLOCK", 16), ("PLACE_BLOCK", 16)]:
-        monkeypatch.setattr(tuning, name, value)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
+def test_many_blocks_of_every_kernel(policy: str) -> None:
+    small = Tiles(tokens=16, scanned=2, listed=16, dropped=16)
     logits = draw(90, 4)
     logits[:, 1] += 2
     for capacity in (1, 37, None):
-        run(logits, 2, capacity, policy)
-    run(logits, 1, 12, policy)
-    run((logits * 2).round(), 2, 30, policy)
+        run(logits, 2, capacity, policy, small)
+    run(logits, 1, 12, policy, small)
+    run((logits * 2).round(), 2, 30, policy, small)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, in the interpreter
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_nan_and_infinite_logits_stay_in_range(top_k: int, policy: str) -> None:
     logits = draw(70, 5)
@@ -173,7 +174,7 @@ def test_nan_and_infinite_logits_stay_in_range(top_k: int, policy: str) -> None:
             ours = run(values, top_k, capacity, policy)
             assert int(ours.expert_TK.min()) >= 0 and int(ours.expert_TK.max()) < 5
             assert all(len(set(row)) == top_k for row in ours.expert_TK.tolist())
-            kept = ours.slot_TK[ours.slot_TK >= 0].tolist()
+            kept = ours.row_TK[ours.row_TK >= 0].tolist()
             assert sorted(kept) == list(range(int(ours.offset_E[-1]))) and len(kept) <= ours.token_R.shape[0]
 
 
@@ -181,8 +182,8 @@ def test_nan_and_infinite_logits_stay_in_range(top_k: int, policy: str) -> None:
 def test_no_tokens(backend: str) -> None:
     logits = torch.zeros(0, 5, device=DEVICE, requires_grad=True)
     ours = route(logits, 2, 3, backend=backend)
-    assert ours.weight_TK.shape == ours.expert_TK.shape == ours.slot_TK.shape == (0, 2) and ours.token_R.shape == (0,)
-    assert ours.count_E.tolist() == ours.wanted_E.tolist() == ours.offset_E.tolist() == [0] * 5
+    assert ours.weight_TK.shape == ours.expert_TK.shape == ours.row_TK.shape == (0, 2) and ours.token_R.shape == (0,)
+    assert ours.count_E.tolist() == ours.assigned_E.tolist() == ours.offset_E.tolist() == [0] * 5
     ours.weight_TK.sum().backward()
     assert logits.grad.shape == (0, 5)
 
@@ -217,7 +218,7 @@ def megatron() -> ModuleType:
     return moe_utils
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 def test_drops_equal_megatron(megatron: ModuleType, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def first_of_equals(x: Tensor, k: int, dim: int = -1, **_: object) -> tuple[Tensor, Tensor]:
         index = x.argsort(dim=dim, descending=True, stable=True).narrow(dim, 0, k)
@@ -230,11 +231,11 @@ def test_drops_equal_megatron(megatron: ModuleType, policy: str, monkeypatch: py
         ours = run(draw(tokens, experts, seed=trial), top_k, math.ceil(tokens * top_k / experts * factor), policy)
         expert = ours.expert_TK.long()
         weights = torch.zeros(tokens, experts, device=DEVICE).scatter(1, expert, ours.weight_TK)
-        kept = torch.zeros_like(weights, dtype=torch.bool).scatter(1, expert, ours.slot_TK >= 0)
+        kept = torch.zeros_like(weights, dtype=torch.bool).scatter(1, expert, ours.row_TK >= 0)
         wanted = torch.zeros_like(kept).scatter(1, expert, True)
         probs, kept_map = megatron.apply_router_token_dropping(weights, wanted, top_k, factor, policy)
         assert torch.equal(kept, kept_map) and torch.equal(weights * kept, probs), trial
-        dropped += int((ours.slot_TK < 0).sum())
+        dropped += int((ours.row_TK < 0).sum())
     assert dropped > 100
 
 
@@ -276,7 +277,7 @@ def assert_same(ours: Route, theirs: Route) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", DROP_POLICIES)
 @pytest.mark.parametrize(
     ("tokens", "experts", "top_k"), [(16384, 32, 2), (16384, 32, 1), (40001, 256, 8), (300000, 48, 2), (999, 1024, 4)]
 )
@@ -301,8 +302,15 @@ def test_the_host_never_waits() -> None:
     route(logits, 2, 50).weight_TK.sum().backward()  # compile first
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for policy in POLICIES:
+        for policy in DROP_POLICIES:
             route(logits, 2, 50, policy).weight_TK.sum().backward()
         naive_route(logits, 2, 50)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("capacity", [None, 5])
+def test_an_unknown_drop_policy_is_refused_on_every_path(capacity: int | None) -> None:
+    for path in (naive_route, triton_route, route):
+        with pytest.raises(KernelArgumentError, match=r"^drop_policy: got 'latest'; allowed: probs, position$"):
+            path(draw(8, 4), 2, capacity, "latest")

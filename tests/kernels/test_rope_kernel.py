@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.rope import eager, kernel, partial_rope
+from mmkernels.rope import eager, launch, partial_rope
 from mmkernels.rope.naive import naive_partial_rope
 from tests.kernels.poison import poison
 
@@ -27,7 +27,7 @@ BOUND = {
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch, eager, kernel)
+    poison(monkeypatch, eager, launch)
 
 
 def make(tokens: int, heads: int, width: int, rotated: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmkernels.softmax import buckets, build_plans, dispatch, eager, packed, plans, softmax_attention
+from mmkernels.softmax import build_plans, dispatch, eager, packed, softmax_attention
+from mmkernels.softmax.backends import cudnn_buckets, cudnn_plans
 
 
 def test_buckets_hold_the_length_and_are_few() -> None:
     lengths = range(1, 70_000)
-    found = {buckets.bucket(n) for n in lengths}
-    assert all(n <= buckets.bucket(n) <= max(n + 63, n * (1 + 1 / buckets.STEPS) + 1) for n in lengths)
-    assert len(found) < 260 and {buckets.bucket(b) for b in found} == found
+    found = {cudnn_buckets.bucket(n) for n in lengths}
+    assert all(n <= cudnn_buckets.bucket(n) <= max(n + 63, n * (1 + 1 / cudnn_buckets.STEPS) + 1) for n in lengths)
+    assert len(found) < 260 and {cudnn_buckets.bucket(b) for b in found} == found
 
 
 @pytest.mark.parametrize("lengths", [[70, 3, 100], [100], [64, 128], [1, 200, 1]])
@@ -30,16 +31,16 @@ def test_padded_documents_change_nothing(lengths: list[int], monkeypatch: pytest
         o = softmax_attention(*leaves, cu_seqlens, lengths)
         o.backward(do)
         results.append([o.detach(), *(x.grad for x in leaves)])
-    assert seen == lengths + [buckets.bucket(n) for n in lengths]
+    assert seen == lengths + [cudnn_buckets.bucket(n) for n in lengths]
     for alone, padded in zip(*results, strict=True):
         torch.testing.assert_close(padded, alone, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("longest", [1, 2047, 2048, 2049, 8192, 40_000])
 def test_every_long_document_up_to_the_longest_has_its_plan(longest: int) -> None:
-    planned = plans.lengths_to_plan(longest)
-    longest = min(longest, plans.LONGEST)
-    assert set(planned) == {buckets.bucket(n) for n in range(1, longest + 1) if n >= dispatch.LONG}
+    planned = cudnn_plans.lengths_to_plan(longest)
+    longest = min(longest, cudnn_plans.LONGEST)
+    assert set(planned) == {cudnn_buckets.bucket(n) for n in range(1, longest + 1) if n >= dispatch.LONG}
     assert planned == sorted(planned, reverse=True)  # memory of the first serves all
 
 

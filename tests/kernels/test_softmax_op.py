@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.softmax import cpu, cudnn, dispatch, eager, flash
+from mmkernels.softmax import dispatch, eager
 from mmkernels.softmax.api import softmax_attention, softmax_attention_with_lse, softmax_backward, softmax_forward
+from mmkernels.softmax.backends import cpu, cudnn, flash
 from mmkernels.softmax.naive import naive_softmax_attention, naive_softmax_block
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

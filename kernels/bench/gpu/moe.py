@@ -76,9 +76,9 @@ def rows(bench: Bench, tokens: int, width: int, capacity: int | None) -> None:
 
 def kept_rows(plan: Route) -> tuple[Tensor, Tensor]:
     """Token and assignment of each kept row, in the order of the rows."""
-    slot = plan.slot_TK.flatten().long()
+    slot = plan.row_TK.flatten().long()
     order = slot.argsort()[int((slot < 0).sum()) :]
-    return order // plan.slot_TK.shape[1], order
+    return order // plan.row_TK.shape[1], order
 
 
 def plain_rows(x: Tensor, weight: Tensor, token: Tensor, assignment: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from mmkernels.common.errors import KernelArgumentError
 
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ALL_DTYPES = (*TRITON_DTYPES, torch.float64)
+ROW_MAX_WIDTH = 16384
+"""Widest row that one program of the norms' kernels holds: 32 warps with 16 columns a thread."""
 
 
 def check_kind(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Refuse what is no tensor of these dimensions and dtypes.
+    """Refuse an argument that is no tensor of these dimensions and dtypes.
 
     Raises:
         KernelArgumentError: names the argument, what it was, and what is allowed.
@@ -26,11 +28,50 @@ def check_kind(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...])
 
 
 def check_tensor(name: str, x: object, ndim: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    """The same, with a contiguous last dimension."""
+    """Refuse what :func:`check_kind` does, and a last dimension that is not contiguous."""
     check_kind(name, x, ndim, dtypes)
     assert isinstance(x, Tensor)
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         raise KernelArgumentError(name, f"strides {list(x.stride())}", "a contiguous last dimension (stride 1)")
+
+
+def check_matrix(name: str, x: object, layout: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Refuse an argument that is no matrix of these dtypes; `layout` names its dimensions ("[T, D]") for the message.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    if not isinstance(x, Tensor):
+        raise KernelArgumentError(name, type(x).__name__, f"a tensor {layout}")
+    if x.ndim != 2:
+        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"2 dimensions {layout}")
+    if x.dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise KernelArgumentError(name, f"dtype {x.dtype}", names)
+
+
+def check_beside(
+    name: str, x: object, shape: torch.Size, dtypes: tuple[torch.dtype, ...], like_name: str, like: Tensor
+) -> None:
+    """Refuse a tensor that is not of this shape and on the device of another argument, or whose rows have gaps.
+
+    Args:
+        name: the argument's name.
+        x: the argument.
+        shape: what it has to be, which follows from the other argument.
+        dtypes: the dtypes that are allowed.
+        like_name: the other argument's name.
+        like: the other argument.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    check_tensor(name, x, len(shape), dtypes)
+    assert isinstance(x, Tensor)
+    if x.shape != shape:
+        raise KernelArgumentError(name, f"shape {list(x.shape)}", f"{list(shape)} for {like_name} {list(like.shape)}")
+    if x.device != like.device:
+        raise KernelArgumentError(name, f"device {x.device}", f"the device of {like_name}, {like.device}")
 
 
 def use_triton(

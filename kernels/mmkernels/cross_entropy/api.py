@@ -1,22 +1,21 @@
-"""The public functions: checks and dispatch.
+"""The public functions of cross-entropy: checks and dispatch.
 
 Legend: C tokens, V columns of the vocabulary (all, or those of one tensor-parallel rank).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from mmkernels.common.checks import ALL_DTYPES, check_kind, use_triton
-from mmkernels.common.errors import KernelArgumentError
+from mmkernels.common.checks import use_triton
+from mmkernels.cross_entropy.checks import check_logits, check_statistics
 from mmkernels.cross_entropy.naive import naive_logits_to_gradient_, naive_row_statistics
 
 OTHERS = ("naive",)
 
 
 def row_statistics(logits_CV: Tensor, labels_C: Tensor, *, backend: str = "auto") -> Tensor:
-    """What a row's softmax and loss need, and what ranks that hold other columns have to know of it.
+    """Statistics of each row that its softmax and loss need, and that ranks with other columns have to know.
 
     Args:
         logits_CV: bfloat16, float16 or float32 (float64 too without the kernel), contiguous; V may be 0.
@@ -30,9 +29,9 @@ def row_statistics(logits_CV: Tensor, labels_C: Tensor, *, backend: str = "auto"
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    _check(logits_CV, labels_C)
+    check_logits(logits_CV, labels_C)
     if use_triton(backend, "logits_CV", logits_CV, others=OTHERS) and logits_CV.numel():
-        from mmkernels.cross_entropy.fused import triton_row_statistics
+        from mmkernels.cross_entropy.launch import triton_row_statistics
 
         return triton_row_statistics(logits_CV, labels_C)
     return naive_row_statistics(logits_CV, labels_C)
@@ -58,12 +57,10 @@ def logits_to_gradient_(
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    _check(logits_CV, labels_C)
-    for name, x in (("top_C", top_C), ("sum_C", sum_C), ("at_label_C", at_label_C)):
-        check_kind(name, x, 1, (torch.promote_types(logits_CV.dtype, torch.float32),))
-        _check_beside(name, x, logits_CV)
+    check_logits(logits_CV, labels_C)
+    check_statistics(logits_CV, top_C=top_C, sum_C=sum_C, at_label_C=at_label_C)
     if use_triton(backend, "logits_CV", logits_CV, others=OTHERS) and logits_CV.numel():
-        from mmkernels.cross_entropy.fused import triton_logits_to_gradient_
+        from mmkernels.cross_entropy.launch import triton_logits_to_gradient_
 
         return triton_logits_to_gradient_(logits_CV, labels_C, top_C, sum_C, at_label_C)
     return naive_logits_to_gradient_(logits_CV, labels_C, top_C, sum_C, at_label_C)
@@ -72,18 +69,3 @@ def logits_to_gradient_(
 def has_kernel(x: Tensor) -> bool:
     """Whether `backend="auto"` runs the kernels on tensors like this, so that nothing else of its size is needed."""
     return use_triton("auto", "x", x)
-
-
-def _check(logits_CV: Tensor, labels_C: Tensor) -> None:
-    check_kind("logits_CV", logits_CV, 2, ALL_DTYPES)
-    if not logits_CV.is_contiguous():
-        raise KernelArgumentError("logits_CV", f"strides {list(logits_CV.stride())}", "a contiguous tensor")
-    check_kind("labels_C", labels_C, 1, (torch.int64,))
-    _check_beside("labels_C", labels_C, logits_CV)
-
-
-def _check_beside(name: str, x: Tensor, logits_CV: Tensor) -> None:
-    if x.shape[0] != logits_CV.shape[0]:
-        raise KernelArgumentError(name, f"{x.shape[0]} elements", f"one a row of logits_CV, {logits_CV.shape[0]}")
-    if x.device != logits_CV.device:
-        raise KernelArgumentError(name, f"device {x.device}", f"the device of logits_CV, {logits_CV.device}")

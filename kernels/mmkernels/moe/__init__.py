@@ -1,20 +1,21 @@
 """Routing of tokens to experts, and the way of their rows there and back. See README.md beside this file."""
 
-from mmkernels.moe.layout import Quotas, Route
-from mmkernels.moe.permute import permute, permute_grad, take_rows, unpermute, unpermute_grads
-from mmkernels.moe.places import Arrivals, sort_arrivals, to_places
-from mmkernels.moe.route import route
+from mmkernels.moe.permute.api import permute, permute_grad, take_rows, unpermute, unpermute_grads
+from mmkernels.moe.route.api import route
+from mmkernels.moe.route_types import DROP_POLICIES, Quotas, ReceivedRows, Route
+from mmkernels.moe.slots.api import sort_received, to_slots
 
 __all__ = [
-    "Arrivals",
+    "DROP_POLICIES",
     "Quotas",
+    "ReceivedRows",
     "Route",
     "permute",
     "permute_grad",
     "route",
-    "sort_arrivals",
+    "sort_received",
     "take_rows",
-    "to_places",
+    "to_slots",
     "unpermute",
     "unpermute_grads",
 ]

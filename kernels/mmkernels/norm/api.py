@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.common.checks import use_triton
+from mmkernels.common.checks import ROW_MAX_WIDTH, use_triton
 from mmkernels.norm import eager
-from mmkernels.norm.checks import TRITON_MAX_WIDTH, check_arguments
+from mmkernels.norm.checks import check_arguments
 
 
 class Passes(Protocol):
-    """What a backend provides: ``eager`` in torch, ``launch`` in Triton."""
+    """The passes that a backend provides: ``eager`` in torch, ``launch`` in Triton."""
 
     def forward(
         self, x_TD: Tensor, y_TD: Tensor | None, alpha: float, weight_D: Tensor, eps: float
@@ -81,7 +81,7 @@ def add_rms_norm(
 
 
 def _passes(backend: str, x_TD: Tensor) -> Passes:
-    if not use_triton(backend, "x_TD", x_TD, TRITON_MAX_WIDTH):
+    if not use_triton(backend, "x_TD", x_TD, ROW_MAX_WIDTH):
         return eager
     from mmkernels.norm import launch  # only this path needs Triton
 

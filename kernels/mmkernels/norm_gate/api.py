@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.common.checks import use_triton
+from mmkernels.common.checks import ROW_MAX_WIDTH, use_triton
 from mmkernels.norm_gate import eager
-from mmkernels.norm_gate.checks import TRITON_MAX_WIDTH, check_arguments
+from mmkernels.norm_gate.checks import check_arguments
 
 Reduce = Callable[[Tensor], Tensor]
+"""Sums a float32 [T] tensor over the ranks that share the rows, in place or not."""
 
 
 class Passes(Protocol):
-    """What a backend provides: ``eager`` in torch, ``launch`` in Triton."""
+    """The passes that a backend provides: ``eager`` in torch, ``launch`` in Triton."""
 
     def sum_squares(self, o_TI: Tensor) -> Tensor:
         """Sum of squares of every row: float32 [T]."""
@@ -56,14 +57,14 @@ def norm_gate(
     reduce: Reduce | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """``sigmoid(gate) * weight * o / sqrt(mean(o^2) + eps)``: what follows lightning attention in its layer.
+    """``sigmoid(gate) * weight * o / sqrt(mean(o^2) + eps)``, the norm after lightning attention in its layer.
 
     The mean runs over all heads of a token (MiniMax-01 section 2.2 and Fig. 3; the released code). float32 inside.
 
     Args:
         o_TI: output of the attention [T, I], float32, bfloat16, float16 (or float64, through torch); rows may lie at
             any distance, columns must be contiguous.
-        gate_TI: gate before the sigmoid, likewise, same shape and dtype.
+        gate_TI: gate before the sigmoid, of the same shape and dtype.
         weight_I: scale of the norm [I], float32 or the dtype of o.
         eps: added to the mean square.
         width: under tensor parallelism, the number of columns of all ranks together.
@@ -80,7 +81,7 @@ def norm_gate(
     """
     check_arguments(o_TI, gate_TI, weight_I, eps, width, reduce)
     passes: Passes = eager
-    if use_triton(backend, "o_TI", o_TI, TRITON_MAX_WIDTH):
+    if use_triton(backend, "o_TI", o_TI, ROW_MAX_WIDTH):
         from mmkernels.norm_gate import launch as passes  # only this path needs Triton
     return _NormGate.apply(o_TI, gate_TI, weight_I, eps, 1.0 / (width or o_TI.shape[1]), reduce, passes)
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmkernels.common.checks import ALL_DTYPES, check_tensor
+from mmkernels.common.checks import ALL_DTYPES, check_beside, check_tensor
 from mmkernels.common.errors import KernelArgumentError
-
-TRITON_MAX_WIDTH = 16384
-"""Widest row of one program: 32 warps hold 16 columns a thread."""
 
 
 def check_arguments(
@@ -26,13 +23,8 @@ def check_arguments(
     check_tensor("o_TI", o_TI, 2, ALL_DTYPES)
     if o_TI.shape[1] == 0:
         raise KernelArgumentError("o_TI", f"shape {list(o_TI.shape)}", "at least one column")
-    check_tensor("gate_TI", gate_TI, 2, (o_TI.dtype,))
-    check_tensor("weight_I", weight_I, 1, (torch.float32, o_TI.dtype))
-    for name, x, shape in (("gate_TI", gate_TI, o_TI.shape), ("weight_I", weight_I, o_TI.shape[1:])):
-        if x.shape != shape:
-            raise KernelArgumentError(name, f"shape {list(x.shape)}", f"{list(shape)} for o_TI {list(o_TI.shape)}")
-        if x.device != o_TI.device:
-            raise KernelArgumentError(name, f"device {x.device}", f"the device of o_TI, {o_TI.device}")
+    check_beside("gate_TI", gate_TI, o_TI.shape, (o_TI.dtype,), "o_TI", o_TI)
+    check_beside("weight_I", weight_I, o_TI.shape[1:], (torch.float32, o_TI.dtype), "o_TI", o_TI)
     if not eps >= 0:
         raise KernelArgumentError("eps", eps, "a number >= 0")
     if (width is None) != (reduce is None):

@@ -1,4 +1,4 @@
-"""The same on Triton: loads from other GPUs' memory, which NVLink carries, and plain stores.
+"""Triton kernels that load rows from other GPUs' memory, which NVLink carries, and store them plainly.
 
 Legend: W ranks, S rows of one rank for another, M = W * S rows, D columns.
 """
@@ -7,37 +7,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from mmkernels.peers.api import PeerMemory
-
-ROW_BLOCK, WARPS = 2048, 8
-"""Most elements of a row that a program moves."""
-STRIDES = 32
-"""Rows that lie so many times apart are moved at the same time, so that they come from all ranks at once.
-
-In order of their numbers, all ranks would read from the first one, then from the second, each by itself the narrowest
-place.
-"""
-
-
-def triton_take(memory: PeerMemory, out_MD: Tensor, index_M: Tensor, numbered: bool) -> None:
-    """See `mmkernels.peers.take_from_peers`, which has checked the arguments."""
-    rows, width = out_MD.shape
-    if not out_MD.numel():
-        return
-    block = max(16, min(ROW_BLOCK, triton.next_power_of_2(width)))
-    run = triton.cdiv(rows, STRIDES)
-    wide = width * out_MD.element_size() % 16 == 0
-    take_kernel[(run * STRIDES * triton.cdiv(width, block),)](
-        memory.address_W, index_M, out_MD, rows, rows // len(memory.parts), memory.rank, run,
-        D=width, BLOCK_D=block, STRIDES=STRIDES, NUMBERED=numbered, WIDE=wide, num_warps=min(WARPS, block // 32 or 1),
-    )  # fmt: skip
-
-
-def triton_meet(memory: PeerMemory, number: int) -> None:
-    """See `mmkernels.peers.meet`."""
-    meet_kernel[(len(memory.parts),)](memory.address_W, memory.rank, number, num_warps=1)
 
 
 @triton.jit(do_not_specialize=["M", "S", "rank", "run"])
@@ -57,7 +26,7 @@ def take_kernel(
 ) -> None:
     """out[row] = row `rank * S + m % S` of rank `m // S`. Grid: run * STRIDES * ceil(D / BLOCK_D).
 
-    `run` is ceil(M / STRIDES). The arrival m is index[row], or with NUMBERED the row's own number; where the index is
+    `run` is ceil(M / STRIDES). The received row m is index[row], or with NUMBERED the row itself; where the index is
     negative nothing is moved. WIDE says that rows begin at multiples of 16 bytes.
     """
     BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D

@@ -5,15 +5,12 @@ Legend: T tokens, N tokens whose statistics are taken together, D model width, E
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from mmkernels.common.checks import ALL_DTYPES, check_kind, use_triton
-from mmkernels.common.errors import KernelArgumentError
+from mmkernels.common.checks import use_triton
+from mmkernels.router.checks import check_balance_arguments, check_logits_arguments
 from mmkernels.router.naive import naive_balance_stats, naive_router_logits
 
-MAX_EXPERTS = 1024
-"""One program of the statistics' kernels holds all logits of a token; `mmkernels.moe.route` takes no more either."""
 OTHERS = ("naive",)
 
 
@@ -34,14 +31,7 @@ def router_logits(x_TD: Tensor, weight_ED: Tensor, *, backend: str = "auto") -> 
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    check_kind("x_TD", x_TD, 2, ALL_DTYPES)
-    check_kind("weight_ED", weight_ED, 2, (torch.float32,))
-    if weight_ED.shape[1] != x_TD.shape[1]:
-        want = f"[E, {x_TD.shape[1]}] for x_TD {list(x_TD.shape)}"
-        raise KernelArgumentError("weight_ED", f"shape {list(weight_ED.shape)}", want)
-    _check_experts("weight_ED", weight_ED.shape[0])
-    if weight_ED.device != x_TD.device:
-        raise KernelArgumentError("weight_ED", f"device {weight_ED.device}", f"the device of x_TD, {x_TD.device}")
+    check_logits_arguments(x_TD, weight_ED)
     if use_triton(backend, "x_TD", x_TD, others=OTHERS):
         from mmkernels.router.launch import triton_router_logits
 
@@ -50,7 +40,7 @@ def router_logits(x_TD: Tensor, weight_ED: Tensor, *, backend: str = "auto") -> 
 
 
 def balance_stats(logits_NE: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """What the auxiliary loss and a report need of the softmax over experts: its mean over tokens, and its entropy.
+    """Mean over tokens and entropy of the softmax over experts, for the auxiliary loss and a report.
 
     Args:
         logits_NE: float32 [N, E] (float64 too without the kernel), 1 to 1024 experts.
@@ -63,15 +53,9 @@ def balance_stats(logits_NE: Tensor, *, backend: str = "auto") -> tuple[Tensor, 
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    check_kind("logits_NE", logits_NE, 2, (torch.float32, torch.float64))
-    _check_experts("logits_NE", logits_NE.shape[1])
+    check_balance_arguments(logits_NE)
     if use_triton(backend, "logits_NE", logits_NE, others=OTHERS):
         from mmkernels.router.launch import triton_balance_stats
 
         return triton_balance_stats(logits_NE)
     return naive_balance_stats(logits_NE)
-
-
-def _check_experts(name: str, experts: int) -> None:
-    if not 1 <= experts <= MAX_EXPERTS:
-        raise KernelArgumentError(name, f"{experts} experts", f"1 to {MAX_EXPERTS}")

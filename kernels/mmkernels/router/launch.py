@@ -32,12 +32,12 @@ STATS_ELEMENTS_PER_THREAD = 16
 
 
 def triton_router_logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
-    """See `mmkernels.router.router_logits`, which has checked the arguments."""
+    """Logits, float32 [T, E]: the backend "triton" of `router_logits`, which has checked the arguments."""
     return _RouterLogits.apply(x_TD, weight_ED)
 
 
 def triton_balance_stats(logits_NE: Tensor) -> tuple[Tensor, Tensor]:
-    """See `mmkernels.router.balance_stats`, which has checked the arguments."""
+    """Mean probabilities [E] and entropy: the backend "triton" of `balance_stats`, which has checked the arguments."""
     return _BalanceStats.apply(logits_NE)
 
 

@@ -30,8 +30,8 @@ def softmax_attention(
     Args:
         q_THD: queries [T, H, D], float32, bfloat16, float16 or float64; read in place where tokens lie outermost and
             the last dimension is contiguous, else copied.
-        k_TGD: keys [T, G, D], likewise; query head h reads key/value head ``h // (H / G)``.
-        v_TGD: values [T, G, D], likewise.
+        k_TGD: keys [T, G, D], in the dtype of q; query head h reads key/value head ``h // (H / G)``.
+        v_TGD: values [T, G, D], in the same way.
         cu_seqlens: int32 or int64 [N+1], offsets of the documents, from 0 to T; documents may be empty.
         lengths: the same as N lengths on the host, which must know them; None reads them from ``cu_seqlens``, and the
             host then waits for the device.
@@ -110,19 +110,19 @@ def softmax_backward(
     causal: bool,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What one block of keys adds to the gradients, given the output and log-sum-exp over *all* blocks of keys.
+    """Gradients that one block of keys adds, given the output and log-sum-exp over *all* blocks of keys.
 
     dq is summed over the blocks of keys; dk and dv over the blocks of queries.
 
     Args:
         do_THD: gradient of the output, shape and dtype of q.
         q_THD: as in :func:`softmax_forward`.
-        k_SGD: likewise.
-        v_SGD: likewise.
+        k_SGD: as in :func:`softmax_forward`.
+        v_SGD: as in :func:`softmax_forward`.
         o_THD: joined output of the queries, shape and dtype of q.
         lse_HT: joined log-sum-exp, float32 (float64 for float64 inputs).
         causal: as in :func:`softmax_forward`.
-        scale: likewise.
+        scale: as in :func:`softmax_forward`.
 
     Returns:
         ``(dq_THD, dk_SGD, dv_SGD)`` in the dtype of q.

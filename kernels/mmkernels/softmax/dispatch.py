@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.softmax import cpu, cudnn, eager
+from mmkernels.softmax import eager
+from mmkernels.softmax.backends import cpu, cudnn
 
 BACKENDS = ("auto", "cudnn", "flash", "torch")
 LONG = 2048
@@ -24,7 +25,7 @@ FLASH_MAX_WIDTH = 256
 
 
 class Block(Protocol):
-    """What computes one block: ``cpu``, ``cudnn`` or ``eager``."""
+    """A backend that computes one block: ``cpu``, ``cudnn`` or ``eager``."""
 
     def forward(self, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """Output [T, H, D] and log-sum-exp [H, T]."""
@@ -53,7 +54,7 @@ class Piece(NamedTuple):
 
 
 def block_for(q_THD: Tensor, k_SGD: Tensor) -> Block:
-    """What computes one block of these."""
+    """The backend for one block of these queries and keys."""
     if q_THD.shape[0] == 0 or k_SGD.shape[0] == 0:
         return eager
     if q_THD.device.type == "cpu":

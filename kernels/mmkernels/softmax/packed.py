@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.softmax import cudnn, flash
-from mmkernels.softmax.buckets import bucket, lse_past_end, view_or_pad
+from mmkernels.softmax.backends import cudnn, flash
+from mmkernels.softmax.backends.cudnn_buckets import bucket, lse_past_end, view_or_pad
 from mmkernels.softmax.dispatch import Piece
 
 

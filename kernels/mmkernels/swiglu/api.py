@@ -1,12 +1,11 @@
-"""The public function of SwiGLU's activation: checks and dispatch."""
+"""The public functions of SwiGLU's activation: checks and dispatch."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from mmkernels.common.checks import ALL_DTYPES, use_triton
-from mmkernels.common.errors import KernelArgumentError
+from mmkernels.common.checks import use_triton
+from mmkernels.swiglu.checks import check_swiglu, check_swiglu_grad
 from mmkernels.swiglu.eager import eager_swiglu, eager_swiglu_grad
 from mmkernels.swiglu.naive import naive_swiglu
 
@@ -29,12 +28,12 @@ def swiglu(gate_up_N2F: Tensor, rows: Tensor | None = None, *, backend: str = "a
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    _check(gate_up_N2F, rows)
+    check_swiglu(gate_up_N2F, rows)
     if backend == "naive":
         return naive_swiglu(gate_up_N2F, rows)
     flat_N2F = gate_up_N2F.reshape(-1, gate_up_N2F.shape[-1]) if gate_up_N2F.numel() else gate_up_N2F.flatten(0, -2)
     if use_triton(backend, "gate_up_N2F", gate_up_N2F, others=OTHERS):
-        from mmkernels.swiglu.fused import triton_swiglu
+        from mmkernels.swiglu.launch import triton_swiglu
 
         y_NF = triton_swiglu(flat_N2F, rows)
     else:
@@ -45,7 +44,7 @@ def swiglu(gate_up_N2F: Tensor, rows: Tensor | None = None, *, backend: str = "a
 def swiglu_grad(
     gate_up_N2F: Tensor, dy_NF: Tensor, rows: Tensor | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of :func:`swiglu`, and its output once more: for who saved neither that nor its graph.
+    """The gradient of :func:`swiglu`, and its output once more, for a caller that saved neither output nor graph.
 
     Args:
         gate_up_N2F: the input [N, 2F].
@@ -59,28 +58,9 @@ def swiglu_grad(
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    _check(gate_up_N2F, rows)
-    if not isinstance(dy_NF, Tensor) or gate_up_N2F.ndim != 2 or 2 * dy_NF.numel() != gate_up_N2F.numel():
-        got = f"shape {list(dy_NF.shape)}" if isinstance(dy_NF, Tensor) else type(dy_NF).__name__
-        raise KernelArgumentError("dy_NF", got, f"[N, F] for an input [N, 2F] of {list(gate_up_N2F.shape)}")
+    check_swiglu_grad(gate_up_N2F, dy_NF, rows)
     if use_triton(backend, "gate_up_N2F", gate_up_N2F, others=("eager",)):
-        from mmkernels.swiglu.fused import triton_swiglu_grad
+        from mmkernels.swiglu.launch import triton_swiglu_grad
 
         return triton_swiglu_grad(gate_up_N2F, dy_NF, rows, with_output=True)
     return eager_swiglu_grad(gate_up_N2F, dy_NF, gate_up_N2F.shape[0] if rows is None else int(rows), with_output=True)
-
-
-def _check(gate_up_N2F: Tensor, rows: Tensor | None) -> None:
-    if not isinstance(gate_up_N2F, Tensor):
-        raise KernelArgumentError("gate_up_N2F", type(gate_up_N2F).__name__, "a tensor [..., 2F]")
-    if gate_up_N2F.ndim < 2 or gate_up_N2F.shape[-1] % 2:
-        raise KernelArgumentError("gate_up_N2F", f"shape {list(gate_up_N2F.shape)}", "[..., 2F], 2 dimensions or more")
-    if gate_up_N2F.dtype not in ALL_DTYPES:
-        raise KernelArgumentError("gate_up_N2F", f"dtype {gate_up_N2F.dtype}", "bfloat16, float16, float32 or float64")
-    if rows is None:
-        return
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int32 or rows.numel() != 1:
-        got = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise KernelArgumentError("rows", got, "an int32 tensor of one element, or None")
-    if rows.device != gate_up_N2F.device:
-        raise KernelArgumentError("rows", f"device {rows.device}", f"the device of gate_up_N2F, {gate_up_N2F.device}")

@@ -12,14 +12,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def eager_swiglu(gate_up_N2F: Tensor, rows: Tensor | None) -> Tensor:
-    """See `mmkernels.swiglu`. With `rows` on a device, the host waits to read it."""
+    """SiLU(gate) * up, [N, F]. With `rows` on a device, the host waits to read it."""
     return _SwiGLU.apply(gate_up_N2F, gate_up_N2F.shape[0] if rows is None else int(rows))
 
 
 def eager_swiglu_grad(
     gate_up_N2F: Tensor, dy_NF: Tensor, rows: int, with_output: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """See `mmkernels.swiglu.swiglu_grad`; the output only where it is asked for."""
+    """Gradient of the input [N, 2F], and the output [N, F] where it is asked for; zeros from `rows` on."""
     gate, up = gate_up_N2F[:rows].chunk(2, dim=-1)
     grad_N2F = torch.empty_like(gate_up_N2F)
     grad_N2F[rows:] = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def naive_swiglu(gate_up_N2F: Tensor, rows: Tensor | None = None) -> Tensor:
-    """SiLU(gate) * up of the two halves of the last dimension, [..., 2F] to [..., F]; see `mmkernels.swiglu`."""
+    """SiLU(gate) * up of the two halves of the last dimension, [..., 2F] to [..., F]; zeros from row `rows` on."""
     gate, up = gate_up_N2F.chunk(2, dim=-1)
     y = F.silu(gate) * up
     if rows is None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkernels.grouped_mlp import grouped_mlp
 from mmkernels.moe import Route, permute, unpermute
-from mmkernels.swiglu import swiglu
 from mmtrain.model.initial import Initial, Xavier
 from mmtrain.model.weights import local
 
@@ -52,11 +51,10 @@ class Experts(nn.Module):
             offset_E: int32, the row after each expert's last.
 
         Returns:
-            Results of the used rows. Grouped products leave the other rows of their output, and of their input's
-            gradient, unwritten: the activation skips them, and so must whoever reads the result.
+            Results of the used rows. The other rows of the output, and of the input's gradient, are unwritten:
+            whoever reads them must skip these.
         """
-        gate_up_R2F = F.grouped_mm(x_RD, local(self.w13_E2FD).flatten(1, 2).transpose(1, 2), offs=offset_E)
-        return F.grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), local(self.w2_EDF).transpose(1, 2), offs=offset_E)
+        return grouped_mlp(x_RD, local(self.w13_E2FD), local(self.w2_EDF), offset_E)
 
 
 class ExpertCall(Protocol):

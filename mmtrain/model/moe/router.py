@@ -138,12 +138,12 @@ class Router(nn.Module):
             plan = route(logits_NE, self.top_k, capacity, self.drop_policy)
         else:
             plan = route(logits_NE, self.top_k, None, self.drop_policy, quotas=scope.pool.quotas(capacity))
-        assignments = max(plan.slot_TK.numel(), 1)
+        assignments = max(plan.row_TK.numel(), 1)
         drop_rate = drop_rate_alone = 1.0 - plan.offset_E[-1] / assignments  # the last offset: all that were kept
         if scope.pool is not None and capacity is not None:
-            drop_rate_alone = 1.0 - plan.wanted_E.clamp(max=capacity).sum() / assignments
+            drop_rate_alone = 1.0 - plan.assigned_E.clamp(max=capacity).sum() / assignments
         aux_loss, entropy = self._balance(logits_NE, plan)
-        stats = RouterStats(aux_loss, plan.wanted_E, drop_rate, drop_rate_alone, entropy)
+        stats = RouterStats(aux_loss, plan.assigned_E, drop_rate, drop_rate_alone, entropy)
         return scope.micro_batch.local_route(plan), stats
 
     def _balance(self, logits_NE: Tensor, plan: Route) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ class Router(nn.Module):
         scale /= max(logits_NE.shape[0], 1)
         if self.scope.parts == 1 or not self.training:
             mean_E, entropy = balance_stats(logits_NE)
-            return _imbalance(mean_E, plan.wanted_E, scale), entropy
+            return _imbalance(mean_E, plan.assigned_E, scale), entropy
         parts = self.scope.parts
         mean_PE, entropy_P = zip(*(balance_stats(part_TE) for part_TE in logits_NE.chunk(parts)), strict=True)
         assigned_PE = logits_NE.new_zeros(parts, self.num_experts)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from mmkernels.moe import Arrivals, take_rows
+from mmkernels.moe import ReceivedRows, take_rows
 from mmtrain.parallel.collectives import exchange_into, gather_into, scatter_sum_into
 from mmtrain.parallel.expert.comm_streams import CommStreams, Work
 from mmtrain.parallel.expert.peer_buffers import PeerBuffers
@@ -37,10 +37,10 @@ class TokenDispatcher(Protocol):
     def dispatch(self, group: TokenGroup, x_RD: Tensor) -> InFlight:
         """Send a group's rows to the ranks that have its experts."""
 
-    def permute(self, in_flight: InFlight, received: Arrivals) -> Tensor:
+    def permute(self, in_flight: InFlight, received: ReceivedRows) -> Tensor:
         """Received rows in the order of their experts, [M, D]; rows past the last may hold anything."""
 
-    def combine(self, group: TokenGroup, y_SD: Tensor, received: Arrivals, into_RD: Tensor) -> Work:
+    def combine(self, group: TokenGroup, y_SD: Tensor, received: ReceivedRows, into_RD: Tensor) -> Work:
         """Send sorted rows back to where they came from, into the group's rows of `into`."""
 
     def wait(self, works: Sequence[Work]) -> None:
@@ -81,15 +81,15 @@ class AllToAllDispatcher:
         gathered = x_RD.new_empty(self.etp_group.size() * group.padded, x_RD.shape[1])
         return gathered, self.streams.run("etp", partial(gather_into, gathered, arrived, self.etp_group), work)
 
-    def permute(self, in_flight: InFlight, received: Arrivals) -> Tensor:
+    def permute(self, in_flight: InFlight, received: ReceivedRows) -> Tensor:
         """Wait for the rows, and sort them into memory of their own."""
         rows_MD, work = in_flight
         self.streams.wait(work)
         return take_rows(rows_MD, received.source_M, clear=False)
 
-    def combine(self, group: TokenGroup, y_SD: Tensor, received: Arrivals, into_RD: Tensor) -> Work:
+    def combine(self, group: TokenGroup, y_SD: Tensor, received: ReceivedRows, into_RD: Tensor) -> Work:
         """Put the rows back into the order in which they came, and start the collectives that return them."""
-        work, rows_MD = None, take_rows(y_SD, received.place_M, clear=False)
+        work, rows_MD = None, take_rows(y_SD, received.target_M, clear=False)
         summed = rows_MD
         if self.etp_group is not None:
             summed = rows_MD.new_empty(group.padded, rows_MD.shape[1])
@@ -132,16 +132,16 @@ class PeerReadDispatcher:
         """Nothing to send: the rows were made in the peer buffer."""
         return x_RD, Work(None)
 
-    def permute(self, in_flight: InFlight, received: Arrivals) -> Tensor:
+    def permute(self, in_flight: InFlight, received: ReceivedRows) -> Tensor:
         """Read the rows out of the peer buffers, in the order of their experts."""
         x_SD = torch.empty_like(in_flight[0])
         self.streams.run("ep", partial(self.buffers.read, x_SD, source_M=received.source_M))
         return x_SD
 
-    def combine(self, group: TokenGroup, y_SD: Tensor, received: Arrivals, into_RD: Tensor) -> Work:
+    def combine(self, group: TokenGroup, y_SD: Tensor, received: ReceivedRows, into_RD: Tensor) -> Work:
         """Stage the rows in the order in which they came, and read this rank's own out of the peer buffers."""
         staged_RD = self.buffers.stage(*y_SD.shape, y_SD.dtype)
-        take_rows(y_SD, received.place_M, clear=False, out=staged_RD)
+        take_rows(y_SD, received.target_M, clear=False, out=staged_RD)
         return self.streams.run("ep", partial(self.buffers.read, into_RD, used_M=self.token_R))
 
     def wait(self, works: Sequence[Work]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
-from mmkernels.moe import Arrivals, Route, to_places
+from mmkernels.moe import ReceivedRows, Route, to_slots
 from mmtrain.model.moe.experts import Experts
 from mmtrain.model.weights import local
 from mmtrain.parallel.collectives import gather_into, gather_rows, scatter_sum_rows
@@ -141,7 +141,7 @@ class ExpertExchange:
         if plan.capacity is None:
             mine = part_of(plan, self.groups.tp_group.rank(), self.groups.tp_group.size())
             return self._run_exact(experts, x_TD, split_into_chunks(mine, chunks), chunks)
-        plan = plan._replace(capacity=min(plan.capacity, plan.slot_TK.shape[0]))
+        plan = plan._replace(capacity=min(plan.capacity, plan.row_TK.shape[0]))
         return self._run_slots(experts, x_TD, split_into_chunks(plan, chunks), chunks)
 
     def _run_slots(self, experts: Experts, x_TD: Tensor, plan: Route, chunks: int) -> Tensor:
@@ -149,12 +149,12 @@ class ExpertExchange:
         groups, streams = self.groups, self._streams
         first, capacity = self._slot_share(plan.capacity)
         layout = self._slot_layout(plan.count_E.numel() // groups.ep_size, capacity)
-        sent = to_places(plan, layout.start_E, first, capacity)
+        sent = to_slots(plan, layout.start_E, first, capacity)
         count_A = sent.count_E.new_empty(groups.ep_etp_group.size() * sent.count_E.numel())
         counted = streams.run("counts", lambda: gather_into(count_A, sent.count_E, groups.ep_etp_group))
         x_ND = gather_rows(x_TD, groups.tp_group)
 
-        def receive() -> list[Arrivals]:
+        def receive() -> list[ReceivedRows]:
             streams.wait(counted)
             count_WPWL = count_A.view(groups.ep_size, groups.etp_size, groups.ep_size, -1)
             senders = slice(groups.etp_rank, groups.etp_rank + 1) if self.full_micro_batch else slice(None)

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.moe import Arrivals, Route, permute, permute_grad, unpermute, unpermute_grads
-from mmkernels.swiglu import swiglu, swiglu_grad
+from mmkernels.grouped_mlp import grouped_mlp_forward, grouped_mlp_input_grad, grouped_weight_grad
+from mmkernels.moe import ReceivedRows, Route, permute, permute_grad, unpermute, unpermute_grads
 from mmtrain.parallel.expert.dispatcher import TokenDispatcher
 from mmtrain.parallel.expert.token_groups import TokenGroup
 
@@ -35,7 +34,7 @@ class GroupSchedule:
     """
 
     groups: list[TokenGroup]
-    receive: Callable[[], list[Arrivals]]
+    receive: Callable[[], list[ReceivedRows]]
     dispatcher: TokenDispatcher
     chunks: int = 1
 
@@ -83,11 +82,8 @@ class _OverlappedExperts(torch.autograd.Function):
         all_received, y_RD = schedule.receive(), torch.empty_like(x_RD)
         saved, combined = [], []
         for group, received, arriving in zip(schedule.groups, all_received, in_flight, strict=True):
-            x_SD, w2 = dispatcher.permute(arriving, received), w2_LDF[schedule.experts(group)]
-            w13 = w13_L2FD[schedule.experts(group)].flatten(1, 2)
-            gate_up_S2F = F.grouped_mm(x_SD, w13.transpose(1, 2), offs=received.offset_L)
-            hidden_SF = swiglu(gate_up_S2F, received.offset_L[-1:])
-            y_SD = F.grouped_mm(hidden_SF, w2.transpose(1, 2), offs=received.offset_L)
+            x_SD, experts = dispatcher.permute(arriving, received), schedule.experts(group)
+            y_SD, gate_up_S2F = grouped_mlp_forward(x_SD, w13_L2FD[experts], w2_LDF[experts], received.offset_L)
             combined.append(dispatcher.combine(group, y_SD, received, y_RD))
             saved += [x_SD, gate_up_S2F]
         dispatcher.wait(combined)
@@ -113,9 +109,9 @@ class _OverlappedExperts(torch.autograd.Function):
         ):
             offset_L, experts = received.offset_L, schedule.experts(group)
             dy_SD = dispatcher.permute(arriving, received)
-            dhidden_SF = F.grouped_mm(dy_SD, w2_LDF[experts], offs=offset_L)
-            dgate_up_S2F, hidden_SF = swiglu_grad(gate_up_S2F, dhidden_SF, offset_L[-1:])
-            dx_SD = F.grouped_mm(dgate_up_S2F, w13_L2FD[experts].flatten(1, 2), offs=offset_L)
+            dx_SD, dgate_up_S2F, hidden_SF = grouped_mlp_input_grad(
+                dy_SD, gate_up_S2F, w13_L2FD[experts], w2_LDF[experts], offset_L
+            )
             combined.append(dispatcher.combine(group, dx_SD, received, dx_RD))
             dw2.add(experts, dy_SD, hidden_SF, offset_L)
             dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
@@ -142,7 +138,7 @@ class _Gradient:
         """
         if not self.wanted:
             return
-        part = F.grouped_mm(dout_SN.t(), in_SM, offs=offset_L).view(-1, *self.weight.shape[1:])
+        part = grouped_weight_grad(dout_SN, in_SM, offset_L).view(-1, *self.weight.shape[1:])
         if self.whole is None:
             self.whole = part if part.shape == self.weight.shape else torch.empty_like(self.weight)
         if experts.stop <= self._begun:  # another chunk of the last one's tokens

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmkernels.moe import Arrivals, Route, sort_arrivals
+from mmkernels.moe import ReceivedRows, Route, sort_received
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def split_into_chunks(plan: Route, chunks: int) -> Route:
     left_EG = (plan.count_E[:, None] - chunk_G * wide_E[:, None]).clamp(min=0)
     count_V = torch.minimum(left_EG, wide_E[:, None]).flatten()
     expert_TK = plan.expert_TK.long()
-    number_TK = (plan.slot_TK - (plan.offset_E - plan.count_E)[expert_TK]).clamp(min=0)  # of a dropped one: any
+    number_TK = (plan.row_TK - (plan.offset_E - plan.count_E)[expert_TK]).clamp(min=0)  # of a dropped one: any
     chunk_TK = number_TK // wide_E[expert_TK].clamp(min=1)
     expert_TK = (expert_TK * chunks + chunk_TK).int()
     return plan._replace(expert_TK=expert_TK, count_E=count_V, offset_E=count_V.cumsum(0).int(), capacity=capacity)
@@ -101,11 +101,11 @@ def reorder_rows(plan: Route, order_E: Tensor) -> Route:
     begin_E = torch.empty_like(sorted_E)
     begin_E[order_E] = sorted_E.cumsum(0, dtype=torch.int32) - sorted_E
     shift_E = begin_E - (plan.offset_E - plan.count_E)
-    slot_TK = torch.where(plan.slot_TK >= 0, plan.slot_TK + shift_E[plan.expert_TK.long()], -1).int()
-    rows, number_T = plan.token_R.shape[0], torch.arange(slot_TK.shape[0], dtype=torch.int32, device=slot_TK.device)
-    token_R = torch.full((rows + 1,), -1, dtype=torch.int32, device=slot_TK.device)
-    token_R[torch.where(slot_TK >= 0, slot_TK, rows).long()] = number_T[:, None].expand_as(slot_TK)
-    return plan._replace(slot_TK=slot_TK, token_R=token_R[:rows])
+    row_TK = torch.where(plan.row_TK >= 0, plan.row_TK + shift_E[plan.expert_TK.long()], -1).int()
+    rows, number_T = plan.token_R.shape[0], torch.arange(row_TK.shape[0], dtype=torch.int32, device=row_TK.device)
+    token_R = torch.full((rows + 1,), -1, dtype=torch.int32, device=row_TK.device)
+    token_R[torch.where(row_TK >= 0, row_TK, rows).long()] = number_T[:, None].expand_as(row_TK)
+    return plan._replace(row_TK=row_TK, token_R=token_R[:rows])
 
 
 class SlotLayout:
@@ -136,23 +136,23 @@ class SlotLayout:
             bound_2L[0, split], bound_2L[1, split] = split.start, split.stop
         self.start_E, (self._lo_L, self._hi_L) = start_WL.flatten().to(device), bound_2L.to(device)
 
-    def sort_received(self, count_WPL: Tensor) -> list[Arrivals]:
+    def sort_received(self, count_WPL: Tensor) -> list[ReceivedRows]:
         """Order of each group's received rows by expert, then by rank that they come from.
 
         Args:
             count_WPL: rows of each expert here from each rank, int32 on the device.
         """
-        source_M, place_M, offset_L = sort_arrivals(count_WPL, self._lo_L, self._hi_L, self.capacity)
+        source_M, target_M, offset_L = sort_received(count_WPL, self._lo_L, self._hi_L, self.capacity)
         received = []
         for group in self.groups:
             rows = slice(*(self.senders * self.capacity * at for at in (group.experts.start, group.experts.stop)))
-            received.append(Arrivals(source_M[rows], place_M[rows], offset_L[group.experts]))
+            received.append(ReceivedRows(source_M[rows], target_M[rows], offset_L[group.experts]))
         return received
 
 
 def exact_groups(
     count_WPWL: Tensor, splits: Sequence[slice], ep_rank: int, etp_rank: int, device: torch.device
-) -> tuple[list[TokenGroup], list[Arrivals]]:
+) -> tuple[list[TokenGroup], list[ReceivedRows]]:
     """Token groups whose rows are as many as there are, and the order of each group's received rows by expert.
 
     Args:
@@ -174,7 +174,7 @@ def exact_groups(
     return groups, received
 
 
-def _sort_exact(segments_PWL: Tensor, padded: int, device: torch.device) -> Arrivals:
+def _sort_exact(segments_PWL: Tensor, padded: int, device: torch.device) -> ReceivedRows:
     """Order by expert of rows of which each block of W * L segments fills `padded` at most."""
     blocks, ranks, local_experts = segments_PWL.shape
     total = blocks * padded
@@ -184,8 +184,8 @@ def _sort_exact(segments_PWL: Tensor, padded: int, device: torch.device) -> Arri
         counts = segments_PWL[block].flatten()
         owner_M[block * padded : block * padded + int(counts.sum())] = expert_WL.flatten().repeat_interleave(counts)
     order, used = owner_M.argsort(stable=True), int(segments_PWL.sum())
-    place_M = torch.full((total,), -1, dtype=torch.int32)
-    place_M[order[:used]] = torch.arange(used, dtype=torch.int32)
+    target_M = torch.full((total,), -1, dtype=torch.int32)
+    target_M[order[:used]] = torch.arange(used, dtype=torch.int32)
     source_S = torch.where(torch.arange(total) < used, order, -1).int()
     offset_L = segments_PWL.sum((0, 1)).cumsum(0).int()
-    return Arrivals(source_S.to(device), place_M.to(device), offset_L.to(device))
+    return ReceivedRows(source_S.to(device), target_M.to(device), offset_L.to(device))

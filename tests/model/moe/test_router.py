@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkernels.moe import Route
-from mmkernels.moe.naive import naive_assign
+from mmkernels.moe.route.naive import naive_assign
 from mmtrain.model.moe.layer import MoE
 from mmtrain.model.moe.router import Router, expert_capacity, load_balancing_loss
 from tests.model.small import draw, relative, small_config
@@ -55,7 +55,7 @@ def assign(weight_TK: Tensor, expert_TK: Tensor, num_experts: int, capacity: int
 
 
 def kept_TK(plan: Route) -> Tensor:
-    return plan.slot_TK >= 0
+    return plan.row_TK >= 0
 
 
 def random_logits(rng: random.Random, tokens: int, experts: int) -> Tensor:
@@ -140,16 +140,16 @@ def test_routing_invariants(policy: str, capacity: int | None) -> None:
         tokens, experts, top_k = 1 + 3 * trial, 3 + trial % 4, 1 + trial % 3
         weight, expert = chosen(random_logits(random.Random(trial), tokens, experts), top_k)
         routing = assign(weight, expert, experts, capacity, policy)
-        count, kept, kept_slots = int(routing.offset_E[-1]), kept_TK(routing), routing.slot_TK[kept_TK(routing)]
+        count, kept, kept_slots = int(routing.offset_E[-1]), kept_TK(routing), routing.row_TK[kept_TK(routing)]
         assert routing.count_E.sum() == count == kept.sum() and routing.count_E.shape == (experts,)
         assert torch.equal(kept_slots.sort().values, torch.arange(count, dtype=torch.int32))  # each slot once
-        assert (routing.slot_TK[~kept] == -1).all() and (routing.token_R[count:] == -1).all()
+        assert (routing.row_TK[~kept] == -1).all() and (routing.token_R[count:] == -1).all()
         token_T1 = torch.arange(tokens, dtype=torch.int32)[:, None].expand(tokens, top_k)
         assert torch.equal(routing.token_R[kept_slots], token_T1[kept])
         expert_N = torch.repeat_interleave(torch.arange(experts), routing.count_E)
         assert torch.equal(expert_N[kept_slots], expert[kept])  # sorted by expert
         wanted = torch.bincount(expert.flatten(), minlength=experts)
-        assert torch.equal(routing.wanted_E.long(), wanted)
+        assert torch.equal(routing.assigned_E.long(), wanted)
         assert torch.equal(routing.count_E.long(), wanted if capacity is None else wanted.clamp(max=capacity))
 
 

@@ -61,11 +61,11 @@ def test_chunks_of_an_expert_are_consecutive_rows_of_it(capacity: int | None, ch
     plan = route(torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), 2, capacity)
     split = split_into_chunks(plan, chunks)
     assert split.capacity == (None if capacity is None else -(-capacity // chunks))
-    assert torch.equal(split.count_E.view(5, chunks).sum(1), plan.count_E) and torch.equal(split.slot_TK, plan.slot_TK)
+    assert torch.equal(split.count_E.view(5, chunks).sum(1), plan.count_E) and torch.equal(split.row_TK, plan.row_TK)
     assert capacity is None or int(split.count_E.max()) <= split.capacity
     begin_E = split.offset_E - split.count_E
-    for token, k in (plan.slot_TK >= 0).nonzero().tolist():
-        expert, row = int(split.expert_TK[token, k]), int(plan.slot_TK[token, k])
+    for token, k in (plan.row_TK >= 0).nonzero().tolist():
+        expert, row = int(split.expert_TK[token, k]), int(plan.row_TK[token, k])
         assert expert // chunks == plan.expert_TK[token, k] and begin_E[expert] <= row < split.offset_E[expert]
     assert split_into_chunks(plan, 1) is plan
 

@@ -1,0 +1,1 @@
+"""The fused kernels of torch that softmax attention chooses among, and what cuDNN needs beside: buckets and plans."""
