@@ -1,1 +1,1 @@
-"""What all ops share: errors, argument checks, and what they ask of triton."""
+"""Parts that all ops share: errors, argument checks, launch shapes, and the question whether Triton can run."""

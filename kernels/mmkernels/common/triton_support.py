@@ -1,4 +1,4 @@
-"""What every Triton backend asks first: whether a kernel can run on a tensor here."""
+"""The question that every Triton backend asks first: whether a kernel can run on a tensor here."""
 
 from __future__ import annotations
 

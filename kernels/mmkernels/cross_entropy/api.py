@@ -46,8 +46,8 @@ def logits_to_gradient_(
         logits_CV: as for :func:`row_statistics`; holds ``exp(logit - top) / sum`` afterwards, rounded once.
         labels_C: as for :func:`row_statistics`.
         top_C: the largest logit over the columns of all ranks, in the statistics' dtype.
-        sum_C: the sum of ``exp(logit - top)`` over them, likewise.
-        at_label_C: what the label's column gets, likewise: ``expm1`` of its log-probability, which has digits left
+        sum_C: the sum of ``exp(logit - top)`` over the same columns, in the same dtype.
+        at_label_C: the value for the label's column: ``expm1`` of its log-probability, which has digits left
             where a rounded probability minus 1 has none.
         backend: as for :func:`row_statistics`.
 

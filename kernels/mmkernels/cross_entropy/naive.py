@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def naive_row_statistics(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
-    """See `mmkernels.cross_entropy.row_statistics`."""
+    """Statistics of each row, [3, C], as `mmkernels.cross_entropy.row_statistics`."""
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     if not wide_CV.shape[1]:
         return torch.stack([torch.full_like(labels_C, value, dtype=wide_CV.dtype) for value in (-torch.inf, 0, 0)])
@@ -24,7 +24,7 @@ def naive_row_statistics(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
 def naive_logits_to_gradient_(
     logits_CV: Tensor, labels_C: Tensor, top_C: Tensor, sum_C: Tensor, at_label_C: Tensor
 ) -> Tensor:
-    """See `mmkernels.cross_entropy.logits_to_gradient_`."""
+    """Gradients in place of logits, as `mmkernels.cross_entropy.logits_to_gradient_`."""
     if not logits_CV.shape[1]:
         return logits_CV
     own_C, local_C = _own(labels_C, logits_CV.shape[1])

@@ -1,4 +1,4 @@
-"""The public functions of the experts' MLP: one that autograd differentiates, and its parts for who does so by hand.
+"""The public functions of the experts' MLP: one that autograd differentiates, and its parts for a backward pass by hand.
 
 Legend: R rows sorted by expert, E experts, D model width, F expert width; M and N widths of one product.
 """
@@ -22,7 +22,7 @@ def grouped_mlp(x_RD: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, offset_E: Tensor
         x_RD: tokens, [R, D], bfloat16, float16, float32 or float64; the rows of expert e end before ``offset_E[e]``.
             Rows from ``offset_E[-1]`` on belong to no expert and may hold anything.
         w13_E2FD: gate and up weights, [E, 2, F, D], in the dtype of x.
-        w2_EDF: down weights, [E, D, F], likewise.
+        w2_EDF: down weights, [E, D, F], in the dtype of x.
         offset_E: int32 [E], the row after each expert's last; equal to the one before for an expert without rows.
 
     Returns:
@@ -81,7 +81,7 @@ def grouped_weight_grad(dout_RN: Tensor, in_RM: Tensor, offset_E: Tensor) -> Ten
 
     Args:
         dout_RN: gradient of the product, [R, N]; rows that belong to no expert are not read.
-        in_RM: its input, [R, M], in the same dtype; likewise.
+        in_RM: its input, [R, M], in the same dtype; rows that belong to no expert are not read.
         offset_E: as for :func:`grouped_mlp`.
 
     Returns:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmkernels.common.errors import KernelArgumentError
 
 DROP_POLICIES = ("probs", "position")
-"""Who is dropped over capacity: the assignments of the lowest probability, or those of the latest tokens."""
+"""Orders of dropping over capacity: the assignments of the lowest probability, or those of the latest tokens."""
 
 Quotas = Callable[[Tensor], Tensor]
 """From `assigned_E`, the assignments of each expert (int32), to how many each may keep (int32 [E]), on the device."""
