@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
-from mmtrain.config import SOFTMAX, ModelConfig
+from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.init import build_model
+from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.packed_seq import Packing
 from mmtrain.train.device import keep_freed_memory
 
@@ -54,7 +55,7 @@ def theirs(tokens_T: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
             vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.ffn_hidden_size,
             num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
             head_dim=c.head_dim, num_local_experts=c.num_experts, num_experts_per_tok=c.top_k,
-            layer_types=["full_attention" if k == SOFTMAX else "linear_attention" for k in c.layer_types],
+            layer_types=["full_attention" if k == SOFTMAX.letter else "linear_attention" for k in c.layer_types],
             block_size=256, use_cache=False,
         )
     ).to(dtype)  # fmt: skip

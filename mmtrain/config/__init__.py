@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmtrain.config.model import LIGHTNING, SOFTMAX, ModelConfig
+from mmtrain.config.model import ModelConfig
 from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.parallel import ParallelConfig
 from mmtrain.config.run import (
@@ -25,8 +25,6 @@ from mmtrain.config.schema import build
 from mmtrain.config.stage import BatchStep, LrSegment, PhaseConfig, SourceConfig, StageConfig
 
 __all__ = [
-    "LIGHTNING",
-    "SOFTMAX",
     "BatchStep",
     "CheckpointConfig",
     "ClusterConfig",

@@ -8,8 +8,6 @@ from string import ascii_uppercase
 from mmtrain.config.checks import choose, require
 from mmtrain.config.option_marks import SHAPES_WEIGHTS
 
-SOFTMAX, LIGHTNING = "S", "L"
-
 
 @dataclass
 class ModelConfig:

@@ -25,7 +25,7 @@ def plan_attention(
     Returns:
         What was done, for the log; None if there was nothing to do.
     """
-    if not any(block.spec.letter == SOFTMAX for block in model.layers):  # a pipeline's rank may have none
+    if not any(block.spec is SOFTMAX for block in model.layers):  # a pipeline's rank may have none
         return None
     began, config, tp = time.perf_counter(), model.config, context.layout.tp
     count = build_plans(

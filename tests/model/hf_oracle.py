@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
-from mmtrain.config import SOFTMAX, ModelConfig
+from mmtrain.config import ModelConfig
+from mmtrain.model.mixers.registry import SOFTMAX
 
 # Our parameter names and theirs; layers.N. is common.
 _NAMES = {
@@ -35,7 +36,7 @@ def hf_model(model: nn.Module, dtype: torch.dtype = torch.float32) -> MiniMaxFor
             vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.ffn_hidden_size,
             num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
             head_dim=c.head_dim, num_local_experts=c.num_experts, num_experts_per_tok=c.top_k,
-            layer_types=["full_attention" if k == SOFTMAX else "linear_attention" for k in c.layer_types],
+            layer_types=["full_attention" if k == SOFTMAX.letter else "linear_attention" for k in c.layer_types],
             block_size=256, rms_norm_eps=c.norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
             full_attn_alpha_factor=c.alpha, full_attn_beta_factor=1.0, linear_attn_alpha_factor=c.alpha,
@@ -48,7 +49,7 @@ def hf_model(model: nn.Module, dtype: torch.dtype = torch.float32) -> MiniMaxFor
         for name, parameter in model.named_parameters():
             target.pop(hf_name(name)).copy_(flat_like_hf(name, parameter))
     assert not target, f"weights that were not copied: {sorted(target)}"
-    if c.layer_types[-1] != SOFTMAX:
+    if c.layer_types[-1] != SOFTMAX.letter:
         _use_released_slopes(theirs.model.layers[-1].self_attn, c)
     return theirs
 
