@@ -31,6 +31,8 @@ def test_without_launchers_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/prepare.py").touch()
     elsewhere = {"url": tmp_path.as_uri(), "dir_info": {"editable": True}}  # another checkout than the one imported
     for record in (None, elsewhere):
         install(monkeypatch, record)
