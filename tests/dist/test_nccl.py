@@ -15,7 +15,7 @@ from mmtrain.parallel.layout import plan_layout
 from mmtrain.runs.compare import compare
 from tests.dist.layouts import MODEL
 from tests.dist.pool import free_port
-from tests.dist.runs import SMALL
+from tests.dist.runs import ROOT, SMALL
 
 GPUS = torch.cuda.device_count()
 LAYOUTS = {
@@ -31,7 +31,9 @@ LAYOUTS = {
 def test_layouts_train_the_same_model(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [option for option in SMALL if not option.startswith("cluster.device")]
     overrides = [*options, f"data.path={corpus}", "cluster.device=cuda", "model.ffn_hidden_size=32"]
-    assert compare(LAYOUTS[4 if GPUS >= 4 else 2], overrides, steps=3, tolerance=1e-5) == 0, capsys.readouterr().out
+    layouts = LAYOUTS[4 if GPUS >= 4 else 2]
+    launcher = ROOT / "launch" / "pretrain.py"
+    assert compare(launcher, layouts, overrides, steps=3, tolerance=1e-5) == 0, capsys.readouterr().out
 
 
 def exchange_often(ranks: int) -> None:
