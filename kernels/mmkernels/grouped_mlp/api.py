@@ -1,4 +1,4 @@
-"""The public functions of the experts' MLP: one that autograd differentiates, and its parts for a backward pass by hand.
+"""Public functions of the experts' MLP: one that autograd differentiates, and its parts for a backward pass by hand.
 
 Legend: R rows sorted by expert, E experts, D model width, F expert width; M and N widths of one product.
 """

@@ -45,11 +45,13 @@ class GpuIpcMemory:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device, self.own = device, torch.zeros(size, dtype=torch.uint8, device=device)
+        self._counter: tuple[bytes, int] | None = None
 
     def export(self) -> tuple[Any, ...]:
         """Handle as torch's own processes would pass it on."""
         torch.cuda.synchronize(self.device)  # zeros are there before anyone reads them
         rebuild, handle = reduce_tensor(self.own)
+        self._counter = handle[_COUNTER], handle[_COUNTER + 1]
         return rebuild, *handle
 
     def open(self, exported: tuple[Any, ...]) -> Tensor:
@@ -59,16 +61,19 @@ class GpuIpcMemory:
         hidden = theirs == mine or theirs >= torch.cuda.device_count()  # from this process, or the same GPU
         if not hidden and not torch.cuda.can_device_access_peer(mine, theirs):
             raise RuntimeError(f"GPU {mine} cannot read the memory of GPU {theirs}")
-        # Buffers of all ranks go together, so this one is counted as done with it now, and not when its tensor goes:
-        # the exporter would warn of memory in use, should it end first.
-        counter = handle[_COUNTER], handle[_COUNTER + 1]
+        # Its own count of readers would be one more each time: there is none here, see unlink.
         handle[_DEVICE], handle[_COUNTER] = mine, handle[_COUNTER] + b"-none"
-        part = rebuild(*handle)
-        torch.UntypedStorage._release_ipc_counter(*counter, device=mine)
-        return part
+        return rebuild(*handle)
 
     def unlink(self) -> None:
-        """Nothing to do: a handle of CUDA goes with the memory."""
+        """Count the memory as read by all: else torch keeps it, and warns of memory in use, should this process end.
+
+        The exporter does it, once: torch counts one reader, below zero the count is a large number, and then the memory
+        would never be given back (seen with three readers, not with one).
+        """
+        if self._counter is not None:
+            torch.UntypedStorage._release_ipc_counter(*self._counter, device=self.device.index)
+            self._counter = None
 
 
 class HostIpcMemory:
