@@ -78,6 +78,7 @@ class Trainer:
                     watchdog.step = step + 1  # as metrics.jsonl counts
                     self._step(self.plan.step(step), batches, report)
                     collect(step + 1)
+            self.model.close()
             return report.close()
 
     def _prepare(self, report: Report) -> None:

@@ -97,7 +97,7 @@ def answers(exchange: str, host_ranks: int, options: dict[str, int]) -> str:
         with mock.patch.dict("os.environ", LOCAL_WORLD_SIZE=str(host_ranks)):
             call = build_exchange(axes, tensor, context.device, exchange=exchange)
         assert call.peer_reads == (call.exchange_reason == "direct")
-        return reason
+        return call.exchange_reason
     except ConfigError as error:
         return str(error)
     finally:

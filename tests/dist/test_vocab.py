@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
-from mmtrain.parallel.tensor import vocab_parallel as vocab
+from mmtrain.model import loss as loss_module
 from mmtrain.parallel.tensor.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_embedding
 from tests.dist.pool import Pool
 
@@ -59,7 +59,7 @@ def cross_entropy(
     group, rank, first = place(shards)
     x_SD = hidden(dtype).chunk(len(shards))[rank].clone().requires_grad_("x" in trained)
     weight_ND = table(dtype).split(shards)[rank].clone().requires_grad_("w" in trained)
-    with patch.object(vocab, "has_kernel", lambda _: in_place):
+    with patch.object(loss_module, "has_kernel", lambda _: in_place):
         loss = vocab_parallel_cross_entropy(x_SD, weight_ND, labels_T, first, CHUNK, group)
     (loss * UPSTREAM).backward()
     return loss.detach(), x_SD.grad, weight_ND.grad
