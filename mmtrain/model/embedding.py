@@ -16,7 +16,7 @@ from mmtrain.model.weights import local
 
 
 class EmbeddingLookup(Protocol):
-    """How tokens find their rows in the table, which may lie on several ranks."""
+    """Lookup of tokens' rows in the table, which may lie on several ranks."""
 
     def __call__(self, tokens_T: Tensor, weight_VD: Tensor) -> Tensor:
         """Return the embeddings [S, D] of int64 tokens, given this process's rows of the table, in its dtype."""

@@ -41,7 +41,7 @@ class ModelInputs(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """What a training step needs of a micro-batch.
+    """Losses of a micro-batch, and figures of its routing.
 
     Attributes:
         ce_sum: scalar, cross-entropy summed over labelled tokens, in nats.
@@ -55,7 +55,7 @@ class LossOutput(NamedTuple):
 
 
 class StageOutput(NamedTuple):
-    """What some of the layers, without the head, made of a micro-batch.
+    """Output of some of the layers, without the head, for a micro-batch.
 
     Attributes:
         h_TD: hidden states.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the documents of T flattened tokens begin and end.
+    """Boundaries of the documents in T flattened tokens.
 
     Attributes:
         cu_seqlens: int32 [documents + 1], first token of each document, then T; every row start is a boundary.

@@ -1,1 +1,1 @@
-"""How the model is laid over processes; the model itself knows nothing of it."""
+"""Parallelism: a model laid over processes, of which the model itself knows nothing."""

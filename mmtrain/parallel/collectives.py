@@ -68,7 +68,7 @@ def sum_in_place(x: Tensor, group: ProcessGroup) -> Tensor:
 
 
 def sum_gradient(x: Tensor, group: ProcessGroup) -> Tensor:
-    """The same x, which every rank holds alike and uses in its own way: backward sums the ranks' gradients."""
+    """Identity on x, which every rank holds alike and uses in its own way: backward sums the ranks' gradients."""
     return x if group.size() == 1 else _SumGradient.apply(x, group)
 
 
@@ -86,13 +86,13 @@ def exchange_into(
 
 
 def gather_into(out_MD: Tensor, x_ND: Tensor, group: ProcessGroup) -> None:
-    """An all-gather of as many rows of each rank, likewise."""
+    """An all-gather of as many rows of each rank into memory that is there, unseen by autograd."""
     if out_MD.numel():  # alike on all ranks
         _all_gather(out_MD, x_ND, group=group)
 
 
 def scatter_sum_into(out_ND: Tensor, x_MD: Tensor, group: ProcessGroup) -> None:
-    """A reduce-scatter, likewise."""
+    """A reduce-scatter of rows into memory that is there, unseen by autograd."""
     if out_ND.numel():
         _reduce_scatter(out_ND, x_MD, group=group)
 

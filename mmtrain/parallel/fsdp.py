@@ -56,7 +56,7 @@ def apply_fsdp(
 
 
 def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
-    """Where FSDP cuts a parameter that is split already: along the first other dimension that it divides evenly."""
+    """Dimension along which FSDP cuts a parameter that is split already: the first other one that it divides evenly."""
     if not isinstance(parameter, DTensor):
         return None
     taken = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}

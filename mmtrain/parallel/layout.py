@@ -86,7 +86,7 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
 
 @dataclass(frozen=True)
 class _Job:
-    """What a layout must fit: the arguments of :func:`plan_layout`."""
+    """Demands that a layout must fit: the arguments of :func:`plan_layout`."""
 
     world: int
     parallel: ParallelConfig

@@ -24,7 +24,7 @@ DENSE, EXPERT = ("pp", "dp", "cp", "tp"), ("pp", "edp", "ep", "etp")
 
 @dataclass(frozen=True)
 class ParallelContext:
-    """This process's place.
+    """Place of this process in the layout.
 
     Attributes:
         device: where its tensors live.
@@ -118,7 +118,7 @@ def stop() -> None:
 
 
 def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tuple[DeviceMesh, DeviceMesh]:
-    """Both views; their groups have the ranks of megatron-core's, and nearly all are its own."""
+    """Meshes of both views; their groups have the ranks of megatron-core's, and nearly all are its own."""
     dense = (layout.pp, layout.dp, layout.cp, layout.tp)
     expert = (layout.pp, layout.edp, layout.ep, layout.etp)
     if layout.dp == layout.edp == layout.world:  # importing megatron-core's parallel state takes three seconds

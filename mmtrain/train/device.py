@@ -1,4 +1,4 @@
-"""What a device computes in, and how fast it can."""
+"""Precision that a device computes in, and its peak rate."""
 
 from __future__ import annotations
 

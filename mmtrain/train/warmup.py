@@ -1,4 +1,4 @@
-"""What a run does before its first step, so that no step waits for it."""
+"""Work that a run does before its first step, so that no step waits for it."""
 
 from __future__ import annotations
 

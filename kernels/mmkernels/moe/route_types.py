@@ -21,7 +21,7 @@ Quotas = Callable[[Tensor], Tensor]
 
 
 class Route(NamedTuple):
-    """Where tokens go. R is known on the host; kept rows come first, sorted by expert, then by token.
+    """Way of tokens to experts. R is known on the host; kept rows come first, sorted by expert, then by token.
 
     Attributes:
         weight_TK: fp32, softmax over the chosen logits, kept at its value for dropped assignments too; the one field
@@ -46,7 +46,7 @@ class Route(NamedTuple):
 
 
 class ReceivedRows(NamedTuple):
-    """How received rows are sorted by expert, in each group of experts on its own.
+    """Order of received rows by expert, in each group of experts on its own.
 
     The rows of a group lie together: those of the experts lo to hi - 1 are P * W * C * lo to P * W * C * hi. Numbers
     count from the group's first row.

@@ -1,4 +1,4 @@
-"""What decoding remembers of one document, over all layers; each mixer has a class of its own for its part."""
+"""Memory that decoding keeps of one document, over all layers; each mixer has a class of its own for its part."""
 
 from __future__ import annotations
 

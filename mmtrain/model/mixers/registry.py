@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Placement(Enum):
-    """How a parameter lies over the ranks of tensor parallelism."""
+    """Layout of a parameter over the ranks of tensor parallelism."""
 
     ROWS = "rows"
     COLUMNS = "columns"

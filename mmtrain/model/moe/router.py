@@ -21,7 +21,7 @@ from mmtrain.model.weights import local
 
 
 class RouterStats(NamedTuple):
-    """What one layer's router did to one micro-batch; scalars are fp32, and all but the loss are detached.
+    """Figures of one layer's router for one micro-batch; scalars are fp32, and all but the loss are detached.
 
     Attributes:
         aux_loss: scalar, already times its coefficient, to be added to the loss.

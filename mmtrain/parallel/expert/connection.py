@@ -1,4 +1,4 @@
-"""What experts' rows travel through: process groups, or peer buffers that the ranks read; and for what reason."""
+"""Connections that experts' rows travel through: process groups, or peer buffers that ranks read; and the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How rows get to the ranks that have their experts, sorted there, and back: by collectives, or read where they lie.
+"""Token dispatchers: rows go to the ranks that have their experts, are sorted there, and come back.
+
+Collectives move them, or each rank reads its rows where they lie.
 
 Legend: R rows to send and to get back, D model width, M rows received, S received rows sorted by expert, W ranks along
 ep, P ranks along etp.

@@ -90,7 +90,7 @@ class ExpertExchange:
 
     @property
     def exchange_reason(self) -> str:
-        """How rows move, and why: "direct", or "collectives: " and the reason."""
+        """Way that rows move, and why: "direct", or "collectives: " and the reason."""
         return self._connected.choice.reason
 
     @property
