@@ -39,7 +39,10 @@ def test_a_run_learns_and_records_everything(reference: Path) -> None:
     assert (reference / "plot.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("extra", [[], ["parallel.sync_every_micro_batch=true", "parallel.activation_checkpoint=true"]])
+OTHER_MEMORY = ["parallel.sync_every_micro_batch=true", "parallel.activation_checkpoint=true"]
+
+
+@pytest.mark.parametrize("extra", [[], pytest.param(OTHER_MEMORY, marks=pytest.mark.slow)])
 def test_one_process_gives_the_losses_of_two(reference: Path, corpus: Path, tmp_path: Path, extra: list[str]) -> None:
     pretrain(*SMALL, *extra, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=one", processes=None)
     for mine, theirs in zip(steps(tmp_path / "one"), steps(reference), strict=True):

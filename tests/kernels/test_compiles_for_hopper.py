@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,20 +68,29 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
     script = Path(__file__).with_name("hopper_compile.py")
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    made = []
+    with ThreadPoolExecutor() as both:
+        for done in both.map(
+            lambda part: subprocess.run([sys.executable, script, part], env=env, capture_output=True, text=True),
+            ("hopper", "rest"),
+        ):
+            assert done.returncode == 0, done.stderr[-4000:]
+            made += [json.loads(line) for line in done.stdout.splitlines()]
+    return made
 
 
+@pytest.mark.slow  # a minute and a half of two cores
 def test_every_kernel_compiles(compiled: list[dict[str, Any]]) -> None:
     entries = {name for name, _ in jit_functions() if name.endswith("_kernel")}
     assert len(entries) > 15 and {made["kernel"] for made in compiled} == entries
 
 
+@pytest.mark.slow
 def test_shared_memory(compiled: list[dict[str, Any]]) -> None:
     assert [made for made in compiled if made["shared"] > SHARED_BYTES] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", STREAMING)
 def test_loads_of_16_bytes(compiled: list[dict[str, Any]], kernel: str) -> None:
     wide = [made["wide_loads"] for made in compiled if made["kernel"] == f"mmkernels.{kernel}"]
