@@ -121,9 +121,12 @@ def test_the_loss_over_sequences_is_the_mean_of_its_rows() -> None:
 
 
 def test_the_loss_over_sequences_does_not_depend_on_the_layout(pool: Pool) -> None:
-    parallel = ParallelConfig(tp=2, ep=2, aux_loss_over="sequence")
+    """Micro-batches of two rows: their loss over rows is another than over all of their tokens."""
+    parallel = ParallelConfig(tp=2, ep=2, aux_loss_over="sequence", micro_batch_rows=2)
     job = Job(replace(MODEL, num_layers=2, layer_pattern="LS", aux_loss_coef=1.0), parallel, rows=4)
     one = pool.run(train, alone(job), world=1)[0]
+    together = pool.run(train, alone(replace(job, parallel=ParallelConfig(micro_batch_rows=2))), world=1)[0]
+    assert one.results[0].aux_loss != pytest.approx(together.results[0].aux_loss, rel=1e-3)
     for many in pool.run(train, job, world=4):
         assert many.results[0].aux_loss == pytest.approx(one.results[0].aux_loss, rel=1e-6)
         for name, gradient in one.gradients.items():
