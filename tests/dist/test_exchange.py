@@ -27,6 +27,12 @@ def mappings() -> int:
     return Path("/proc/self/maps").read_text().count("/mmtrain-")
 
 
+def named_files() -> list[str]:
+    """Mapped files of peer buffers that still have a name, and so would stay behind."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in lines if "/mmtrain-" in line and not line.endswith("(deleted)")]
+
+
 def is_open(group: dist.ProcessGroup) -> bool:
     """Whether torch still knows the group."""
     try:
@@ -74,6 +80,7 @@ def life(way: str) -> str:
         one = outputs(exchange, parallel)
         mapped = mappings()
         assert len(made.groups) == 1 and mapped == buffers * 3, mapped
+        assert not named_files()
         for number in (2, 1, 2, 1):
             exchange.set_token_groups(number)
             assert same(outputs(exchange, parallel), one if number == 1 else several)
