@@ -58,6 +58,7 @@ def test_the_wheel_holds_what_runs_need_and_nothing_else(wheel: Path) -> None:
     assert "mmtrain = mmtrain.__main__:main" in (wheel / "mmtrain-0.1.0.dist-info/entry_points.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_corpus_is_prepared_and_a_model_trained_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.mkdir()

@@ -24,6 +24,7 @@ def compare(*arguments: str) -> int:
     return module.main([*SMALL, *arguments])
 
 
+@pytest.mark.slow
 def test_equal_layouts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layouts = ["--layout", "1", "--layout", "4 parallel.tp=2 parallel.ep=2 parallel.activation_checkpoint=true"]
     assert compare(f"data.path={corpus}", *layouts, "--steps", "3", "--keep", str(tmp_path / "new")) == 0

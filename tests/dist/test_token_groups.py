@@ -17,6 +17,7 @@ def tuned(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder / "auto", done.stderr
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_measured_and_took(tuned: tuple[Path, str]) -> None:
     line = next(line for line in tuned[1].splitlines() if line.startswith("token_groups=auto took "))
     assert line.split()[2] in ("1", "2") and "1: " in line and ", 2: " in line

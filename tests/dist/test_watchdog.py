@@ -83,6 +83,7 @@ def started(world: int, folder: Path, start: Callable[[dict[str, str], Path], Po
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_rank_killed_in_a_run_is_named(corpus: Path, tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     command = [sys.executable, "launch/pretrain.py", *SMALL, f"data.path={corpus}", f"run.dir={folder}", "run.name=run",
