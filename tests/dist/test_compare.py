@@ -41,6 +41,7 @@ def test_different_runs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "DIFFERENT" in text and "of layout 1, step 1)" in text
 
 
+@pytest.mark.slow
 def test_a_layout_that_cannot_run_is_told_by_its_own_error(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(f"data.path={corpus}", "--layout", "2 parallel.tp=3", "--layout", "1") == 2
     error = capsys.readouterr().err

@@ -107,6 +107,7 @@ def _beside_torchrun(environment: dict[str, str], log: Path) -> StandIn:
     return StandIn(environment | own, log, serve if rank < 0 else train)
 
 
+@pytest.mark.slow
 def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_path: Path) -> None:
     """All cases at once: they mostly wait."""
     cases = [(3, 1, signal.SIGKILL), (2, 0, signal.SIGKILL), (3, 1, signal.SIGSTOP), (2, 0, signal.SIGSTOP)]

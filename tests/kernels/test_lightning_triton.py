@@ -85,7 +85,7 @@ def test_packed_without_states(name: str, segments: None) -> None:
     check(PACKED[name][-1], cu_seqlens=PACKED[name], states=False)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_lower_precision(dtype: torch.dtype, segments: None) -> None:
     check(150, dtype=dtype)
     check(150, dtype=dtype, cu_seqlens=[0, 60, 61, 150], states=False)

@@ -23,6 +23,7 @@ KINDS = {
     "hybrid": dict(num_layers=8, rotary_dim=8),
     "hybrid_shared": dict(num_layers=4, layer_pattern="LLLS", shared_ffn_hidden_size=24, post_norm=False),
 }
+DEEP = "hybrid_dense"  # eight layers, whose kinds the other cases have too
 DENSE_KINDS = [kind for kind, changes in KINDS.items() if changes.get("num_experts") == 0]
 
 
@@ -50,7 +51,7 @@ def ce_gradients(model: nn.Module, tokens: Tensor, lengths: list[int], labels: T
     return out.ce_sum.detach(), gradients(model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == DEEP else k for k in KINDS])
 def test_packed_row_equals_its_documents_one_by_one(kind: str) -> None:
     model, tolerance = model_and_tolerance(kind)
     tokens = draw_tokens(sum(LENGTHS))

@@ -96,6 +96,7 @@ def test_megatron_reads_the_result(text_folder, tmp_path):
         assert all(np.array_equal(ours.document(i), theirs[i]) for i in range(len(theirs)))
 
 
+@pytest.mark.slow
 def test_workers_and_a_crash_change_nothing(big_folder, tmp_path, monkeypatch):
     options = {"tokenizer": "train", "vocab_size": 400, "valid_fraction": 0.3}
     plain = run(big_folder, tmp_path / "plain", **options)
