@@ -19,6 +19,8 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.health.watchdog import Watchdog
+    from mmtrain.log.console import say
+    from mmtrain.log.tensorboard_tracker import check_tensorboard
     from mmtrain.optim.optimizer import check_optimizer
     from mmtrain.parallel import mesh
     from mmtrain.parallel.layout import plan_layout
@@ -29,6 +31,7 @@ def pretrain(config: PretrainConfig) -> None:
 
     device = mesh.pick_device(config.cluster)
     check_optimizer(config.optim, device.type)
+    check_tensorboard(config.log)
     phases = scaled_phases(config.stage)
     layout = plan_layout(mesh.world_size(), config.parallel, config.model, [phase.seq_len for phase in phases])
     plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
@@ -46,13 +49,13 @@ def pretrain(config: PretrainConfig) -> None:
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog:
             for line in Trainer(config, context, plan, inputs, folder).run(watchdog):
-                print(line, flush=True)
+                say(line)
     finally:
         mesh.stop()
 
 
 def main() -> None:
-    """Train with the options of the command line; exits with code 2 for bad input, 3 for a run that lost a rank."""
+    """Train with the options of the command line; exit codes: see :func:`~mmtrain.config.cli.hydra_entry`."""
     hydra_entry(pretrain, CONFIGS)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from mmtrain.checkpoint.progress import Progress, read_meta, read_progress
 from mmtrain.checkpoint.run_folder import complete_checkpoints, latest_checkpoint
 from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
@@ -29,19 +30,6 @@ from mmtrain.errors import ConfigError
 
 # The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
 _BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Steps and tokens that a run has done; everything else follows from the configuration.
-
-    Attributes:
-        step: optimizer steps done.
-        tokens: tokens consumed.
-    """
-
-    step: int = 0
-    tokens: int = 0
 
 
 def save_checkpoint(
@@ -84,11 +72,11 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress | None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
     The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
-    without the option that needs it, keeps its value.
+    without the option that needs it, keeps its value. Returns what :func:`read_progress` does.
 
     Raises:
         ConfigError: the optimizer's state is not in the form that this version writes.
@@ -107,17 +95,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         _quietly(dcp.load, {"model": _without(weights, optional), "optimizer": moments}, checkpoint_id=path)
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
     return read_progress(path)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint: progress, RoPE base (old ones lack it) and configuration."""
-    return json.loads((path / "meta.json").read_text())
-
-
-def read_progress(path: Path) -> Progress:
-    """Return how far the run was when a checkpoint was saved."""
-    meta = read_meta(path)
-    return Progress(meta["step"], meta["tokens"])
 
 
 def find_checkpoint(option: str, path: str) -> Path:

@@ -59,6 +59,8 @@ class OptimConfig:
         decay_norms: apply weight decay to norm weights too.
         precision: compute type; ``auto`` is bf16 where the device multiplies it natively, else fp32. Master weights,
             optimizer state and gradient reduction are fp32 always.
+        max_skipped: steps in a row whose loss or gradient is not finite after which the run stops; such steps leave the
+            weights alone. Chosen here.
     """
 
     name: str = "adamw"
@@ -69,6 +71,7 @@ class OptimConfig:
     decay_norms: bool = False
     clip_grad: float | None = 1.0
     precision: str = "auto"
+    max_skipped: int = field(default=10, metadata=FREE_ON_RESUME)
 
     def validate(self) -> None:
         """Refuse unknown optimizers and factors out of range."""
@@ -79,6 +82,7 @@ class OptimConfig:
         require(self.eps > 0, "optim.eps", self.eps, "must be above 0", "for example 1e-8")
         require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", self.clip_grad,
                  "must be above 0", "null turns clipping off")  # fmt: skip
+        require(self.max_skipped >= 1, "optim.max_skipped", self.max_skipped, "must be at least 1", "for example 10")
 
 
 @dataclass
@@ -87,19 +91,24 @@ class LogConfig:
 
     Attributes:
         wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
+        tensorboard: write TensorBoard's files too, into the run's folder `tensorboard`.
+        line_interval: steps between lines that stay in a terminal, beside the live one; 0 for none.
         valid_interval: steps between validations; 0 validates at the end only.
         plot: write a PNG of loss and router load at the end.
     """
 
     wandb: str = "auto"
     wandb_project: str = "mmtrain"
+    tensorboard: bool = False
+    line_interval: int = 100
     valid_interval: int = 0
     plot: bool = True
 
     def validate(self) -> None:
         """Refuse unknown modes."""
         choose("log.wandb", self.wandb, ("auto", "offline", "off"))
-        require(self.valid_interval >= 0, "log.valid_interval", self.valid_interval, "must not be negative", "0")
+        for name in ("valid_interval", "line_interval"):
+            require(getattr(self, name) >= 0, f"log.{name}", getattr(self, name), "must not be negative", "0 is none")
 
 
 @dataclass

@@ -11,7 +11,8 @@ import torch.distributed.checkpoint as dcp
 
 from mmdata.corpus.open import tokenizer_path
 from mmdata.tokenizer import Tokenizer, load_tokenizer
-from mmtrain.checkpoint.dcp import find_checkpoint, read_meta
+from mmtrain.checkpoint.dcp import find_checkpoint
+from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
 from mmtrain.config import DataConfig, ModelConfig
 from mmtrain.config.checks import require

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,8 +34,12 @@ class MetricsWriter:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record. Numbers that JSON lacks (NaN, infinity) become null; 0-d tensors become numbers."""
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+        """Append one record with the time of writing (`time`, UTC).
+
+        Numbers that JSON lacks (NaN, infinity) become null; 0-d tensors become numbers.
+        """
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps({**_plain(record), "time": time}, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:

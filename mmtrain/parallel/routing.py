@@ -29,15 +29,16 @@ def apply_routing(model: HybridLM, context: ParallelContext, config: ParallelCon
                 block.ffn.router.use_global_fractions()
 
 
-def update_load_fractions(model: HybridLM, assigned_LE: Tensor) -> None:
+def update_load_fractions(model: HybridLM, assigned_LE: Tensor, skipped: Tensor) -> None:
     """Give the routers the fractions of a step for the next one, if they take those of a global batch.
 
     Args:
         assigned_LE: float64 whole numbers, assignments of the global batch for every layer of the whole model.
+        skipped: bool scalar, whether the step does not count: fractions stay what they were.
     """
     for layer, block in zip(model.layer_numbers, model.layers, strict=True):
         if isinstance(block.ffn, MoE):
-            block.ffn.router.update_fractions(assigned_LE[layer])
+            block.ffn.router.update_fractions(assigned_LE[layer], skipped)
 
 
 def _scope(context: ParallelContext, config: ParallelConfig) -> RoutingScope:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint.dcp import _swap_in, check_same_model, find_checkpoint, read_progress, remove_old
+from mmtrain.checkpoint.dcp import _swap_in, check_same_model, find_checkpoint, remove_old
+from mmtrain.checkpoint.progress import read_progress
 from mmtrain.checkpoint.run_folder import RunFolder, latest_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import compose

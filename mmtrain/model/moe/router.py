@@ -111,7 +111,7 @@ class Router(nn.Module):
         even = self.top_k / self.num_experts
         self.fractions_E = torch.full((self.num_experts,), even, device=self.weight.device)
 
-    def update_fractions(self, assigned_E: Tensor) -> None:
+    def update_fractions(self, assigned_E: Tensor, skipped: Tensor) -> None:
         """Take the fractions of a global batch, if the auxiliary loss uses them.
 
         A step's own are not known before its last micro-batch, so they serve the next step; the gradient flows through
@@ -120,9 +120,11 @@ class Router(nn.Module):
         Args:
             assigned_E: float64 whole numbers, so that no order of summing them changes a bit: assignments of all tokens
                 of the global batch.
+            skipped: bool scalar, whether the step does not count; nothing waits for it.
         """
         if self.fractions_E is not None:
-            self.fractions_E.copy_(assigned_E * self.top_k / assigned_E.sum())
+            fresh_E = (assigned_E * self.top_k / assigned_E.sum()).to(self.fractions_E)
+            self.fractions_E.copy_(torch.where(skipped.to(fresh_E.device), self.fractions_E, fresh_E))
 
     def forward(self, x_TD: Tensor) -> tuple[Route, RouterStats]:
         """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
