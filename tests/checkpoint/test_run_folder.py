@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmtrain.checkpoint.dcp import _swap_in, check_same_model, find_checkpoint, remove_old
-from mmtrain.checkpoint.progress import read_progress
+from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.run_folder import RunFolder, latest_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import compose
@@ -37,7 +37,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     checkpoint(folder / "step-00000012.writing")
     checkpoint(folder / "step-00000012.replaced")
     assert latest_checkpoint(tmp_path) == newest == latest_checkpoint(newest) == find_checkpoint("o", str(tmp_path))
-    assert read_progress(newest).tokens == 30
+    assert read_meta(newest)["tokens"] == 30
     checkpoint(folder / "step-100000000")  # nine digits come after eight
     assert latest_checkpoint(tmp_path) == folder / "step-100000000"
     remove_old(folder, 0)
@@ -51,7 +51,7 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
 def test_a_checkpoint_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
     old, new = checkpoint(tmp_path / "step-00000003", 3), checkpoint(tmp_path / "step-00000003.writing", 4)
     _swap_in(new, old)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"] and read_progress(old).step == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"] and read_meta(old)["step"] == 4
 
 
 def test_a_launch_goes_on_only_with_the_options_that_change_no_number(tmp_path: Path) -> None:
