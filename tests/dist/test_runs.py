@@ -60,7 +60,8 @@ def test_resume_continues_to_the_last_bit(reference: Path, corpus: Path, tmp_pat
     (tmp_path / "cut/checkpoints/step-00000004.writing").mkdir()  # cut short while writing: must not be taken
     pretrain(*common, "run.resume=auto", processes=2)
     assert exact(tmp_path / "cut") == exact(reference)
-    assert records(tmp_path / "cut")[-1] == records(reference)[-1]
+    last, expected = records(tmp_path / "cut")[-1], records(reference)[-1]
+    assert {**last, "time": ""} == {**expected, "time": ""}
 
 
 @pytest.mark.slow
