@@ -15,7 +15,7 @@ from mmtrain.train.report import Report
 from mmtrain.train.statistics import StepResult
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RESULT = StepResult(loss=5.0, aux_loss=0.01, grad_norm=1.0, flops=1e9, router_load=[[0.5, 1.5], [1.0, 1.0]],
+RESULT = StepResult(loss=5.0, aux_loss=0.01, grad_norm=1.0, flops=1e9, tokens=64, router_load=[[0.5, 1.5], [1.0, 1.0]],
                     drop_rate=[0.0, 0.25], drop_rate_alone=[0.25, 0.5], router_entropy=[0.6, 0.7])  # fmt: skip
 ALONE = {"drop_rate_alone": 0.375, "drop_rate_alone_per_layer": [0.25, 0.5]}
 
