@@ -63,10 +63,8 @@ class Packing:
         if self.real is None:
             return self.lengths
         size, per_row = self.real.row_length, self.real.per_row
-        begins = accumulate(self.lengths, initial=0)
-        return tuple(
-            n for begin, n in zip(begins, self.lengths, strict=False) if n and begin % size < per_row[begin // size]
-        )
+        pieces = zip(accumulate(self.lengths, initial=0), self.lengths, strict=False)
+        return tuple(n for begin, n in pieces if n and begin % size < per_row[begin // size])
 
     @staticmethod
     def from_lengths(lengths: list[int], device: torch.device | str = "cpu", start: int = 0) -> Packing:
