@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.model.flops import step_flops
-from mmtrain.model.init import build_model
+from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.moe.router import Router, RoutingScope, expert_capacity
 from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.routing import PooledCapacity
+from mmtrain.train.evaluate import evaluate
 from tests.dist.layouts import MODEL, SEQ, Job, alone, micro_batch, train
 from tests.dist.pool import Pool
 from tests.dist.test_routing import by_hand, logits_of
@@ -51,6 +56,15 @@ class Step(NamedTuple):
     gradients: dict[str, Tensor]
 
 
+def documents(batch: PackedBatch) -> tuple[Tensor, Packing, Tensor]:
+    """The tokens of a batch laid end to end without padding, and their labels."""
+    real_BS = torch.arange(SEQ) < torch.tensor(batch.real_tokens)[:, None]
+    begins = torch.nonzero(batch.position_ids_BS[real_BS] == 0).flatten().tolist()
+    lengths = [b - a for a, b in itertools.pairwise([*begins, int(real_BS.sum())])]
+    labels = batch.labels_BS.masked_fill(~batch.loss_mask_BS, -100)[real_BS]
+    return batch.tokens_BS[real_BS], Packing.from_lengths(lengths), labels
+
+
 def without_padding(job: Job) -> Step:
     """A step of the documents laid end to end, without parallelism or any code of the step's."""
     model = build_model(job.model, seed=7).train()
@@ -61,13 +75,10 @@ def without_padding(job: Job) -> Step:
     loss, aux, flops = 0.0, 0.0, 0.0
     kept, entropy, assigned = torch.zeros(layers), torch.zeros(layers), torch.zeros(layers, experts)
     for batch in batches:
-        real_BS = torch.arange(SEQ) < torch.tensor(batch.real_tokens)[:, None]
-        if not (count := int(real_BS.sum())):
+        if not (count := sum(batch.real_tokens)):
             continue  # no loss, no auxiliary loss; yet one of the micro-batches
-        begins = torch.nonzero(batch.position_ids_BS[real_BS] == 0).flatten().tolist()
-        lengths = [b - a for a, b in zip(begins, [*begins[1:], count], strict=True)]
-        labels = batch.labels_BS.masked_fill(~batch.loss_mask_BS, -100)[real_BS]
-        out = model(batch.tokens_BS[real_BS], Packing.from_lengths(lengths), labels)
+        inputs = documents(batch)
+        out, lengths = model(*inputs), inputs[1].lengths
         (out.ce_sum / labelled + out.aux_loss / len(batches)).backward()
         loss, aux = loss + out.ce_sum.item() / labelled, aux + out.aux_loss.item() / len(batches)
         here = torch.tensor([(1 - stats.drop_rate.item()) * count * top_k for stats in out.router])
@@ -121,6 +132,32 @@ def test_a_step_is_that_of_its_real_tokens(pool: Pool, name: str) -> None:
 @pytest.mark.parametrize("policy", ["probs", pytest.param("position", marks=pytest.mark.slow)])
 def test_drop_policies(pool: Pool, policy: str) -> None:
     check(pool, Job(replace(LOUD, drop_policy=policy), ParallelConfig(tp=2), real=(48, 9)), 2)
+
+
+def validate(job: Job) -> float:
+    """Held-out loss of this process's rows and the others'."""
+    context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), job.parallel, job.model, [SEQ]))
+    try:
+        model = apply_parallel(meta_model(job.model), context, job.parallel, torch.float32)
+        model.initialise(7)
+        mine = range(context.dp_rank, job.rows, context.dp_size)
+        batches = [(micro_batch(row, 1, job.real), True) for row in mine]
+        return evaluate(model, batches, np.ones(job.model.vocab_size), job.model.rope_base).loss
+    finally:
+        mesh.stop()
+
+
+@pytest.mark.parametrize("name", ["EP2", *(pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS if "zero" in n)])
+def test_a_validation_is_that_of_its_real_tokens(pool: Pool, name: str) -> None:
+    """As where there is less held-out text than a row."""
+    options, world = LAYOUTS[name]
+    batches = [micro_batch(row, 1, REAL) for row in range(len(REAL)) if REAL[row]]
+    model = build_model(LOUD, seed=7).eval()
+    with torch.no_grad():
+        nats = sum(model(*documents(batch)).ce_sum.item() for batch in batches)
+    wanted = nats / sum(int(batch.loss_mask_BS.sum()) for batch in batches)
+    for loss in pool.run(validate, Job(LOUD, ParallelConfig(**options), real=REAL), world=world):
+        assert loss == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.slow
