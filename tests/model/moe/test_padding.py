@@ -186,3 +186,26 @@ def test_kernels_give_padding_nothing(monkeypatch: pytest.MonkeyPatch, policy: s
     assert plan.token_R[:kept].tolist() == index[alone.token_R[:kept].cpu().long()].tolist()
     assert torch.count_nonzero(out[padding]) == 0 and torch.count_nonzero(results[0][-2][padding]) == 0
     assert plan.token_R.shape == (80 if capacity is None else 4 * 12,) and int(plan.assigned_E.sum()) == 36
+
+
+@pytest.mark.gpu
+def test_padding_on_a_gpu_without_waiting_for_it() -> None:
+    """The layer against the CPU's, forward and backward."""
+    config = small_config(hidden_size=32, capacity_factor=0.7, aux_loss_coef=0.5)
+    results = []
+    for device in ("cpu", "cuda"):
+        moe, x = MoE(config), draw(3 * ROW, 32, dtype=torch.float32).to(device).requires_grad_()
+        for i, parameter in enumerate(moe.parameters()):
+            parameter.data.copy_(draw(*parameter.shape, seed=i, dtype=torch.float32) * 0.3)
+        moe.to(device).router.scope = RoutingScope(parts=3)
+        real = RealTokens.from_rows(REAL.per_row, ROW, device)
+        for mode in ("default", "error" if device == "cuda" else "default"):  # compile first
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                out, stats = moe(x, real)
+                found = torch.autograd.grad(out.square().sum() + stats.aux_loss, (x, *moe.parameters()))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        results.append([t.detach().cpu() for t in (out, *stats, *found)])
+    for mine, other in zip(*results, strict=True):
+        assert relative(mine, other) < 1e-3
