@@ -27,7 +27,7 @@ def around_padding(plan: Route, index_M: Tensor, tokens: int, capacity: int | No
     weight_NK = plan.weight_TK.new_zeros(shape).index_copy(0, index_M, plan.weight_TK)
     expert_NK = plan.expert_TK.new_zeros(shape).index_copy_(0, index_M, plan.expert_TK)
     row_NK = plan.row_TK.new_full(shape, -1).index_copy_(0, index_M, plan.row_TK)
-    token_R = index_M[plan.token_R.clamp(min=0)].int().masked_fill_(plan.token_R < 0, -1)
+    token_R = index_M.index_select(0, plan.token_R.clamp(min=0)).int().masked_fill_(plan.token_R < 0, -1)
     unused = static_rows(*shape, plan.count_E.numel(), capacity) - token_R.shape[0]
     return plan._replace(
         weight_TK=weight_NK,
