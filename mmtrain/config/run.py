@@ -17,7 +17,8 @@ class DataConfig:
         path: one prepared corpus (shorthand for a single source).
         sources: a weighted mixture of prepared corpora; the first one's tokenizer is the run's.
         tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus.
-        packing: ``concat`` or ``best_fit``.
+        packing: ``concat``, documents end to end, or ``best_fit``, whole documents in rows that end in padding: it is
+            not routed, learned from or counted.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
         valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
         num_workers: loader processes a rank.

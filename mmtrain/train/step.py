@@ -9,7 +9,7 @@ import torch
 from mmdata.rows.loader import PackedBatch
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import ModelInputs
-from mmtrain.model.packed_seq import Packing
+from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.statistics import StepResult, StepStatistics
@@ -18,9 +18,12 @@ from mmtrain.train.statistics import StepResult, StepStatistics
 def model_inputs(batch: PackedBatch, rope_base: float, device: torch.device) -> ModelInputs:
     """A micro-batch of packed rows, flattened, on the device."""
     longest, lengths = batch.max_seqlen, tuple(batch.cu_seqlens.diff().tolist())  # read before they leave the host
+    real = None
+    if batch.real_tokens is not None:
+        real = RealTokens.from_rows(batch.real_tokens, batch.tokens_BS.shape[1], device)
     batch = batch.to(device)
     labels_T = batch.labels_BS.masked_fill(~batch.loss_mask_BS, IGNORE).flatten()
-    packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest, lengths)
+    packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest, lengths, real)
     return ModelInputs(batch.tokens_BS.flatten(), packing, labels_T, rope_base)
 
 
@@ -46,8 +49,9 @@ def train_step(
         stop: asked once, after backward: whether this rank wants the run to stop.
     """
     context = model.context
-    counts = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.tokens_BS.numel() for b in batches)]
-    labelled, tokens = model.sum_over_replicas(torch.tensor(counts, device=context.device))  # over whole rows
+    mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
+    counts = torch.tensor(mine, dtype=torch.int64, device=context.device)
+    labelled, tokens = model.sum_over_replicas(counts)  # over whole rows, before anything is cut
     statistics = StepStatistics(model.module.config, model)
     inputs = (model_inputs(batch, rope_base, context.device) for batch in batches)
     for result in model.forward_backward(inputs, len(batches), labelled):
