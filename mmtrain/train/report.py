@@ -7,7 +7,7 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from mmtrain.checkpoint.dcp import Progress
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.log.console import RunConsole, summary_lines
@@ -72,6 +72,7 @@ class Report:
             record["router_entropy"], record["drop_rate_per_layer"] = result.router_entropy, result.drop_rate
             if pooled:
                 record["drop_rate_alone_per_layer"] = result.drop_rate_alone
+        self.folder.check_lock()
         self.writer.write(record)
         self.tracker.log(record, record["step"])
         self.console.update(record)
@@ -80,7 +81,12 @@ class Report:
         """Record held-out figures after a step."""
         if not self.enabled:
             return
-        record = {**asdict(progress), "val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "val_loss": found.loss,
+            "val_bits_per_byte": found.bits_per_byte,
+        }
         self.writer.write(record)
         self.tracker.log(record, progress.step)
         self.console.note(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 
 import torch.distributed as dist
 
 from mmdata.rows.loader import PackedBatch, micro_batches
-from mmtrain.checkpoint.dcp import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
-from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.health.watchdog import Watchdog
@@ -26,6 +26,7 @@ from mmtrain.train.evaluate import evaluate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.report import Report
+from mmtrain.train.saving import save_or_go_on
 from mmtrain.train.step import train_step
 from mmtrain.train.warmup import plan_attention
 
@@ -37,9 +38,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: PretrainConfig, context: ParallelContext, plan: RunPlan, inputs: RunInputs, folder: RunFolder
+        self,
+        config: PretrainConfig,
+        context: ParallelContext,
+        plan: RunPlan,
+        inputs: RunInputs,
+        folder: RunFolder,
+        start: Start,
     ) -> None:
         self.config, self.context, self.plan, self.inputs, self.folder = config, context, plan, inputs, folder
+        self.start = start
         self.dtype = compute_dtype(config.optim.precision, context.device)
         offload = config.optim.name == "cpu_offload"
         seq_len = max(plan.phases, key=lambda phase: phase.tokens).phase.seq_len  # where most of the work is
@@ -51,13 +59,11 @@ class Trainer:
 
     def _load(self) -> Progress:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
-        run = self.config.run
-        resume = self.folder.resume_from()
-        if resume is not None:
-            return load_checkpoint(resume, self.model.module, self.optimizer)
-        if run.init_from is not None:
-            source = find_checkpoint("run.init_from", run.init_from)
-            load_checkpoint(source, self.model.module, self.optimizer if run.init_optimizer else None)
+        if self.start.resume is not None:
+            return load_checkpoint(self.start.resume, self.model.module, self.optimizer)
+        if self.start.weights is not None:
+            moments = self.optimizer if self.config.run.init_optimizer else None
+            load_checkpoint(self.start.weights, self.model.module, moments)
         return Progress()
 
     def run(self, watchdog: Watchdog) -> list[str]:
@@ -66,11 +72,11 @@ class Trainer:
         Args:
             watchdog: is told the step at work.
         """
-        dist.barrier()  # every rank has looked at the folder before it is written to
-        if self.context.is_main:
-            self.folder.claim()
+        notes = [*self.start.notes, *self.folder.claim(self.start)]
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
+            for line in notes:
+                report.note(line)
             self._prepare(report)
             batches = self._batches()
             with collected_in_step():
@@ -112,17 +118,10 @@ class Trainer:
         if last or _is_due(step, self.config.log.valid_interval):
             self._validate(phase, report)
         if (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval):
-            path = save_checkpoint(
-                self.folder.checkpoints,
-                self.model.module,
-                self.optimizer,
-                self.progress,
-                asdict(self.config),
-                phase.rope_base,
+            module = self.model.module
+            save_or_go_on(
+                self.folder, module, self.optimizer, self.progress, self.config, phase.rope_base, report, last
             )
-            if self.context.is_main:
-                remove_old(self.folder.checkpoints, self.config.checkpoint.keep)
-                report.note(f"saved {path}")
 
     def _batches(self) -> Iterator[PackedBatch]:
         """This rank's micro-batches from the current step on, phase after phase, read ahead."""

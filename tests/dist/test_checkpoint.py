@@ -17,7 +17,8 @@ from mmtrain.infer.load import load_for_decoding
 from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.optim.optimizer import build_optimizer
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool, WorkerError

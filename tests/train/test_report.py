@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint.dcp import Progress
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config.cli import compose
 from mmtrain.log.metrics import read_metrics
