@@ -24,6 +24,7 @@ from mmtrain.errors import ConfigError, UserError
 
 FILE_NAME = "lock"
 BEAT_SECONDS, STALE_SECONDS = 15.0, 180.0  # between touches; a lock of another host that is older is taken over
+GUARD_SECONDS = 10.0  # far longer than taking over takes
 
 
 class LockLost(UserError):
@@ -122,29 +123,32 @@ class RunLock:
         return True
 
     def _displace_dead_owner(self) -> None:
-        """Return once there is no lock, or none of the owner that was found: it was dead.
+        """Remove the lock if its owner is dead; whoever does so holds a guard, so that it is this lock that goes.
 
         Raises:
             ConfigError: the owner lives.
         """
-        owner = _read(self.path)
+        owner, touched = _read(self.path), _touched(self.path)
         gone = owner.is_gone() if owner is not None else None
         if gone is None:
             gone = self._falls_silent(owner)
         if not gone:
             raise self._refusal(owner)
-        aside = self.path.with_name(f"{FILE_NAME}.gone.{self.owner.launch}")
+        guard = self.path.with_name(f"{FILE_NAME}.guard")
         try:
-            os.rename(self.path, aside)
-        except FileNotFoundError:
+            guard.mkdir()
+        except FileExistsError:  # another launch is at it, or was killed at it
+            time.sleep(GUARD_SECONDS / 100)
+            with contextlib.suppress(OSError):
+                if self._now() - guard.stat().st_mtime > GUARD_SECONDS:
+                    guard.rmdir()
             return
-        if (moved := _read(aside)) != owner:  # someone was faster, and this is their lock
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self.path)
-            aside.unlink()
-            raise self._refusal(moved)
-        aside.unlink()
-        self._note(f"took over the lock of a launch that is gone ({_named(owner)}): {self.path}")
+        try:
+            if touched is not None and (_read(self.path), _touched(self.path)) == (owner, touched):
+                self.path.unlink()
+                self._note(f"took over the lock of a launch that is gone ({_named(owner)}): {self.path}")
+        finally:
+            guard.rmdir()
 
     def _refusal(self, owner: Owner | None) -> ConfigError:
         problem = f"another launch of this run is at work ({_named(owner)})"
