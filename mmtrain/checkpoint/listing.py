@@ -97,11 +97,11 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"step-*{REPLACED}"):
         name = path.with_name(path.name.removesuffix(REPLACED))
         if name.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             os.replace(path, name)
     for path in folder.glob(f"step-*{WRITING}"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _beside(path: Path) -> str:

@@ -34,8 +34,8 @@ class Report:
         self.load_every = max(1, steps // LOAD_RECORDS)
         self.last_step = steps
         tokens = plan.step(steps - 1).tokens_after
-        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step)
         self.console = RunConsole(steps, tokens)
+        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step, warn=self.console.note)
         self.tracker = Tracker(config.log, folder.path, config.run.name, asdict(config), warn=self.console.note)
 
     def __enter__(self) -> Report:
