@@ -26,9 +26,8 @@ from torch.distributed.checkpoint.state_dict import (
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.durable import sync_folder, write_text
 from mmtrain.checkpoint.listing import REPLACED, WRITING
-from mmtrain.checkpoint.metadata import BadMetadata, read_metadata
 from mmtrain.checkpoint.progress import RECORD, Progress, read_meta, read_progress
-from mmtrain.checkpoint.safe_load import load_shards
+from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
 from mmtrain.errors import ConfigError, brief
@@ -105,21 +104,19 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         ConfigError: the checkpoint is damaged, or its optimizer's state is not in the form that this version writes.
     """
     option = "run.init_from" if optimizer is None else "run.resume"
-    try:
-        known = read_metadata(path).state_dict_metadata
-    except BadMetadata as error:
-        raise ConfigError(option, path, f"its .metadata {error}", "give another checkpoint") from error
+    metadata = metadata_of(option, path)
+    known = metadata.state_dict_metadata
     optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
     if optimizer is None:
         weights = get_model_state_dict(model)
-        load_shards(option, path, {"model": _without(weights, optional)})
+        load_shards(option, path, metadata, {"model": _without(weights, optional)})
         set_model_state_dict(model, weights)
     else:
         weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
         if missing := next((f"optimizer.{name}" for name in moments if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
                               f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
-        load_shards(option, path, {"model": _without(weights, optional), "optimizer": moments})
+        load_shards(option, path, metadata, {"model": _without(weights, optional), "optimizer": moments})
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
     return read_progress(path)
 

@@ -13,15 +13,19 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-from mmtrain.checkpoint.metadata import read_metadata
+from mmtrain.checkpoint.metadata import BadMetadata, read_metadata
 from mmtrain.errors import ConfigError, brief
 
 
 class _Reader(dcp.FileSystemReader):
-    """Torch's reader of shards, which takes only tensors from them, with a reader of `.metadata` that runs nothing."""
+    """Torch's reader of shards, which takes only tensors from them, with metadata that were read before."""
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        super().__init__(path)
+        self._metadata = metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_metadata(Path(self.path))
+        return self._metadata
 
 
 class _Planner(dcp.DefaultLoadPlanner):
@@ -34,12 +38,27 @@ class _Planner(dcp.DefaultLoadPlanner):
         super().load_bytes(read_item, plain)
 
 
-def load_shards(option: str, path: Path, state: dict[str, Any], alone: bool = False) -> None:
+def metadata_of(option: str, path: Path) -> Metadata:
+    """Return the metadata of the checkpoint that an option gave.
+
+    Raises:
+        ConfigError: they cannot be read, are damaged, or ask for code.
+    """
+    try:
+        return read_metadata(path)
+    except BadMetadata as error:
+        raise ConfigError(option, path, f"its .metadata {error}", "give another checkpoint") from error
+    except OSError as error:
+        raise ConfigError(option, path, f"its .metadata: {error.strerror}", "give another checkpoint") from error
+
+
+def load_shards(option: str, path: Path, metadata: Metadata, state: dict[str, Any], alone: bool = False) -> None:
     """Read a checkpoint into the tensors of a nested `state`, in place. Collective unless `alone`.
 
     Args:
         option: the option that the checkpoint came from, for messages.
         path: folder of the checkpoint.
+        metadata: its metadata (:func:`metadata_of`).
         state: what is wanted of it; entries that are not tensors are replaced.
         alone: this process reads on its own, without a process group.
 
@@ -49,7 +68,7 @@ def load_shards(option: str, path: Path, state: dict[str, Any], alone: bool = Fa
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
-            dcp.load(state, storage_reader=_Reader(path), planner=_Planner(), no_dist=alone)
+            dcp.load(state, storage_reader=_Reader(path, metadata), planner=_Planner(), no_dist=alone)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, KeyboardInterrupt | SystemExit):

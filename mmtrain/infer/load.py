@@ -13,7 +13,7 @@ from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
-from mmtrain.checkpoint.safe_load import load_shards
+from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import DataConfig, ModelConfig
 from mmtrain.config.checks import require
 from mmtrain.config.schema import build
@@ -51,6 +51,6 @@ def load_for_decoding(
     config = replace(build(ModelConfig, meta["config"]["model"], "model"), rope_base=rope_base)
     model = meta_model(config).to_empty(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = {"model": model.state_dict()}
-    load_shards("checkpoint", checkpoint, state, alone=True)
+    load_shards("checkpoint", checkpoint, metadata_of("checkpoint", checkpoint), state, alone=True)
     model.load_state_dict(state["model"])
     return model.eval(), made
