@@ -22,7 +22,7 @@ from typing import Self
 from mmtrain.checkpoint.lock_owner import Owner
 from mmtrain.errors import ConfigError, UserError
 
-FILE_NAME = "lock"
+FILE_NAME = ".lock"
 BEAT_SECONDS, STALE_SECONDS = 15.0, 180.0  # between touches; a lock of another host that is older is taken over
 GUARD_SECONDS = 10.0  # far longer than taking over takes
 

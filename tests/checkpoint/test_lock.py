@@ -30,7 +30,7 @@ def leave(folder: Path, **changed: object) -> Owner:
     """A lock as another owner left it."""
     owner = dataclasses.replace(Owner.this_process(), **changed)
     folder.mkdir(exist_ok=True)
-    (folder / "lock").write_text(json.dumps(dataclasses.asdict(owner)))
+    (folder / ".lock").write_text(json.dumps(dataclasses.asdict(owner)))
     return owner
 
 
@@ -41,7 +41,7 @@ def test_a_second_launch_is_refused_in_a_line(tmp_path: Path) -> None:
         line = str(refused.value)
         assert line.startswith(f"run.name=r: another launch of this run is at work (pid {os.getpid()} on ")
         assert held.owner.since in line and "or give another run.name" in line and "\n" not in line
-        assert [path.name for path in (tmp_path / "r").iterdir()] == ["lock"]
+        assert [path.name for path in (tmp_path / "r").iterdir()] == [".lock"]
         held.check()
     assert not (tmp_path / "r").exists()  # nothing was written
     with lock(tmp_path / "r"):
@@ -101,18 +101,18 @@ def test_a_process_id_that_was_given_again_is_not_the_owner(tmp_path: Path) -> N
 
 def test_a_kill_while_a_lock_was_taken_over_holds_nobody_up(tmp_path: Path) -> None:
     leave(tmp_path / "r", started="1")
-    (tmp_path / "r/lock.guard").mkdir()
-    os.utime(tmp_path / "r/lock.guard", (0, time.time() - 100))
+    (tmp_path / "r/.lock.guard").mkdir()
+    os.utime(tmp_path / "r/.lock.guard", (0, time.time() - 100))
     with lock(tmp_path / "r", lambda line: None):
-        assert [path.name for path in (tmp_path / "r").iterdir()] == ["lock"]
+        assert [path.name for path in (tmp_path / "r").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("garbage", [False, True])
 def test_another_host_s_lock_is_stale_once_nobody_touches_it(tmp_path: Path, garbage: bool) -> None:
     leave(tmp_path / "r", host="elsewhere", machine="another")
     if garbage:
-        (tmp_path / "r/lock").write_text("")
-    os.utime(tmp_path / "r/lock", (0, time.time() - 100))
+        (tmp_path / "r/.lock").write_text("")
+    os.utime(tmp_path / "r/.lock", (0, time.time() - 100))
     lines: list[str] = []
     with lock(tmp_path / "r", lines.append, stale=90):
         assert "gone" in said(lines)
@@ -139,7 +139,7 @@ def test_a_lock_is_watched_until_it_is_touched_or_stale(tmp_path: Path) -> None:
 
     def touch() -> None:
         while not released.wait(0.05):
-            os.utime(tmp_path / "r/lock")
+            os.utime(tmp_path / "r/.lock")
 
     thread = threading.Thread(target=touch)
     thread.start()
@@ -152,7 +152,7 @@ def test_a_lock_is_watched_until_it_is_touched_or_stale(tmp_path: Path) -> None:
 
 
 def test_an_owner_shows_that_it_lives_and_notices_its_loss(tmp_path: Path) -> None:
-    path = tmp_path / "r/lock"
+    path = tmp_path / "r/.lock"
     with lock(tmp_path / "r", beat=0.02) as held:
         os.utime(path, (0, 0))
         wait_for(lambda: path.stat().st_mtime > 0)
