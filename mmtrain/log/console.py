@@ -114,11 +114,8 @@ def summary_lines(records: Sequence[Mapping[str, Any]], run_dir: Path, seconds: 
         outcome += f", {last['drop_rate']:.1%} of assignments dropped"
         if last.get("drop_rate_alone") is not None:
             outcome += f" ({last['drop_rate_alone']:.1%} without the global router)"
-    files = (
-        ", ".join(sorted(path.name for path in Path(run_dir).iterdir() if path.name[0] != "."))
-        if Path(run_dir).is_dir()
-        else ""
-    )
+    inside = Path(run_dir).iterdir() if Path(run_dir).is_dir() else ()
+    files = ", ".join(sorted(path.name for path in inside if path.name[0] != "."))
     return [
         f"trained to step {last['step']:,}: {_count(last['tokens'])} tokens in {_duration(seconds)}{speed}{mfu}",
         outcome,
