@@ -155,8 +155,9 @@ def _metadata(stub: Any) -> Metadata:
     tensors = {_text(name): _entry(entry) for name, entry in _dict(state["state_dict_metadata"]).items()}
     storage = {_index(key): _storage(value) for key, value in _dict(state["storage_data"]).items()}
     planned = {_text(name): _keys(keys) for name, keys in _dict(state.get("planner_data") or {}).items()}
-    version = state.get("version")
-    return Metadata(tensors, planned or None, storage, StorageMeta(), None if version is None else _text(version))
+    made = Metadata(tensors, planned or None, storage, StorageMeta())
+    made.version = None if (version := state.get("version")) is None else _text(version)  # not of all torch versions
+    return made
 
 
 def _entry(stub: Any) -> TensorStorageMetadata | BytesStorageMetadata:
