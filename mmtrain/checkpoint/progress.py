@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RECORD = "meta.json"  # written last: a checkpoint folder without it was cut short
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -31,8 +33,13 @@ class Progress:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint: progress, RoPE base (old ones lack it) and configuration."""
-    return json.loads((path / "meta.json").read_text())
+    """Return the record of the checkpoint at `path`: progress, RoPE base (old ones lack it) and configuration.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON.
+    """
+    return json.loads((path / RECORD).read_text(encoding="utf-8"))
 
 
 def read_progress(path: Path) -> Progress | None:

@@ -38,8 +38,8 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
         config_name: the YAML file at its root.
 
     Raises:
-        SystemExit: after one line on stderr: code 2 for a wrong input, 3 for a run that lost a rank, 4 for one whose
-            loss stayed not finite, 128 + n for one that was stopped by signal n.
+        SystemExit: after one line on stderr: code 1 for a run that could not save its end, 2 for a wrong input, 3 for
+            one that lost a rank, 4 for one whose loss stayed not finite, 128 + n for one that signal n stopped.
     """
     overrides, flags = _split(sys.argv[1:])
     failures: list[str] = []
@@ -51,6 +51,9 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
             error.tell()
             sys.exit(error.exit_code)
         except Exception as error:
+            if (code := getattr(error, "EXIT_CODE", None)) is not None:  # the work cannot be kept: told in one line
+                _report(_one_line(error))
+                sys.exit(code)
             if not is_user_error(error):
                 raise
             failures.append(_one_line(error))

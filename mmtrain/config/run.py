@@ -158,15 +158,18 @@ class RunConfig:
         name: folder of the run below `dir`.
         resume: ``never`` (refuse an existing run), ``auto`` (go on where it stopped, or start), or a checkpoint folder.
         init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from.
+        change_schedule: let a run that is resumed go on with another schedule than its checkpoint's: the phase at work
+            may get other tokens, batches and learning rates, later phases may become anything.
         max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
         seed: of the initial weights.
     """
 
-    name: str
+    name: str = field(metadata=FREE_ON_RESUME)
     dir: str = field(default="runs", metadata=FREE_ON_RESUME)
     resume: str = field(default="never", metadata=FREE_ON_RESUME)
     init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
     init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
+    change_schedule: bool = field(default=False, metadata=FREE_ON_RESUME)
     max_steps: int | None = field(default=None, metadata=FREE_ON_RESUME)
     seed: int = 1234
 

@@ -28,7 +28,8 @@ def summary_lines(
     here = [record for record in steps if record["step"] > first_step]
     if not here:
         return [f"no step was run in {duration_text(seconds)}", "no loss", str(run_dir)]
-    files = ", ".join(sorted(path.name for path in Path(run_dir).iterdir())) if Path(run_dir).is_dir() else ""
+    inside = Path(run_dir).iterdir() if Path(run_dir).is_dir() else ()
+    files = ", ".join(sorted(path.name for path in inside if path.name[0] != "."))
     return [
         f"trained to step {here[-1]['step']:,}: {_amount(steps, here)} in {duration_text(seconds)}{_medians(here)}",
         _outcome(records, steps),

@@ -36,8 +36,8 @@ class Report:
             return
         self.last_step, _ = self._ends(start)
         self.load_every = max(1, self.last_step // LOAD_RECORDS)
-        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step)
         self.console = RunConsole(log_file=folder.path / LOG_NAME, line_interval=config.log.line_interval)
+        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step, warn=self.console.note)
         self.trackers = (
             Tracker(config.log, folder.path, config.run.name, asdict(config), warn=self.console.note),
             TensorBoardTracker(config.log, folder.path, start.step),
@@ -82,6 +82,7 @@ class Report:
         if result.memory:
             record["memory_gib"] = round(result.memory / 2**30, 3)
         self._add_routing(record, result)
+        self.folder.check_lock()
         self.writer.write(record)
         for tracker in self.trackers:
             tracker.log(record, after.step)

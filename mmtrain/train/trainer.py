@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch.distributed as dist
 
 from mmdata.rows.loader import micro_batches
-from mmtrain.checkpoint.dcp import find_checkpoint, load_checkpoint, remove_old, save_checkpoint
+from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.checkpoint.progress import Progress
-from mmtrain.checkpoint.run_folder import RunFolder, latest_checkpoint
+from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError, RunStopped
@@ -30,6 +30,7 @@ from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
+from mmtrain.train.saving import remove_confirmed, save_or_go_on
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 from mmtrain.train.stop_signals import StopSignals
@@ -44,9 +45,16 @@ class Trainer:
     """
 
     def __init__(
-        self, config: PretrainConfig, context: ParallelContext, plan: RunPlan, inputs: RunInputs, folder: RunFolder
+        self,
+        config: PretrainConfig,
+        context: ParallelContext,
+        plan: RunPlan,
+        inputs: RunInputs,
+        folder: RunFolder,
+        start: Start,
     ) -> None:
         self.config, self.context, self.plan, self.inputs, self.folder = config, context, plan, inputs, folder
+        self.start = start
         self.dtype = compute_dtype(config.optim.precision, context.device)
         offload = config.optim.name == "cpu_offload"
         longest = max(plan.phases, key=lambda phase: phase.phase.tokens)  # where most of the work is
@@ -64,16 +72,15 @@ class Trainer:
 
     def _load(self) -> Progress:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
-        run = self.config.run
-        if (resume := self.folder.resume_from()) is not None:
-            self._read(resume, with_optimizer=True)
-            progress = checkpoint_position(resume)
-            self.origin = f"resumed from {resume} after step {progress.step:,}"
+        if self.start.resume is not None:
+            self._read(self.start.resume, with_optimizer=True)
+            progress = checkpoint_position(self.start.resume)
+            self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
             return progress
-        if run.init_from is not None:
-            source = find_checkpoint("run.init_from", run.init_from)
-            self._read(source, run.init_optimizer)
-            self.origin = f"weights{' and moments' if run.init_optimizer else ''} of {source}"
+        if self.start.weights is not None:
+            moments = self.config.run.init_optimizer
+            self._read(self.start.weights, moments)
+            self.origin = f"weights{' and moments' if moments else ''} of {self.start.weights}"
         return Progress()
 
     def _read(self, checkpoint: Path, with_optimizer: bool) -> None:
@@ -91,17 +98,14 @@ class Trainer:
         Raises:
             RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
-        dist.barrier()  # every rank has looked at the folder before it is written to
-        if self.context.is_main:
-            self.folder.claim()
+        notes = [*self.start.notes, *self.folder.claim(self.start)]
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with (
             StopSignals(speaks=self.context.is_main) as signals,
             Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report,
         ):
-            for line in header_lines(self.config, self.context, self.dtype, self.plan, self.progress, self.origin):
-                report.note(line)
-            for line in report.places():
+            header = header_lines(self.config, self.context, self.dtype, self.plan, self.progress, self.origin)
+            for line in [*header, *report.places(), *notes]:
                 report.note(line)
             self._prepare(report)
             try:
@@ -154,39 +158,33 @@ class Trainer:
         if result.skipped and (last or self.skipped_in_row >= self.config.optim.max_skipped):
             raise self._not_finite(f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
         if not result.skipped and not last:
-            self._remove_old()  # only now is it known that the weights that were saved last are good
+            self._remove_old(report)  # only now is it known that the weights that were saved last are good
         if last or _is_due(step, self.config.log.valid_interval):
             found = self._validate(phase, report)
             if last and found is not None and not found.is_finite:
                 raise self._not_finite("the held-out loss of the last weights is not finite")
         due = (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval)
         if (due or result.stop) and not result.skipped:
-            self._save(phase, report)
+            self._save(phase, report, last or result.stop)
             if last:
-                self._remove_old()
+                self._remove_old(report)
 
-    def _save(self, phase: PhaseConfig, report: Report) -> None:
+    def _save(self, phase: PhaseConfig, report: Report, last: bool) -> None:
         if not self.model.weights_are_finite():
             raise self._not_finite("the weights hold numbers that are not finite")
-        path = save_checkpoint(
-            self.folder.checkpoints,
-            self.model.module,
-            self.optimizer,
-            self.progress,
-            asdict(self.config),
-            phase.rope_base,
+        save_or_go_on(
+            self.folder, self.model.module, self.optimizer, self.progress, self.config, phase.rope_base, report, last
         )
         self.unconfirmed = True
-        report.note(f"saved {path}")
 
-    def _remove_old(self) -> None:
-        if self.unconfirmed and self.context.is_main:
-            remove_old(self.folder.checkpoints, self.config.checkpoint.keep)
+    def _remove_old(self, report: Report) -> None:
+        if self.unconfirmed:
+            remove_confirmed(self.folder, self.config.checkpoint.keep, report)
         self.unconfirmed = False
 
     def _not_finite(self, what: str) -> RunStopped:
-        good = latest_checkpoint(self.folder.path)
-        kept = f"{good} is the last good checkpoint" if good else "no checkpoint had been saved"
+        good = all_checkpoints(self.folder.checkpoints)
+        kept = f"{good[-1]} is the last good checkpoint" if good else "no checkpoint had been saved"
         return RunStopped(f"stopped after step {self.progress.step:,}: {what}; nothing was saved of it, {kept}; "
                           "lower the learning rate or look at the rows of those steps in metrics.jsonl",
                           RunStopped.NOT_FINITE)  # fmt: skip
@@ -195,9 +193,10 @@ class Trainer:
         name, code = "a signal to another rank", 143
         if signals.received is not None:
             name, code = signals.received.name, 128 + signals.received
-        saved = latest_checkpoint(self.folder.path)
-        raise RunStopped(f"stopped by {name} after step {self.progress.step:,}, saved {saved}; go on with "
-                         "run.resume=auto", code)  # fmt: skip
+        saved = all_checkpoints(self.folder.checkpoints)
+        what = f"saved {saved[-1]}" if saved else "nothing was saved"
+        raise RunStopped(f"stopped by {name} after step {self.progress.step:,}, {what}; go on with run.resume=auto",
+                         code)  # fmt: skip
 
     def _validate(self, phase: PhaseConfig, report: Report) -> Validation | None:
         stream = self.inputs.valid_stream(phase.seq_len)

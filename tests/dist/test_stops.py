@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtrain.checkpoint.run_folder import complete_checkpoints
+from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
@@ -85,7 +85,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(corpus: Pa
     last = done.stderr.strip().splitlines()[-1]
     assert "stopped after step 7: loss or gradient of the last 2 steps was not finite" in last and "step-00000004" in last
     assert "Traceback" not in done.stderr
-    assert [path.name for path in complete_checkpoints(tmp_path / "r/checkpoints")] == ["step-00000004"]
+    assert [path.name for path in all_checkpoints(tmp_path / "r/checkpoints")] == ["step-00000004"]
     skipped = [record for record in records(tmp_path / "r") if record.get("skipped")]
     assert [record["step"] for record in skipped] == [6, 7]
     assert [(record["first_row"], record["rows"]) for record in skipped] == [(40, 8), (48, 8)]
@@ -122,7 +122,7 @@ def test_a_signal_ends_a_run_after_a_save(corpus: Path, tmp_path: Path, number: 
     assert process.returncode == 128 + number, out
     done = steps(tmp_path / "r")[-1]["step"]
     assert f"stopped by {number.name} after step {done}" in out and "Traceback" not in out
-    (saved,) = complete_checkpoints(tmp_path / "r/checkpoints")
+    (saved,) = all_checkpoints(tmp_path / "r/checkpoints")
     assert json.loads((saved / "meta.json").read_text())["step"] == done
     pretrain(*options, "run.resume=auto", f"run.max_steps={done + 1}", processes=None)
     assert [row["step"] for row in steps(tmp_path / "r")] == list(range(1, done + 2))
@@ -137,7 +137,7 @@ def test_all_ranks_stop_at_the_step_at_which_one_is_signalled(corpus: Path, tmp_
     os.kill(int(children.stdout.split()[-1]), signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     done = steps(tmp_path / "r")[-1]["step"]
-    (saved,) = complete_checkpoints(tmp_path / "r/checkpoints")
+    (saved,) = all_checkpoints(tmp_path / "r/checkpoints")
     assert json.loads((saved / "meta.json").read_text())["step"] == done
     assert f"after step {done}" in out and "is missing" not in out
 
@@ -160,4 +160,4 @@ def test_a_reader_that_goes_away_does_not_end_a_run(corpus: Path, tmp_path: Path
     command = " ".join([sys.executable, "launch/pretrain.py", *(f"'{o}'" for o in run_options(corpus, tmp_path))])
     subprocess.run(["bash", "-c", f"set -o pipefail; {command} 2>&1 | head -1"], cwd=ROOT, env=environment(), check=True,
                    capture_output=True)  # fmt: skip
-    assert len(steps(tmp_path / "r")) == 8 and complete_checkpoints(tmp_path / "r/checkpoints")
+    assert len(steps(tmp_path / "r")) == 8 and all_checkpoints(tmp_path / "r/checkpoints")

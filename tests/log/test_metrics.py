@@ -1,5 +1,6 @@
 """`metrics.jsonl`: what a resume keeps and drops, torn lines, and numbers that JSON lacks; the console's lines."""
 
+import errno
 import io
 import json
 import math
@@ -53,6 +54,31 @@ def test_a_torn_last_line_is_dropped_before_more_is_written(tmp_path, keep):
     assert steps_in(path) == [1, 2, 3]
     write_steps(path, [4, 5], keep_through_step=keep)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_costs_no_record(tmp_path):
+    class Full(io.RawIOBase):
+        """A file that takes ten bytes, then has no room, until it is told so."""
+
+        def __init__(self, file):
+            self.file, self.room = file, 10
+
+        def write(self, data):
+            if self.room <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            taken = self.file.write(data[: self.room])
+            self.room -= taken
+            return taken
+
+    lines = []
+    writer = MetricsWriter(tmp_path / "metrics.jsonl", warn=lines.append)
+    writer._file = full = Full(writer._file)
+    writer.write({"step": 1})
+    writer.write({"step": 2})
+    assert len(lines) == 1 and "No space left on device" in lines[0] and steps_in(tmp_path) == []
+    full.room = 1000
+    writer.write({"step": 3})
+    assert steps_in(tmp_path) == [1, 2, 3]
 
 
 def test_failed_truncation_loses_nothing(tmp_path, monkeypatch):
