@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmdata.corpus.documents import Documents
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.hashing import content_hash, mix_int
+
+SPLIT_VERSION = 1  # raise it when `split_documents` chooses otherwise: choices kept on disk are of one version
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,12 @@ class Split:
     Attributes:
         corpus: the corpus that holds them.
         documents: their ids, int64[n]; None is every document of the corpus.
+        kept: the same documents with what rows need of them, where that has been worked out already.
     """
 
     corpus: Corpus
     documents: np.ndarray | None = None
+    kept: Documents | None = None
 
     @property
     def is_empty(self) -> bool:
