@@ -6,6 +6,7 @@ Plain `python launch/pretrain.py` runs one process. Options are Hydra's: see con
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mmtrain.config import PretrainConfig
@@ -16,7 +17,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
-    from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint
+    from mmtrain.checkpoint.corpora import check_same_corpora, check_same_tokenizer
+    from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint, read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.health.watchdog import Watchdog
     from mmtrain.optim.optimizer import check_optimizer
@@ -24,6 +26,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.parallel.layout import plan_layout
     from mmtrain.train.curriculum import RunPlan, scaled_phases
     from mmtrain.train.device import keep_freed_memory
+    from mmtrain.train.epochs import tokens_by_phase
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.trainer import Trainer, check_batches
 
@@ -38,7 +41,16 @@ def pretrain(config: PretrainConfig) -> None:
         check_same_model("run.resume", resumed, config.model)
     elif config.run.init_from is not None:
         check_same_model("run.init_from", find_checkpoint("run.init_from", config.run.init_from), config.model)
-    inputs = RunInputs(config.data, phases, config.model.vocab_size)
+    inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_say)
+    lines, allow = inputs.header_lines(tokens_by_phase(plan, config.run.max_steps)), config.data.allow_changed
+    if resumed is not None:
+        lines += check_same_corpora(resumed, read_meta(resumed), inputs.fingerprints(), allow)
+    elif config.run.init_from is not None:
+        source = find_checkpoint("run.init_from", config.run.init_from)
+        lines += check_same_tokenizer("run.init_from", source, read_meta(source), inputs.fingerprints(), allow)
+    for line in lines:
+        _say(line)
+    inputs.prepare(plan, 0 if resumed is None else read_meta(resumed)["step"])
 
     if device.type == "cpu":
         keep_freed_memory()
@@ -49,6 +61,12 @@ def pretrain(config: PretrainConfig) -> None:
                 print(line, flush=True)
     finally:
         mesh.stop()
+
+
+def _say(line: str) -> None:
+    """Print a line, on the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from mmdata.corpus.manifest import NAME, Manifest, read_manifest, sha256_file
 from mmdata.errors import DataError
 
 BYTES = "bytes"
+BYTES_FILE = "tokenizer_bytes.json"  # in a folder that `save_tokenizer` wrote: the tokenizer is bytes, without a file
 _PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 _NO_EFFECT = {"trim_offsets"}  # of pre-tokenizers: they move offsets only
 

@@ -51,6 +51,7 @@ def save_checkpoint(
     progress: Progress,
     config: dict[str, Any],
     rope_base: float,
+    extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write `folder`/step-N: weights, optimizer state, progress, the configuration and the RoPE base. Collective.
 
@@ -64,6 +65,7 @@ def save_checkpoint(
         progress: where the run stands.
         config: every option of the run.
         rope_base: base that the last step was trained with; it cannot be read off the weights.
+        extra: more entries of the record, as JSON.
 
     Returns:
         The folder of the checkpoint.
@@ -77,7 +79,7 @@ def save_checkpoint(
     _quietly(dcp.save, {"model": weights, "optimizer": moments}, checkpoint_id=scratch)
     dist.barrier()
     if dist.get_rank() == 0:
-        meta = {**asdict(progress), "rope_base": rope_base, "config": config}
+        meta = {**asdict(progress), "rope_base": rope_base, "config": config, **(extra or {})}
         (scratch / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
         _swap_in(scratch, final)
     dist.barrier()

@@ -10,6 +10,7 @@ from itertools import islice
 import torch.distributed as dist
 
 from mmdata.rows.loader import PackedBatch, micro_batches
+from mmtrain.checkpoint.corpora import ENTRY, write_corpora
 from mmtrain.checkpoint.dcp import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
@@ -69,6 +70,7 @@ class Trainer:
         dist.barrier()  # every rank has looked at the folder before it is written to
         if self.context.is_main:
             self.folder.claim()
+            write_corpora(self.folder.path, self.inputs.fingerprints())
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
             self._prepare(report)
@@ -119,6 +121,7 @@ class Trainer:
                 self.progress,
                 asdict(self.config),
                 phase.rope_base,
+                extra={ENTRY: self.inputs.fingerprints()},
             )
             if self.context.is_main:
                 remove_old(self.folder.checkpoints, self.config.checkpoint.keep)

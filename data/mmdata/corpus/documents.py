@@ -52,7 +52,7 @@ class Documents:
 def choose(corpus: Corpus, ids: np.ndarray | None, cache: ArrayCache | None = None) -> Documents:
     """Documents of a corpus by their ids (None is all), without the empty ones.
 
-    All documents of a corpus without an empty one cost nothing, however many they are; anything else reads their lengths.
+    All documents of a corpus without an empty one cost nothing, however many they are. Anything else reads lengths.
 
     Raises:
         DataError: an id that the corpus does not have.

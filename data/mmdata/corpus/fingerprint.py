@@ -2,9 +2,9 @@
 
 Taken are: the numbers of documents and tokens; the size of each file; a hash of each file's content, or where the file
 is larger than 16 MiB, of 64 blocks of 64 KiB spread evenly over it (first and last among them); and the SHA-256 of the
-whole files where a manifest records it. So it costs at most 8 MiB of reading for a corpus of any size, a corpus that was moved
-has the fingerprint it had, and a change that keeps every size and lies between the blocks is seen only with a manifest.
-In a large `.idx` a changed document length shifts all positions after it, so the blocks catch that too.
+whole files where a manifest records it. So it reads at most 32 MiB of a corpus of any size, and a corpus that was moved
+has the fingerprint it had. A change that keeps every size and lies between the blocks is seen only by a manifest that
+changed with it; in a large `.idx`, though, a changed document length shifts all positions after it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Manifest:
     """Facts about a prepared corpus. There are no times among them, so equal requests give equal bytes."""
 
     request: str  # sha256 over inputs and options: two requests with one value give the same corpus
-    tokenizer: dict[str, Any]  # kind ("bytes", "trained", "file"), sha256, and what it was trained on
+    tokenizer: dict[str, Any]  # kind ("bytes", "trained", "file"), sha256, content, and what it was trained on
     vocab_size: int
     eod_id: int
     dtype: str

@@ -109,8 +109,8 @@ class BestFitPlan:
     Shuffled documents are taken in windows of at least 16,384 documents and 256 rows' worth of tokens. Inside a window
     the row-sized parts of long documents are rows of their own; all else goes, longest first, to the row it leaves the
     smallest gap in. Then the window's rows are shuffled. Windows are planned when a row of theirs, or of a later one,
-    is first asked for (about 2 microseconds a document), and the last few are kept. How many rows each window has is kept
-    on disk for many documents, so that a resumed run need not plan all windows before its own.
+    is first asked for (about 2 microseconds a document), and the last few are kept. Of many documents, the number of
+    rows in each window is kept on disk, so that a resumed run need not plan all windows before its own.
 
     Args:
         documents: to be laid into rows.
