@@ -116,9 +116,9 @@ class RunInputs:
     def fingerprints(self) -> dict[str, Any]:
         """Record, as JSON, of the tokenizer and of every corpus, by which a later launch knows them again.
 
-        ``tokenizer`` holds its hashes, ``tokenizer_given`` the option; ``sources`` is a list of: the ``option`` that names a corpus, its ``path`` as it
-        was typed and ``resolved``, and the fingerprints of its ``train`` and ``valid`` parts (None: chosen by a hash
-        from the former, or missing).
+        ``tokenizer`` holds its hashes, ``tokenizer_given`` the option; ``sources`` is a list of: the ``option`` that
+        names a corpus, its ``path`` as it was typed and ``resolved``, and the fingerprints of its ``train`` and
+        ``valid`` parts (None: chosen by a hash from the former, or missing).
         """
         sources = []
         for option, source in self._sources:

@@ -14,6 +14,8 @@ from mmdata.corpus.fingerprint import digest_of
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 
+LARGE = 1 << 16  # documents from which on a choice of all that are not empty is kept on disk
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -58,10 +60,12 @@ def choose(corpus: Corpus, ids: np.ndarray | None, cache: ArrayCache | None = No
         DataError: an id that the corpus does not have.
     """
     if ids is None:
-        key = None if cache is None else {"corpus": digest_of(corpus.fingerprint()), "documents": "all"}
+        key = None
+        if cache is not None and corpus.num_documents >= LARGE:
+            key = {"corpus": digest_of(corpus.fingerprint()), "documents": "all"}
         if corpus.num_empty == 0:
             return Documents(None, corpus.doc_lengths, corpus.num_tokens, key)
-        if key is not None:
+        if cache is not None and key is not None:
             what = f"the documents of {corpus.prefix} that are not empty"
             entry = cache.get("chosen", key, lambda tick: chosen_entry(corpus, {"all": _filled(corpus)}), what)
             return from_entry(entry, "all", key)
