@@ -27,7 +27,7 @@ def kept_split(corpus: Corpus, fraction: float, seed: int, cache: ArrayCache | N
     key = {"corpus": digest_of(corpus.fingerprint()), "fraction": fraction, "seed": seed, "version": SPLIT_VERSION}
 
     def make(tick: Tick) -> Entry:
-        return chosen_entry(corpus, dict(zip(_SIDES, split_documents(corpus, fraction, seed), strict=True)))
+        return chosen_entry(corpus, dict(zip(_SIDES, split_documents(corpus, fraction, seed, tick), strict=True)))
 
     entry = cache.get("split", key, make, f"the held-out documents of {corpus.prefix} (every token is read once)")
     sides = [from_entry(entry, side, key | {"side": side}) for side in _SIDES]

@@ -13,11 +13,12 @@ import pytest
 
 from mmdata.corpus import documents, indexed, kept_split, token_range
 from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.document_hashes import document_hashes
 from mmdata.corpus.indexed import IndexedCorpus
 from mmdata.corpus.open import open_corpus
 from mmdata.corpus.split import Split, split_documents
 from mmdata.errors import DataError
-from mmdata.hashing import shuffled
+from mmdata.hashing import content_hash, mix_int, shuffled
 from mmdata.rows import orders, packing
 from mmdata.rows.loader import micro_batches
 from mmdata.rows.orders import shuffled_places
@@ -211,3 +212,10 @@ def test_small_corpora_leave_nothing_behind(tmp_path: Path, megatron_corpus: Cal
     train, _ = open_corpus(str(source), **OPTIONS, cache=cache)
     stream_of(train, "concat", cache)[0]
     assert not (tmp_path / "cache").exists() and not [path for path in os.listdir(tmp_path) if path.startswith(".")]
+
+
+def test_hashes_of_documents_are_those_of_each(megatron_corpus: Callable[..., Path]) -> None:
+    corpus, done = IndexedCorpus(written(megatron_corpus)), []
+    ids = np.flatnonzero(corpus.doc_lengths > 0)[::3]
+    want = [mix_int(content_hash(corpus.document(int(i)).tobytes()) ^ mix_int(7)) for i in ids]
+    assert document_hashes(corpus, ids, 7, done.append).tolist() == want and done == [1.0]
