@@ -54,7 +54,7 @@ def test_an_entry_is_made_once_and_mapped_after_that(tmp_path: Path) -> None:
 
 def test_an_entry_of_another_key_or_a_damaged_one_is_not_taken(tmp_path: Path) -> None:
     cache = ArrayCache([tmp_path])
-    for damage in ("key", "cut", "garbage", "gone"):
+    for damage in ("key", "cut", "garbage", "shape", "gone"):
         get(cache)
         folder = entry_folder(tmp_path)
         record = json.loads((folder / "entry.json").read_text())
@@ -62,6 +62,8 @@ def test_an_entry_of_another_key_or_a_damaged_one_is_not_taken(tmp_path: Path) -
             (folder / "entry.json").write_text(json.dumps(record | {"key": {"corpus": "other"}}))
         elif damage == "cut":
             os.truncate(folder / "values.npy", 500)
+        elif damage == "shape":
+            np.save(folder / "values.npy", VALUES[:7])
         elif damage == "garbage":
             (folder / "entry.json").write_text("\0\0")
         else:
