@@ -6,7 +6,9 @@ Plain `python launch/pretrain.py` runs one process. Options are Hydra's: see con
 
 from __future__ import annotations
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from mmtrain.config import PretrainConfig
@@ -27,8 +29,9 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.parallel.layout import plan_layout
     from mmtrain.train.curriculum import RunPlan, scaled_phases
     from mmtrain.train.device import keep_freed_memory
+    from mmtrain.train.epochs import tokens_by_phase
     from mmtrain.train.inputs import RunInputs
-    from mmtrain.train.resume import decide_start
+    from mmtrain.train.resume import check_corpora, decide_start, start_position
     from mmtrain.train.trainer import Trainer, check_batches
 
     device = mesh.pick_device(config.cluster)
@@ -39,8 +42,11 @@ def pretrain(config: PretrainConfig) -> None:
     plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
     check_batches(config, layout.dp, plan)
     folder = RunFolder(config)
-    decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
-    inputs = RunInputs(config.data, phases, config.model.vocab_size)
+    start = decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
+    inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_note)
+    notes = inputs.header_lines(tokens_by_phase(plan, config.run.max_steps))
+    notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
+    inputs.prepare(plan.next(start_position(start)))
 
     if device.type == "cpu":
         keep_freed_memory()
@@ -48,6 +54,7 @@ def pretrain(config: PretrainConfig) -> None:
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
             start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder
+            start = replace(start, notes=(*notes, *start.notes))
             for line in Trainer(config, context, plan, inputs, folder, start).run(watchdog):
                 say(line)
     finally:
@@ -55,7 +62,9 @@ def pretrain(config: PretrainConfig) -> None:
 
 
 def _note(line: str) -> None:
-    print(f"note: {line}", file=sys.stderr, flush=True)
+    """Print a line on stderr, on the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -14,24 +14,35 @@ class DataConfig:
     """Corpora and tokenizer of a run, and how their rows are made.
 
     Attributes:
-        path: one prepared corpus (shorthand for a single source).
+        path: one prepared corpus (shorthand for a single source). A run may be resumed with its corpora moved: their
+            fingerprints are compared, not their paths.
         sources: a weighted mixture of prepared corpora; the first one's tokenizer is the run's.
-        tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus.
+        tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus. It must be the
+            one that the corpora were made with.
         packing: ``concat``, documents end to end, or ``best_fit``, whole documents in rows that end in padding: it is
             not routed, learned from or counted.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
         valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
         num_workers: loader processes a rank.
+        max_epochs: a warning names each corpus whose tokens the run reads more often than this; null never warns.
+            (MiniMax-01: good text bears 4 epochs, poor text degrades the model after 2.)
+        cache_dir: where indices of large corpora are kept; null: `.mmdata-index` beside each corpus or, where that
+            cannot be written, `$XDG_CACHE_HOME/mmdata`.
+        allow_changed: resume on corpora that have changed since the checkpoint, or start (`run.init_from`) from weights
+            that were trained with another tokenizer.
     """
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=FREE_ON_RESUME)
     sources: list[SourceConfig] = field(default_factory=list)
-    tokenizer: str | None = None
+    tokenizer: str | None = field(default=None, metadata=FREE_ON_RESUME)
     packing: str = "concat"
     seed: int = 1234
     valid_rows: int = 64
     valid_fraction: float = 0.01
     num_workers: int = field(default=1, metadata=FREE_ON_RESUME)
+    max_epochs: float | None = field(default=4.0, metadata=FREE_ON_RESUME)
+    cache_dir: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    allow_changed: bool = field(default=False, metadata=FREE_ON_RESUME)
 
     @property
     def all_sources(self) -> list[SourceConfig]:
@@ -46,6 +57,8 @@ class DataConfig:
                  "prepare one with launch/prepare.py and give data.path=DIR")  # fmt: skip
         for i, source in enumerate(self.all_sources):
             require(source.weight > 0, f"data.sources[{i}].weight", source.weight, "must be above 0", "drop it")
+        require(self.max_epochs is None or self.max_epochs > 0, "data.max_epochs", self.max_epochs, "must be above 0",
+                "null never warns")  # fmt: skip
         require(0 <= self.valid_fraction < 1, "data.valid_fraction", self.valid_fraction, "must lie in [0, 1)", "0.01")
         for name in ("num_workers", "valid_rows"):
             require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "must not be negative", "0 is none")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmtrain.config.checks import choose, require
+from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.schema import Count
 
 LR_KINDS: dict[str, Callable[[float, float, float], float]] = {
@@ -47,9 +48,14 @@ class BatchStep:
 
 @dataclass
 class SourceConfig:
-    """One prepared corpus of a mixture."""
+    """One prepared corpus of a mixture.
 
-    path: str
+    Attributes:
+        path: where it lies. A run may be resumed with the corpus moved: its fingerprint is compared, not its path.
+        weight: its share of the rows, beside the weights of the other sources.
+    """
+
+    path: str = field(metadata=FREE_ON_RESUME)
     weight: float = 1.0
 
 

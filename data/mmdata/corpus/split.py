@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from mmdata.corpus.document_hashes import document_hashes
+from mmdata.corpus.documents import Documents
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
-from mmdata.hashing import content_hash, mix_int
+
+SPLIT_VERSION = 1  # raise it when `split_documents` chooses otherwise: choices kept on disk are of one version
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,12 @@ class Split:
     Attributes:
         corpus: the corpus that holds them.
         documents: their ids, int64[n]; None is every document of the corpus.
+        kept: the same documents with what rows need of them, where that has been worked out already.
     """
 
     corpus: Corpus
     documents: np.ndarray | None = None
+    kept: Documents | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -57,16 +63,18 @@ def held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
     return chosen if not chosen.all() else np.zeros(len(hashes), dtype=bool)
 
 
-def split_documents(corpus: Corpus, fraction: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def split_documents(
+    corpus: Corpus, fraction: float, seed: int = 0, tick: Callable[[float], None] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids of training and of held-out documents (int64[n], int64[m]) of a corpus without a hold-out of its own.
 
     Reads every token once. Another `seed` holds out other documents. Empty documents are in neither part.
+    `tick` is told the share of the documents read.
 
     Raises:
         DataError: `fraction` is not in [0, 1).
     """
     check_fraction(fraction)
     ids = np.flatnonzero(corpus.doc_lengths > 0)
-    hashes = [mix_int(content_hash(corpus.document(int(i)).tobytes()) ^ mix_int(seed)) for i in ids]
-    chosen = held_out(np.array(hashes, dtype=np.uint64), fraction)
+    chosen = held_out(document_hashes(corpus, ids, seed, tick), fraction)
     return ids[~chosen], ids[chosen]

@@ -27,6 +27,7 @@ from mmdata.prepare.shards import ShardTask
 from mmdata.prepare.sources import Piece, Skip
 from mmdata.prepare.workfolder import finished, publish, work_folder
 from mmdata.tokenizer import Tokenizer, load_tokenizer
+from mmdata.tokenizer_identity import identity_of_file
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def _make_tokenizer(
             facts = {"kind": "file"}
             shutil.copyfile(_tokenizer_file(options.tokenizer), path)
         fsync(path)
-        facts_path.write_text(json.dumps(facts | {"sha256": sha256_file(path)}), encoding="utf-8")
+        known_by = {"sha256": sha256_file(path), "content": identity_of_file(path).content}
+        facts_path.write_text(json.dumps(facts | known_by), encoding="utf-8")
     tokenizer = load_tokenizer(path)
     if options.tokenizer == "train" and tokenizer.vocab_size < options.vocab_size:
         log(f"the text yields a vocabulary of {tokenizer.vocab_size}, not the {options.vocab_size} asked for")
