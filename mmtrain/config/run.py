@@ -19,7 +19,7 @@ class DataConfig:
         tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus.
         packing: ``concat`` or ``best_fit``.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
-        valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
+        valid_fraction: share of tokens held out (whole documents, by hash) where a corpus holds out none itself.
         num_workers: loader processes a rank.
     """
 
