@@ -95,7 +95,7 @@ def parts(text: str, cut: Callable[[str, int], int]) -> Iterator[str]:
 
 
 def _forced(text: str, start: int) -> int:
-    """End of a part that must end: after the last white space of its second half, else at full size."""
+    """End of a part that must end: before the last white space of its second half, else at full size."""
     stop = start + LARGEST_PART
     white = max(text.rfind(mark, start + LARGEST_PART // 2, stop) for mark in " \n")
     return white if white > 0 else stop

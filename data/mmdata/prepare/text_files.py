@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 from mmdata.errors import DataError
 from mmdata.prepare.streams import CHUNK
 
-FRAGMENT = 1 << 22  # bytes of text handed on at a time
+FRAGMENT = 1 << 21  # bytes of text handed on at a time
 _ESCAPE = re.compile(r"\\(n|r|t|\\|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4})")
 _LETTERS = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
@@ -54,7 +54,7 @@ def fragments(pieces: Iterable[bytes], separator: Separator | None) -> Iterator[
         separator: None makes it one document.
     """
     held = b""
-    begun = False  # whether a fragment of the document at hand has gone out
+    begun = False  # whether a byte of the document at hand has gone out
     for piece in pieces:
         held += piece
         start = 0
@@ -64,8 +64,9 @@ def fragments(pieces: Iterable[bytes], separator: Separator | None) -> Iterator[
                 start, begun = found.end(), False
         if len(held) - start > FRAGMENT:
             stop = _safe_end(held, start, separator)
-            yield Fragment(_trimmed(held[start:stop], separator is not None and not begun, False), True)
-            start, begun = stop, True
+            data = _trimmed(held[start:stop], separator is not None and not begun, False)
+            yield Fragment(data, True)
+            start, begun = stop, begun or bool(data)
         held = held[start:]
     yield Fragment(_trimmed(held, not begun, True) if separator else held, False)
 
@@ -100,9 +101,10 @@ def _behind_separator(stream: BinaryIO, position: int, separator: Separator) -> 
 
 def _safe_end(held: bytes, start: int, separator: Separator | None) -> int:
     """End of a fragment that leaves whole what may be a separator's beginning, line ends before one, a character."""
-    stop = len(held) - (separator.longest if separator else 1)
-    if separator is not None and (kept := len(held[start:stop].rstrip(b"\r\n"))):
-        stop = start + kept
+    stop = max(len(held) - (separator.longest if separator else 1), start)
+    if separator is not None:
+        kept = len(held[start:stop].rstrip(b"\r\n"))
+        stop = start + kept if kept or stop - start < 16 * FRAGMENT else stop
     for _ in range(3):
         if held[stop] & 0xC0 == 0x80:  # inside a character
             stop -= 1
