@@ -30,6 +30,7 @@ _KNOWN_SPLITS = frozenset([
 ])  # fmt: skip
 # By character, or by words that normalise alone: nothing moves across a cut.
 _LOCAL_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "BertNormalizer"}
+_DROPS_SPACE = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _NEUTRAL = {"Digits", "Punctuation"}  # they split further, and look at single characters
 
 
@@ -39,9 +40,12 @@ def cut_pattern(spec: dict[str, Any]) -> re.Pattern[str] | None:
     Args:
         spec: the content of a `tokenizer.json`.
     """
-    if any(step.get("type") not in _LOCAL_NORMALIZERS for step in _steps(spec.get("normalizer"), "normalizers")):
+    normal = {step.get("type") for step in _steps(spec.get("normalizer"), "normalizers")}
+    if not normal <= _LOCAL_NORMALIZERS:
         return None
     steps = [step for step in _steps(spec.get("pre_tokenizer"), "pretokenizers") if step["type"] not in _NEUTRAL]
+    if "BertNormalizer" in normal and not any(step["type"] in _DROPS_SPACE for step in steps):
+        return None  # it puts spaces around Chinese characters, which here would meet those of the text
     found = [_word_starts(step) for step in steps]
     allowed = [kinds for kinds in found if kinds is not None]
     places = set.intersection(*allowed) if allowed else set()
