@@ -182,8 +182,8 @@ def pre_tokenizer(name: str):
 )
 def test_cuts_are_exact(tmp_path, monkeypatch, name, normal):
     generator = random.Random(0)
-    words = ["a", "word", " ", " ", "\n", "\n\n", "  ", "'s", "é", "e\u0301", "1", ".", "\u2028", "、", "日本", "字", "\r\n",
-             "،x", "S", "'", "!", "Ω", "ﬁ", "(", ")", "\t", "\u0301", "한", "кот"]  # fmt: skip
+    words = ["a", "word", " ", " ", "\n", "\n\n", "  ", "'s", "é", "e\u0301", "1", ".", "\u2028", "、", "日本", "字",
+             "\r\n", "،x", "S", "'", "!", "Ω", "ﬁ", "(", ")", "\t", "\u0301", "한", "кот"]  # fmt: skip
     texts = ["".join(generator.choices(words, k=200)) for _ in range(40)]
     byte_level = name in ("gpt2", "gpt2_prefix", "gpt4", "o200k")
     backend = Tokenizer(models.BPE() if byte_level else models.BPE(unk_token="<unk>"))
