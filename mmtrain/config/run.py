@@ -22,7 +22,7 @@ class DataConfig:
         packing: ``concat``, documents end to end, or ``best_fit``, whole documents in rows that end in padding: it is
             not routed, learned from or counted.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
-        valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
+        valid_fraction: share of tokens held out (whole documents, by hash) where a corpus holds out none itself.
         num_workers: loader processes a rank.
         max_epochs: a warning names each corpus whose tokens the run reads more often than this; null never warns.
             (MiniMax-01: good text bears 4 epochs, poor text degrades the model after 2.)

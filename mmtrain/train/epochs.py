@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from mmdata.corpus.split import ENOUGH_TOKENS
 from mmtrain.train.curriculum import RunPlan
-
-ENOUGH_TOKENS = 1 << 16  # a loss over fewer tokens moves by a hundredth or more with the choice of them
 
 
 @dataclass(frozen=True)

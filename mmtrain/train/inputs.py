@@ -151,7 +151,7 @@ class RunInputs:
             for (option, source), share in zip(named, shares, strict=True):
                 split = self._splits[source.path][0]
                 corpus = digest_of(split.corpus.fingerprint())
-                uses.append(SourceUse(index, option, source.path, corpus, share, _tokens_of(split)))
+                uses.append(SourceUse(index, option, source.path, corpus, share, split.num_tokens))
         return uses
 
     def header_lines(self, phase_tokens: Sequence[int]) -> list[str]:
@@ -161,7 +161,7 @@ class RunInputs:
         if self.data.valid_rows:
             option, source = self._sources[0]
             valid = self._splits[source.path][1]
-            held, longest = 0 if valid is None else _tokens_of(valid), max(int(phase.seq_len) for phase in self.phases)
+            held, longest = 0 if valid is None else valid.num_tokens, max(int(phase.seq_len) for phase in self.phases)
             lines += filter(None, [held_out_warning(f"{option}={source.path}", held, longest)])
         return lines
 
@@ -174,9 +174,3 @@ class RunInputs:
             split.corpus, seq_len=seq_len, seed=seed, packing=packing, eod_id=self.tokenizer.eod_id,
             documents=split.kept or split.documents, vocab_size=self.vocab_size, cache=self._caches[path],
         )  # fmt: skip
-
-
-def _tokens_of(split: Split) -> int:
-    if split.kept is not None:
-        return split.kept.num_tokens
-    return split.corpus.num_tokens if split.documents is None else int(split.corpus.doc_lengths[split.documents].sum())
