@@ -6,17 +6,19 @@ Plain `python launch/pretrain.py` runs one process. Options are Hydra's: see con
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import hydra_entry
+from mmtrain.config.process_env import read_processes
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
-    from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint
+    from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint, read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.health.watchdog import Watchdog
     from mmtrain.optim.optimizer import check_optimizer
@@ -25,6 +27,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.curriculum import RunPlan, scaled_phases
     from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.inputs import RunInputs
+    from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer, check_batches
 
     device = mesh.pick_device(config.cluster)
@@ -33,12 +36,17 @@ def pretrain(config: PretrainConfig) -> None:
     layout = plan_layout(mesh.world_size(), config.parallel, config.model, [phase.seq_len for phase in phases])
     plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
     check_batches(config, layout.dp, plan)
-    folder = RunFolder(config)
+    folder, trained = RunFolder(config), None
     if (resumed := folder.resume_from()) is not None:
         check_same_model("run.resume", resumed, config.model)
     elif config.run.init_from is not None:
-        check_same_model("run.init_from", find_checkpoint("run.init_from", config.run.init_from), config.model)
+        source = find_checkpoint("run.init_from", config.run.init_from)
+        check_same_model("run.init_from", source, config.model)
+        trained = trained_length(read_meta(source))
     inputs = RunInputs(config.data, phases, config.model.vocab_size)
+    if read_processes().rank == 0:
+        for line in stage_warnings(config, phases, trained):
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     if device.type == "cpu":
         keep_freed_memory()

@@ -49,6 +49,11 @@ def one_of(*names: str) -> Mapping[str, Any]:
     return {"one_of": names}
 
 
+def key_of(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Allow the keys of a table only, those too that are entered later; metadata of a field of text."""
+    return {"one_of": table}
+
+
 def at_least(low: float, high: float | None = None, fix: str = "") -> Mapping[str, Any]:
     """Allow numbers from `low` on, to `high` if given; metadata of a field of a number, or of a number or text."""
     return {"range": Range(low, high, fix=fix)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from mmtrain.errors import ConfigError, nearest
 
 
-def choose(option: str, value: str, allowed: tuple[str, ...]) -> None:
+def choose(option: str, value: str, allowed: Collection[str]) -> None:
     """Refuse a value that is none of `allowed`, naming the nearest (ConfigError)."""
     if value in allowed:
         return

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mmtrain.config.allowed import above, at_least, check_allowed, one_of
+from mmtrain.config.allowed import above, at_least, check_allowed, key_of
 from mmtrain.config.checks import require
 from mmtrain.config.schema import Count
 
@@ -30,7 +30,7 @@ class LrSegment:
         start: learning rate at its start; ``constant`` has none.
     """
 
-    kind: str = field(metadata=one_of(*LR_KINDS))
+    kind: str = field(metadata=key_of(LR_KINDS))
     tokens: Count = field(metadata=at_least(0))
     end: float = field(metadata=at_least(0, fix="for example 2e-4"))
     start: float = field(default=0.0, metadata=at_least(0, fix="for example 0"))
