@@ -21,6 +21,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.checkpoint.dcp import check_same_model, find_checkpoint, read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.health.watchdog import Watchdog
+    from mmtrain.log.wandb_tracker import wandb_mode
     from mmtrain.optim.optimizer import check_optimizer
     from mmtrain.parallel import mesh
     from mmtrain.parallel.layout import plan_layout
@@ -45,6 +46,7 @@ def pretrain(config: PretrainConfig) -> None:
         trained = trained_length(read_meta(source))
     inputs = RunInputs(config.data, phases, config.model.vocab_size)
     if read_processes().rank == 0:
+        wandb_mode(config.log)  # refuses what cannot be
         for line in stage_warnings(config, phases, trained):
             print(f"warning: {line}", file=sys.stderr, flush=True)
 

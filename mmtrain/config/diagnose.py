@@ -123,7 +123,7 @@ def _unknown_option(option: str, value: str) -> ConfigError | None:
         names = options_of(kind)
         if part not in names:
             above = ".".join([*parts[:depth], ""])
-            fix = elsewhere(part) or _suggest(part, above, list(names))
+            fix = elsewhere(part) or elsewhere(option) or _suggest(part, above, list(names))
             return ConfigError(option, value, "unknown option", fix)
         kind = names[part]
     return None

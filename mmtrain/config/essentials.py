@@ -11,7 +11,7 @@ from typing import Any
 from mmtrain.config.machine import gpu_count, prepared_corpora, processes_at_hand
 from mmtrain.config.overrides import Given
 from mmtrain.config.schema import build
-from mmtrain.config.stage import StageConfig
+from mmtrain.config.stage import PhaseConfig, StageConfig
 from mmtrain.errors import ConfigError
 
 _SIZES = ("stage.scale", "stage.token_scale", "stage.batch_scale")
@@ -72,12 +72,18 @@ def sizes(stage: StageConfig, processes: int, gpu: bool) -> list[str]:
     rows = min(step.tokens // phase.seq_len for phase in stage.phases for step in phase.batch)
     wanted = max(processes, min(16, rows // 16))
     batch = Fraction(1, max(1, 1 << ((rows // wanted).bit_length() - 1)))
-    steps = sum(phase.tokens / (phase.batch[0].tokens * batch) for phase in stage.phases)
+    steps = sum(_steps(phase) for phase in stage.phases) / batch
     times = max(1, round(steps / _STEPS))
     digits = len(str(times)) - 1
     token = Fraction(1, times // 10**digits * 10**digits)
     named = zip(_SIZES, (scale, token, batch), strict=True)
     return [f"{name}={value}" for name, value in named if value != 1]
+
+
+def _steps(phase: PhaseConfig) -> float:
+    """Return about how many steps a phase has, unscaled."""
+    ends = [*(min(point.at, phase.tokens) for point in phase.batch[1:]), phase.tokens]
+    return sum(max(0, end - point.at) / point.tokens for point, end in zip(phase.batch, ends, strict=True))
 
 
 def _typed(one: Given) -> str:

@@ -84,7 +84,8 @@ class LogConfig:
     """Reports of a run, and how often it makes them (in steps).
 
     Attributes:
-        wandb: ``auto`` (online when logged in, else offline), ``online`` (which needs a key), ``offline`` or ``off``.
+        wandb: ``auto`` (online when logged in, else offline), ``online`` (refused without a key),
+            ``offline`` or ``off``.
         wandb_project: project that wandb files the run under.
         valid_interval: steps between validations; 0 validates at the end only.
         plot: write a PNG of loss and router load at the end.

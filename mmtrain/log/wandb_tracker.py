@@ -33,7 +33,7 @@ def wandb_mode(log: LogConfig) -> str:
     """Return ``online``, ``offline`` or ``off``.
 
     `auto` goes online only with an API key, as it must never prompt; wandb's own WANDB_MODE may hold it back. `online`
-    is what it says: a run that cannot be sent is not recorded offline in its place.
+    does not make do with less for want of a key; a server that does not answer is a warning, as with `auto`.
 
     Raises:
         ConfigError: `online` without an API key, or against WANDB_MODE.

@@ -37,14 +37,12 @@ def test_tasks_of_a_step_train_one_run(corpus: Path, tmp_path: Path) -> None:
     common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.max_steps=2", "data.valid_rows=0"]
     done = srun("-m", *common, "run.name=1_0,2_0")  # two points: the ranks meet twice
     assert [code for code, _, _ in done] == [0, 0], done
-    pretrain(*common, "run.name=plain", processes=None)
-    for name in ("1_0", "2_0"):
-        assert [row["step"] for row in steps(tmp_path / name)] == [1, 2]  # not once for each task
-        mine, theirs = steps(tmp_path / name)[-1]["loss"], steps(tmp_path / "plain")[-1]["loss"]
-        assert mine == pytest.approx(theirs, rel=2e-5)
+    first, second = (steps(tmp_path / name) for name in ("1_0", "2_0"))
+    assert [row["step"] for row in first] == [1, 2]  # not once for each task
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
 
 
-@pytest.mark.parametrize("wrong", ["model.top_k=9", "data.path=/not/there"])
+@pytest.mark.parametrize("wrong", ["model.top_k=9", pytest.param("data.path=/not/there", marks=pytest.mark.slow)])
 def test_a_mistake_of_a_step_is_told_once(corpus: Path, tmp_path: Path, wrong: str) -> None:
     done = srun(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", wrong)
     lines = [line for _, _, errors in done for line in errors.splitlines()]
