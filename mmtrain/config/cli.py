@@ -131,7 +131,7 @@ def compose(arguments: list[str], config_dir: Path, config_name: str = "pretrain
             composed = hydra_compose(config_name, [one.hydra for one in given])
     except (HydraException, OmegaConfBaseException) as error:
         wrong = diagnose(given, Path(config_dir), sweeping=False)
-        raise wrong or ConfigError("command line", " ".join(arguments), _one_line(error), "correct it") from error
+        raise wrong or ConfigError("command line", " ".join(arguments), _one_line(error), "see --help") from error
     return _typed(composed, given)
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from mmtrain.config.machine import gpu_count, prepared_corpora, processes_at_hand
+from mmtrain.config.machine import gpu_count, prepared_corpora, processes_at_hand, under_torchrun
 from mmtrain.config.overrides import Given
 from mmtrain.config.schema import build
 from mmtrain.config.stage import PhaseConfig, StageConfig
@@ -49,7 +49,7 @@ def check_essentials(values: Mapping[str, Any], given: Sequence[Given], program:
     if not any(one.option in _SIZES for one in given):
         options += sizes(build(StageConfig, stage, "stage"), processes, gpus > 0)
     options += [f"{name}={added[name]}" for name in missing]
-    line = " ".join([f"torchrun --nproc-per-node {processes}", _program(program), *map(shlex.quote, options)])
+    line = " ".join([f"torchrun --nproc-per-node {processes}", under_torchrun(program), *map(shlex.quote, options)])
     prepare = "" if corpora or "data.path" not in missing else (
         f" (python launch/prepare.py --input TEXTS/ --output {added['data.path']} makes the corpus)"
     )  # fmt: skip
@@ -89,10 +89,3 @@ def _steps(phase: PhaseConfig) -> float:
 def _typed(one: Given) -> str:
     prefix = one.hydra[: len(one.hydra) - len(one.hydra.lstrip("+~"))]
     return f"{prefix}{one.option}={one.value}"
-
-
-def _program(argv0: str) -> str:
-    """Return what torchrun is given to start the same program: a script, or the package and its command."""
-    if argv0.startswith("mmtrain "):
-        return f"-m {argv0}"
-    return shlex.quote(argv0)

@@ -1,8 +1,9 @@
-"""What this machine has for a run, found without torch: GPUs, cores, and prepared corpora in the current folder."""
+"""What is at hand for a run, found without torch: GPUs, cores, prepared corpora in a folder, the program itself."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -35,3 +36,12 @@ def prepared_corpora(folder: Path) -> list[Path]:
     found = [path for pattern in ("corpora/*/manifest.json", "*/manifest.json") for path in folder.glob(pattern)]
     newest = sorted(set(found), key=lambda path: path.stat().st_mtime, reverse=True)
     return [path.parent.relative_to(folder) for path in newest]
+
+
+def under_torchrun(program: str) -> str:
+    """Return what torchrun is given to start the same program: a script, or the package and its command.
+
+    Args:
+        program: as sys.argv[0] has it.
+    """
+    return f"-m {program}" if program.startswith("mmtrain ") else shlex.quote(program)

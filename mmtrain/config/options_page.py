@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from mmtrain.config.machine import under_torchrun
 from mmtrain.config.option_docs import OptionDoc, group_docs
 
 _HEAD = """\
@@ -27,8 +28,9 @@ by `make docs`; `python launch/pretrain.py --help` prints the same.
 - `--cfg job` prints the configuration that a command line makes, and runs nothing.
 """
 _USAGE = """\
-usage: torchrun --nproc-per-node N {program} GROUP=FILE ... GROUP.OPTION=VALUE ...
-       python {program} ...    (one process)      srun python {program} ...    (Slurm's tasks)
+usage: torchrun --nproc-per-node N {script} GROUP=FILE ... GROUP.OPTION=VALUE ...
+       {alone} ...    (one process)
+       srun {alone} ...    (the tasks of a Slurm step)
 
 Pretrain a MiniMax-01-style model. Required: data.path=DIR (made by launch/prepare.py) and run.name=NAME.
 
@@ -51,7 +53,11 @@ def help_text(config_dir: Path, program: str, width: int | None = None) -> str:
     """
     width = width or min(120, shutil.get_terminal_size((100, 24)).columns)
     docs = group_docs(config_dir)
-    lines = [_USAGE.format(program=program), "Files of the groups (the first is taken when none is named):"]
+    alone = program if program.startswith("mmtrain ") else f"python {program}"
+    lines = [
+        _USAGE.format(script=under_torchrun(program), alone=alone),
+        "Files of the groups (the first is taken when none is named):",
+    ]
     for doc in docs:
         if doc.choices:
             others = [choice for choice in doc.choices if choice != doc.chosen]
