@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from mmtrain.config import ModelConfig, PretrainConfig
-from mmtrain.config.diagnose import _paths
 from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marked, marked_fields
+from mmtrain.config.option_tree import option_paths
 
 FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
@@ -34,7 +34,7 @@ BOUND = {
 
 def test_each_option_is_free_on_resume_or_bound() -> None:
     """A new option is bound until it is marked; it is named here either way, so that somebody has thought of it."""
-    options = set(_paths(PretrainConfig))
+    options = set(option_paths(PretrainConfig))
     assert options == FREE | BOUND
     assert {option for option in options if is_marked(PretrainConfig, option, FREE_ON_RESUME)} == FREE
 
