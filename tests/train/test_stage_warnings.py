@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.train.curriculum import RunPlan, scaled_phases
@@ -80,8 +82,11 @@ def test_a_scaled_stage_keeps_ten_steps_of_warm_up() -> None:
     given = ("stage.scale=1/16", "stage.batch_scale=1/128", "stage.token_scale=1/700000")
     phases = scaled_phases(config(*given).stage)
     plan = RunPlan(phases, dp_size=1, micro_batch_rows=1)
-    steps = [plan.step(step).plan for step in range(plan.num_steps)]
-    rises = [step.lr / step.tokens_after for step in steps[:10]]
+    steps, progress = [], Progress()
+    while (step := plan.next(progress)) is not None:
+        steps.append(step)
+        progress = step.after(step.num_rows * phases[0].seq_len)
+    rises = [step.lr / after.before.tokens for step, after in pairwise(steps[:11])]
     assert rises == pytest.approx([rises[0]] * 10) and steps[9].lr == 2e-4 == steps[10].lr
     assert steps[-1].lr == pytest.approx(3e-5)
     assert sum(segment.tokens for segment in phases[0].lr) == pytest.approx(phases[0].tokens, abs=4)
