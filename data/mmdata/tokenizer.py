@@ -10,6 +10,7 @@ import numpy as np
 
 from mmdata.corpus.manifest import read_manifest
 from mmdata.errors import DataError
+from mmdata.tokenizer_identity import BYTES_FILE
 
 EOD_TOKEN = "<end_of_document>"
 _EOD_NAMES = (EOD_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<end_of_sentence>")
@@ -49,7 +50,8 @@ class Tokenizer(Protocol):
 def load_tokenizer(path: str | Path | None) -> Tokenizer:
     """Load the tokenizer of a `tokenizer.json`, of a folder that holds one, or of "bytes" (also None).
 
-    A corpus folder without a `tokenizer.json` whose manifest says "bytes" gives the byte tokenizer.
+    A folder without a `tokenizer.json` that `save_tokenizer` wrote for bytes, or whose manifest says "bytes", gives the
+    byte tokenizer.
 
     Raises:
         DataError: the file is missing or broken, or names no end-of-document token that we know.
@@ -58,7 +60,9 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         return ByteTokenizer()
     path = Path(path)
     if path.is_dir():
-        if not (path / "tokenizer.json").is_file() and read_manifest(path).tokenizer.get("kind") == "bytes":
+        if not (path / "tokenizer.json").is_file() and (
+            (path / BYTES_FILE).is_file() or read_manifest(path).tokenizer.get("kind") == "bytes"
+        ):
             return ByteTokenizer()
         path = path / "tokenizer.json"
     if not path.is_file():
