@@ -48,7 +48,7 @@ def read_prefix(model: HybridLM, prompt_T: Tensor) -> Prefix:
         prompt_T: int64 [T], at least one token, on the model's device.
 
     Raises:
-        ConfigError: it does not fit into the device's memory.
+        ConfigError: it does not fit into the device's memory, or the logits are not finite numbers.
     """
     cache = DecodeCache.empty(model.config)
     try:
@@ -59,7 +59,7 @@ def read_prefix(model: HybridLM, prompt_T: Tensor) -> Prefix:
             raise
         raise ConfigError("--prompt", f"{len(prompt_T):,} tokens", f"does not fit into the memory of {prompt_T.device}",
                           "give a shorter one, or another --device") from None  # fmt: skip
-    return Prefix(cache, logits_V)
+    return Prefix(cache, _finite(logits_V))
 
 
 @torch.no_grad()
@@ -159,11 +159,15 @@ def never_chosen(model: HybridLM, tokenizer: Tokenizer, ignore_eod: bool) -> Ten
 
 def _allowed(logits_V: Tensor, never: Tensor | None) -> Tensor:
     """Return logits on the CPU, fp32 or wider, with -inf for ids that are never chosen."""
-    logits_V = logits_V.cpu()
+    logits_V = _finite(logits_V.cpu())
+    return logits_V if never is None else logits_V.masked_fill(never, -torch.inf)
+
+
+def _finite(logits_V: Tensor) -> Tensor:
     if not torch.isfinite(logits_V).all():
         raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
                           "take an earlier checkpoint")  # fmt: skip
-    return logits_V if never is None else logits_V.masked_fill(never, -torch.inf)
+    return logits_V
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -24,9 +24,9 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def record(tokenizer: Path | str | None = None, **data: object) -> dict:
+def record(known: Path | str | None = None, /, **data: object) -> dict:
     """A checkpoint's record, with the hash of a tokenizer where one is given."""
-    corpora = {} if tokenizer is None else {"corpora": {"tokenizer": identity_of_path(tokenizer).as_dict()}}
+    corpora = {} if known is None else {"corpora": {"tokenizer": identity_of_path(known).as_dict()}}
     return {"config": {"data": data}, **corpora}
 
 
