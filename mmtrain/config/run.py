@@ -89,12 +89,15 @@ class LogConfig:
         wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
         valid_interval: steps between validations; 0 validates at the end only.
         plot: write a PNG of loss and router load at the end.
+        gradient_fingerprints: write `gradients.json`, the norm and 16 projections of every parameter's gradient at the
+            first step of the launch, which launch/compare.py compares between layouts.
     """
 
     wandb: str = "auto"
     wandb_project: str = "mmtrain"
     valid_interval: int = 0
     plot: bool = True
+    gradient_fingerprints: bool = False
 
     def validate(self) -> None:
         """Refuse unknown modes."""

@@ -12,7 +12,7 @@ from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marke
 
 FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
-    "data.num_workers", "log.plot", "log.valid_interval", "log.wandb", "log.wandb_project",
+    "data.num_workers", "log.gradient_fingerprints", "log.plot", "log.valid_interval", "log.wandb", "log.wandb_project",
     "parallel.activation_checkpoint", "parallel.reshard_after_forward", "run.dir", "run.init_from",
     "run.init_optimizer", "run.max_steps", "run.resume",
 }  # fmt: skip
