@@ -34,6 +34,9 @@ POLL_SECONDS = 0.2
 class Tolerance(NamedTuple):
     """Largest relative differences that are put down to rounding.
 
+    Measured over dp, tp, ep, pp and tp x ep on a hybrid of four layers: in fp32 2e-7 of a figure and of a parameter's
+    gradient; in bf16 3e-4 of a figure, and 4e-2 of a gradient, which is a router's, where most of it cancels.
+
     Attributes:
         figures: of losses and norms.
         gradients: of a parameter's gradient.
@@ -43,7 +46,7 @@ class Tolerance(NamedTuple):
     gradients: float
 
 
-TOLERANCES = {"float32": Tolerance(1e-5, 1e-4), "bfloat16": Tolerance(1e-2, 1e-1)}
+TOLERANCES = {"float32": Tolerance(5e-6, 1e-5), "bfloat16": Tolerance(2e-3, 2e-1)}
 
 
 @dataclass(frozen=True)
