@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from mmtrain.config import PretrainConfig, load_config
 from mmtrain.config.diagnose import diagnose
-from mmtrain.errors import ConfigError, RankLost, is_user_error
+from mmtrain.errors import ConfigError, RankLost, RunStopped, is_user_error
 
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -38,7 +38,8 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
         config_name: the YAML file at its root.
 
     Raises:
-        SystemExit: after one line on stderr: code 2 for a wrong input, 3 for a run that lost a rank.
+        SystemExit: after one line on stderr: code 1 for a run that could not save its end, 2 for a wrong input, 3 for
+            one that lost a rank, 4 for one whose loss stayed not finite, 128 + n for one that signal n stopped.
     """
     overrides, flags = _split(sys.argv[1:])
     failures: list[str] = []
@@ -46,10 +47,13 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
     def task(composed: DictConfig) -> None:
         try:
             run(_typed(composed))
-        except RankLost as error:  # a sweep ends too: its other points need the same ranks
+        except (RankLost, RunStopped) as error:  # a sweep ends too: its other points need the same ranks
             error.tell()
-            sys.exit(RankLost.EXIT_CODE)
+            sys.exit(error.exit_code)
         except Exception as error:
+            if (code := getattr(error, "EXIT_CODE", None)) is not None:  # the work cannot be kept: told in one line
+                _report(_one_line(error))
+                sys.exit(code)
             if not is_user_error(error):
                 raise
             failures.append(_one_line(error))

@@ -17,7 +17,8 @@ class DataConfig:
         path: one prepared corpus (shorthand for a single source).
         sources: a weighted mixture of prepared corpora; the first one's tokenizer is the run's.
         tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus.
-        packing: ``concat`` or ``best_fit``.
+        packing: ``concat``, documents end to end, or ``best_fit``, whole documents in rows that end in padding: it is
+            not routed, learned from or counted.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
         valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
         num_workers: loader processes a rank.
@@ -59,6 +60,8 @@ class OptimConfig:
         decay_norms: apply weight decay to norm weights too.
         precision: compute type; ``auto`` is bf16 where the device multiplies it natively, else fp32. Master weights,
             optimizer state and gradient reduction are fp32 always.
+        max_skipped: steps in a row whose loss or gradient is not finite after which the run stops; such steps leave the
+            weights alone. Chosen here.
     """
 
     name: str = "adamw"
@@ -69,6 +72,7 @@ class OptimConfig:
     decay_norms: bool = False
     clip_grad: float | None = 1.0
     precision: str = "auto"
+    max_skipped: int = field(default=10, metadata=FREE_ON_RESUME)
 
     def validate(self) -> None:
         """Refuse unknown optimizers and factors out of range."""
@@ -79,6 +83,7 @@ class OptimConfig:
         require(self.eps > 0, "optim.eps", self.eps, "must be above 0", "for example 1e-8")
         require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", self.clip_grad,
                  "must be above 0", "null turns clipping off")  # fmt: skip
+        require(self.max_skipped >= 1, "optim.max_skipped", self.max_skipped, "must be at least 1", "for example 10")
 
 
 @dataclass
@@ -87,6 +92,8 @@ class LogConfig:
 
     Attributes:
         wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
+        tensorboard: write TensorBoard's files too, into the run's folder `tensorboard`.
+        line_interval: steps between lines that stay in a terminal, beside the live one; 0 for none.
         valid_interval: steps between validations; 0 validates at the end only.
         plot: write a PNG of loss and router load at the end.
         gradient_fingerprints: write `gradients.json`, the norm and 16 projections of every parameter's gradient at the
@@ -95,6 +102,8 @@ class LogConfig:
 
     wandb: str = "auto"
     wandb_project: str = "mmtrain"
+    tensorboard: bool = False
+    line_interval: int = 100
     valid_interval: int = 0
     plot: bool = True
     gradient_fingerprints: bool = False
@@ -102,7 +111,8 @@ class LogConfig:
     def validate(self) -> None:
         """Refuse unknown modes."""
         choose("log.wandb", self.wandb, ("auto", "offline", "off"))
-        require(self.valid_interval >= 0, "log.valid_interval", self.valid_interval, "must not be negative", "0")
+        for name in ("valid_interval", "line_interval"):
+            require(getattr(self, name) >= 0, f"log.{name}", getattr(self, name), "must not be negative", "0 is none")
 
 
 @dataclass
@@ -151,15 +161,18 @@ class RunConfig:
         name: folder of the run below `dir`.
         resume: ``never`` (refuse an existing run), ``auto`` (go on where it stopped, or start), or a checkpoint folder.
         init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from.
+        change_schedule: let a run that is resumed go on with another schedule than its checkpoint's: the phase at work
+            may get other tokens, batches and learning rates, later phases may become anything.
         max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
         seed: of the initial weights.
     """
 
-    name: str
+    name: str = field(metadata=FREE_ON_RESUME)
     dir: str = field(default="runs", metadata=FREE_ON_RESUME)
     resume: str = field(default="never", metadata=FREE_ON_RESUME)
     init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
     init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
+    change_schedule: bool = field(default=False, metadata=FREE_ON_RESUME)
     max_steps: int | None = field(default=None, metadata=FREE_ON_RESUME)
     seed: int = 1234
 

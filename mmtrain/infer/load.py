@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 
 from mmdata.corpus.open import tokenizer_path
 from mmdata.tokenizer import Tokenizer, load_tokenizer
-from mmtrain.checkpoint.dcp import find_checkpoint, read_meta
+from mmtrain.checkpoint.listing import find_checkpoint
+from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
+from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import DataConfig, ModelConfig
 from mmtrain.config.checks import require
 from mmtrain.config.schema import build
@@ -36,10 +37,11 @@ def load_for_decoding(
         tokenizer.
 
     Raises:
-        ConfigError: there is no complete checkpoint, or its RoPE base is neither known nor given, or cannot be one.
+        ConfigError: there is no complete checkpoint, it is damaged, or its RoPE base is neither known nor given, or
+            cannot be one.
         DataError: the tokenizer is gone or broken.
     """
-    checkpoint = find_checkpoint("checkpoint", str(path))
+    checkpoint = find_checkpoint("checkpoint", path, lambda line: print(f"note: {line}", file=sys.stderr, flush=True))
     meta = read_meta(checkpoint)
     data = build(DataConfig, meta["config"]["data"], "data")
     made = load_tokenizer(tokenizer or data.tokenizer or tokenizer_path(data.all_sources[0].path))
@@ -49,8 +51,6 @@ def load_for_decoding(
     config = replace(build(ModelConfig, meta["config"]["model"], "model"), rope_base=rope_base)
     model = meta_model(config).to_empty(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     state = {"model": model.state_dict()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that one process is enough
-        dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    load_shards("checkpoint", checkpoint, metadata_of("checkpoint", checkpoint), state, alone=True)
     model.load_state_dict(state["model"])
     return model.eval(), made

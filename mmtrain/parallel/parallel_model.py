@@ -16,7 +16,7 @@ from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.expert.exchange import ExpertExchange
 from mmtrain.parallel.fingerprint import gradient_fingerprints
-from mmtrain.parallel.gradients import clip_gradients
+from mmtrain.parallel.gradients import all_finite, clip_gradients
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, Schedule
 from mmtrain.parallel.routing import update_load_fractions
@@ -72,10 +72,11 @@ class ParallelModel:
             self._exchange.start_timing()
         return self._schedule.train(batches, count, token_scale)
 
-    def clip_gradients(self, max_norm: float | None) -> Tensor:
-        """Clip by the global norm over all ranks; see :func:`~mmtrain.parallel.gradients.clip_gradients`."""
+    def clip_gradients(self, max_norm: float | None, flags: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip by the global norm and sum flags, as :func:`~mmtrain.parallel.gradients.clip_gradients` does."""
         self._fingerprint()
-        return clip_gradients(self.module.parameters(), max_norm)
+        norm, flags = clip_gradients(self.module.parameters(), max_norm, flags.to(self._device))
+        return norm.to(self.context.device), flags.to(self.context.device)
 
     def _fingerprint(self) -> None:
         """Hand out the fingerprints of the gradients as they are, once, if they are asked for."""
@@ -85,14 +86,19 @@ class ParallelModel:
                 self.take_fingerprints(found)
             self.take_fingerprints = None
 
-    def end_step(self, assigned_LE: Tensor) -> CommTimes:
+    def end_step(self, assigned_LE: Tensor, skipped: Tensor) -> CommTimes:
         """Take the step's routing into account, and return the times of its communication around experts.
 
         Args:
             assigned_LE: assignments of the global batch, float64, for every layer of the whole model.
+            skipped: bool scalar on the device, whether the step left the weights alone; it leaves fractions alone too.
         """
-        update_load_fractions(self.module, assigned_LE)
+        update_load_fractions(self.module, assigned_LE, skipped)
         return CommTimes(0.0, 0.0) if self._exchange is None else self._exchange.read_times()
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight of any rank is infinite or not a number; waits for the device."""
+        return all_finite(self.module.parameters())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -39,7 +39,7 @@ def test_every_model_loads_under_its_own_name(model):
 def test_every_stage_loads_and_plans(stage):
     config = compose([*GIVEN, f"stage={stage}"], CONFIGS)
     plan = RunPlan(scaled_phases(config.stage), dp_size=2, micro_batch_rows=1)
-    assert config.stage.name == stage and plan.num_steps >= 100
+    assert config.stage.name == stage and plan.left()[0] >= 100
     for phase in config.stage.phases:
         assert all(step.tokens % phase.seq_len == 0 for step in phase.batch)
         assert sum(segment.tokens for segment in phase.lr) == phase.tokens

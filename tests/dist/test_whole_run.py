@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from mmdata.rows.loader import micro_batches
 from mmtrain.checkpoint.dcp import load_checkpoint
-from mmtrain.checkpoint.run_folder import latest_checkpoint
 from mmtrain.config import ClusterConfig, ParallelConfig, PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.infer.load import load_for_decoding
@@ -107,7 +106,7 @@ def first_moments(config: PretrainConfig, runs: list[Path]) -> list[dict[str, to
             model = apply_parallel(meta_model(config.model), context, ParallelConfig(), torch.float32)
             model.initialise(1)
             optimizer = build_optimizer(model.module, config.optim)
-            load_checkpoint(latest_checkpoint(run), model.module, optimizer)
+            load_checkpoint(max((run / "checkpoints").glob("step-*")), model.module, optimizer)
             found.append({name: optimizer.state[parameter]["exp_avg"].full_tensor()
                           for name, parameter in model.module.named_parameters()})  # fmt: skip
         return found

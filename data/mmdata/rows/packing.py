@@ -27,7 +27,13 @@ class Pieces(NamedTuple):
 
 
 class Plan(Protocol):
-    """Protocol of a packing, for `RowStream`."""
+    """Protocol of a packing, for `RowStream`.
+
+    Attributes:
+        pads: whether rows may end in padding.
+    """
+
+    pads: bool
 
     def pieces(self, i: int) -> Pieces:
         """Pieces of row i, for any i >= 0; their lengths sum to the row length, or to less where it is padded."""
@@ -54,6 +60,8 @@ class ConcatPlan:
         row: tokens in a row.
         seed: of the shuffle.
     """
+
+    pads = False
 
     def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
         self._documents, self._lengths, self._row, self._seed = documents, lengths, row, seed
@@ -119,6 +127,8 @@ class BestFitPlan:
         row: tokens in a row.
         seed: of the shuffle.
     """
+
+    pads = True
 
     def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
         self._documents, self._lengths, self._row, self._seed = documents, lengths, row, seed

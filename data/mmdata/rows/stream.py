@@ -23,7 +23,8 @@ class Row:
         labels: int32[s], the next token of the same document, even where that is in a later row.
         loss_mask: bool[s], False at each document's last token and in padding (where labels are EOD).
         position_ids: int32[s], from 0 in each piece of a document, and in the padding.
-        cu_seqlens: int32[n + 1], where each piece begins, then s. Padding is a piece of its own.
+        cu_seqlens: int32[n + 1], where each piece begins, then s. Padding is a piece of its own, the last.
+        real_tokens: tokens before the padding, at least 1; None if rows of this packing never have any.
     """
 
     tokens: np.ndarray
@@ -31,6 +32,7 @@ class Row:
     loss_mask: np.ndarray
     position_ids: np.ndarray
     cu_seqlens: np.ndarray
+    real_tokens: int | None = None
 
 
 class RowStream:
@@ -139,7 +141,7 @@ class RowStream:
         if real < s:
             positions[real:] = np.arange(s - real)
             edges = np.append(edges, s)
-        return Row(tokens, labels, mask, positions, edges.astype(np.int32))
+        return Row(tokens, labels, mask, positions, edges.astype(np.int32), real if self._plan.pads else None)
 
     def _check(self, values: np.ndarray, index: np.ndarray) -> None:
         """Raise the DataError for the first of `values` (from `index` of the corpus) that is out of range."""
