@@ -17,7 +17,7 @@ from mmtrain.checkpoint.dcp import load_checkpoint
 from mmtrain.config import ClusterConfig, ParallelConfig, PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.infer.load import load_for_decoding
-from mmtrain.model.init import meta_model
+from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.packed_seq import Packing
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
@@ -26,11 +26,13 @@ from mmtrain.train.inputs import RunInputs
 from tests.dist.pool import Pool
 from tests.dist.runs import ROOT, SMALL, records, steps
 
+BASE = 20.0  # far from the model's own, so that 64 positions tell them apart
 BOTH = ("step", "loss", "aux_loss", "grad_norm", "drop_rate")
 
 
 def configuration(corpus: Path, folder: Path, *overrides: str) -> PretrainConfig:
-    options = [*SMALL, f"data.path={corpus}", f"run.dir={folder}", "model.capacity_factor=0.6", *overrides]
+    options = [*SMALL, f"data.path={corpus}", f"run.dir={folder}", "model.capacity_factor=0.6",
+               f"stage.phases.0.rope_base={BASE}", *overrides]  # fmt: skip
     return compose(options, ROOT / "configs")
 
 
@@ -61,6 +63,29 @@ def test_training_after_a_validation_is_training_without_one(validated: tuple[Pr
     assert often == never and len(often) == 3
     assert all(record["drop_rate"] > 0.05 for record in steps(validated[1] / "often"))
     assert sum("val_loss" in record for record in records(validated[1] / "often")) == 3
+
+
+def test_the_first_step_is_trained_with_the_phase_s_rope_base(validated: tuple[PretrainConfig, Path]) -> None:
+    """The loss of a plain model's logits, over the first batch's rows, each of which is a micro-batch."""
+    config, folder = validated
+    model = build_model(config.model, seed=config.run.seed).train()
+    stream = RunInputs(config.data, config.stage.phases, config.model.vocab_size).train_stream(0)
+    rows = steps(folder / "often")[0]["rows"]
+
+    def loss(base: float) -> float:
+        nats, count = 0.0, 0
+        for batch in micro_batches(stream, [[row] for row in range(rows)]):
+            packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), batch.max_seqlen)
+            mask = batch.loss_mask_BS.flatten()
+            with torch.no_grad():
+                logits = model(batch.tokens_BS.flatten(), packing, rope_base=base).double()[mask]
+            nats += F.cross_entropy(logits, batch.labels_BS.flatten()[mask], reduction="sum").item()
+            count += int(mask.sum())
+        return nats / count
+
+    recorded = steps(folder / "often")[0]["loss"]
+    assert recorded == pytest.approx(loss(BASE), rel=1e-6)
+    assert recorded != pytest.approx(loss(config.model.rope_base), rel=1e-5)
 
 
 def by_hand(config: PretrainConfig, run: Path, training: bool) -> tuple[float, float]:
