@@ -106,6 +106,8 @@ class LogConfig:
         line_interval: steps between lines that stay in a terminal, beside the live one; 0 for none.
         valid_interval: steps between validations; 0 validates at the end only.
         plot: write a PNG of loss and router load at the end.
+        gradient_fingerprints: write `gradients.json`, the norm and 16 projections of every parameter's gradient at the
+            first step of the launch, which launch/compare.py compares between layouts.
     """
 
     wandb: str = field(default="auto", metadata=one_of("auto", "online", "offline", "off"))
@@ -114,6 +116,7 @@ class LogConfig:
     line_interval: int = field(default=100, metadata=at_least(0, fix="0 prints none"))
     valid_interval: int = field(default=0, metadata=at_least(0, fix="0 validates at the end only"))
     plot: bool = True
+    gradient_fingerprints: bool = False
 
     def validate(self) -> None:
         """Refuse unknown modes."""

@@ -17,6 +17,7 @@ from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError, RunStopped
 from mmtrain.health.watchdog import Watchdog
+from mmtrain.log.gradients import GradientRecord
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.mesh import ParallelContext
@@ -63,6 +64,9 @@ class Trainer:
         self.model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload, seq_len)
         self.model.initialise(config.run.seed)
         self.optimizer = build_optimizer(self.model.module, config.optim)
+        if config.log.gradient_fingerprints:
+            precision = str(self.dtype).removeprefix("torch.")
+            self.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
