@@ -148,7 +148,7 @@ def _without(weights: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in weights.items() if name not in names}
 
 
-def _finish(scratch: Path, final: Path, meta: dict[str, Any], attach: Callable[[Path], None] | None) -> None:
+def _finish(scratch: Path, final: Path, meta: dict[str, Any], attach: Callable[[Path], None] | None = None) -> None:
     """Write the record, the last file, and give the checkpoint its name; torch has synced the others."""
     if attach is not None:
         attach(scratch)

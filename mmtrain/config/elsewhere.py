@@ -30,7 +30,7 @@ _LIVES = {
     "accumulate_grad_batches accumulation_steps accumulation",
     _TOKENS: "tokens train_tokens max_tokens total_tokens num_tokens",
     _STEPS: "steps train_steps num_steps total_steps training_steps train_iters max_iters iterations num_iterations",
-    _EPOCHS: "epochs num_train_epochs max_epochs num_epochs",
+    _EPOCHS: "epochs num_train_epochs num_epochs",
     _DATA_PARALLEL: "dp dp_size data_parallel data_parallel_size dp_degree nproc nproc_per_node gpus num_gpus devices "
     "world_size num_nodes nnodes processes",
     _SHARDING: "fsdp zero zero_stage sharding_strategy ddp",

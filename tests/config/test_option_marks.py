@@ -14,9 +14,8 @@ FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
     "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.tokenizer",
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
-    "log.wandb_project", "optim.max_skipped", "run.change_schedule", "stage.phases.sources.path",
-    "parallel.activation_checkpoint", "parallel.reshard_after_forward", "run.dir", "run.init_from",
-    "run.init_optimizer", "run.max_steps", "run.resume",
+    "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.reshard_after_forward",
+    "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.resume",
 }  # fmt: skip
 BOUND = {
     "data.packing", "data.seed", "data.sources", "data.valid_fraction",
@@ -28,8 +27,8 @@ BOUND = {
     "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.name", "optim.precision",
     "optim.weight_decay", "parallel.aux_loss_over", "parallel.cp", "parallel.ep", "parallel.etp", "parallel.exchange",
     "parallel.global_router", "parallel.micro_batch_rows", "parallel.pp", "parallel.pp_chunks",
-    "parallel.pp_schedule", "parallel.sync_every_micro_batch", "parallel.token_groups", "parallel.tp", "run.name",
-    "run.seed", "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
+    "parallel.pp_schedule", "parallel.sync_every_micro_batch", "parallel.token_groups", "parallel.tp", "run.seed",
+    "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
 }  # fmt: skip
 
 

@@ -97,7 +97,8 @@ def start(*options: str, processes: int | None = None) -> subprocess.Popen:
     if processes is not None:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen([*launcher, "launch/pretrain.py", *options], cwd=ROOT, env=environment(),
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)  # fmt: skip
 
 
 def wait_for_steps(run: Path, count: int, process: subprocess.Popen) -> None:
@@ -117,7 +118,7 @@ def test_a_signal_ends_a_run_after_a_save(corpus: Path, tmp_path: Path, number: 
     options = run_options(corpus, tmp_path, *LONG)
     process = start(*options)
     wait_for_steps(tmp_path / "r", 2, process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and Slurm do: the loader's processes get it too
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, out
     done = steps(tmp_path / "r")[-1]["step"]

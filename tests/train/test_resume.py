@@ -48,7 +48,7 @@ def test_equal_options_and_free_ones_go_on(tmp_path: Path, saved: Path, name: st
 
 
 @pytest.mark.parametrize("option", ["optim.beta1=0.8", "model.drop_policy=position", "data.seed=5", "run.seed=6",
-                                    "parallel.micro_batch_rows=2", "optim.precision=fp32", "data.path=y"])  # fmt: skip
+                                    "parallel.micro_batch_rows=2", "optim.precision=fp32"])  # fmt: skip
 def test_what_was_trained_stays_under_any_name(saved: Path, option: str) -> None:
     name, _, value = option.partition("=")
     for extra in ([], [CHANGE]):
@@ -97,7 +97,8 @@ def test_the_schedule_changes_from_here_on_when_asked_for(saved: Path, overrides
     [
         (["stage.phases.0.seq_len=1024"], "stage.phases[0].seq_len=1024: {} was trained with 512;"),
         (["stage.phases.0.rope_base=1e6"], "stage.phases[0].rope_base=1000000.0: {} was trained with 10000.0;"),
-        (["stage.phases.0.sources=[{path: y}]"], "stage.phases[0].sources[0].path=y: {} was trained with (none);"),
+        (["stage.phases.0.sources=[{path: x, weight: 3}, {path: y}]"],
+         "stage.phases[0].sources[0].weight=3.0: {} was trained with (none);"),
         (["stage.scale=1/2"], "stage.scale=0.5: {} was trained with 1.0;"),
         (["stage.phases.0.tokens=32Ki"], "stage.phases[0].tokens=32768: {} was trained with 983040;"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -136,6 +137,7 @@ def micro_batches(
             num_workers=num_workers,
             prefetch_factor=max(1, prefetch),
             collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_rank,
         )
         iterator = iter(loader)
     try:
@@ -176,3 +178,13 @@ class _Lists:
 
 def _as_is(result: Any) -> Any:
     return result
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """Let a worker outlive the signal that asks its whole process group to stop: the rank still needs its rows.
+
+    A second SIGTERM ends it, as Python sends when the rank itself ends without having closed its workers.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
