@@ -1,4 +1,4 @@
-"""Errors that a user is told in one line: a wrong input, and the loss of another rank."""
+"""Errors that a user is told in one line: a wrong input, the loss of another rank, and a run that was stopped."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class RankLost(RuntimeError):
     """
 
     EXIT_CODE = 3
+    exit_code = EXIT_CODE
 
     def tell(self) -> None:
         """Print the message on stderr, with the error of this rank that it explains."""
@@ -45,6 +46,26 @@ class RankLost(RuntimeError):
         if self.__cause__ is not None:
             lines.append(f"  it came to light here as {brief(self.__cause__)}")
         print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+class RunStopped(RuntimeError):
+    """End of a run before its plan is done, for a reason that all ranks share: which, at which step, and what to do.
+
+    Args:
+        message: the reason and the way on, one line.
+        exit_code: of the process; NOT_FINITE, or 128 and the number of the signal that asked for the stop.
+    """
+
+    NOT_FINITE = 4
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def tell(self) -> None:
+        """Print the message on stderr, on one rank: it is the same on all."""
+        if os.environ.get("RANK", "0") == "0":
+            print(self, file=sys.stderr, flush=True)
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import warnings
-from dataclasses import MISSING, asdict, dataclass
+from collections.abc import Callable
+from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,26 +24,26 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from mmtrain.checkpoint.run_folder import complete_checkpoints, latest_checkpoint
+from mmtrain.checkpoint.agreement import on_main
+from mmtrain.checkpoint.durable import sync_folder, write_text
+from mmtrain.checkpoint.listing import REPLACED, WRITING
+from mmtrain.checkpoint.progress import RECORD, Progress, read_meta, read_progress
+from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, brief
 
 # The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
 _BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Steps and tokens that a run has done; everything else follows from the configuration.
+class SaveFailed(Exception):
+    """A checkpoint that could not be written; nothing of it is left, and the older ones are as they were.
 
-    Attributes:
-        step: optimizer steps done.
-        tokens: tokens consumed.
+    Raised on all ranks alike. The message names the rank that failed, and why.
     """
 
-    step: int = 0
-    tokens: int = 0
+    EXIT_CODE = 1
 
 
 def save_checkpoint(
@@ -51,11 +53,13 @@ def save_checkpoint(
     progress: Progress,
     config: dict[str, Any],
     rope_base: float,
+    extra: dict[str, Any] | None = None,
+    attach: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `folder`/step-N: weights, optimizer state, progress, the configuration and the RoPE base. Collective.
 
-    Shards go to a scratch folder that is renamed when all ranks have written theirs, so a checkpoint under its final
-    name is always whole, and an interrupted one leaves the older ones as they were.
+    Shards go to a scratch folder that is renamed when all ranks have written theirs and everything is on the disk, so a
+    checkpoint under its final name is always whole, and an interrupted one leaves the older ones as they were.
 
     Args:
         folder: the run's folder of checkpoints.
@@ -64,72 +68,62 @@ def save_checkpoint(
         progress: where the run stands.
         config: every option of the run.
         rope_base: base that the last step was trained with; it cannot be read off the weights.
+        extra: more entries of the record, as JSON.
+        attach: writes more files into the folder before it gets its name; called on the main process.
 
     Returns:
         The folder of the checkpoint.
+
+    Raises:
+        SaveFailed: a rank could not write, for want of room, say; on all ranks, which may go on.
     """
     final = folder / f"step-{progress.step:08d}"
-    scratch = folder / f"{final.name}.writing"
-    if dist.get_rank() == 0 and scratch.exists():
-        shutil.rmtree(scratch)
-    dist.barrier()
-    weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
-    _quietly(dcp.save, {"model": weights, "optimizer": moments}, checkpoint_id=scratch)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        meta = {**asdict(progress), "rope_base": rope_base, "config": config}
-        (scratch / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        _swap_in(scratch, final)
-    dist.barrier()
+    scratch = folder / f"{final.name}{WRITING}"
+    try:
+        on_main(lambda: shutil.rmtree(scratch) if scratch.exists() else None)
+        weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of its own deprecations
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=scratch)
+        meta = {**asdict(progress), "rope_base": rope_base, "config": config, **(extra or {})}
+        on_main(lambda: _finish(scratch, final, meta, attach))
+    except CheckpointException as error:  # of one rank or several; all ranks get it
+        rank, (cause, _) = min(error.failures.items())
+        if isinstance(cause, KeyboardInterrupt | SystemExit):
+            raise
+        _discard(scratch)
+        raise SaveFailed(f"{final} could not be written: {_why(cause)} (rank {rank})") from error
+    except OSError as error:
+        _discard(scratch)
+        raise SaveFailed(f"{final} could not be written: {_why(error)} (rank 0)") from error
     return final
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress | None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
     The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
-    without the option that needs it, keeps its value.
+    without the option that needs it, keeps its value. Returns what :func:`read_progress` does.
 
     Raises:
-        ConfigError: the optimizer's state is not in the form that this version writes.
+        ConfigError: the checkpoint is damaged, or its optimizer's state is not in the form that this version writes.
     """
-    known = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    option = "run.init_from" if optimizer is None else "run.resume"
+    metadata = metadata_of(option, path)
+    known = metadata.state_dict_metadata
     optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
     if optimizer is None:
         weights = get_model_state_dict(model)
-        _quietly(dcp.load, {"model": _without(weights, optional)}, checkpoint_id=path)
+        load_shards(option, path, metadata, {"model": _without(weights, optional)})
         set_model_state_dict(model, weights)
     else:
         weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
         if missing := next((f"optimizer.{name}" for name in moments if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
                               f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
-        _quietly(dcp.load, {"model": _without(weights, optional), "optimizer": moments}, checkpoint_id=path)
+        load_shards(option, path, metadata, {"model": _without(weights, optional), "optimizer": moments})
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
     return read_progress(path)
-
-
-def read_meta(path: Path) -> dict[str, Any]:
-    """Return the record of a checkpoint: progress, RoPE base (old ones lack it) and configuration."""
-    return json.loads((path / "meta.json").read_text())
-
-
-def read_progress(path: Path) -> Progress:
-    """Return how far the run was when a checkpoint was saved."""
-    meta = read_meta(path)
-    return Progress(meta["step"], meta["tokens"])
-
-
-def find_checkpoint(option: str, path: str) -> Path:
-    """Return the newest complete checkpoint at or below `path`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = latest_checkpoint(Path(path))
-    if found is None:
-        raise ConfigError(option, path, "holds no complete checkpoint", "give a run folder or one of its checkpoints")
-    return found
 
 
 def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
@@ -150,20 +144,22 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
                               "give that value, or another checkpoint")  # fmt: skip
 
 
-def remove_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0 keeps all); on the main process only."""
-    complete = complete_checkpoints(folder)
-    for path in complete[:-keep] if keep else []:
-        shutil.rmtree(path)
-
-
 def _without(weights: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in weights.items() if name not in names}
 
 
+def _finish(scratch: Path, final: Path, meta: dict[str, Any], attach: Callable[[Path], None] | None) -> None:
+    """Write the record, the last file, and give the checkpoint its name; torch has synced the others."""
+    if attach is not None:
+        attach(scratch)
+    write_text(scratch / RECORD, json.dumps(meta, indent=1) + "\n")
+    _swap_in(scratch, final)
+    sync_folder(final.parent)
+
+
 def _swap_in(scratch: Path, final: Path) -> None:
     """Give a finished checkpoint its name; one that has it already (a step run again) goes only once it is in place."""
-    replaced = final.with_name(f"{final.name}.replaced")
+    replaced = final.with_name(f"{final.name}{REPLACED}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
@@ -171,7 +167,11 @@ def _swap_in(scratch: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _quietly(call: Any, *args: Any, **kwargs: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own deprecations
-        call(*args, **kwargs)
+def _discard(scratch: Path) -> None:
+    """Remove what was written of a checkpoint that failed, once no rank writes any more."""
+    if dist.get_rank() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _why(cause: BaseException) -> str:
+    return cause.strerror or str(cause) if isinstance(cause, OSError) else brief(cause)

@@ -1,85 +1,130 @@
-"""The folder of a run: its configuration, metrics and checkpoints, and whether a new launch may go on in it."""
+"""The folder of a run: its configuration, metrics and checkpoints, and what a new launch goes on from in it."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from mmtrain.checkpoint.abandon import METRICS, set_aside
+from mmtrain.checkpoint.agreement import on_main
+from mmtrain.checkpoint.durable import write_text
+from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers, step_of
+from mmtrain.checkpoint.lock import STALE_SECONDS, RunLock
+from mmtrain.checkpoint.recorded_options import differences, recorded_values
 from mmtrain.config import PretrainConfig
-from mmtrain.config.option_marks import FREE_ON_RESUME, is_marked
 from mmtrain.errors import ConfigError
 
-_DONE = "meta.json"  # written last: a checkpoint folder without it was cut short
+_CONFIG = "config.json"
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer, in a run folder and in a checkpoint: what was trained can be read without its corpus."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a launch begins with.
+
+    Attributes:
+        resume: the checkpoint that the run goes on from; None for a run from its first step.
+        weights: the checkpoint of another run whose weights a run from its first step takes; None for initial ones.
+        notes: lines that tell what was decided.
+    """
+
+    resume: Path | None = None
+    weights: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 class RunFolder:
-    """Paths of one run. Nothing is written before :meth:`claim`."""
+    """Paths of one run. Nothing is written before :meth:`locked`, and nothing but the lock before :meth:`claim`."""
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         self.path = Path(config.run.dir) / config.run.name
         self.checkpoints = self.path / "checkpoints"
+        self._lock: RunLock | None = None
 
-    def resume_from(self) -> Path | None:
-        """Return the checkpoint to go on from, or None for a fresh start.
+    def resume_from(self, note: Callable[[str], None]) -> Path | None:
+        """Return the checkpoint that `run.resume` names, or None for a run from its first step.
+
+        Args:
+            note: is told, in a line, of damaged checkpoints that were passed over.
 
         Raises:
-            ConfigError: the folder holds a run that `run.resume` does not allow to touch, or one with other options.
+            ConfigError: the folder holds a run that `run.resume` does not allow to touch, or only damaged checkpoints.
         """
-        resume, recorded = self.config.run.resume, self.path / "config.json"
-        if resume not in ("never", "auto"):
-            chosen = latest_checkpoint(Path(resume))
-            if chosen is None:
-                raise ConfigError("run.resume", resume, "holds no complete checkpoint", "use auto, never or its folder")
-            if recorded.exists():
-                self._refuse_other_options(recorded)
-            return chosen
-        if not recorded.exists():
-            return None
-        self._refuse_other_options(recorded)
-        if resume == "never":
+        resume = self.config.run.resume
+        if resume == "auto":
+            return newest_checkpoint("run.resume", self.path, note)
+        if resume != "never":
+            return find_checkpoint("run.resume", resume, note)
+        if all_checkpoints(self.checkpoints):
             raise ConfigError("run.name", self.config.run.name, f"{self.path} already holds this run",
                               "give run.resume=auto to go on with it, or another run.name")  # fmt: skip
-        return latest_checkpoint(self.path)
+        return None
 
-    def claim(self) -> None:
-        """Make the folder and record the configuration; on the main process only."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        scratch = self.path / "config.json.tmp"
-        scratch.write_text(json.dumps(asdict(self.config), indent=1) + "\n")
-        os.replace(scratch, self.path / "config.json")
+    @contextmanager
+    def locked(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Hold the folder's lock, on the main process for all; a context. Collective at its entry.
 
-    def _refuse_other_options(self, recorded: Path) -> None:
-        before = dict(_flatten(json.loads(recorded.read_text())))
-        now = dict(_flatten(json.loads(json.dumps(asdict(self.config)))))
-        for option in sorted(before.keys() | now.keys()):
-            if before.get(option) != now.get(option) and not is_marked(PretrainConfig, option, FREE_ON_RESUME):
-                raise ConfigError(option, now.get(option), f"{self.path} holds a run with {before.get(option)}",
-                                  "give that value, or another run.name")  # fmt: skip
+        Args:
+            note: is told, in a line, of a lock that is watched or was taken over; on the main process only.
 
+        Raises:
+            ConfigError: another launch holds it, or the folder cannot be written.
+        """
+        half_a_timeout = 30 * self.config.cluster.timeout_minutes  # the other ranks wait meanwhile
+        lock = RunLock(self.path, note, patience=min(STALE_SECONDS, half_a_timeout))
+        with ExitStack() as held:
 
-def latest_checkpoint(path: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run folder, or `path` itself when it is one; None without any."""
-    if (path / _DONE).is_file():
-        return path
-    complete = complete_checkpoints(path / "checkpoints")
-    return complete[-1] if complete else None
+            def take() -> None:
+                held.enter_context(lock)
+                self._lock = lock
+                remove_leftovers(self.checkpoints)
 
+            on_main(take)
+            yield
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints of a run, oldest first: neither one cut short nor one that is being replaced."""
-    named = (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-    return sorted((path for path in named if (path / _DONE).is_file()), key=lambda path: int(path.name[5:]))
+    def check_lock(self) -> None:
+        """Refuse to go on if another launch has taken the folder over (LockLost); on the main process."""
+        if self._lock is not None:
+            self._lock.check()
 
+    def claim(self, start: Start) -> list[str]:
+        """Make the folder this launch's: set aside what it does not go on with, and record the configuration.
 
-def _flatten(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict):
-        for key, value in values.items():
-            yield from _flatten(value, f"{path}.{key}" if path else key)
-    else:
-        yield path, values
+        Collective; every rank gets the lines that say what was set aside.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        return on_main(lambda: self._claim(start))
+
+    def _claim(self, start: Start) -> list[str]:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            lines = [self._set_aside(start)]
+            write_text(self.path / _CONFIG, json.dumps(asdict(self.config), indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError("run.dir", self.config.run.dir, f"cannot be written: {error.strerror} ({error.filename})",
+                              "make room or mend the rights there, or give another run.dir") from error  # fmt: skip
+        return [line for line in lines if line is not None]
+
+    def _set_aside(self, start: Start) -> str | None:
+        """Set aside another branch, another run's history, or the metrics of a start that saved nothing."""
+        if start.resume is None:  # an aborted start; the same one again writes its few steps again
+            again = self.config.run.resume == "auto" and self._is_recorded()
+            return None if again else set_aside(self.path, -1, always=True)
+        if start.resume.resolve().parent == self.checkpoints.resolve():
+            return set_aside(self.path, step_of(start.resume))
+        return set_aside(self.path, -1, always=(self.path / METRICS).exists())
+
+    def _is_recorded(self) -> bool:
+        """Whether the folder's record says what this launch's options say."""
+        try:
+            recorded = json.loads((self.path / _CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return not differences(recorded_values(recorded), self.config)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException
 
 from mmdata.tokenizer import Tokenizer
-from mmtrain.checkpoint.dcp import find_checkpoint, read_meta
+from mmtrain.checkpoint.listing import find_checkpoint
+from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
+from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.schema import build
-from mmtrain.errors import ConfigError, brief
+from mmtrain.errors import ConfigError
 from mmtrain.infer.device import choose_device
 from mmtrain.infer.memory import check_room
 from mmtrain.infer.request import check_rope_base
@@ -71,13 +71,13 @@ def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float |
         rope_base: RoPE base to decode with; None takes the one that the checkpoint was saved with.
 
     Raises:
-        ConfigError: there is no complete checkpoint; its tokenizer is not found, or not the one that is given; its RoPE
-            base is neither known nor given, or cannot be one.
+        ConfigError: there is no complete checkpoint, or it is damaged; its tokenizer is not found, or not the one that
+            is given; its RoPE base is neither known nor given, or cannot be one.
         DataError: the tokenizer that was given is missing or broken.
     """
     if path.resolve().name == "checkpoints":
         path = path.resolve().parent
-    checkpoint = find_checkpoint("checkpoint", str(path))
+    checkpoint = find_checkpoint("checkpoint", path, lambda line: print(f"note: {line}", file=sys.stderr, flush=True))
     meta = read_meta(checkpoint)
     if rope_base is None:
         rope_base = rope_base_of(checkpoint, meta)
@@ -100,16 +100,7 @@ def load_weights(opened: OpenedCheckpoint, device: torch.device) -> HybridLM:
     check_room(model, device)
     model = model.to_empty(device=device)
     state = {"model": model.state_dict()}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch announces that one process is enough
-            dcp.load(state, checkpoint_id=opened.path, no_dist=True)
-    except CheckpointException as error:  # torch wraps whatever comes up, Ctrl-C too
-        cause = next(iter(error.failures.values()))[0]
-        if isinstance(cause, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise ConfigError("checkpoint", opened.path, f"cannot be read: {brief(cause)}",
-                          "give another checkpoint") from error  # fmt: skip
+    load_shards("checkpoint", opened.path, metadata_of("checkpoint", opened.path), state, alone=True)
     model.load_state_dict(state["model"])
     _check_finite(model, opened.path)
     return model.eval()

@@ -11,9 +11,8 @@ from mmdata.corpus.open import tokenizer_path
 from mmdata.errors import DataError
 from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmdata.tokenizer_identity import BYTES, TokenizerIdentity, identity_of_path
+from mmtrain.checkpoint.run_folder import TOKENIZER
 from mmtrain.errors import ConfigError
-
-FOLDER = "tokenizer"  # of a checkpoint, and of a run
 
 
 def tokenizer_of_run(checkpoint: Path, meta: Mapping[str, Any], given: str | None, vocab_size: int) -> Tokenizer:
@@ -89,7 +88,7 @@ def _places(checkpoint: Path, meta: Mapping[str, Any]) -> Iterator[tuple[str, st
     checkpoint = checkpoint.resolve()
     folders = [checkpoint, *([checkpoint.parents[1]] if checkpoint.parent.name == "checkpoints" else [])]
     for folder in folders:
-        yield str(folder / FOLDER), str(folder / FOLDER)
+        yield str(folder / TOKENIZER), str(folder / TOKENIZER)
     config = meta.get("config")
     data = config.get("data") if isinstance(config, Mapping) else None
     if not isinstance(data, Mapping):

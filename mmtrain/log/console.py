@@ -1,10 +1,12 @@
-"""Terminal output of a run: a live line, or plain lines where there is no terminal, and a closing summary."""
+"""Terminal output of a run: a live line, or plain lines where there is no terminal; and the log file."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,125 +15,120 @@ from rich.live import Live
 from rich.text import Text
 
 SMOOTHING = 0.9  # of the throughput from which the time left is computed
+LOG_NAME = "log.txt"
 
 
 class RunConsole:
     """Shows the progress of a run from the records that go into `metrics.jsonl`.
 
+    A reader that goes away (``| head``) ends the showing, not the run.
+
     Args:
-        total_steps: steps of the whole run.
-        total_tokens: tokens of the whole run.
         stream: where to write; stderr when None.
         every_seconds: without a terminal, seconds between lines.
-        every_steps: without a terminal, a line at every such step besides; None for none.
-        enabled: False on every rank but the first.
+        line_interval: steps between lines that stay, terminal or not; 0 for none.
+        log_file: a file that gets every line that stays, with its time; None for none.
         clock: seconds, for tests.
     """
 
     def __init__(
         self,
-        total_steps: int,
-        total_tokens: int,
         stream: TextIO | None = None,
         every_seconds: float = 10.0,
-        every_steps: int | None = None,
-        enabled: bool = True,
+        line_interval: int = 0,
+        log_file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total_steps, self.total_tokens, self.enabled = total_steps, total_tokens, enabled
-        self._every_seconds, self._every_steps, self._clock = every_seconds, every_steps, clock
+        self._every_seconds, self._line_interval, self._clock = every_seconds, line_interval, clock
         self._stream = stream or sys.stderr
+        self._log = None
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._log = log_file.open("a", encoding="utf-8")
         self._rate: float | None = None
         self._last_line: float | None = None
         self._live: Live | None = None
-        if enabled and self._stream.isatty():
+        if self._stream.isatty():
             self._live = Live(console=Console(file=self._stream), refresh_per_second=4, transient=False)
             self._live.start()
 
-    def update(self, record: Mapping[str, Any]) -> None:
-        """Show the record of a step, a line of `metrics.jsonl` as a mapping."""
-        if not self.enabled:
-            return
+    def update(self, record: Mapping[str, Any], total_steps: int, total_tokens: int) -> None:
+        """Show the record of a step, a line of `metrics.jsonl` as a mapping, on the way to so many steps and tokens."""
         speed = record.get("tokens_per_s")
         if speed:
             self._rate = speed if self._rate is None else SMOOTHING * self._rate + (1 - SMOOTHING) * speed
-        left = (self.total_tokens - record["tokens"]) / self._rate if self._rate else None
+        left = (total_tokens - record["tokens"]) / self._rate if self._rate else None
+        cells = _cells(record, total_steps, left)
         if self._live is not None:
-            self._live.update(_row(_cells(record, self.total_steps, left)))
-        elif self._is_due(record["step"]):
-            self._print("  ".join(f"{name} {text}" for name, text in _cells(record, self.total_steps, left)))
+            self._live.update(_row(cells))
+        if self._is_due(record["step"], total_steps):
+            self.note("  ".join(f"{name} {text}" for name, text in cells))
 
     def note(self, text: str) -> None:
         """Print a line that stays: a checkpoint, a validation, a warning."""
-        if not self.enabled:
-            return
+        self.record(text)
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
             self._print(text)
+
+    def record(self, text: str) -> None:
+        """Put a line into the log file alone: what is printed by others, or at the end."""
+        if self._log is not None:
+            self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+            self._log.flush()
 
     def close(self) -> None:
         """Leave the last state on the screen and give the terminal back."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
-    def _is_due(self, step: int) -> bool:
+    def _is_due(self, step: int, total_steps: int) -> bool:
         now = self._clock()
-        by_steps = self._every_steps is not None and step % self._every_steps == 0
+        by_steps = self._line_interval > 0 and step % self._line_interval == 0
         by_time = self._last_line is None or now - self._last_line >= self._every_seconds
-        if not (by_steps or by_time or step >= self.total_steps):
+        if not (by_steps or (by_time and self._live is None) or step >= total_steps):
             return False
         self._last_line = now
         return True
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            silence(self._stream)
 
 
-def summary_lines(records: Sequence[Mapping[str, Any]], run_dir: Path, seconds: float) -> list[str]:
-    """Return the three lines that close a run: what was done, what came of it, where it is.
+def say(text: str) -> None:
+    """Print a line on stdout; a reader that has gone away does not matter."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        silence(sys.stdout)
 
-    Args:
-        records: the records of `metrics.jsonl`.
-        run_dir: the run's folder.
-        seconds: wall time of this launch.
-    """
-    steps = [record for record in records if record.get("loss") is not None]
-    valid = [record for record in records if record.get("val_loss") is not None]
-    if not steps:
-        return [f"no step was run in {_duration(seconds)}", "no loss", str(run_dir)]
-    first, last = steps[0], steps[-1]
-    speeds = sorted(record["tokens_per_s"] for record in steps if record.get("tokens_per_s"))
-    speed = f", {_count(speeds[len(speeds) // 2])} tokens/s" if speeds else ""
-    mfu = f", MFU {last['mfu']:.1%}" if last.get("mfu") is not None else ""
-    outcome = f"loss {first['loss']:.3f} -> {last['loss']:.3f}"
-    if valid:
-        outcome += f", validation {valid[-1]['val_loss']:.3f}"
-        if valid[-1].get("val_bits_per_byte") is not None:
-            outcome += f" ({valid[-1]['val_bits_per_byte']:.3f} bits per byte)"
-    if last.get("drop_rate") is not None:
-        outcome += f", {last['drop_rate']:.1%} of assignments dropped"
-        if last.get("drop_rate_alone") is not None:
-            outcome += f" ({last['drop_rate_alone']:.1%} without the global router)"
-    files = ", ".join(sorted(path.name for path in Path(run_dir).iterdir())) if Path(run_dir).is_dir() else ""
-    return [
-        f"trained to step {last['step']:,}: {_count(last['tokens'])} tokens in {_duration(seconds)}{speed}{mfu}",
-        outcome,
-        f"{run_dir}: {files}",
-    ]
+
+def silence(stream: TextIO) -> None:
+    """Send what is written to a stream from now on, and what is still in its buffer, nowhere: nobody reads it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _cells(record: Mapping[str, Any], total_steps: int, seconds_left: float | None) -> list[tuple[str, str]]:
     """Name and text of everything worth a column; what a run does not measure is left out."""
     shown = [
         ("step", "step", lambda step: f"{step:,}/{total_steps:,}"),
-        ("tokens", "tokens", _count),
+        ("tokens", "tokens", count_text),
         ("loss", "loss", lambda loss: f"{loss:.4f}"),
         ("lr", "lr", lambda lr: f"{lr:.2e}"),
         ("grad", "grad_norm", lambda norm: f"{norm:.2f}"),
-        ("tok/s", "tokens_per_s", _count),
+        ("tok/s", "tokens_per_s", count_text),
         ("MFU", "mfu", lambda mfu: f"{mfu:.1%}"),
+        ("mem", "memory_gib", lambda gib: f"{gib:.1f}G"),
         ("drop", "drop_rate", lambda rate: f"{rate:.1%}"),
         ("alone", "drop_rate_alone", lambda rate: f"{rate:.1%}"),
         ("hidden", "exchange_hidden", lambda part: f"{part:.0%}"),
@@ -139,7 +136,7 @@ def _cells(record: Mapping[str, Any], total_steps: int, seconds_left: float | No
     cells = [(name, text(record[key])) for name, key, text in shown if record.get(key) is not None]
     if "loss" in record and record["loss"] is None:
         cells.insert(2, ("loss", "nan"))
-    left = [] if seconds_left is None else [("left", _duration(seconds_left))]
+    left = [] if seconds_left is None else [("left", duration_text(seconds_left))]
     return [*cells[:1], *left, *cells[1:]]  # near the front, so that a narrow terminal shows it
 
 
@@ -151,7 +148,7 @@ def _row(cells: Sequence[tuple[str, str]]) -> Text:
     return row
 
 
-def _count(number: float) -> str:
+def count_text(number: float) -> str:
     """Write 1234567 as 1.23M; up to 9,999 in full."""
     if abs(number) < 10_000:
         return f"{number:,.0f}"
@@ -161,7 +158,7 @@ def _count(number: float) -> str:
     return str(number)
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """Write seconds as 42s, 5m07s, 3h12m or 6d04h."""
     whole = max(0, round(seconds))
     if whole < 60:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,30 +18,51 @@ FILE_NAME = "metrics.jsonl"
 class MetricsWriter:
     """Appends records; each is on disk (in the kernel's hands) when :meth:`write` returns.
 
+    Where it cannot be written, for want of room, say, records wait in memory and are tried again with every later one:
+    a full disk costs a run no step and no record.
+
     Args:
         path: the file; its folder is made.
         keep_through_step: on resume, the step of the checkpoint: later entries are dropped, since those steps run
             again. None keeps all. A last line that a crash cut short is dropped in either case.
+        warn: is told, once, that records wait.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, keep_through_step: int | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: Path, keep_through_step: int | None = None, warn: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.path, self._warn, self._waiting, self._warned = Path(path), warn, b"", False
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _keep(self.path, keep_through_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record. Numbers that JSON lacks (NaN, infinity) become null; 0-d tensors become numbers."""
-        self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
-        self._file.flush()
+        """Append one record with the time of writing (`time`, UTC).
+
+        Numbers that JSON lacks (NaN, infinity) become null; 0-d tensors become numbers.
+        """
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._waiting += json.dumps({**_plain(record), "time": time}, allow_nan=False).encode() + b"\n"
+        try:
+            self._flush()
+        except OSError as error:
+            if not self._warned:
+                self._warn(f"{self.path} cannot be written ({error.strerror}): records wait in memory for room")
+            self._warned = True
 
     def close(self) -> None:
-        """Close the file; nothing is lost without it."""
+        """Close the file; nothing is lost without it, but for records that still wait."""
+        with contextlib.suppress(OSError):
+            self._flush()
         self._file.close()
+
+    def _flush(self) -> None:
+        while self._waiting:  # a write may take a part only
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def __enter__(self) -> MetricsWriter:
         return self

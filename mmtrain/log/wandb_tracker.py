@@ -11,12 +11,14 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from mmtrain.config import LogConfig
+from mmtrain.config.checks import require
+from mmtrain.log.series import series
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 INIT_TIMEOUT_SECONDS = 30.0
@@ -31,9 +33,19 @@ def _warn(text: str) -> None:
 def wandb_mode(log: LogConfig) -> str:
     """Return ``online``, ``offline`` or ``off``.
 
-    `auto` goes online only with an API key, as it must never prompt; wandb's own WANDB_MODE may hold it back.
+    `auto` goes online only with an API key, as it must never prompt; wandb's own WANDB_MODE may hold it back. `online`
+    does not make do with less for want of a key; a server that does not answer is a warning, as with `auto`.
+
+    Raises:
+        ConfigError: `online` without an API key, or against WANDB_MODE.
     """
     forced = os.environ.get("WANDB_MODE", "")
+    if log.wandb == "online":
+        require(forced in ("", "online", "run"), "log.wandb", "online", f"WANDB_MODE={forced} forbids it",
+                "unset WANDB_MODE, or give log.wandb=auto")  # fmt: skip
+        require(_has_api_key(), "log.wandb", "online", "there is no API key here", "run `wandb login`, or set "
+                "WANDB_API_KEY, or give log.wandb=offline")  # fmt: skip
+        return "online"
     if log.wandb == "off" or forced == "disabled":
         return "off"
     if log.wandb == "offline" or forced in ("offline", "dryrun"):
@@ -104,10 +116,17 @@ class Tracker:
         """Whether records still go anywhere."""
         return self._run is not None
 
+    @property
+    def place(self) -> str:
+        """Where records go: the page of an online run, the folder of an offline one; empty when off."""
+        if self._run is None:
+            return ""
+        return getattr(self._run, "url", None) or f"offline in {getattr(self._run, 'dir', '')}"
+
     def log(self, record: Mapping[str, Any], step: int) -> None:
         """Send one record; lists of one number a layer become one series a layer, deeper ones stay out."""
         if self._run is not None:
-            self._guard(lambda: self._run.log(dict(_series(record)), step=step))
+            self._guard(lambda: self._run.log(dict(series(record)), step=step))
 
     def finish(self) -> None:
         """Close the run, waiting for an upload for half a minute at most."""
@@ -164,12 +183,3 @@ def _run_id(path: Path) -> str:
     if not path.exists():
         path.write_text(secrets.token_hex(4))
     return path.read_text().strip()
-
-
-def _series(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in record.items():
-        if isinstance(value, list | tuple):
-            numbers = [(i, item) for i, item in enumerate(value) if isinstance(item, int | float)]
-            yield from ((f"{key}/layer_{i:02d}", item) for i, item in numbers)
-        elif value is not None:
-            yield key, value

@@ -10,18 +10,12 @@ How a parameter begins is said by the module that has it (`mmtrain.model.initial
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from mmtrain.config import ModelConfig
+from mmtrain.model.elements import global_index, hash_index, local_part, name_key, pieces, shift_right
 from mmtrain.model.initial import Constant, Initial, Xavier, XavierQKV
-
-_CHUNK = 1 << 22  # elements filled at once; bounds the int64 scratch to 32 MiB a buffer
 
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu", seed: int = 1234) -> nn.Module:
@@ -76,46 +70,13 @@ def _initial(model: nn.Module, name: str) -> Initial:
 
 
 def _fill(parameter: Tensor, name: str, seed: int, initial: Xavier | XavierQKV) -> None:
-    if isinstance(parameter, DTensor):
-        _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-        local = parameter.to_local()
-    else:
-        local, offset = parameter, (0,) * parameter.ndim
-    key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little", signed=True)
-    for part, start in _pieces(local, offset):
-        index = _global_index(part.shape, start, parameter.shape, part.device)
+    key = name_key(f"{seed}:{name}")
+    for part, start in pieces(*local_part(parameter)):
+        index = global_index(part.shape, start, parameter.shape, part.device)
         part.copy_(_uniform(index, key).mul_(initial.bound(index, parameter.shape)))
 
 
-def _pieces(local: Tensor, offset: tuple[int, ...]) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """Yield views of at most _CHUNK elements that make up a shard, each with its offset in the full parameter."""
-    if local.numel() <= _CHUNK:
-        if local.numel():
-            yield local, offset
-        return
-    dim = next(d for d, size in enumerate(local.shape) if size > 1)
-    step = max(1, _CHUNK * local.shape[dim] // local.numel())
-    for start, part in zip(range(0, local.shape[dim], step), local.split(step, dim), strict=True):
-        yield from _pieces(part, (*offset[:dim], offset[dim] + start, *offset[dim + 1 :]))
-
-
-def _global_index(shape: torch.Size, offset: tuple[int, ...], full: torch.Size, device: torch.device) -> Tensor:
-    """Return the index of each element of a part in the flattened full parameter, int64."""
-    index = torch.zeros((), dtype=torch.int64, device=device)
-    for size, start, whole in zip(shape, offset, full, strict=True):
-        index = index[..., None] * whole + torch.arange(start, start + size, device=device)
-    return index
-
-
 def _uniform(index: Tensor, key: int) -> Tensor:
-    """Return fp32 uniform in (-1, 1), 24 random bits, from a 64-bit mix of key and index (SplitMix64's finaliser)."""
-    z = index * -7046029254386353131 + key  # 0x9E3779B97F4A7C15, wrapping
-    z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    bits = _shift(z ^ _shift(z, 31), 40)
+    """Return fp32 uniform in (-1, 1), 24 random bits, for each index."""
+    bits = shift_right(hash_index(index, key), 40)
     return (bits.float() + 0.5).mul_(2.0**-23).sub_(1.0)
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RealTokens:
+    """Those of T flattened tokens that are not padding, with which rows may end.
+
+    Attributes:
+        index_M: int64 [M], their places among the T tokens, ascending.
+        per_row: number of them in each row, on the host.
+        row_length: tokens of a row, with its padding.
+    """
+
+    index_M: Tensor
+    per_row: tuple[int, ...]
+    row_length: int
+
+    @staticmethod
+    def from_rows(per_row: Sequence[int], row_length: int, device: torch.device | str = "cpu") -> RealTokens:
+        """The first `per_row[b]` tokens of each row b of `row_length`; the host does not wait for the device."""
+        index_M = torch.cat([torch.arange(b * row_length, b * row_length + n) for b, n in enumerate(per_row)])
+        if torch.device(device).type == "cuda":
+            index_M = index_M.pin_memory()
+        return RealTokens(index_M.to(device, non_blocking=True), tuple(per_row), row_length)
 
 
 @dataclass(frozen=True)
@@ -18,16 +43,28 @@ class Packing:
         max_seqlen: the longest document, known without reading the device.
         lengths: tokens of each document, on the host. Where none are given, they are read from `cu_seqlens`, once; if
             that tensor is on a device, the host waits for the device.
+        real: the tokens that are no padding; None if rows are never padded. The padding of a row is a document of its
+            own to the mixers; nothing of it is routed, learned from or counted.
     """
 
     cu_seqlens: Tensor
     position_ids_T: Tensor
     max_seqlen: int
     lengths: tuple[int, ...] = ()
+    real: RealTokens | None = None
 
     def __post_init__(self) -> None:
         if not self.lengths:
             object.__setattr__(self, "lengths", tuple(self.cu_seqlens.diff().tolist()))
+
+    @property
+    def real_lengths(self) -> tuple[int, ...]:
+        """Tokens of each document that is not padding."""
+        if self.real is None:
+            return self.lengths
+        size, per_row = self.real.row_length, self.real.per_row
+        pieces = zip(accumulate(self.lengths, initial=0), self.lengths, strict=False)
+        return tuple(n for begin, n in pieces if n and begin % size < per_row[begin // size])
 
     @staticmethod
     def from_lengths(lengths: list[int], device: torch.device | str = "cpu", start: int = 0) -> Packing:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmtrain.config import OptimConfig
 from mmtrain.errors import ConfigError
@@ -34,7 +34,7 @@ def check_optimizer(config: OptimConfig, device_type: str) -> None:
             raise ConfigError("optim.name", "apex", "FusedAdam needs CUDA tensors", "use optim=adamw here")
     if config.name == "cpu_offload" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("optim.name", "cpu_offload", "deepspeed is not installed",
-                          "pip install 'mmtrain[offload]', or use optim=adamw")  # fmt: skip
+                          "pip install deepspeed ninja, or use optim=adamw")  # fmt: skip
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -56,6 +56,22 @@ def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
         plain = [p for p in parameters if not (config.decay_norms or p.ndim > 1)]
         groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def update(optimizer: torch.optim.Optimizer, lr: float, skipped: Tensor) -> None:
+    """Update the weights, unless the step is skipped: then neither weights nor moments nor their steps change.
+
+    torch's fused AdamW reads `skipped` on the device, as it does for torch's own GradScaler, and nothing waits.
+
+    Args:
+        optimizer: of :func:`build_optimizer`.
+        lr: learning rate of the step.
+        skipped: bool scalar on the device, the same on all ranks.
+    """
+    set_lr(optimizer, lr)
+    optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -39,9 +39,14 @@ class ShardAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Update every parameter that has a gradient; `closure` is not supported."""
+        """Update every parameter that has a gradient, unless the attribute `found_inf` (a scalar) is set and not zero.
+
+        The inner optimizers cannot read it on the device, so this waits for it. `closure` is not supported.
+        """
         if closure is not None:
             raise NotImplementedError("ShardAdam.step takes no closure: AdamW needs one evaluation of the gradient")
+        if bool(getattr(self, "found_inf", False)):
+            return
         stepped = []
         for group, inner_group in zip(self.param_groups, self._inner.param_groups, strict=True):
             inner_group["lr"] = float(group["lr"])

@@ -20,24 +20,33 @@ def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float | None, flags: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Scale gradients so that their global norm (over all ranks and parameters) is at most `max_norm`.
 
     Squares are summed in float64: torch's fp32 norm of a million elements is off by 1e-5 on CPU, by another amount for
     each way of sharding, and a norm that depends on the layout makes training depend on it.
 
+    Args:
+        parameters: those that have gradients are looked at.
+        max_norm: None only measures.
+        flags: float64 [n], whatever the ranks must agree on before they update; summed over all ranks in the norm's
+            own all-reduce.
+
     Returns:
-        The norm before clipping, float64 scalar, the same on every rank; with None it is only measured.
+        The norm before clipping, float64 scalar, the same on every rank; and the summed flags.
     """
     chosen = by_mesh(parameter for parameter in parameters if parameter.grad is not None)
     squares = torch.stack([_squares(parameter.grad for parameter in some) for some in chosen]).sum()
+    sums = torch.cat([squares[None], squares.new_empty(0) if flags is None else flags])
     if isinstance(chosen[0][0], DTensor):
-        dist.all_reduce(squares)
-    norm = squares.sqrt()
+        dist.all_reduce(sums)
+    norm = sums[0].sqrt()
     for some in chosen:
         if max_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(some, max_norm, norm.float())
-    return norm
+    return norm, sums[1:]
 
 
 def _squares(gradients: Iterable[Tensor]) -> Tensor:
@@ -53,3 +62,16 @@ def _squares(gradients: Iterable[Tensor]) -> Tensor:
         share.append(1 / copies)
     norms = torch.stack(torch._foreach_norm(local, 2, dtype=torch.float64))
     return (norms.square() * norms.new_tensor(share)).sum()
+
+
+@torch.no_grad()
+def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether no parameter of any rank is infinite or not a number. Collective; waits for the device."""
+    local = [p.to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]
+    bad = torch.zeros((), dtype=torch.int64, device=local[0].device)
+    if here := [part for part in local if part.numel()]:
+        largest = torch.stack(torch._foreach_norm(here, math.inf))  # of magnitudes: NaN where any element is
+        bad += (~largest.isfinite()).sum()
+    if dist.is_initialized():
+        dist.all_reduce(bad)
+    return int(bad) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,8 @@ from mmtrain.model.model import HybridLM, ModelInputs
 from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.expert.exchange import ExpertExchange
-from mmtrain.parallel.gradients import clip_gradients
+from mmtrain.parallel.fingerprint import gradient_fingerprints
+from mmtrain.parallel.gradients import all_finite, clip_gradients
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, Schedule
 from mmtrain.parallel.routing import update_load_fractions
@@ -29,6 +30,8 @@ class ParallelModel:
     Attributes:
         module: this rank's part of the model, whose parameters are DTensors, for optimizers and checkpoints.
         context: the processes and their groups.
+        take_fingerprints: is given, on the main process, the fingerprints of the next step's gradients; None: nobody
+            asks for them.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class ParallelModel:
         self.module, self.context = module, context
         self._config, self._schedule, self._exchange, self._dtype = config, schedule, exchange, compute_dtype
         self._device = torch.device("cpu") if host_parameters else context.device
+        self.take_fingerprints: Callable[[dict[str, list[float]]], None] | None = None
 
     def initialise(self, seed: int) -> None:
         """Give the parameters memory and their initial weights. Not collective."""
@@ -68,18 +72,33 @@ class ParallelModel:
             self._exchange.start_timing()
         return self._schedule.train(batches, count, token_scale)
 
-    def clip_gradients(self, max_norm: float | None) -> Tensor:
-        """Clip by the global norm over all ranks; see :func:`~mmtrain.parallel.gradients.clip_gradients`."""
-        return clip_gradients(self.module.parameters(), max_norm)
+    def clip_gradients(self, max_norm: float | None, flags: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip by the global norm and sum flags, as :func:`~mmtrain.parallel.gradients.clip_gradients` does."""
+        self._fingerprint()
+        norm, flags = clip_gradients(self.module.parameters(), max_norm, flags.to(self._device))
+        return norm.to(self.context.device), flags.to(self.context.device)
 
-    def end_step(self, assigned_LE: Tensor) -> CommTimes:
+    def _fingerprint(self) -> None:
+        """Hand out the fingerprints of the gradients as they are, once, if they are asked for."""
+        if self.take_fingerprints is not None:
+            found = gradient_fingerprints(self.module, self._device)
+            if self.context.is_main:
+                self.take_fingerprints(found)
+            self.take_fingerprints = None
+
+    def end_step(self, assigned_LE: Tensor, skipped: Tensor) -> CommTimes:
         """Take the step's routing into account, and return the times of its communication around experts.
 
         Args:
             assigned_LE: assignments of the global batch, float64, for every layer of the whole model.
+            skipped: bool scalar on the device, whether the step left the weights alone; it leaves fractions alone too.
         """
-        update_load_fractions(self.module, assigned_LE)
+        update_load_fractions(self.module, assigned_LE, skipped)
         return CommTimes(0.0, 0.0) if self._exchange is None else self._exchange.read_times()
+
+    def weights_are_finite(self) -> bool:
+        """Whether no weight of any rank is infinite or not a number; waits for the device."""
+        return all_finite(self.module.parameters())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.moe import Quotas, Route
@@ -29,15 +30,16 @@ def apply_routing(model: HybridLM, context: ParallelContext, config: ParallelCon
                 block.ffn.router.use_global_fractions()
 
 
-def update_load_fractions(model: HybridLM, assigned_LE: Tensor) -> None:
+def update_load_fractions(model: HybridLM, assigned_LE: Tensor, skipped: Tensor) -> None:
     """Give the routers the fractions of a step for the next one, if they take those of a global batch.
 
     Args:
         assigned_LE: float64 whole numbers, assignments of the global batch for every layer of the whole model.
+        skipped: bool scalar, whether the step does not count: fractions stay what they were.
     """
     for layer, block in zip(model.layer_numbers, model.layers, strict=True):
         if isinstance(block.ffn, MoE):
-            block.ffn.router.update_fractions(assigned_LE[layer])
+            block.ffn.router.update_fractions(assigned_LE[layer], skipped)
 
 
 def _scope(context: ParallelContext, config: ParallelConfig) -> RoutingScope:
@@ -82,7 +84,7 @@ def part_of(plan: Route, rank: int, ranks: int) -> Route:
     """The plan of one of `ranks` equal parts of the tokens. Nothing waits for the device.
 
     Rows that a plan numbers by expert, then by token, keep their order in a part: an assignment's new row is how many
-    of the part's come before it.
+    of the part's come before it. `assigned_E` stays that of all tokens.
     """
     if ranks == 1:
         return plan
@@ -91,7 +93,6 @@ def part_of(plan: Route, rank: int, ranks: int) -> Route:
     row_TK, expert_TK = plan.row_TK[mine], plan.expert_TK[mine]
     kept_A, expert_A = (row_TK >= 0).flatten(), expert_TK.flatten().long()
     count_E = torch.zeros_like(plan.count_E).scatter_add_(0, expert_A, kept_A.int())
-    assigned_E = torch.zeros_like(plan.count_E).scatter_add_(0, expert_A, torch.ones_like(expert_A, dtype=torch.int32))
     offset_E = count_E.cumsum(0, dtype=torch.int32)
     top_k = expert_TK.shape[1]
     rows = min(tokens * top_k, plan.token_R.shape[0])
@@ -101,14 +102,16 @@ def part_of(plan: Route, rank: int, ranks: int) -> Route:
     place_A[order_A] = torch.arange(order_A.numel(), device=order_A.device)
     new_row_TK = torch.where(kept_A, place_A, -1).int().view_as(row_TK)
     token_R = torch.where(torch.arange(rows, device=order_A.device) < offset_E[-1], order_A[:rows] // top_k, -1).int()
-    return Route(plan.weight_TK[mine], expert_TK, new_row_TK, token_R, count_E, assigned_E, offset_E, plan.capacity)
+    weight_TK, whole_E = plan.weight_TK[mine], plan.assigned_E
+    return Route(weight_TK, expert_TK, new_row_TK, token_R, count_E, whole_E, offset_E, plan.capacity)
 
 
 class PooledCapacity:
     """The global router: ranks that send to the same copies of the experts pool each expert's capacity.
 
     One all-gather of E counts a rank; the pool is shared out to micro-batches in proportion to their demand. Where
-    one wants less of an expert than its share, another may keep more (MiniMax-01 section 3: global router).
+    one wants less of an expert than its share, another may keep more (MiniMax-01 section 3: global router). Where
+    capacities differ, as they do with padding, the pool is their sum, and each rank sends its own with its counts.
     """
 
     def __init__(self, context: ParallelContext) -> None:
@@ -116,18 +119,25 @@ class PooledCapacity:
         self.group = mesh._flatten().get_group()
         self.ranks_each = context.layout.tp  # of tensor parallelism: they hold one micro-batch together
 
-    def quotas(self, capacity: int) -> Quotas:
-        """For `route`: what this rank's micro-batch may keep of each expert."""
+    def quotas(self, capacity: int, differs: bool = False) -> Quotas:
+        """For `route`: what this rank's micro-batch may keep of each expert.
+
+        Args:
+            capacity: of this micro-batch alone.
+            differs: whether other micro-batches may have another; the same on all ranks.
+        """
 
         def quota(assigned_E: Tensor) -> Tensor:
-            everyone = gather_alike(assigned_E, self.group).view(-1, assigned_E.numel())
-            assigned_ME = everyone[:: self.ranks_each]
-            return share_out(assigned_ME, capacity * assigned_ME.shape[0])[self.group.rank() // self.ranks_each]
+            sent = F.pad(assigned_E, (0, 1), value=capacity) if differs else assigned_E
+            everyone = gather_alike(sent, self.group).view(-1, sent.numel())[:: self.ranks_each]
+            assigned_ME, capacity_M = everyone[:, : assigned_E.numel()], everyone[:, assigned_E.numel() :]
+            pool = capacity_M.sum() if differs else capacity * assigned_ME.shape[0]
+            return share_out(assigned_ME, pool)[self.group.rank() // self.ranks_each]
 
         return quota
 
 
-def share_out(assigned_ME: Tensor, pool: int) -> Tensor:
+def share_out(assigned_ME: Tensor, pool: int | Tensor) -> Tensor:
     """Quotas int32 [M, E] of `pool` slots an expert, by largest remainder; ties go to the lower micro-batch.
 
     Where no more than the pool are assigned, every micro-batch keeps all of its own; else the quotas sum to the pool,

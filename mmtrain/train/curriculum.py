@@ -1,21 +1,25 @@
-"""A stage as pure functions of the step number: which rows a step reads, its tokens and its learning rate.
+"""A stage as pure functions of the position: which rows the next step reads, its learning rate, and what is left.
 
-Nothing here depends on the number of processes except the check that a batch can be shared out, so a run continues the
-same stream after a restart or on another number of processes.
+A position counts the tokens of text that were consumed, which padding makes fewer than the rows hold, and the rows of
+the phase's stream. Nothing here depends on the number of processes except the check that a batch can be shared out, so
+a run continues the same stream after a restart, on another number of processes or with another batch.
 """
 
 from __future__ import annotations
 
-import bisect
 import hashlib
-from collections.abc import Sequence
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.config import BatchStep, PhaseConfig, StageConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
 from mmtrain.train.lr_schedule import lr_at
+from mmtrain.train.warmup_floor import keep_warmup
 
 
 def scaled_phases(stage: StageConfig) -> list[PhaseConfig]:
@@ -23,7 +27,8 @@ def scaled_phases(stage: StageConfig) -> list[PhaseConfig]:
 
     `scale` shrinks the sequence length, tokens, batches and schedule alike: the length is rounded to whole tokens and
     the ratio that this makes is applied to the rest, so that steps and rows a step stay exactly as they were.
-    `token_scale` multiplies tokens, ramp points and schedule lengths again, `batch_scale` batches.
+    `token_scale` multiplies tokens, ramp points and schedule lengths again, `batch_scale` batches. A warm-up keeps some
+    steps (:func:`~mmtrain.train.warmup_floor.keep_warmup`).
 
     Raises:
         ConfigError: a length or count falls below 1, or two ramp points fall together.
@@ -53,7 +58,7 @@ def _scaled_phase(stage: StageConfig, phase: PhaseConfig, option: str) -> PhaseC
         ],
     )
     made.validate(option)
-    return made
+    return keep_warmup(phase, made)
 
 
 def _scaled(count: int, ratio: Fraction, option: str, fix: str) -> Count:
@@ -64,38 +69,8 @@ def _scaled(count: int, ratio: Fraction, option: str, fix: str) -> Count:
     return Count(scaled)
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """One optimizer step of a phase.
-
-    Attributes:
-        step: number of the step in its phase, from 0.
-        first_row: first row of the phase's sample stream that the step reads.
-        num_rows: rows that it reads.
-        tokens_before: tokens of the phase consumed before it.
-        tokens_after: and after it.
-        lr: its learning rate.
-    """
-
-    step: int
-    first_row: int
-    num_rows: int
-    tokens_before: int
-    tokens_after: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class _Ramp:
-    """Steps of one batch size: where they start (step, row of the stream) and how many rows each reads."""
-
-    first_step: int
-    first_row: int
-    num_rows: int
-
-
 class PhasePlan:
-    """The steps of one phase, at random access.
+    """The batches, length and learning rate of one phase, by the tokens consumed in it.
 
     A step takes the batch of the last ramp point that the tokens consumed before it have reached, and the phase ends
     with the first step that reaches its tokens. A batch is the nearest whole number of rows, at least one.
@@ -107,40 +82,44 @@ class PhasePlan:
         option: name of the phase in messages.
 
     Attributes:
-        num_steps: steps of the phase.
-        tokens: tokens that they consume, the phase's tokens or up to one batch more.
+        rows: rows of a step's batch, for each ramp point.
 
     Raises:
         ConfigError: the rows of a batch are not a multiple of `dp_size` x `micro_batch_rows`.
     """
 
     def __init__(self, phase: PhaseConfig, dp_size: int, micro_batch_rows: int, option: str = "phase") -> None:
-        self.phase, self.ramps = phase, []
-        step = row = 0
-        for i, point in enumerate(phase.batch):
-            end = min([phase.tokens, *[later.at for later in phase.batch[i + 1 : i + 2]]])
-            num_rows = max(1, round(Fraction(point.tokens, phase.seq_len)))
-            steps = _ceil_div(end - row * phase.seq_len, num_rows * phase.seq_len)
-            if steps <= 0:  # the step before has run past this stretch
-                continue
-            _check_rows(f"{option}.batch[{i}]", point.tokens, phase.seq_len, num_rows, dp_size, micro_batch_rows)
-            self.ramps.append(_Ramp(step, row, num_rows))
-            step, row = step + steps, row + steps * num_rows
-        self.num_steps, self.tokens = step, row * phase.seq_len
+        self.phase = phase
+        self.rows = [max(1, round(Fraction(point.tokens, phase.seq_len))) for point in phase.batch]
+        for i, (point, rows) in enumerate(zip(phase.batch, self.rows, strict=True)):
+            if rows in self.used_rows():
+                _check_rows(f"{option}.batch[{i}]", point.tokens, phase.seq_len, rows, dp_size, micro_batch_rows)
 
-    def step(self, step: int) -> StepPlan:
-        """Return the plan of a step.
+    def used_rows(self) -> set[int]:
+        """Return the batches, in rows, that steps of the phase may have."""
+        pairs = zip(self.phase.batch, self.rows, strict=True)
+        return {rows for point, rows in pairs if point.at < self.phase.tokens}
 
-        Raises:
-            IndexError: the phase has no such step.
+    def num_rows(self, tokens: int) -> int:
+        """Return the rows of the step that begins after `tokens` tokens of the phase."""
+        return self.rows[max(i for i, point in enumerate(self.phase.batch) if point.at <= tokens)]
+
+    def lr(self, tokens: int) -> float:
+        """Return the learning rate of that step: the schedule's where it ends, if its rows have no padding."""
+        return lr_at(self.phase.lr, tokens + self.num_rows(tokens) * self.phase.seq_len)
+
+    def left(self, tokens: int = 0, limit: int = sys.maxsize) -> tuple[int, int]:
+        """Return the steps from `tokens` tokens to the phase's end, at most `limit`, and the tokens of their rows.
+
+        The last step runs past the phase's tokens by up to one batch less one row. With padding there are more steps.
         """
-        if not 0 <= step < self.num_steps:
-            raise IndexError(f"step {step} of a phase of {self.num_steps} steps")
-        ramp = self.ramps[bisect.bisect_right(self.ramps, step, key=lambda ramp: ramp.first_step) - 1]
-        first_row = ramp.first_row + (step - ramp.first_step) * ramp.num_rows
-        before = first_row * self.phase.seq_len
-        after = before + ramp.num_rows * self.phase.seq_len
-        return StepPlan(step, first_row, ramp.num_rows, before, after, lr_at(self.phase.lr, after))
+        steps, at = 0, tokens
+        ends = [*(point.at for point in self.phase.batch[1:]), self.phase.tokens]
+        for end, rows in zip(ends, self.rows, strict=True):
+            batch = rows * self.phase.seq_len
+            count = min(limit - steps, max(0, _ceil_div(min(end, self.phase.tokens) - at, batch)))
+            steps, at = steps + count, at + count * batch
+        return steps, at - tokens
 
 
 @dataclass(frozen=True)
@@ -148,25 +127,38 @@ class RunStep:
     """One optimizer step of a run.
 
     Attributes:
-        step: number of the step in the run, from 0.
+        before: position of the run before it.
         phase_index: the phase that it belongs to.
-        plan: the step within that phase.
-        tokens_before_phase: tokens that all earlier phases consumed.
+        first_row: first row of the phase's stream that it reads.
+        num_rows: rows that it reads.
+        lr: its learning rate.
     """
 
-    step: int
+    before: Progress
     phase_index: int
-    plan: StepPlan
-    tokens_before_phase: int
+    first_row: int
+    num_rows: int
+    lr: float
 
     @property
-    def tokens_after(self) -> int:
-        """Tokens that the run has consumed after this step."""
-        return self.tokens_before_phase + self.plan.tokens_after
+    def number(self) -> int:
+        """Number of the step in the run, from 1, as metrics count."""
+        return self.before.step + 1
+
+    def after(self, tokens: int) -> Progress:
+        """Return the position of the run once the step has consumed its rows, which held `tokens` tokens of text."""
+        same_phase = self.before.phase == self.phase_index
+        return Progress(
+            step=self.before.step + 1,
+            tokens=self.before.tokens + tokens,
+            phase=self.phase_index,
+            row=self.first_row + self.num_rows,
+            phase_tokens=(self.before.phase_tokens if same_phase else 0) + tokens,
+        )
 
 
 class RunPlan:
-    """The steps of all phases of a run, at random access.
+    """The steps of all phases of a run, each from the position that the one before has left.
 
     Args:
         phases: phases with their scales applied (:func:`scaled_phases`).
@@ -175,10 +167,6 @@ class RunPlan:
 
     Attributes:
         phases: one plan a phase.
-        first_steps: number of each phase's first step in the run.
-        first_tokens: tokens consumed before each phase.
-        num_steps: steps of the run.
-        tokens: tokens that they consume.
 
     Raises:
         ConfigError: a batch cannot be shared out.
@@ -188,25 +176,41 @@ class RunPlan:
         self.phases = [
             PhasePlan(phase, dp_size, micro_batch_rows, f"stage.phases[{i}]") for i, phase in enumerate(phases)
         ]
-        self.first_steps, self.first_tokens = [], []
-        self.num_steps = self.tokens = 0
-        for plan in self.phases:
-            self.first_steps.append(self.num_steps)
-            self.first_tokens.append(self.tokens)
-            self.num_steps += plan.num_steps
-            self.tokens += plan.tokens
 
-    def step(self, step: int) -> RunStep:
-        """Return the plan of a step of the run.
+    def next(self, progress: Progress) -> RunStep | None:
+        """Return the step that follows a position; None at the end of the last phase."""
+        index, row, tokens = progress.phase, progress.row, progress.phase_tokens
+        while index < len(self.phases) and tokens >= self.phases[index].phase.tokens:
+            index, row, tokens = index + 1, 0, 0
+        if index >= len(self.phases):
+            return None
+        phase = self.phases[index]
+        return RunStep(progress, index, row, phase.num_rows(tokens), phase.lr(tokens))
 
-        Raises:
-            IndexError: the run has no such step.
+    def left(self, progress: Progress | None = None, limit: int = sys.maxsize) -> tuple[int, int]:
+        """Return the steps from a position (None: the beginning) to the end, at most `limit`, and their rows' tokens.
+
+        Rows with padding hold fewer tokens of text, so that it takes more steps.
         """
-        if not 0 <= step < self.num_steps:
-            raise IndexError(f"step {step} of a run of {self.num_steps} steps")
-        index = bisect.bisect_right(self.first_steps, step) - 1
-        plan = self.phases[index].step(step - self.first_steps[index])
-        return RunStep(step, index, plan, self.first_tokens[index])
+        at = progress or Progress()
+        steps = tokens = 0
+        for i, phase in enumerate(self.phases[at.phase :]):
+            more, length = phase.left(at.phase_tokens if i == 0 else 0, limit - steps)
+            steps, tokens = steps + more, tokens + length
+        return steps, tokens
+
+    def position(self, step: int, tokens: int) -> Progress:
+        """Return the position after so many steps and tokens of this very plan, whose rows have no padding.
+
+        Checkpoints that were written before they recorded phase and row need it.
+        """
+        left = tokens
+        for index, phase in enumerate(self.phases):
+            _, length = phase.left()
+            if left <= length or index == len(self.phases) - 1:
+                break
+            left -= length
+        return Progress(step, tokens, index, left // phase.phase.seq_len, left)
 
 
 def phase_seed(seed: int, phase_index: int) -> int:
@@ -215,20 +219,21 @@ def phase_seed(seed: int, phase_index: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def rank_batches(plan: StepPlan, dp_rank: int, dp_size: int, micro_batch_rows: int) -> list[list[int]]:
-    """Return the stream rows of each micro-batch that a rank runs in a step.
+def rank_rows(first_row: int, dp_rank: int, dp_size: int, micro_batch_rows: int) -> Iterator[list[int]]:
+    """Yield, without end, the stream rows of the micro-batches that a rank runs from a row on, step after step.
 
     Micro-batch j of a step is its rows [j*m, (j+1)*m), whatever the number of ranks; rank r runs those with
-    j % dp_size == r. Dealt in turn, the micro-batches that run at the same time are neighbours in the stream.
+    j % dp_size == r. Dealt in turn, the micro-batches that run at the same time are neighbours in the stream. Steps
+    have a multiple of dp_size x m rows, so that the dealing goes on over their ends, whatever their sizes.
 
     Args:
-        plan: the step.
+        first_row: first row of a step.
         dp_rank: this process among those that share the batch.
         dp_size: how many they are.
         micro_batch_rows: rows m of a micro-batch.
     """
-    starts = range(plan.first_row, plan.first_row + plan.num_rows, micro_batch_rows)
-    return [list(range(start, start + micro_batch_rows)) for start in starts[dp_rank::dp_size]]
+    for start in itertools.count(first_row + dp_rank * micro_batch_rows, dp_size * micro_batch_rows):
+        yield list(range(start, start + micro_batch_rows))
 
 
 def _check_rows(option: str, tokens: int, seq_len: int, num_rows: int, dp_size: int, micro_batch_rows: int) -> None:

@@ -21,6 +21,11 @@ class Validation:
     loss: float
     bits_per_byte: float
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number."""
+        return math.isfinite(self.loss)
+
 
 def evaluate(
     model: ParallelModel, batches: Iterable[tuple[PackedBatch, bool]], token_bytes: np.ndarray, rope_base: float

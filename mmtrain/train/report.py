@@ -1,17 +1,21 @@
-"""Everything a run says: metrics.jsonl, wandb, the console line, and at the end the plot and the summary."""
+"""Everything a run says: metrics.jsonl, its copies in trackers, the console, and at the end plot and summary."""
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
-from mmtrain.checkpoint.dcp import Progress
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
-from mmtrain.log.console import RunConsole, summary_lines
+from mmtrain.errors import RunStopped
+from mmtrain.log.console import LOG_NAME, RunConsole
 from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
+from mmtrain.log.summary import summary_lines
+from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
@@ -26,17 +30,18 @@ class Report:
     def __init__(
         self, config: PretrainConfig, folder: RunFolder, plan: RunPlan, start: Progress, peak: float, enabled: bool
     ) -> None:
-        self.config, self.folder, self.peak, self.enabled = config, folder, peak, enabled
-        self.began = time.monotonic()
+        self.config, self.folder, self.plan, self.peak, self.enabled = config, folder, plan, peak, enabled
+        self.began, self.start = time.monotonic(), start
         if not enabled:
             return
-        steps = min(plan.num_steps, config.run.max_steps or plan.num_steps)
-        self.load_every = max(1, steps // LOAD_RECORDS)
-        self.last_step = steps
-        tokens = plan.step(steps - 1).tokens_after
-        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step)
-        self.console = RunConsole(steps, tokens)
-        self.tracker = Tracker(config.log, folder.path, config.run.name, asdict(config), warn=self.console.note)
+        self.last_step, _ = self._ends(start)
+        self.load_every = max(1, self.last_step // LOAD_RECORDS)
+        self.console = RunConsole(log_file=folder.path / LOG_NAME, line_interval=config.log.line_interval)
+        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step, warn=self.console.note)
+        self.trackers = (
+            Tracker(config.log, folder.path, config.run.name, asdict(config), warn=self.console.note),
+            TensorBoardTracker(config.log, folder.path, start.step),
+        )
 
     def __enter__(self) -> Report:
         return self
@@ -45,22 +50,55 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.enabled:
+            if isinstance(error, RunStopped):
+                self.console.record(str(error))
             self.console.close()
-            self.tracker.finish()
+            for tracker in self.trackers:
+                tracker.finish()
             self.writer.close()
 
-    def step(self, run_step: RunStep, phase: PhaseConfig, result: StepResult, seconds: float) -> None:
-        """Record one optimizer step that took `seconds`."""
+    def places(self) -> list[str]:
+        """Where this run's records lie, for the header."""
+        if not self.enabled:
+            return []
+        names = [FILE_NAME, LOG_NAME, *([FOLDER] if self.config.log.tensorboard else [])]
+        wandb = self.trackers[0].place
+        return [f"records {self.folder.path} ({', '.join(names)})", *([f"wandb   {wandb}"] if wandb else [])]
+
+    def step(self, step: RunStep, after: Progress, phase: PhaseConfig, result: StepResult, seconds: float) -> None:
+        """Record one optimizer step that took `seconds` and left the run at `after`."""
         if not self.enabled:
             return
         record: dict[str, Any] = {
-            "step": run_step.step + 1, "tokens": run_step.tokens_after, "loss": result.loss,
-            "aux_loss": result.aux_loss, "lr": run_step.plan.lr, "grad_norm": result.grad_norm,
+            "step": after.step, "tokens": after.tokens, "loss": result.loss,
+            "aux_loss": result.aux_loss, "lr": step.lr, "grad_norm": result.grad_norm,
             "seq_len": int(phase.seq_len), "rope_base": phase.rope_base, "phase": phase.name,
-            "tokens_per_s": run_step.plan.num_rows * phase.seq_len / seconds,
+            "tokens_per_s": result.tokens / seconds,
             "mfu": result.flops / seconds / self.peak, "step_s": seconds,
-            "drop_rate": _mean(result.drop_rate), "rows": run_step.plan.num_rows,
+            "drop_rate": _mean(result.drop_rate), "rows": step.num_rows, "first_row": step.first_row,
         }  # fmt: skip
+        if result.skipped:
+            record["skipped"] = True
+        if result.memory:
+            record["memory_gib"] = round(result.memory / 2**30, 3)
+        self._add_routing(record, result)
+        self.folder.check_lock()
+        self.writer.write(record)
+        for tracker in self.trackers:
+            tracker.log(record, after.step)
+        self.console.update(record, *self._ends(after))
+        if result.skipped:
+            last = step.first_row + step.num_rows - 1
+            self.note(f"step {after.step:,} skipped: its loss or gradient is not finite; the weights were left alone "
+                      f"(rows {step.first_row} to {last} of phase {phase.name})")  # fmt: skip
+
+    def _ends(self, at: Progress) -> tuple[int, int]:
+        """Step and tokens that the run will end at, seen from a position: an estimate where rows have padding."""
+        most = self.config.run.max_steps
+        steps, tokens = self.plan.left(at, sys.maxsize if most is None else max(0, most - at.step))
+        return at.step + steps, at.tokens + tokens
+
+    def _add_routing(self, record: dict[str, Any], result: StepResult) -> None:
         pooled = self.config.parallel.global_router  # without it, the next two figures say nothing new
         if pooled:
             record["drop_rate_alone"] = _mean(result.drop_rate_alone)
@@ -72,17 +110,16 @@ class Report:
             record["router_entropy"], record["drop_rate_per_layer"] = result.router_entropy, result.drop_rate
             if pooled:
                 record["drop_rate_alone_per_layer"] = result.drop_rate_alone
-        self.writer.write(record)
-        self.tracker.log(record, record["step"])
-        self.console.update(record)
 
     def validation(self, progress: Progress, found: Validation) -> None:
         """Record held-out figures after a step."""
         if not self.enabled:
             return
-        record = {**asdict(progress), "val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+        record = {"step": progress.step, "tokens": progress.tokens,
+                  "val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}  # fmt: skip
         self.writer.write(record)
-        self.tracker.log(record, progress.step)
+        for tracker in self.trackers:
+            tracker.log(record, progress.step)
         self.console.note(
             f"step {progress.step}: held-out loss {found.loss:.4f}, {found.bits_per_byte:.4f} bits per byte"
         )
@@ -100,7 +137,12 @@ class Report:
             from mmtrain.log.plot import plot_run  # matplotlib is slow to import
 
             plot_run(self.folder.path)
-        return summary_lines(read_metrics(self.folder.path), self.folder.path, time.monotonic() - self.began)
+        lines = summary_lines(
+            read_metrics(self.folder.path), self.folder.path, time.monotonic() - self.began, self.start.step
+        )
+        for line in lines:
+            self.console.record(line)
+        return lines
 
 
 def _mean(values: list[float]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mmtrain.config import ModelConfig
@@ -20,20 +21,27 @@ from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
 
+WHOLE = ("grad_norm", "labelled", "tokens", "skipped", "stops")
+"""Figures of the whole step that are not summed here: every rank has them."""
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of a step over all ranks.
+    """Figures of a step over all ranks; padding counts in none of them.
 
     Attributes:
         loss: mean cross-entropy over labelled tokens, in nats.
         aux_loss: auxiliary loss, summed over layers, mean over micro-batches.
         grad_norm: global norm before clipping.
+        tokens: tokens of text in the global batch.
+        skipped: whether loss or gradient was not finite, so that the weights were left alone.
+        stop: whether some rank wants the run to stop after this step.
+        memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
         flops: useful operations, forward and backward, of the assignments that were kept.
         router_load: [layers][experts], assignments before drops over the even share; empty without experts.
-        drop_rate: share of assignments dropped, a layer.
+        drop_rate: share of the global batch's assignments dropped, a layer.
         drop_rate_alone: share that each micro-batch's own capacity would have dropped, without the global router.
-        router_entropy: nats, a layer.
+        router_entropy: mean over the global batch's tokens, in nats, a layer.
         exchange_s: seconds that this rank's communication around experts took.
         exchange_waited_s: seconds of them that computing waited.
     """
@@ -42,10 +50,14 @@ class StepResult:
     aux_loss: float
     grad_norm: float
     flops: float
+    tokens: int
     router_load: list[list[float]]
     drop_rate: list[float]
     drop_rate_alone: list[float]
     router_entropy: list[float]
+    skipped: bool = False
+    stop: bool = False
+    memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
 
@@ -76,20 +88,27 @@ class StepStatistics:
     """Sums the figures of a step's micro-batches."""
 
     def __init__(self, config: ModelConfig, model: ParallelModel) -> None:
-        self.config, self.model, self.flops = config, model, 0.0
+        self.config, self.model, self.flops, self.tokens_of_one = config, model, 0.0, 0
         layers, experts = (config.num_layers, config.num_experts) if config.num_experts else (0, 0)
-        scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "grad_norm", "labelled"), ())
+        scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", *WHOLE), ())
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
-        self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer}, model.context.device)
+        ranks = {"memory": (dist.get_world_size(),)}  # a sum over ranks that keeps each one's figure
+        self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **ranks}, model.context.device)
 
     @property
     def assigned_LE(self) -> Tensor:
         """Assignments to each expert of every layer, before drops: whole numbers in float64."""
         return self.sums["assigned"]
 
+    @property
+    def loss_is_finite(self) -> Tensor:
+        """Whether this rank's losses are, a bool scalar on the device."""
+        return self.sums["ce_sum"].isfinite() & self.sums["aux_loss"].isfinite()
+
     def add(self, result: MicroBatchResult) -> None:
         """Take in the figures that some layers left of a micro-batch; those with the head bring its loss."""
-        out, lengths = result.out, result.packing.lengths
+        out, packing, lengths = result.out, result.packing, result.packing.real_lengths
+        self.tokens_of_one = self.tokens_of_one or max(sum(packing.lengths), 1)
         if isinstance(out, LossOutput):
             self.flops += step_flops(self.config, lengths, kept_assignments=0).total
             self.sums["ce_sum"].add_(out.ce_sum)
@@ -98,42 +117,51 @@ class StepStatistics:
             self._add_router(out.router, slice(result.layers.start, result.layers.stop), sum(lengths))
 
     def _add_router(self, stats: list[RouterStats], layers: slice, tokens: int) -> None:
+        weight = tokens / self.tokens_of_one  # a mean over tokens counts by their number; 1 without padding
         drop_rate_L = torch.stack([s.drop_rate for s in stats]).double()
         self.sums["kept"].add_((1.0 - drop_rate_L).sum() * (tokens * self.config.top_k))
         self.sums["assigned"][layers].add_(torch.stack([s.assigned_E for s in stats]))
-        self.sums["drop_rate"][layers].add_(drop_rate_L)
-        self.sums["drop_rate_alone"][layers].add_(torch.stack([s.drop_rate_alone for s in stats]))
-        self.sums["entropy"][layers].add_(torch.stack([s.entropy for s in stats]))
+        self.sums["drop_rate"][layers].add_(drop_rate_L, alpha=weight)
+        self.sums["drop_rate_alone"][layers].add_(torch.stack([s.drop_rate_alone for s in stats]), alpha=weight)
+        self.sums["entropy"][layers].add_(torch.stack([s.entropy for s in stats]), alpha=weight)
 
     def reduce(self) -> None:
         """Sum over the ranks that had other rows or other layers; afterwards all have the same."""
         self.sums["flops"].fill_(self.flops)
+        context = self.model.context
+        if context.device.type == "cuda":
+            self.sums["memory"][context.rank] = torch.cuda.max_memory_allocated(context.device)
         self.model.sum_over_ranks(self.sums.flat)
 
-    def result(self, grad_norm: Tensor, labelled: Tensor, micro_batches: int, times: CommTimes) -> StepResult:
+    def result(self, whole: Mapping[str, Tensor], micro_batches: int, times: CommTimes) -> StepResult:
         """Plain numbers, after :meth:`reduce`.
 
         Args:
-            grad_norm: scalar, the same on all ranks.
-            labelled: labelled tokens of the global batch, likewise.
+            whole: scalars that are the same on all ranks already, by the names of WHOLE.
             micro_batches: of all ranks.
             times: of this rank's communication around experts.
         """
-        self.sums["grad_norm"].copy_(grad_norm)
-        self.sums["labelled"].copy_(labelled.squeeze())
+        for name in WHOLE:
+            self.sums[name].copy_(whole[name])
         sums = self.sums.on_host()
+        labelled, tokens = float(sums["labelled"]), float(sums["tokens"])
+        weights = max(tokens, 1.0) / self.tokens_of_one  # sum of those of `_add_router`
         assigned_LE = sums["assigned"]
         load_LE = assigned_LE * self.config.num_experts / assigned_LE.sum(1, keepdim=True).clamp(min=1)
         kept = step_flops(self.config, [], kept_assignments=float(sums["kept"]))
         return StepResult(
-            loss=float(sums["ce_sum"]) / max(float(sums["labelled"]), 1.0),
+            loss=float(sums["ce_sum"]) / max(labelled, 1.0),
             aux_loss=float(sums["aux_loss"]) / micro_batches,
             grad_norm=float(sums["grad_norm"]),
             flops=float(sums["flops"]) + kept.total,
+            tokens=int(tokens),
             router_load=load_LE.tolist(),
-            drop_rate=(sums["drop_rate"] / micro_batches).tolist(),
-            drop_rate_alone=(sums["drop_rate_alone"] / micro_batches).tolist(),
-            router_entropy=(sums["entropy"] / micro_batches).tolist(),
+            drop_rate=(sums["drop_rate"] / weights).tolist(),
+            drop_rate_alone=(sums["drop_rate_alone"] / weights).tolist(),
+            router_entropy=(sums["entropy"] / weights).tolist(),
+            skipped=bool(sums["skipped"]),
+            stop=bool(sums["stops"]),
+            memory=int(sums["memory"].max()),
             exchange_s=times.seconds,
             exchange_waited_s=times.waited_seconds,
         )

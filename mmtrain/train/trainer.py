@@ -3,83 +3,134 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from itertools import islice
+from pathlib import Path
 
 import torch.distributed as dist
 
-from mmdata.rows.loader import PackedBatch, micro_batches
-from mmtrain.checkpoint.dcp import Progress, find_checkpoint, load_checkpoint, remove_old, save_checkpoint
-from mmtrain.checkpoint.run_folder import RunFolder
+from mmdata.rows.loader import micro_batches
+from mmtrain.checkpoint.corpora import write_corpora
+from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.checkpoint.listing import all_checkpoints
+from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
+from mmtrain.errors import ConfigError, RunStopped
 from mmtrain.health.watchdog import Watchdog
+from mmtrain.log.gradients import GradientRecord
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.pipeline.schedule import check_schedule
-from mmtrain.train.curriculum import RunPlan, RunStep, rank_batches
+from mmtrain.train.batches import BatchReader
+from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.device import compute_dtype, peak_rate
-from mmtrain.train.evaluate import evaluate
+from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.garbage import collect, collected_in_step
+from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
+from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
+from mmtrain.train.saving import Saver
+from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
+from mmtrain.train.stop_signals import StopSignals
 from mmtrain.train.warmup import plan_attention
 
 
 class Trainer:
     """Runs the phases of a stage on the processes of `context`.
 
-    Everything that happens at step i follows from the configuration and i alone, so a resumed run is the same run.
+    Everything that happens in a step follows from the configuration and the position before it alone, so a resumed run
+    is the same run.
     """
 
     def __init__(
-        self, config: PretrainConfig, context: ParallelContext, plan: RunPlan, inputs: RunInputs, folder: RunFolder
+        self,
+        config: PretrainConfig,
+        context: ParallelContext,
+        plan: RunPlan,
+        inputs: RunInputs,
+        folder: RunFolder,
+        start: Start,
     ) -> None:
         self.config, self.context, self.plan, self.inputs, self.folder = config, context, plan, inputs, folder
+        self.start = start
         self.dtype = compute_dtype(config.optim.precision, context.device)
         offload = config.optim.name == "cpu_offload"
-        seq_len = max(plan.phases, key=lambda phase: phase.tokens).phase.seq_len  # where most of the work is
+        longest = max(plan.phases, key=lambda phase: phase.phase.tokens)  # where most of the work is
+        seq_len = longest.phase.seq_len
         self.model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload, seq_len)
         self.model.initialise(config.run.seed)
         self.optimizer = build_optimizer(self.model.module, config.optim)
+        if config.log.gradient_fingerprints:
+            precision = str(self.dtype).removeprefix("torch.")
+            self.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
+        self.origin = "initial weights"
         self.progress = self._load()
-        self.last_step = min(plan.num_steps, config.run.max_steps or plan.num_steps)
+        self.skipped_in_row = 0
+        self.batches = BatchReader(
+            inputs, context.dp_rank, context.dp_size, config.parallel.micro_batch_rows, config.data.num_workers
+        )
 
     def _load(self) -> Progress:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
-        run = self.config.run
-        resume = self.folder.resume_from()
-        if resume is not None:
-            return load_checkpoint(resume, self.model.module, self.optimizer)
-        if run.init_from is not None:
-            source = find_checkpoint("run.init_from", run.init_from)
-            load_checkpoint(source, self.model.module, self.optimizer if run.init_optimizer else None)
+        if self.start.resume is not None:
+            self._read(self.start.resume, with_optimizer=True)
+            progress = checkpoint_position(self.start.resume)
+            self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
+            return progress
+        if self.start.weights is not None:
+            moments = self.config.run.init_optimizer
+            self._read(self.start.weights, moments)
+            self.origin = f"weights{' and moments' if moments else ''} of {self.start.weights}"
         return Progress()
+
+    def _read(self, checkpoint: Path, with_optimizer: bool) -> None:
+        load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None)
+        if not self.model.weights_are_finite():
+            raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
+                              "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip
 
     def run(self, watchdog: Watchdog) -> list[str]:
         """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines.
 
         Args:
             watchdog: is told the step at work.
+
+        Raises:
+            RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
-        dist.barrier()  # every rank has looked at the folder before it is written to
+        notes = [*self.start.notes, *self.folder.claim(self.start)]
         if self.context.is_main:
-            self.folder.claim()
+            write_corpora(self.folder.path, self.inputs.fingerprints())
+            self.inputs.save_tokenizer(self.folder.path / TOKENIZER)
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
-        with Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report:
+        with (
+            StopSignals(speaks=self.context.is_main) as signals,
+            Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report,
+        ):
+            header = header_lines(self.config, self.context, self.dtype, self.plan, self.progress, self.origin)
+            for line in [*header, *report.places(), *notes]:
+                report.note(line)
             self._prepare(report)
-            batches = self._batches()
-            with collected_in_step():
-                for step in range(self.progress.step, self.last_step):
-                    watchdog.step = step + 1  # as metrics.jsonl counts
-                    self._step(self.plan.step(step), batches, report)
-                    collect(step + 1)
-            self.model.close()
-            return report.close()
+            saver = Saver(self.folder, self.model.module, self.optimizer, self.config, self.inputs, report)
+            try:
+                with collected_in_step():
+                    while (step := self._next()) is not None:
+                        watchdog.step = step.number
+                        self._step(step, report, saver, signals)
+                        collect(step.number)
+                return report.close()
+            finally:
+                self.batches.close()
+                self.model.close()
+
+    def _next(self) -> RunStep | None:
+        """The step to run now; None at the end of the plan or of `run.max_steps`."""
+        limit = self.config.run.max_steps
+        return None if limit is not None and self.progress.step >= limit else self.plan.next(self.progress)
 
     def _prepare(self, report: Report) -> None:
         """Choose what is to be measured on this machine, and build what steps would otherwise wait for."""
@@ -90,64 +141,74 @@ class Trainer:
         if planned := plan_attention(self.model.module, self.context, self.dtype, max(lengths), recompute):
             report.note(planned)
 
-    def _step(self, run_step: RunStep, batches: Iterator[PackedBatch], report: Report) -> None:
-        phase = self.plan.phases[run_step.phase_index].phase
-        rows_here = run_step.plan.num_rows // self.context.dp_size
+    def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
+        phase = self.plan.phases[step.phase_index].phase
         began = time.perf_counter()
         result = train_step(
             self.model,
             self.optimizer,
-            list(islice(batches, rows_here // self.config.parallel.micro_batch_rows)),
-            run_step.plan.lr,
+            self.batches.read(step),
+            step.lr,
             phase.rope_base,
             clip_grad=self.config.optim.clip_grad,
+            stop=lambda: signals.received is not None,
         )
-        self.progress = Progress(run_step.step + 1, run_step.tokens_after)
-        report.step(run_step, phase, result, time.perf_counter() - began)
-        self._after_step(phase, report)
+        self.progress = step.after(result.tokens)
+        report.step(step, self.progress, phase, result, time.perf_counter() - began)
+        self._after_step(phase, result, report, saver)
+        if result.stop and self._next() is not None:
+            self._stop_as_asked(signals)
 
-    def _after_step(self, phase: PhaseConfig, report: Report) -> None:
-        """Validate and save where it is due."""
-        step, last = self.progress.step, self.progress.step == self.last_step
+    def _after_step(self, phase: PhaseConfig, result: StepResult, report: Report, saver: Saver) -> None:
+        """Validate and save where it is due. Weights that a step could not use are never saved."""
+        step, last = self.progress.step, self._next() is None
+        self.skipped_in_row = self.skipped_in_row + 1 if result.skipped else 0
+        if result.skipped and (last or self.skipped_in_row >= self.config.optim.max_skipped):
+            raise self._not_finite(f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
+        if not result.skipped and not last:
+            saver.remove_old()  # only now is it known that the weights that were saved last are good
         if last or _is_due(step, self.config.log.valid_interval):
-            self._validate(phase, report)
-        if (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval):
-            path = save_checkpoint(
-                self.folder.checkpoints,
-                self.model.module,
-                self.optimizer,
-                self.progress,
-                asdict(self.config),
-                phase.rope_base,
-            )
-            if self.context.is_main:
-                remove_old(self.folder.checkpoints, self.config.checkpoint.keep)
-                report.note(f"saved {path}")
+            found = self._validate(phase, report)
+            if last and found is not None and not found.is_finite:
+                raise self._not_finite("the held-out loss of the last weights is not finite")
+        due = (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval)
+        if (due or result.stop) and not result.skipped:
+            self._save(phase, saver, last or result.stop)
+            if last:
+                saver.remove_old()
 
-    def _batches(self) -> Iterator[PackedBatch]:
-        """This rank's micro-batches from the current step on, phase after phase, read ahead."""
-        rows = self.config.parallel.micro_batch_rows
-        for index, phase in enumerate(self.plan.phases):
-            first = max(self.progress.step - self.plan.first_steps[index], 0)
-            lists = (
-                numbers
-                for step in range(first, phase.num_steps)
-                for numbers in rank_batches(phase.step(step), self.context.dp_rank, self.context.dp_size, rows)
-            )
-            if first < phase.num_steps:
-                stream = self.inputs.train_stream(index)
-                yield from micro_batches(stream, lists, num_workers=self.config.data.num_workers)
+    def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
+        if not self.model.weights_are_finite():
+            raise self._not_finite("the weights hold numbers that are not finite")
+        saver.save(self.progress, phase.rope_base, last)
 
-    def _validate(self, phase: PhaseConfig, report: Report) -> None:
+    def _not_finite(self, what: str) -> RunStopped:
+        good = all_checkpoints(self.folder.checkpoints)
+        kept = f"{good[-1]} is the last good checkpoint" if good else "no checkpoint had been saved"
+        return RunStopped(f"stopped after step {self.progress.step:,}: {what}; nothing was saved of it, {kept}; "
+                          "lower the learning rate or look at the rows of those steps in metrics.jsonl",
+                          RunStopped.NOT_FINITE)  # fmt: skip
+
+    def _stop_as_asked(self, signals: StopSignals) -> None:
+        name, code = "a signal to another rank", 143
+        if signals.received is not None:
+            name, code = signals.received.name, 128 + signals.received
+        saved = all_checkpoints(self.folder.checkpoints)
+        what = f"saved {saved[-1]}" if saved else "nothing was saved"
+        raise RunStopped(f"stopped by {name} after step {self.progress.step:,}, {what}; go on with run.resume=auto",
+                         code)  # fmt: skip
+
+    def _validate(self, phase: PhaseConfig, report: Report) -> Validation | None:
         stream = self.inputs.valid_stream(phase.seq_len)
         if stream is None:
-            return
+            return None
         rows, dp = min(self.config.data.valid_rows, stream.rows_per_epoch()), self.context.dp_size
         mine = range(self.context.dp_rank, -(-rows // dp) * dp, dp)  # every rank runs as many; surplus is not counted
         numbers = [[min(row, rows - 1)] for row in mine]
         batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
         found = evaluate(self.model, batches, self.inputs.token_bytes, phase.rope_base)
         report.validation(self.progress, found)
+        return found
 
 
 def check_batches(config: PretrainConfig, dp_size: int, plan: RunPlan) -> None:
@@ -159,7 +220,7 @@ def check_batches(config: PretrainConfig, dp_size: int, plan: RunPlan) -> None:
         require(config.data.valid_rows == 0 or seq_len % parallel.tp == 0, "parallel.tp", parallel.tp,
                 f"validation runs one row at a time: {seq_len} tokens / tp {parallel.tp} is not whole",
                 "give another parallel.tp, or data.valid_rows=0")  # fmt: skip
-        for num_rows in {ramp.num_rows for ramp in phase.ramps}:
+        for num_rows in phase.used_rows():
             check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * seq_len, num_rows // rows)
 
 

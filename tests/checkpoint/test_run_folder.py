@@ -1,4 +1,4 @@
-"""Run folders: which checkpoint is taken, what may change between launches, what is deleted."""
+"""Run folders: which checkpoint a launch goes on from, and what becomes of what it does not go on with."""
 
 from __future__ import annotations
 
@@ -7,75 +7,65 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint.dcp import _swap_in, check_same_model, find_checkpoint, read_progress, remove_old
-from mmtrain.checkpoint.run_folder import RunFolder, latest_checkpoint
-from mmtrain.config import PretrainConfig
-from mmtrain.config.cli import compose
+from mmtrain.checkpoint.dcp import check_same_model
+from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.errors import ConfigError
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-def config(folder: Path, *overrides: str) -> PretrainConfig:
-    given = ["stage=quickstart", "data.path=x", f"run.dir={folder}", "run.name=r"]
-    return compose([*given, *overrides], CONFIGS)
+from tests.checkpoint.fake import checkpoint, config, said
 
 
-def checkpoint(path: Path, step: int = 3, **model: object) -> Path:
-    path.mkdir(parents=True)
-    (path / "meta.json").write_text(json.dumps({"step": step, "tokens": 10 * step, "config": {"model": model}}))
-    return path
+def resume_from(folder: Path, *overrides: str) -> Path | None:
+    return RunFolder(config(folder, *overrides)).resume_from(pytest.fail)
 
 
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    assert latest_checkpoint(tmp_path) is None
-    checkpoint(folder / "step-00000009")
-    newest = checkpoint(folder / "step-00000010")
-    (folder / "step-00000011").mkdir()  # no meta.json: cut short
-    checkpoint(folder / "step-00000012.writing")
-    checkpoint(folder / "step-00000012.replaced")
-    assert latest_checkpoint(tmp_path) == newest == latest_checkpoint(newest) == find_checkpoint("o", str(tmp_path))
-    assert read_progress(newest).tokens == 30
-    checkpoint(folder / "step-100000000")  # nine digits come after eight
-    assert latest_checkpoint(tmp_path) == folder / "step-100000000"
-    remove_old(folder, 0)
-    assert len(list(folder.iterdir())) == 6
-    remove_old(folder, 2)
-    assert {p.name for p in folder.iterdir()} == {
-        "step-00000010", "step-100000000", "step-00000011", "step-00000012.writing", "step-00000012.replaced"
-    }  # fmt: skip
+def metrics(run: Path, *steps: int) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
 
 
-def test_a_checkpoint_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
-    old, new = checkpoint(tmp_path / "step-00000003", 3), checkpoint(tmp_path / "step-00000003.writing", 4)
-    _swap_in(new, old)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"] and read_progress(old).step == 4
+def steps(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-def test_a_launch_goes_on_only_with_the_options_that_change_no_number(tmp_path: Path) -> None:
-    assert RunFolder(config(tmp_path)).resume_from() is None
+def test_a_launch_goes_on_where_it_is_told(tmp_path: Path) -> None:
+    assert resume_from(tmp_path) is None and resume_from(tmp_path, "run.resume=auto") is None
     assert not list(tmp_path.iterdir())
-    RunFolder(config(tmp_path)).claim()
-    with pytest.raises(ConfigError, match=r"run\.resume=auto"):
-        RunFolder(config(tmp_path)).resume_from()
-    assert RunFolder(config(tmp_path, "run.resume=auto")).resume_from() is None  # no checkpoint yet: from the start
-    newest = checkpoint(tmp_path / "r/checkpoints/step-00000003")
-    free = ["run.max_steps=5", "log.wandb=off", "checkpoint.interval=7", "data.num_workers=3", "cluster.device=cpu"]
-    assert RunFolder(config(tmp_path, "run.resume=auto", *free)).resume_from() == newest
-    for option in ("optim.beta1=0.8", "model.top_k=1", "stage.token_scale=2", "data.seed=5", "run.seed=6",
-                   "parallel.micro_batch_rows=2", "optim.precision=fp32"):  # fmt: skip
-        with pytest.raises(ConfigError, match=option.partition("=")[0]):
-            RunFolder(config(tmp_path, "run.resume=auto", option)).resume_from()
+    old = checkpoint(tmp_path / "r/checkpoints/step-00000003", config(tmp_path))
+    newest = checkpoint(tmp_path / "r/checkpoints/step-00000004", config(tmp_path), 4)
+    with pytest.raises(ConfigError, match=r"already holds this run; give run\.resume=auto"):
+        resume_from(tmp_path)
+    assert resume_from(tmp_path, "run.resume=auto") == newest
+    assert resume_from(tmp_path, f"run.resume={old}") == old
     with pytest.raises(ConfigError, match="no complete checkpoint"):
-        RunFolder(config(tmp_path, f"run.resume={tmp_path}/nowhere")).resume_from()
+        resume_from(tmp_path, f"run.resume={tmp_path}/nowhere")
+
+
+def test_an_aborted_start_does_not_block_its_name(tmp_path: Path) -> None:
+    first = RunFolder(config(tmp_path))
+    assert first.claim(Start()) == []
+    other = RunFolder(config(tmp_path, "optim.beta1=0.8"))
+    assert other.resume_from(pytest.fail) is None and other.claim(Start()) == []
+    assert json.loads((tmp_path / "r/config.json").read_text())["optim"]["beta1"] == 0.8
+    metrics(tmp_path / "r", 1, 2)
+    line = said(RunFolder(config(tmp_path)).claim(Start()))
+    (aside,) = (tmp_path / "r/abandoned").iterdir()
+    assert str(aside) in line and "2 records" in line and aside.name.endswith("-after-step-0")
+    assert steps(aside / "metrics.jsonl") == [1, 2] and not (tmp_path / "r/metrics.jsonl").exists()
+    assert json.loads((aside / "config.json").read_text())["optim"]["beta1"] == 0.8
+
+
+def test_the_same_start_again_writes_its_steps_again(tmp_path: Path) -> None:
+    folder = RunFolder(config(tmp_path, "run.resume=auto"))
+    folder.claim(Start())
+    metrics(tmp_path / "r", 1, 2)
+    assert folder.claim(Start()) == [] and not (tmp_path / "r/abandoned").exists()
+    assert len(RunFolder(config(tmp_path, "run.resume=auto", "run.seed=5")).claim(Start())) == 1
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     model = config(tmp_path).model
-    same = checkpoint(tmp_path / "same", **vars(model))
+    same = checkpoint(tmp_path / "same", {"model": vars(model)})
     check_same_model("run.init_from", same, model)
-    other = checkpoint(tmp_path / "other", **(vars(model) | {"num_experts": 64}))
+    other = checkpoint(tmp_path / "other", {"model": vars(model) | {"num_experts": 64}})
     with pytest.raises(ConfigError, match=r"model\.num_experts=8: run\.init_from=.* holds a model with 64"):
         check_same_model("run.init_from", other, model)
 
@@ -84,7 +74,7 @@ def test_an_option_that_an_old_record_lacks_counts_as_its_default(tmp_path: Path
     model = config(tmp_path).model
     recorded = vars(model).copy()
     del recorded["shared_ffn_hidden_size"]  # as if written before there were shared experts
-    old = checkpoint(tmp_path / "old", **recorded)
+    old = checkpoint(tmp_path / "old", {"model": recorded})
     check_same_model("run.init_from", old, model)
     wider = config(tmp_path, "model.shared_ffn_hidden_size=64").model
     with pytest.raises(ConfigError, match=r"model\.shared_ffn_hidden_size=64: .* holds a model with 0"):

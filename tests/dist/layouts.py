@@ -31,6 +31,7 @@ class Job:
     Attributes:
         lr: 0 leaves the weights alone, so that later steps can be compared as closely as the first.
         probe: the step whose gradients are kept.
+        real: tokens of each row before its padding, over and over; empty for rows that are never padded.
     """
 
     model: ModelConfig = field(default_factory=lambda: MODEL)
@@ -39,6 +40,7 @@ class Job:
     steps: int = 1
     lr: float = 1e-3
     probe: int = 0
+    real: tuple[int, ...] = ()
 
 
 @dataclass
@@ -64,13 +66,31 @@ def packed_row(row: int, vocab_size: int = 101) -> PackedBatch:
     return PackedBatch(*as_row, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), rows=(row,))
 
 
-def micro_batch(first: int, count: int, vocab_size: int = 101) -> PackedBatch:
-    """The packed rows [first, first + count) as one batch."""
-    rows = [packed_row(row, vocab_size) for row in range(first, first + count)]
+def padded_row(row: int, real: int) -> PackedBatch:
+    """`packed_row` with padding after its first `real` tokens."""
+    whole = packed_row(row)
+    cuts = sorted({0, *(cut for cut in whole.cu_seqlens.tolist() if cut < real), real, SEQ})
+    place, padding = torch.arange(SEQ), torch.arange(SEQ) >= real
+    return PackedBatch(
+        whole.tokens_BS.masked_fill(padding, 0),
+        whole.labels_BS.masked_fill(padding, 0),
+        whole.loss_mask_BS & ~padding,
+        torch.where(padding, place - real, whole.position_ids_BS),
+        torch.tensor(cuts, dtype=torch.int32),
+        (row,),
+        real_tokens=(real,),
+    )
+
+
+def micro_batch(first: int, count: int, real: tuple[int, ...] = ()) -> PackedBatch:
+    """The packed rows [first, first + count) as one batch, padded as :class:`Job` says."""
+    numbers = range(first, first + count)
+    rows = [padded_row(row, real[row % len(real)]) if real else packed_row(row) for row in numbers]
     stacked = {name: torch.cat([getattr(row, name) for row in rows])
                for name in ("tokens_BS", "labels_BS", "loss_mask_BS", "position_ids_BS")}  # fmt: skip
     bounds = [rows[0].cu_seqlens, *(row.cu_seqlens[1:] + i * SEQ for i, row in enumerate(rows[1:], 1))]
-    return PackedBatch(**stacked, cu_seqlens=torch.cat(bounds), rows=tuple(range(first, first + count)))
+    tokens = tuple(row.real_tokens[0] for row in rows) if real else None
+    return PackedBatch(**stacked, cu_seqlens=torch.cat(bounds), rows=tuple(numbers), real_tokens=tokens)
 
 
 def train(job: Job) -> Outcome:
@@ -95,7 +115,7 @@ def _train(job: Job, context: mesh.ParallelContext) -> Outcome:
     for step in range(job.steps):
         rows = job.parallel.micro_batch_rows
         starts = range(step * job.rows, (step + 1) * job.rows, rows)[context.dp_rank :: context.dp_size]
-        batches = [micro_batch(start, rows) for start in starts]
+        batches = [micro_batch(start, rows, job.real) for start in starts]
         results.append(train_step(model, optimizer, batches, job.lr, job.model.rope_base, clip_grad=None))
     return Outcome(before, gradients, whole(model.module), results)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
@@ -17,7 +22,12 @@ from mmtrain.infer.load import load_for_decoding
 from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.damage import damage_of
+from mmtrain.checkpoint.dcp import SaveFailed, load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.lock import RunLock
+from mmtrain.checkpoint.run_folder import RunFolder
+from tests.checkpoint.fake import config
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.optim.optimizer import build_optimizer
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool, WorkerError
@@ -90,3 +100,80 @@ def test_a_checkpoint_without_a_rope_base_resumes_and_decodes(pool: Pool, tmp_pa
 
 def rope_base(model: torch.nn.Module) -> float:
     return model.config.rope_base
+
+
+def lock_and_refuse(folder: Path) -> str:
+    """Two ranks of a launch whose run folder another one holds."""
+    mesh.start(ClusterConfig(device="cpu"))
+    try:
+        with RunFolder(config(folder)).locked(lambda line: None):
+            return "held"
+    except ConfigError as error:
+        return str(error)
+    finally:
+        mesh.stop()
+
+
+def test_every_rank_learns_who_holds_the_run(pool: Pool, tmp_path: Path) -> None:
+    assert pool.run(lock_and_refuse, tmp_path, world=2) == ["held", "held"]
+    with RunLock(tmp_path / "r", pytest.fail):
+        lines = pool.run(lock_and_refuse, tmp_path, world=2)
+    assert lines[0] == lines[1] and f"another launch of this run is at work (pid {os.getpid()} on " in lines[0]
+
+
+def save_without_room(folder: Path, full_rank: int, file: str) -> list[str]:
+    """Save three times; at the second, one rank has no room for its shard or its metadata."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+    try:
+        model, optimizer = build(context, 7)
+        create = FileSystem.create_stream
+
+        def full(self: FileSystem, path: Path, mode: str) -> object:
+            if context.rank == full_rank and mode == "wb" and file in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            return create(self, path, mode)
+
+        told = []
+        for step in (1, 2, 3):
+            with mock.patch.object(FileSystem, "create_stream", full if step == 2 else create):
+                try:
+                    save_checkpoint(folder, model, optimizer, Progress(step, 64 * step), {"model": {}}, rope_base=5e6)
+                except SaveFailed as error:
+                    told.append(str(error))
+        return told
+    finally:
+        mesh.stop()
+
+
+@pytest.mark.parametrize(("full_rank", "file"), [(1, ".distcp"), (0, ".metadata")])
+def test_a_full_disk_of_one_rank_costs_all_that_checkpoint_only(
+    pool: Pool, tmp_path: Path, full_rank: int, file: str
+) -> None:
+    told = pool.run(save_without_room, tmp_path, full_rank, file, world=2)
+    line = f"{tmp_path}/step-00000002 could not be written: No space left on device (rank {full_rank})"
+    assert told == [[line], [line]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+    assert all(damage_of(path) is None for path in tmp_path.iterdir())
+
+
+def load_garbage(folder: Path, shard: str) -> str:
+    """Save on two ranks, spoil a shard's bytes but not its size, and load."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+    try:
+        model, optimizer = build(context, 7)
+        path = save_checkpoint(folder, model, optimizer, Progress(1, 64), {"model": {}}, rope_base=5e6)
+        if context.rank == 0:
+            (path / shard).write_bytes(bytes((path / shard).stat().st_size))
+        dist.barrier()
+        load_checkpoint(path, model, optimizer)
+        return "loaded"
+    except ConfigError as error:
+        return str(error)
+    finally:
+        mesh.stop()
+
+
+def test_a_spoilt_shard_is_told_in_a_line_on_all_ranks(pool: Pool, tmp_path: Path) -> None:
+    lines = pool.run(load_garbage, tmp_path, "__1_0.distcp", world=2)
+    assert lines[0] == lines[1] and lines[0].startswith(f"run.resume={tmp_path}/step-00000001: cannot be read: ")
+    assert "\n" not in lines[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmtrain.runs.compare import compare as run_compare
 from mmtrain.runs.compare import relative_difference
 from tests.dist.runs import ROOT, SMALL, environment
 
@@ -41,6 +42,34 @@ def test_different_runs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "DIFFERENT" in text and "of layout 1, step 1)" in text
 
 
+FAULTY = """
+import runpy, sys
+from torch.distributed.fsdp import FSDPModule
+divide = FSDPModule.set_gradient_divide_factor  # called where an expert has other copies than the rest
+FSDPModule.set_gradient_divide_factor = lambda self, factor: divide(self, factor / 1.003)
+sys.path[0] = {folder!r}
+runpy.run_path({path!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_experts_gradients_that_are_off_by_little_are_named(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By 0.3%, and with the experts' small share in it: the losses and norms of both layouts stay within 1e-5."""
+    launcher = tmp_path / "faulty.py"
+    launcher.write_text(FAULTY.format(folder=str(ROOT / "launch"), path=str(ROOT / "launch" / "pretrain.py")))
+    overrides = [*SMALL, f"data.path={corpus}", "optim.clip_grad=null"]
+    assert run_compare(launcher, ["1", "2 parallel.ep=2"], overrides, steps=1) == 1
+    lines = capsys.readouterr().out.splitlines()
+    figure, gradient = (next(line for line in lines if f"difference of a {kind}" in line)
+                        for kind in ("figure", "gradient"))  # fmt: skip
+    assert "ffn.experts.w" in gradient and " of layout 1), tolerance 1e-05: DIFFERENT" in gradient
+    assert 1.5e-3 < float(gradient.split("gradient ")[1].split()[0]) < 6e-3
+    assert float(figure.split("figure ")[1].split()[0]) < 1e-4
+    assert any("8 of " in line for line in lines)  # two weights of each of four layers
+
+
 @pytest.mark.slow
 def test_a_layout_that_cannot_run_is_told_by_its_own_error(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(f"data.path={corpus}", "--layout", "2 parallel.tp=3", "--layout", "1") == 2
@@ -49,10 +78,19 @@ def test_a_layout_that_cannot_run_is_told_by_its_own_error(corpus: Path, capsys:
 
 
 @pytest.mark.parametrize("arguments", [["--layout", "1"], ["--layout", "1", "--layout", "tp=2"],
-                                       ["--layout", "1", "--layout", "1", "--steps", "0"]], ids=str)  # fmt: skip
+                                       ["--layout", "1", "--layout", "1", "--steps", "0"],
+                                       *(["--layout", "1", "--layout", "1", "--tolerance", wrong]
+                                         for wrong in ("0", "nan", "inf"))], ids=str)  # fmt: skip
 def test_wrong_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(*arguments) == 2
     assert capsys.readouterr().err.startswith("error: --")
+
+
+def test_a_command_line_that_cannot_be_read_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare("--layout", "1", "--layout", "1", "--tolerance", "abc")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "--tolerance" in error and error.count("\n") == 1
 
 
 def test_what_is_no_number_is_never_equal() -> None:

@@ -15,7 +15,8 @@ from mmtrain.model.moe.router import Router
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.step import train_step
 from tests.dist.layouts import MODEL, SEQ, Job, Outcome, alone, packed_row, train, whole

@@ -16,7 +16,8 @@ from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.pipeline.schedule import check_schedule
-from mmtrain.checkpoint.dcp import Progress, load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.statistics import StepResult

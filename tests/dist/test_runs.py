@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mmtrain.checkpoint.lock import RunLock
 from tests.dist.runs import ROOT, SMALL, environment, pretrain, records, steps
 
 EXACT = ("step", "tokens", "loss", "aux_loss", "lr", "grad_norm", "seq_len", "rope_base", "phase", "drop_rate")
@@ -38,6 +40,9 @@ def test_a_run_learns_and_records_everything(reference: Path) -> None:
     validation = records(reference)[-1]
     assert 0 < validation["val_loss"] < 6 and 0 < validation["val_bits_per_byte"] < 9
     assert (reference / "plot.png").stat().st_size > 10_000
+    corpora = json.loads((reference / "corpora.json").read_text())
+    meta = json.loads((reference / "checkpoints/step-00000008/meta.json").read_text())
+    assert meta["corpora"] == corpora and corpora["sources"][0]["train"]["files"]["bin"]["sha256"]
 
 
 OTHER_MEMORY = ["parallel.sync_every_micro_batch=true", "parallel.activation_checkpoint=true"]
@@ -58,9 +63,15 @@ def test_resume_continues_to_the_last_bit(reference: Path, corpus: Path, tmp_pat
     pretrain(*common, "run.max_steps=3", "checkpoint.interval=2", processes=2)
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000003")  # as if killed after step 3: step 3 runs again
     (tmp_path / "cut/checkpoints/step-00000004.writing").mkdir()  # cut short while writing: must not be taken
-    pretrain(*common, "run.resume=auto", processes=2)
+    shutil.copytree(corpus, tmp_path / "moved")  # the same corpus elsewhere
+    done = pretrain(*common, f"data.path={tmp_path}/moved", "run.resume=auto", processes=2)
+    assert f"data.path={tmp_path}/moved: the corpus that was at {corpus.resolve()}" in done.stdout
     assert exact(tmp_path / "cut") == exact(reference)
-    assert records(tmp_path / "cut")[-1] == records(reference)[-1]
+    last, expected = records(tmp_path / "cut")[-1], records(reference)[-1]
+    assert {**last, "time": ""} == {**expected, "time": ""}
+    left = {path.name for path in (tmp_path / "cut").iterdir()}
+    assert left == {"checkpoints", "config.json", "metrics.jsonl", "log.txt"}
+    assert {p.name for p in (tmp_path / "cut/checkpoints").iterdir()} == {"step-00000002", "step-00000008"}
 
 
 @pytest.mark.slow
@@ -113,12 +124,58 @@ def refused(*overrides: str) -> str:
     return lines[0]
 
 
-def test_an_existing_run_is_neither_overwritten_nor_changed(reference: Path, corpus: Path) -> None:
+def test_an_existing_run_is_neither_overwritten_nor_changed(reference: Path, corpus: Path, tmp_path: Path) -> None:
     before = (reference / "metrics.jsonl").read_bytes()
     same = [*SMALL, f"data.path={corpus}", f"run.dir={reference.parent}", "run.name=two", "log.plot=true"]
     assert "run.resume=auto" in refused(*same)
     assert "model.top_k" in refused(*same, "run.resume=auto", "model.top_k=1")
+    changed = tmp_path / "changed"
+    shutil.copytree(corpus, changed)
+    (changed / "manifest.json").write_text((changed / "manifest.json").read_text().replace("sha256", "none"))
+    tokens = bytearray((changed / "train.bin").read_bytes())
+    tokens[0] ^= 1
+    (changed / "train.bin").write_bytes(tokens)
+    line = refused(*same, f"data.path={changed}", "run.resume=auto")
+    assert f"data.path={changed}: it has changed since" in line and "data.allow_changed=true" in line
     assert (reference / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_rewind_writes_one_history_and_a_second_launch_is_refused(corpus: Path, tmp_path: Path) -> None:
+    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=r", "checkpoint.interval=2"]
+    run, chosen = tmp_path / "r", tmp_path / "r/checkpoints/step-00000002"
+    pretrain(*common, "run.max_steps=6", "checkpoint.keep=0", processes=2)
+    with RunLock(run, pytest.fail):
+        assert f"another launch of this run is at work (pid {os.getpid()} on " in refused(*common, "run.resume=auto")
+        done = pretrain(*common, "run.resume=auto", processes=2, check=False)
+        assert done.returncode != 0 and done.stderr.count("error: run.name=r: another launch") == 1
+    longer = ["run.change_schedule=true", "stage.phases.0.lr.1.end=0.001"]
+    done = pretrain(*common, f"run.resume={chosen}", "run.max_steps=5", *longer, processes=2)
+    assert "step-00000004, step-00000006, 5 records" in done.stderr  # one of them a validation
+    assert "schedule changed from step 2 on: stage.phases[0].lr[1].end 0.0002 -> 0.001" in done.stderr
+    assert [row["step"] for row in steps(run)] == [1, 2, 3, 4, 5]
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000005"]
+    (aside,) = (run / "abandoned").iterdir()
+    assert [row["step"] for row in steps(aside)] == [3, 4, 5, 6]
+    assert sorted(path.name for path in (aside / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.slow
+def test_a_run_without_room_goes_on_and_ends_with_code_1(corpus: Path, tmp_path: Path) -> None:
+    """No file above 16 KiB can be written, which a shard is and a record is not."""
+    options = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=r", "run.max_steps=2"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 16; exec "$@"', "limited", sys.executable, "launch/pretrain.py", *options,
+         "checkpoint.interval=1"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    first, last = (f"{tmp_path}/r/checkpoints/step-0000000{step} could not be written: " for step in (1, 2))
+    assert f"step 1: {first}" in done.stderr and "the run goes on" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {last}")
+    assert [row["step"] for row in steps(tmp_path / "r")] == [1, 2]
+    assert not list((tmp_path / "r/checkpoints").iterdir()) and not (tmp_path / "r/.lock").exists()
 
 
 @pytest.mark.slow
@@ -150,6 +207,11 @@ def test_a_checkpoint_of_another_model_is_refused(reference: Path, corpus: Path,
     line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", "model.ffn_hidden_size=40",
                    f"run.init_from={reference}")  # fmt: skip
     assert "model.ffn_hidden_size" in line
+    meta = json.loads((reference / "checkpoints/step-00000008/meta.json").read_text())
+    meta["corpora"]["tokenizer"] = {"kind": "json", "sha256": "0" * 64, "content": None, "vocab_size": 257}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", f"run.init_from={tmp_path}")
+    assert "run.init_from" in line and "was trained with a tokenizer.json (257 tokens, sha256 000000000000)" in line
     assert not (tmp_path / "x").exists()
 
 

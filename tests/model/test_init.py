@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain.config.cli import compose
-from mmtrain.model import init
+from mmtrain.model import elements, init
 from mmtrain.model.init import build_model, initialise, meta_model
 from tests.model.small import small_config
 
@@ -161,7 +161,7 @@ def test_values_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch, chun
     config = small_config(num_layers=2, layer_pattern="LS", vocab_size=20, ffn_hidden_size=8, hidden_size=8,
                           num_heads=2, num_kv_heads=1, head_dim=4, rotary_dim=4, num_experts=3)  # fmt: skip
     expected = dict(build_model(config).named_parameters())
-    monkeypatch.setattr(init, "_CHUNK", chunk)
+    monkeypatch.setattr(elements, "CHUNK", chunk)
     for name, parameter in build_model(config).named_parameters():
         assert torch.equal(parameter, expected[name]), name
 
@@ -173,7 +173,7 @@ def test_scratch_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> Non
         sizes.append(index.numel())
         return mix(index, key)
 
-    monkeypatch.setattr(init, "_CHUNK", 1000)
+    monkeypatch.setattr(elements, "CHUNK", 1000)
     monkeypatch.setattr(init, "_uniform", watched)
     model = build_model(small_config(**WHOLE))
     assert max(sizes) <= 1000

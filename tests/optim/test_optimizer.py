@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from mmtrain.config import OptimConfig
 from mmtrain.errors import ConfigError
-from mmtrain.optim.optimizer import build_optimizer, check_optimizer, set_lr
+from mmtrain.optim.optimizer import build_optimizer, check_optimizer, set_lr, update
+from mmtrain.optim.shard_adam import ShardAdam
 from mmtrain.parallel.gradients import clip_gradients
 from tests.model.small import draw, small_model
 
@@ -93,7 +95,7 @@ def test_clipping_scales_to_the_norm_and_never_up(share: float) -> None:
     model = Weights()
     fill_gradients(model, 1, skip="other")
     before, norm = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, exact_norm(model)
-    measured = clip_gradients(model.parameters(), norm * share)
+    measured, _ = clip_gradients(model.parameters(), norm * share)
     assert measured.dtype == torch.float64 and measured.item() == pytest.approx(norm, rel=1e-12)
     assert model.other.grad is None
     for name, grad in before.items():
@@ -106,7 +108,7 @@ def test_without_a_limit_the_norm_is_only_measured() -> None:
     model = Weights()
     fill_gradients(model, 1)
     before = [p.grad.clone() for p in model.parameters()]
-    assert clip_gradients(model.parameters(), None).item() == pytest.approx(exact_norm(model), rel=1e-12)
+    assert clip_gradients(model.parameters(), None)[0].item() == pytest.approx(exact_norm(model), rel=1e-12)
     assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), before, strict=True))
 
 
@@ -114,17 +116,50 @@ def test_the_norm_of_many_elements_is_summed_in_float64() -> None:
     big = nn.Parameter(torch.empty(3_000_000))
     big.grad = torch.full_like(big, 1e-3) + draw(3_000_000, dtype=torch.float32) * 1e-5
     exact = math.sqrt(big.grad.double().square().sum().item())
-    assert clip_gradients([big], None).item() == pytest.approx(exact, rel=1e-12)
+    assert clip_gradients([big], None)[0].item() == pytest.approx(exact, rel=1e-12)
     small = nn.Parameter(torch.empty(2))
     small.grad = torch.tensor([3e-30, 4e-30])  # squares that fp32 cannot hold
-    assert clip_gradients([small], None).item() == pytest.approx(5e-30, rel=1e-6)
+    assert clip_gradients([small], None)[0].item() == pytest.approx(5e-30, rel=1e-6)
 
 
 def test_a_gradient_that_is_not_a_number_shows_in_the_norm() -> None:
     model = Weights()
     fill_gradients(model, 1)
     model.norm.grad[3] = float("nan")
-    assert math.isnan(clip_gradients(model.parameters(), 1.0).item())
+    assert math.isnan(clip_gradients(model.parameters(), 1.0)[0].item())
+
+
+def shard_adam(model: nn.Module) -> ShardAdam:
+    """ShardAdam around an inner optimizer that is always there."""
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    return ShardAdam(groups, (0.9, 0.95), 1e-8, lambda inner: torch.optim.SGD(inner, lr=0.0))
+
+
+def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [value.clone() for state in optimizer.state.values() for value in state.values()]
+
+
+@pytest.mark.parametrize("build", [lambda model: build_optimizer(model, OptimConfig()), shard_adam])
+def test_a_skipped_step_changes_nothing_and_the_next_one_is_as_if_it_had_not_been(build: Callable) -> None:
+    models = [Weights(), Weights()]
+    optimizers = [build(model) for model in models]
+    for step, bad in enumerate([False, True, True, False]):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            skips = bad and model is models[0]
+            if bad and not skips:
+                continue
+            fill_gradients(model, step)
+            if skips:
+                model.norm.grad[3] = float("nan")
+            before = moments(optimizer)
+            weights = [p.detach().clone() for p in model.parameters()]
+            update(optimizer, 1e-2, torch.tensor(skips))
+            assert all(p.grad is None for p in model.parameters())
+            if skips:
+                assert all(torch.equal(a, b) for a, b in zip(before, moments(optimizer), strict=True))
+                assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other)
 
 
 def refused(name: str, device: str = "cpu") -> ConfigError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint.dcp import Progress
+from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config.cli import compose
 from mmtrain.log.metrics import read_metrics
@@ -16,7 +16,8 @@ from mmtrain.train.statistics import StepResult
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RESULT = StepResult(loss=5.0, aux_loss=0.01, grad_norm=1.0, flops=1e9, router_load=[[0.5, 1.5], [1.0, 1.0]],
-                    drop_rate=[0.0, 0.25], drop_rate_alone=[0.25, 0.5], router_entropy=[0.6, 0.7])  # fmt: skip
+                    drop_rate=[0.0, 0.25], drop_rate_alone=[0.25, 0.5], router_entropy=[0.6, 0.7],
+                    tokens=8192)  # fmt: skip
 ALONE = {"drop_rate_alone": 0.375, "drop_rate_alone_per_layer": [0.25, 0.5]}
 
 
@@ -28,7 +29,9 @@ def test_drops_without_the_global_router_stand_beside_those_with_it(
                       "run.max_steps=1", "parallel.ep=2", f"parallel.global_router={pooled}"], CONFIGS)  # fmt: skip
     plan = RunPlan(scaled_phases(config.stage), 2, 1)
     with Report(config, RunFolder(config), plan, Progress(), peak=1e12, enabled=True) as report:
-        report.step(plan.step(0), plan.phases[0].phase, RESULT, 1.0)
+        step = plan.next(Progress())
+        assert step is not None
+        report.step(step, step.after(RESULT.tokens), plan.phases[0].phase, RESULT, 1.0)
     record = read_metrics(tmp_path / "x")[0]
     assert record["drop_rate"] == 0.125 and record["drop_rate_per_layer"] == [0.0, 0.25]
     assert {key: value for key, value in record.items() if "alone" in key} == (ALONE if pooled else {})

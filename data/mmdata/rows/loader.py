@@ -32,6 +32,8 @@ class PackedBatch:
         cu_seqlens: int32[n + 1], bounds of the pieces in the flattened B * S tokens; each row's start is one of them.
         rows: the stream's row numbers.
         max_seqlen: the longest piece in tokens, a Python int: asking for it never waits for a device.
+        real_tokens: of each row, the tokens before its padding, on the host. None if these rows are of a packing that
+            never pads: which of both it is must be the same for all batches of a run, full ones too.
     """
 
     tokens_BS: torch.Tensor
@@ -41,10 +43,16 @@ class PackedBatch:
     cu_seqlens: torch.Tensor
     rows: tuple[int, ...]
     max_seqlen: int = -1  # worked out when the batch is made, unless given
+    real_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.max_seqlen < 0:
             object.__setattr__(self, "max_seqlen", int(self.cu_seqlens.diff().max()))
+
+    @property
+    def num_real_tokens(self) -> int:
+        """Tokens without padding."""
+        return self.tokens_BS.numel() if self.real_tokens is None else sum(self.real_tokens)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Copy the batch to `device`. From the CPU to a GPU through pinned memory, without waiting for the copy."""
@@ -92,7 +100,15 @@ def collate(rows: Sequence[Row], numbers: Sequence[int]) -> PackedBatch:
         cu_seqlens=torch.from_numpy(cu_seqlens),
         rows=tuple(int(number) for number in numbers),
         max_seqlen=int(np.diff(cu_seqlens).max()),
+        real_tokens=_real_tokens(rows, s),
     )
+
+
+def _real_tokens(rows: Sequence[Row], s: int) -> tuple[int, ...] | None:
+    """Tokens of each row before its padding; None if none of them can be padded."""
+    if all(row.real_tokens is None for row in rows):
+        return None
+    return tuple(s if row.real_tokens is None else row.real_tokens for row in rows)
 
 
 def micro_batches(

@@ -2,7 +2,7 @@
 
 from mmkernels.moe.permute.api import permute, permute_grad, take_rows, unpermute, unpermute_grads
 from mmkernels.moe.route.api import route
-from mmkernels.moe.route_types import DROP_POLICIES, Quotas, ReceivedRows, Route
+from mmkernels.moe.route_types import DROP_POLICIES, Quotas, ReceivedRows, Route, static_rows
 from mmkernels.moe.slots.api import sort_received, to_slots
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "permute_grad",
     "route",
     "sort_received",
+    "static_rows",
     "take_rows",
     "to_slots",
     "unpermute",

@@ -27,7 +27,8 @@ class Route(NamedTuple):
         weight_TK: fp32, softmax over the chosen logits, kept at its value for dropped assignments too; the one field
             that carries a gradient (to the logits).
         expert_TK: int32, chosen experts, best first; of equal logits the lower expert comes first.
-        row_TK: int32, row of each assignment; -1 for a dropped one.
+        row_TK: int32, row of each assignment; -1 for a dropped one, and for a token that was not to be routed at all,
+            which no count has, and whose experts and weights are 0.
         token_R: int32, token of each row; -1 for an unused row.
         count_E: int32, assignments kept by each expert.
         assigned_E: int32, assignments of each expert before any was dropped.

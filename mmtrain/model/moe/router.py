@@ -1,7 +1,7 @@
 """The router: which experts a token goes to, and which assignments an expert's capacity lets pass.
 
-Legend: T tokens, N tokens of the micro-batch (T unless they lie on several ranks), D model width, E experts, K experts
-of a token.
+Legend: T tokens, N tokens of the micro-batch (T unless they lie on several ranks), M of them that are no padding, D
+model width, E experts, K experts of a token.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from mmkernels.moe import Quotas, Route, route
 from mmkernels.router import balance_stats, router_logits
 from mmtrain.config import ModelConfig
 from mmtrain.model.initial import XAVIER, Initial
+from mmtrain.model.moe.padding import around_padding
+from mmtrain.model.packed_seq import RealTokens
 from mmtrain.model.weights import local
 
 
 class RouterStats(NamedTuple):
-    """Figures of one layer's router for one micro-batch; scalars are fp32, and all but the loss are detached.
+    """Figures of one layer's router for one micro-batch, of its tokens without padding.
+
+    Scalars are fp32, and all but the loss are detached.
 
     Attributes:
         aux_loss: scalar, already times its coefficient, to be added to the loss.
@@ -64,8 +68,11 @@ class LocalMicroBatch:
 class CapacityPool(Protocol):
     """Shares capacity out among micro-batches."""
 
-    def quotas(self, capacity: int) -> Quotas:
-        """For `route`: what this micro-batch may keep of each expert, where each alone would have `capacity`."""
+    def quotas(self, capacity: int, differs: bool = False) -> Quotas:
+        """For `route`: what this micro-batch may keep of each expert, where alone it would have `capacity`.
+
+        With `differs`, others may have another capacity.
+        """
 
 
 @dataclass(frozen=True)
@@ -111,59 +118,99 @@ class Router(nn.Module):
         even = self.top_k / self.num_experts
         self.fractions_E = torch.full((self.num_experts,), even, device=self.weight.device)
 
-    def update_fractions(self, assigned_E: Tensor) -> None:
+    def update_fractions(self, assigned_E: Tensor, skipped: Tensor) -> None:
         """Take the fractions of a global batch, if the auxiliary loss uses them.
 
         A step's own are not known before its last micro-batch, so they serve the next step; the gradient flows through
-        the mean probabilities alone, of which the mean over micro-batches is the global batch's.
+        the mean probabilities alone, of which the mean over micro-batches is the global batch's (where all have as many
+        tokens: one with padding weighs as much as others).
 
         Args:
             assigned_E: float64 whole numbers, so that no order of summing them changes a bit: assignments of all tokens
                 of the global batch.
+            skipped: bool scalar, whether the step does not count; nothing waits for it.
         """
         if self.fractions_E is not None:
-            self.fractions_E.copy_(assigned_E * self.top_k / assigned_E.sum())
+            fresh_E = (assigned_E * self.top_k / assigned_E.sum()).to(self.fractions_E)
+            self.fractions_E.copy_(torch.where(skipped.to(fresh_E.device), self.fractions_E, fresh_E))
 
-    def forward(self, x_TD: Tensor) -> tuple[Route, RouterStats]:
+    def forward(self, x_TD: Tensor, real: RealTokens | None = None) -> tuple[Route, RouterStats]:
         """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
 
         Returns the plan of the T tokens, and statistics of the whole micro-batch.
-        """
-        scope = self.scope
-        logits_NE = scope.micro_batch.gather(router_logits(x_TD, local(self.weight).float()))
-        factor = self.capacity_factor if self.training else None
-        tokens = max(logits_NE.shape[0], 1)  # a capacity is at least 1
-        capacity = expert_capacity(tokens, self.top_k, self.num_experts, factor)
-        if scope.pool is None or capacity is None:
-            plan = route(logits_NE, self.top_k, capacity, self.drop_policy)
-        else:
-            plan = route(logits_NE, self.top_k, None, self.drop_policy, quotas=scope.pool.quotas(capacity))
-        assignments = max(plan.row_TK.numel(), 1)
-        drop_rate = drop_rate_alone = 1.0 - plan.offset_E[-1] / assignments  # the last offset: all that were kept
-        if scope.pool is not None and capacity is not None:
-            drop_rate_alone = 1.0 - plan.assigned_E.clamp(max=capacity).sum() / assignments
-        aux_loss, entropy = self._balance(logits_NE, plan)
-        stats = RouterStats(aux_loss, plan.assigned_E, drop_rate, drop_rate_alone, entropy)
-        return scope.micro_batch.local_route(plan), stats
 
-    def _balance(self, logits_NE: Tensor, plan: Route) -> tuple[Tensor, Tensor]:
+        Args:
+            x_TD: tokens of this rank.
+            real: the tokens of the micro-batch that are no padding, which alone are routed and counted; None: all.
+        """
+        logits_NE = self.scope.micro_batch.gather(router_logits(x_TD, local(self.weight).float()))
+        logits_ME = logits_NE if real is None else logits_NE.index_select(0, real.index_M)
+        capacity, pool = self._capacity(logits_ME.shape[0]), self.scope.pool
+        pooled = pool is not None and capacity is not None
+        if pooled:
+            quotas = pool.quotas(capacity) if real is None else pool.quotas(capacity, differs=True)
+            plan = route(logits_ME, self.top_k, None, self.drop_policy, quotas=quotas)
+        else:
+            plan = route(logits_ME, self.top_k, capacity, self.drop_policy)
+        stats = self._statistics(logits_ME, plan, capacity if pooled else None, real)
+        if real is not None:
+            # Ranks agree on the capacity of all tokens, which is enough for any number of them.
+            tokens = logits_NE.shape[0]
+            plan = around_padding(plan, real.index_M, tokens, None if pooled else self._capacity(tokens))
+        return self.scope.micro_batch.local_route(plan), stats
+
+    def _capacity(self, tokens: int) -> int | None:
+        """Capacity of so many tokens, at least 1; None drops nothing."""
+        factor = self.capacity_factor if self.training else None
+        return expert_capacity(max(tokens, 1), self.top_k, self.num_experts, factor)
+
+    def _statistics(
+        self, logits_ME: Tensor, plan: Route, capacity_alone: int | None, real: RealTokens | None
+    ) -> RouterStats:
+        """Figures of a plan; `capacity_alone` is the micro-batch's own where it is pooled."""
+        assignments = plan.row_TK.numel()
+        some, assignments = float(assignments > 0), max(assignments, 1)
+        drop_rate = drop_rate_alone = some - plan.offset_E[-1] / assignments  # the last offset: all that were kept
+        if capacity_alone is not None:
+            drop_rate_alone = some - plan.assigned_E.clamp(max=capacity_alone).sum() / assignments
+        aux_loss, entropy = self._balance(logits_ME, plan, real)
+        return RouterStats(aux_loss, plan.assigned_E, drop_rate, drop_rate_alone, entropy)
+
+    def _balance(self, logits_ME: Tensor, plan: Route, real: RealTokens | None) -> tuple[Tensor, Tensor]:
         """The auxiliary loss, times its coefficient, and the mean entropy."""
         scale = self.aux_loss_coef / self.top_k
         if self.fractions_E is not None:
-            mean_E, entropy = balance_stats(logits_NE)
+            mean_E, entropy = balance_stats(logits_ME)
             # Where the optimizer runs in host memory, buffers begin there.
             return _imbalance(mean_E, self.fractions_E.to(mean_E.device), scale), entropy
-        scale /= max(logits_NE.shape[0], 1)
-        if self.scope.parts == 1 or not self.training:
-            mean_E, entropy = balance_stats(logits_NE)
-            return _imbalance(mean_E, plan.assigned_E, scale), entropy
-        parts = self.scope.parts
-        mean_PE, entropy_P = zip(*(balance_stats(part_TE) for part_TE in logits_NE.chunk(parts)), strict=True)
-        assigned_PE = logits_NE.new_zeros(parts, self.num_experts)
+        tokens, parts = max(logits_ME.shape[0], 1), self.scope.parts
+        if parts == 1 or not self.training:
+            mean_E, entropy = balance_stats(logits_ME)
+            return _imbalance(mean_E, plan.assigned_E, scale / tokens), entropy
+        if real is not None:
+            return self._balance_of_rows(logits_ME, plan, real, scale)
+        mean_PE, entropy_P = zip(*(balance_stats(part_TE) for part_TE in logits_ME.chunk(parts)), strict=True)
+        assigned_PE = logits_ME.new_zeros(parts, self.num_experts)
         expert_PA = plan.expert_TK.view(parts, -1).long()
         assigned_PE.scatter_add_(1, expert_PA, assigned_PE.new_ones(()).expand_as(expert_PA))
         # A part's fractions divide by its own tokens, the mean over parts by their number: by N, as the whole's do.
-        return _imbalance(torch.stack(mean_PE), assigned_PE, scale), torch.stack(entropy_P).mean()
+        return _imbalance(torch.stack(mean_PE), assigned_PE, scale / tokens), torch.stack(entropy_P).mean()
+
+    def _balance_of_rows(self, logits_ME: Tensor, plan: Route, real: RealTokens, scale: float) -> tuple[Tensor, Tensor]:
+        """:meth:`_balance` over rows of unequal numbers of tokens: the mean over those that have any."""
+        counts = [count for count in real.per_row if count]
+        scale /= max(len(counts), 1)
+        loss, entropy = logits_ME.new_zeros(()), logits_ME.new_zeros(())
+        parts = zip(logits_ME.split(counts), plan.expert_TK.split(counts), strict=True) if counts else ()
+        for part_SE, expert_SK in parts:
+            expert_A, count = expert_SK.flatten().long(), part_SE.shape[0]
+            assigned_E = part_SE.new_zeros(self.num_experts).scatter_add_(
+                0, expert_A, part_SE.new_ones(()).expand_as(expert_A)
+            )
+            mean_E, mean_entropy = balance_stats(part_SE)
+            loss = loss + _imbalance(mean_E, assigned_E, scale / count)
+            entropy = entropy + mean_entropy * (count / logits_ME.shape[0])
+        return loss, entropy
 
 
 def load_balancing_loss(prob_TE: Tensor, assigned_E: Tensor, top_k: int) -> Tensor:

@@ -19,7 +19,9 @@ def stream_of(corpus, seed=0, **options):
 
 def same(a: PackedBatch, b: PackedBatch) -> bool:
     names = ("tokens_BS", "labels_BS", "loss_mask_BS", "position_ids_BS", "cu_seqlens")
-    return a.rows == b.rows and all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
+    return (a.rows, a.real_tokens) == (b.rows, b.real_tokens) and all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in names
+    )
 
 
 def test_batch_is_its_rows_flattened(numbered_corpus):
@@ -36,6 +38,7 @@ def test_batch_is_its_rows_flattened(numbered_corpus):
     assert batch.cu_seqlens.dtype == torch.int32 and batch.cu_seqlens.tolist() == want
     assert {0, 16, 32, 48} <= set(want)
     assert batch.max_seqlen == max(np.diff(want)) and isinstance(batch.max_seqlen, int)
+    assert batch.real_tokens == tuple(row.real_tokens for row in rows)
     moved = batch.to("cpu")
     assert same(moved, batch) and moved.max_seqlen == batch.max_seqlen
 
@@ -44,6 +47,18 @@ def test_batch_built_by_hand_knows_its_longest_piece():
     x = torch.zeros(1, 8, dtype=torch.int64)
     batch = PackedBatch(x, x, x.bool(), x, torch.tensor([0, 5, 8], dtype=torch.int32), (0,))
     assert batch.max_seqlen == 5
+
+
+def test_only_a_packing_that_pads_tells_real_tokens(numbered_corpus):
+    corpus = numbered_corpus([16, 16, 16, 5])
+    (concat,) = micro_batches(stream_of(corpus), [[0, 1]])
+    assert concat.real_tokens is None and concat.num_real_tokens == 32
+    (full,) = micro_batches(stream_of(numbered_corpus([16, 16]), packing="best_fit"), [[0, 1]])
+    assert full.real_tokens == (16, 16)  # full rows too, so that all ranks know the same of the packing
+    stream = stream_of(numbered_corpus([12, 7]), packing="best_fit")
+    (padded,) = micro_batches(stream, [[0, 1]])
+    assert sorted(padded.real_tokens) == [7, 12] and padded.num_real_tokens == 19
+    assert (padded.tokens_BS != 0).sum(1).tolist() == list(padded.real_tokens)
 
 
 def test_any_number_of_workers_gives_the_same(numbered_corpus):

@@ -119,6 +119,7 @@ def test_best_fit_rows_are_exact_and_whole(numbered_corpus, seq_len):
     for epoch in range(3):
         rows = stream.rows_per_epoch(epoch)
         pieces = [p for i in range(first, first + rows) for p in check_row(corpus, stream[i], seq_len)]
+        assert sum(stream[i].real_tokens for i in range(first, first + rows)) == sum(LENGTHS)
         want = [
             (document, start, min(seq_len, size - start))
             for document, size in enumerate(LENGTHS)

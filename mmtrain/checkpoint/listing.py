@@ -1,0 +1,111 @@
+"""Checkpoints of a run folder: which there are, which one is taken, which ones go."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from mmtrain.checkpoint.damage import damage_of, damage_of_record
+from mmtrain.checkpoint.progress import RECORD
+from mmtrain.errors import ConfigError
+
+WRITING, REPLACED = (
+    ".writing",
+    ".replaced",
+)  # ends of the names of a checkpoint at work, and of the one it replaces
+_NAME = re.compile(r"step-\d{8,}")
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Return every checkpoint below a folder of checkpoints, oldest first, damaged ones too."""
+    named = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(named, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(checkpoint.name[5:])
+
+
+def newest_checkpoint(option: str, path: Path, note: Callable[[str], None]) -> Path | None:
+    """Return the newest whole checkpoint at or below `path`; None where there is no checkpoint at all.
+
+    Args:
+        option: the option that the path came from, for messages.
+        path: a run folder, or one of its checkpoints.
+        note: is told, in a line, of every damaged one that was passed over.
+
+    Raises:
+        ConfigError: the checkpoint that was asked for, or every one of the run, is damaged; it names the file.
+    """
+    if (path / RECORD).exists() or _NAME.fullmatch(path.name):
+        if path.is_dir() and (damage := damage_of(path)):
+            raise ConfigError(option, path, f"damaged: {damage}", _beside(path))
+        return path if path.is_dir() else None
+    damaged = []
+    for checkpoint in reversed(all_checkpoints(path / "checkpoints")):
+        damage = damage_of(checkpoint)
+        if damage is None:
+            for line in damaged:
+                note(f"passed over a damaged checkpoint: {line}; taking {checkpoint.name}")
+            return checkpoint
+        damaged.append(damage)
+    if damaged:
+        raise ConfigError(option, path, f"holds no whole checkpoint: {damaged[0]}",
+                          "take a copy of it, or start anew under another run.name")  # fmt: skip
+    return None
+
+
+def find_checkpoint(option: str, path: str | Path, note: Callable[[str], None]) -> Path:
+    """Return the newest whole checkpoint at or below `path`, which must be there; see :func:`newest_checkpoint`.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    found = newest_checkpoint(option, Path(path), note)
+    if found is None:
+        raise ConfigError(option, path, "holds no complete checkpoint", "give a run folder or one of its checkpoints")
+    return found
+
+
+def remove_old(folder: Path, keep: int, written: Path | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints (0 keeps all); on the main process only.
+
+    Args:
+        folder: the run's folder of checkpoints.
+        keep: how many stay. One whose record is damaged counts for none, and goes once it is older than those.
+        written: a checkpoint written just now, which stays whatever its number.
+    """
+    if not keep:
+        return
+    kept = 0
+    for path in reversed(all_checkpoints(folder)):
+        if path == written or kept < keep:
+            kept += damage_of_record(path) is None
+        else:
+            shutil.rmtree(path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clear what a kill within a save left behind; only while this launch holds the run folder's lock.
+
+    A checkpoint that was being replaced comes back if its successor never took its name.
+    """
+    for path in folder.glob(f"step-*{REPLACED}"):
+        name = path.with_name(path.name.removesuffix(REPLACED))
+        if name.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.replace(path, name)
+    for path in folder.glob(f"step-*{WRITING}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(path: Path) -> str:
+    """Name the newest whole checkpoint beside a damaged one, for a message."""
+    others = (other for other in reversed(all_checkpoints(path.parent)) if other.name != path.name)
+    whole = next((other for other in others if damage_of(other) is None), None)
+    return f"give the whole one beside it, {whole}" if whole else "give another checkpoint"

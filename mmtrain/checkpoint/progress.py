@@ -1,0 +1,50 @@
+"""How far a run has come: what a checkpoint records beside its weights, and what a launch goes on from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECORD = "meta.json"  # written last: a checkpoint folder without it was cut short
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Position of a run: the phase at work, the rows of its stream that are used up, and tokens.
+
+    Tokens are those of text: padding does not count. The position names rows and tokens, not steps, so that it means
+    the same under another batch size.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: tokens consumed, in all phases.
+        phase: index of the phase of the last step.
+        row: rows of that phase's stream consumed.
+        phase_tokens: tokens consumed in that phase.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    phase: int = 0
+    row: int = 0
+    phase_tokens: int = 0
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Return the record of the checkpoint at `path`: progress, RoPE base (old ones lack it) and configuration.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON.
+    """
+    return json.loads((path / RECORD).read_text(encoding="utf-8"))
+
+
+def read_progress(path: Path) -> Progress | None:
+    """Return how far the run was when a checkpoint was saved; None where the record is older than phase and row."""
+    meta = read_meta(path)
+    if "row" not in meta:
+        return None
+    return Progress(meta["step"], meta["tokens"], meta["phase"], meta["row"], meta["phase_tokens"])

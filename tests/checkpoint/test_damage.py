@@ -1,0 +1,123 @@
+"""Damaged checkpoints: which file is named, what is taken in their place, and what a kill leaves behind."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmtrain.checkpoint import dcp, durable
+from mmtrain.checkpoint.damage import damage_of
+from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers
+from mmtrain.checkpoint.progress import read_meta
+from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.errors import ConfigError
+from tests.checkpoint.fake import SHARD, SIZE, checkpoint, config, metadata, said
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no record": (lambda path: (path / "meta.json").unlink(), "meta.json is missing"),
+    "empty record": (lambda path: (path / "meta.json").write_text(""), "meta.json is empty"),
+    "garbage record": (lambda path: (path / "meta.json").write_bytes(b"\xff\x00"), "meta.json is cut short or garbage"),
+    "cut record": (lambda path: (path / "meta.json").write_text('{"step": 1,'), "meta.json is cut short or garbage"),
+    "other record": (lambda path: (path / "meta.json").write_text("[1]"), "meta.json is not a checkpoint's record"),
+    "record is a folder": (lambda path: [(path / "meta.json").unlink(), (path / "meta.json").mkdir()], "meta.json "),
+    "no metadata": (lambda path: (path / ".metadata").unlink(), ".metadata is missing"),
+    "empty metadata": (lambda path: (path / ".metadata").write_bytes(b""), ".metadata is empty, cut short or garbage"),
+    "garbage metadata": (lambda path: (path / ".metadata").write_bytes(b"\x80\x04garbage"), ".metadata is empty, "),
+    "cut metadata": (lambda path: (path / ".metadata").write_bytes(pickle.dumps(metadata())[:-20]), ".metadata is"),
+    "no shard": (lambda path: (path / SHARD).unlink(), f"{SHARD} is missing"),
+    "cut shard": (lambda path: (path / SHARD).write_bytes(bytes(SIZE - 1)), f"{SHARD} is cut short: 99 of 100 bytes"),
+    "empty shard": (lambda path: (path / SHARD).write_bytes(b""), f"{SHARD} is cut short: 0 of 100 bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_file_is_named_and_the_whole_one_beside_it_taken(tmp_path: Path, name: str) -> None:
+    whole = checkpoint(tmp_path / "r/checkpoints/step-00000004", config(tmp_path), 4)
+    newest = checkpoint(tmp_path / "r/checkpoints/step-00000008", config(tmp_path), 8)
+    assert damage_of(newest) is None and newest_checkpoint("o", tmp_path / "r", pytest.fail) == newest
+    damage, told = DAMAGES[name]
+    damage(newest)
+    lines: list[str] = []
+    assert RunFolder(config(tmp_path, "run.resume=auto")).resume_from(lines.append) == whole
+    assert said(lines).startswith(f"passed over a damaged checkpoint: {newest}/{told}")
+    assert "taking step-00000004" in said(lines)
+    with pytest.raises(ConfigError) as refused:
+        find_checkpoint("run.resume", newest, pytest.fail)
+    line = str(refused.value)
+    assert f"{newest}/{told}" in line and f"the whole one beside it, {whole}" in line and "\n" not in line
+    (whole / SHARD).unlink()
+    with pytest.raises(ConfigError, match="holds no whole checkpoint"):  # never from the first step, unasked
+        RunFolder(config(tmp_path, "run.resume=auto")).resume_from(pytest.fail)
+
+
+def test_numbers_order_checkpoints_and_other_folders_are_none(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    assert all_checkpoints(folder) == [] and newest_checkpoint("o", tmp_path, pytest.fail) is None
+    for name, step in (("step-00000009", 9), ("step-100000000", 100000000), ("step-00000010", 10)):
+        checkpoint(folder / name, {"model": {}}, step)
+    checkpoint(folder / "step-00000012.writing", {"model": {}})
+    assert [int(path.name[5:]) for path in all_checkpoints(folder)] == [9, 10, 100000000]  # nine digits after eight
+    assert newest_checkpoint("o", tmp_path, pytest.fail) == folder / "step-100000000"
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        find_checkpoint("o", tmp_path / "nowhere", pytest.fail)
+
+
+def test_what_a_kill_within_a_save_left_goes_under_the_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "r/checkpoints"
+    for name in ("step-00000003", "step-00000003.replaced", "step-00000004.writing", "step-00000005.replaced"):
+        checkpoint(folder / name, {"model": {}})
+    with RunFolder(config(tmp_path)).locked(pytest.fail):
+        assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000005"]
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
+    old = checkpoint(tmp_path / "step-00000003", {"model": {}}, 3)
+    dcp._swap_in(checkpoint(tmp_path / "step-00000003.writing", {"model": {}}, 4), old)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"] and read_meta(old)["step"] == 4
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, replace, fsync = [], durable.os.replace, durable.os.fsync
+    scratch, final = tmp_path / "step-00000003.writing", tmp_path / "step-00000003"
+    scratch.mkdir()
+
+    def synced(handle: int) -> None:
+        done.append(("sync", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    def named(source: Path, target: Path) -> None:
+        done.append(("name", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", named)
+    dcp._finish(scratch, final, {"step": 3})
+    assert done == [("sync", "meta.json.tmp"), ("name", "meta.json"), ("sync", scratch.name), ("name", final.name),
+                    ("sync", tmp_path.name)]  # fmt: skip
+
+
+def test_a_record_that_does_not_fit_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    durable.write_text(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        durable.write_text(path, "new")
+    assert path.read_text() == "old" and [found.name for found in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_folder_that_takes_no_files_is_told_in_a_line(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    run.mkdir()
+    (run / "checkpoints").write_text("a file")
+    from mmtrain.checkpoint.run_folder import Start
+
+    with pytest.raises(ConfigError, match=r"run\.dir=.*: cannot be written: File exists \(.*checkpoints\)"):
+        RunFolder(config(tmp_path)).claim(Start())
