@@ -32,8 +32,6 @@ from mmtrain.optim.optimizer import build_optimizer
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool, WorkerError
 
-MODEL = replace(MODEL, vocab_size=257)  # has room for the byte tokenizer
-
 
 def load_by_group(folder: Path) -> None:
     """Save the optimizer's options by group, as earlier versions did, and load that."""
@@ -52,6 +50,9 @@ def load_by_group(folder: Path) -> None:
 def test_another_form_of_the_optimizer_s_state_is_refused(pool: Pool, tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"ConfigError: run\.resume=.*in another form.*run\.init_optimizer=false"):
         pool.run(load_by_group, tmp_path / "old", world=1)
+
+
+MODEL = replace(MODEL, vocab_size=257)  # has room for the byte tokenizer
 
 
 def save_and_load(folder: Path, config: dict) -> None:

@@ -23,7 +23,7 @@ CONFIG = ModelConfig("small", vocab_size=264, hidden_size=32, num_layers=2, num_
 
 @torch.no_grad()
 def chain_model(text: str = TEXT, certainty: float = 1.0) -> HybridLM:
-    """Make a model over bytes that continues `text` from any of its bytes; tokens that no one has are second best."""
+    """Make a model over bytes that continues `text` from any of its bytes; an id of no token is second to the end."""
     model = build_model(CONFIG)
     for name, parameter in model.named_parameters():
         if "norm" not in name and not name.startswith("embed_tokens"):
@@ -32,7 +32,8 @@ def chain_model(text: str = TEXT, certainty: float = 1.0) -> HybridLM:
     for here, following in zip(ids, [*ids[1:], ids[0]], strict=True):
         unit_D = torch.nn.functional.normalize(model.embed_tokens.weight[here], dim=0)
         model.lm_head.weight[following] = certainty * unit_D
-        model.lm_head.weight[EOD + 1] += 0.1 * certainty * unit_D  # the tokenizer has no such token
+        if following == EOD:
+            model.lm_head.weight[EOD + 1] = 0.9 * certainty * unit_D  # the tokenizer has no such token
     return model.eval()
 
 

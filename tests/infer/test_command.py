@@ -53,6 +53,8 @@ def test_ignoring_the_end_neither_stops_nor_writes_it(run: Path, main: Main, cap
     assert main([str(run), "--prompt", "n", "--greedy", "--ignore-eod", "--tokens", "20"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(TEXT) and "20 tokens added" in err and "end of document" not in err
+    assert main([str(run), "--prompt", "!", "--greedy", "--ignore-eod", "--tokens", "1"]) == 0
+    assert len(capsys.readouterr().out) == 3  # a token that the tokenizer has, though another id is likelier
 
 
 def test_samples_stand_apart_with_their_seeds(run: Path, main: Main, capsys: Capture) -> None:
