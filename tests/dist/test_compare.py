@@ -31,7 +31,8 @@ def test_equal_layouts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert compare(f"data.path={corpus}", *layouts, "--steps", "3", "--keep", str(tmp_path / "new")) == 0
     text = capsys.readouterr().out
     assert "equal" in text and str(tmp_path / "new") in text
-    assert len([line for line in text.splitlines() if line.lstrip()[:1].isdigit()]) == 3
+    rows = [line for line in text.splitlines() if line.lstrip()[:1].isdigit()]
+    assert len(rows) == 3 + 1  # the steps, and the gradients of the second layout
     assert (tmp_path / "new" / "layout1" / "metrics.jsonl").is_file()
 
 
