@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test test-all test-gpu lint format bench bench-kernels bench-moe clean
+.PHONY: help setup pretrain docs test test-all test-gpu lint format bench bench-kernels bench-moe clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -10,7 +10,14 @@ BOOTSTRAP ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 py
 TORCH ?= 2.13.0
 RUN ?= quickstart
 QUICKSTART_STEPS ?= null
-PROCESSES ?= 2
+# A process a GPU, 16 at most and a power of two, as the quickstart's batch is 16 rows; else two on a CPU, one on one core.
+GPUS_HERE := $(shell if [ -n "$${CUDA_VISIBLE_DEVICES+set}" ]; then echo "$$CUDA_VISIBLE_DEVICES" | tr , '\n' | grep -c '^[^-]'; \
+	else nvidia-smi -L 2>/dev/null | grep -c '^GPU '; fi)
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+PROCESSES ?= $(shell n=$(GPUS_HERE); p=1; [ $$n -eq 0 ] && n=$$(( $(CORES) > 1 ? 2 : 1 )); \
+	while [ $$(( 2 * p )) -le $$n ] && [ $$p -lt 16 ]; do p=$$(( 2 * p )); done; echo $$p)
+# Rows that one runs at once: the batch shared out, 8 at most.
+ROWS = $(shell r=$$(( 16 / $(PROCESSES) )); echo $$(( r > 8 ? 8 : r < 1 ? 1 : r )))
 CORPUS ?= corpora/stdlib
 
 ifdef PYTHON
@@ -22,7 +29,7 @@ READY := $(VENV)/.ready
 endif
 export PYTHONPATH := $(CURDIR):$(CURDIR)/kernels:$(CURDIR)/data$(if $(PYTHONPATH),:$(PYTHONPATH))
 # Threads of a process: its share of the cores.
-THREADS ?= $(shell n=$$(( $$(getconf _NPROCESSORS_ONLN) / $(PROCESSES) )); echo $$(( n > 0 ? n : 1 )))
+THREADS ?= $(shell n=$$(( $(CORES) / $(PROCESSES) )); echo $$(( n > 0 ? n : 1 )))
 LAUNCH = OMP_NUM_THREADS=$(THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES)
 
 help:  ## show this list
@@ -49,11 +56,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 $(CORPUS)/manifest.json: $(READY)
 	$(PY) launch/prepare.py --recipe stdlib --output $(CORPUS) --vocab-size 4096 --valid-fraction 0.02
 
-pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart: corpus, tokenizer, two processes, plot, continuation
+pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart on all GPUs, else two processes: corpus, tokenizer, plot, continuation
 	$(LAUNCH) launch/pretrain.py +stage=quickstart model=tiny data.path=$(CORPUS) data.num_workers=0 \
-		parallel.micro_batch_rows=8 parallel.reshard_after_forward=false run.name=$(RUN) run.resume=auto run.max_steps=$(QUICKSTART_STEPS)
+		parallel.micro_batch_rows=$(ROWS) parallel.reshard_after_forward=false run.name=$(RUN) run.resume=auto run.max_steps=$(QUICKSTART_STEPS)
 	@echo; echo "a continuation of 'def __init__(self':"
 	@$(PY) launch/generate.py runs/$(RUN) --prompt "def __init__(self" --tokens 48 --temperature 0.5
+
+docs: $(READY)  ## docs/options.md, from the code
+	$(PY) -m mmtrain.config.options_page configs docs/options.md
 
 test: $(READY)  ## all tests but the wide matrix and those that need a GPU
 	$(PY) -m pytest -m "not gpu and not slow" $(TESTS)

@@ -1,51 +1,114 @@
 #!/usr/bin/env python
-"""Continue a prompt from a checkpoint: `python launch/generate.py runs/first --prompt "def "`.
+r"""Continue a prompt from a checkpoint, token by token as the model chooses them.
 
-Reads the newest checkpoint of a run folder (or the one named) into one process. Greedy by default; --temperature above
-0 samples, within --top-k and --top-p when given.
+    python launch/generate.py runs/first --prompt "def "
+    python launch/generate.py runs/first --prompt-file story.txt --greedy
+    echo "Once upon a time" | python launch/generate.py runs/first --samples 3
+
+Reads the newest checkpoint of a run folder (or the one named) into one process. Each token is sampled (--temperature
+0.8 within --top-p 0.95) or, with --greedy, the likeliest. A continuation stops at the end of its document, or after
+--tokens. An empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
+
+The text goes to standard output; a line with times, and errors, to standard error. The exit code is 0, 2 for bad input,
+130 after Ctrl-C, or 141 where standard output was closed, as by `| head`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
+
+from mmtrain.errors import ConfigError, is_user_error
+
+INTERRUPTED, CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with code 2."""
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="run folder, or one of its checkpoints")
-    parser.add_argument("--prompt", required=True, help="text to continue")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help='text to continue ("-", or none: from standard input)')
+    prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text to continue, without its last newline")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, help="sample among the k likeliest")
-    parser.add_argument("--top-p", type=float, help="sample among the likeliest that reach this probability")
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
+    parser.add_argument("--temperature", type=float, help="below 1 favours likely tokens, 0 is greedy (default 0.8)")
+    parser.add_argument("--top-k", type=int, help="sample among the k likeliest (default: all)")
+    parser.add_argument("--top-p", type=float, help="sample among the likeliest that reach this sum (default 0.95)")
     parser.add_argument("--samples", type=int, default=1, help="continuations (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default %(default)s)")
-    parser.add_argument("--tokenizer", help='tokenizer.json, a folder with one, or "bytes" (default: the run\'s)')
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample; the next counts up (default 0)")
+    parser.add_argument("--ignore-eod", action="store_true", help="never end a document: add all --tokens")
+    parser.add_argument("--no-echo", action="store_true", help="write the continuation without the prompt")
+    parser.add_argument("--quiet", action="store_true", help="no line with times")
+    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
-    parser.add_argument("--device", default=None, help="cpu or cuda (default: cuda when there is one)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the continuations; the exit code is 0, or 2 for bad input."""
-    options = parse(argv)
-    from mmtrain.errors import is_user_error
-    from mmtrain.infer import Sampling, continue_prompt, load_for_decoding
+def run(options: argparse.Namespace) -> None:
+    """Check everything that can be checked without the checkpoint, read it, and write the continuations.
 
+    Raises:
+        ConfigError, DataError: the first thing that is wrong.
+    """
+    from mmtrain.infer.device import check_device_name, choose_device
+    from mmtrain.infer.prompt import read_prompt
+    from mmtrain.infer.request import Request, check_rope_base
+    from mmtrain.infer.sampling import Sampling
+
+    sampling = Sampling.from_options(options.greedy, options.temperature, options.top_k, options.top_p)
+    counts = (options.tokens, sampling, options.samples, options.seed)
+    Request("", *counts).validate()
+    check_device_name(options.device)
+    if options.rope_base is not None:
+        check_rope_base(options.rope_base)
+    if not options.checkpoint.exists():
+        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
+    prompt = read_prompt(options.prompt, options.prompt_file, sys.stdin)
+    request = Request(prompt, *counts, options.ignore_eod, not options.no_echo)
+    if not prompt and not options.quiet:
+        print("note: the prompt is empty, so a document is started: its first token is arbitrary", file=sys.stderr)
+
+    device = choose_device(options.device)  # from here on with torch
+    from mmtrain.infer.generate import prompt_ids
+    from mmtrain.infer.load import load_weights, open_checkpoint
+    from mmtrain.infer.write import write_samples
+
+    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base)
+    prompt_ids(opened.tokenizer, prompt)  # one that cannot be encoded is refused before the weights are read
+    summary = write_samples(load_weights(opened, device), opened.tokenizer, request, sys.stdout)
+    if not options.quiet:
+        print(f"{opened.path} on {device}: {summary}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the continuations; returns the exit code."""
+    options = parse(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding does not have
     try:
-        sampling = Sampling(options.temperature, options.top_k, options.top_p)
-        sampling.validate()
-        model, tokenizer = load_for_decoding(options.checkpoint, options.tokenizer, options.device, options.rope_base)
-        for sample in range(options.samples):
-            text = continue_prompt(
-                model, tokenizer, options.prompt, options.tokens, sampling, seed=options.seed + sample
-            )
-            print(options.prompt + text, flush=True)
+        run(options)
+    except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            print(flush=True)  # the shell's prompt gets a line of its own
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return CLOSED
     except Exception as error:
-        if not is_user_error(error):
+        if not is_user_error(error) and not (isinstance(error, OSError) and error.filename):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -16,9 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmdata.prepare.bpe import tokenizer_threads, train_bpe
+from mmdata.prepare.bpe import Sample, tokenizer_threads, train_bpe
 from mmdata.prepare.collect import collect, plan_shards
-from mmdata.prepare.pipeline import PrepareOptions, default_workers, prepare
+from mmdata.prepare.pipeline import PrepareOptions, prepare
+from mmdata.prepare.pool import cores
 from mmdata.prepare.recipes import recipe_files
 from mmdata.prepare.sources import Document, read_piece
 
@@ -60,7 +61,7 @@ def main() -> None:
     alone, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
-        train_bpe(shards, "text", args.vocab_size, path)
+        train_bpe(Sample(shards, "text"), args.vocab_size, path)
         for i in range(args.repeats):
             # prepare first: the parent has not imported megatron-core yet, so its import is in the time
             whole.append(prepare_seconds(path, files, Path(folder) / f"corpus{i}"))
@@ -68,7 +69,7 @@ def main() -> None:
     result = {
         "bench": "prepare",
         "text_mb": round(size / 1e6, 1),
-        "cores": default_workers(),
+        "cores": cores(),
         "load_1min": round(os.getloadavg()[0], 1),
         "encode_batch_mb_s": round(size / min(alone) / 1e6, 2),
         "prepare_mb_s": round(size / min(whole) / 1e6, 2),

@@ -2,13 +2,18 @@
 
 One file a step, in the order of the data:
 
-    prepare/  text to a corpus     recipes, sources, collect -> bpe -> shards, pool -> merge; workfolder, summary
+    prepare/  text to a corpus     recipes, folders, kinds -> collect (first_look) -> bpe -> shards, pool (progress) ->
+                                   merge -> summary (next_command); a shard reads sources (streams, json_values,
+                                   text_files, parquet; skips is what they leave out) into encoder; workfolder is
                                    around them; pipeline runs them all
     corpus/   a corpus on disk     writer, manifest, split write it; indexed, prepared, megatron read it;
-                                   protocol is what every format provides, open the list of formats
-    rows/     a corpus to batches  packing (documents laid into rows) -> stream -> mixture -> loader
+                                   protocol is what every format provides, open the list of formats; array_cache
+                                   (under build_lock) keeps what is slow to work out: the index, kept_split, documents;
+                                   fingerprint knows a corpus again
+    rows/     a corpus to batches  orders -> packing (documents laid into rows) -> stream -> mixture -> loader
 
-Beside the rooms, since several of them need them: tokenizer, hashing, errors.
+Beside the rooms, since several of them need them: tokenizer (special_tokens, text_parts, tokenizer_identity,
+save_tokenizer), hashing, errors.
 
 Importing the package is cheap: torch is needed by `mmdata.rows.loader` only, megatron-core by `mmdata.corpus.writer`
 only, when it writes.

@@ -10,22 +10,25 @@ import numpy as np
 
 from mmdata.corpus.manifest import read_manifest
 from mmdata.errors import DataError
+from mmdata.special_tokens import EOD_NAMES, special_ids, unspellable
+from mmdata.text_parts import PART, cut_pattern, parts
+from mmdata.tokenizer_identity import BYTES_FILE
 
-EOD_TOKEN = "<end_of_document>"
-_EOD_NAMES = (EOD_TOKEN, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<end_of_sentence>")
-_LONG_TEXT = 1 << 20  # characters; longer texts are encoded in parts where that is exact
+EOD_TOKEN = EOD_NAMES[0]
 
 
 class Tokenizer(Protocol):
-    """Protocol of a tokenizer. Ids are 0..vocab_size-1; `encode` adds no special token.
+    """Protocol of a tokenizer. Ids are 0..vocab_size-1; no text gives a special token, EOD least of all.
 
     Attributes:
         vocab_size: one more than the largest id.
         eod_id: id of the end-of-document token.
+        cuts_exactly: whether `cut` finds places in ordinary text.
     """
 
     vocab_size: int
     eod_id: int
+    cuts_exactly: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
@@ -35,6 +38,9 @@ class Tokenizer(Protocol):
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n])."""
+
+    def cut(self, text: str, start: int) -> int:
+        """First place at or after `start` where cutting `text` in two changes none of its ids; -1 if there is none."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens vanish and broken UTF-8 becomes U+FFFD."""
@@ -49,7 +55,8 @@ class Tokenizer(Protocol):
 def load_tokenizer(path: str | Path | None) -> Tokenizer:
     """Load the tokenizer of a `tokenizer.json`, of a folder that holds one, or of "bytes" (also None).
 
-    A corpus folder without a `tokenizer.json` whose manifest says "bytes" gives the byte tokenizer.
+    A folder without a `tokenizer.json` that `save_tokenizer` wrote for bytes, or whose manifest says "bytes", gives the
+    byte tokenizer.
 
     Raises:
         DataError: the file is missing or broken, or names no end-of-document token that we know.
@@ -58,7 +65,9 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer:
         return ByteTokenizer()
     path = Path(path)
     if path.is_dir():
-        if not (path / "tokenizer.json").is_file() and read_manifest(path).tokenizer.get("kind") == "bytes":
+        if not (path / "tokenizer.json").is_file() and (
+            (path / BYTES_FILE).is_file() or read_manifest(path).tokenizer.get("kind") == "bytes"
+        ):
             return ByteTokenizer()
         path = path / "tokenizer.json"
     if not path.is_file():
@@ -71,6 +80,7 @@ class ByteTokenizer:
 
     vocab_size = 257
     eod_id = 256
+    cuts_exactly = True
 
     def encode(self, text: str) -> list[int]:
         """Bytes of the text."""
@@ -82,8 +92,12 @@ class ByteTokenizer:
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Bytes of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n])."""
-        parts = [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
-        return _join(parts, self.eod_id, dtype)
+        encoded = [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+        return _join(encoded, self.eod_id, dtype)
+
+    def cut(self, text: str, start: int) -> int:
+        """Any place will do."""
+        return start if start < len(text) else -1
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids below 256."""
@@ -96,52 +110,72 @@ class ByteTokenizer:
         return counts
 
 
+class SpeltSpecialToken(DataError):
+    """A text whose every encoding holds a special token: the tokenizer has no other token for what it says."""
+
+
 class FileTokenizer:
     """A `tokenizer.json`, read with the `tokenizers` package.
 
-    Special tokens spelt out in a text are encoded as ordinary text: a document that mentions "<end_of_document>" does
-    not end there.
+    Special tokens spelt out in a text are encoded as ordinary text, whatever the kind of tokenizer: a document that
+    mentions "<end_of_document>" does not end there, and a prompt cannot either.
 
     Raises:
         DataError: the file is broken or has no end-of-document token that we know.
     """
 
     def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer as Backend
-
         try:
-            self._spec: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self._backend = Backend.from_file(str(path))
+            self.source = path.read_bytes()  # as it is saved with a run
+            self._spec: dict[str, Any] = json.loads(self.source.decode("utf-8"))
+            self._backend = _backend(self._spec, path)
         except Exception as error:  # tokenizers raises bare Exception
             what = " ".join(str(error).split())[:120]
             raise DataError(f"{path} is not a usable tokenizer.json ({what}): save it again with tokenizers") from None
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = True
         self._vocab: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocab.values(), default=-1) + 1
-        eod = next((self._vocab[name] for name in _EOD_NAMES if name in self._vocab), None)
+        eod = next((self._vocab[name] for name in EOD_NAMES if name in self._vocab), None)
         if eod is None:
-            raise DataError(f"{path} has no end-of-document token: add one of {', '.join(_EOD_NAMES)} to it")
+            raise DataError(f"{path} has no end-of-document token: add one of {', '.join(EOD_NAMES)} to it")
         self.eod_id = eod
-        self._parts_are_exact = self._splits_at_newlines()
+        self._special = special_ids(self._spec, self._vocab, eod)
+        self._plain: Any = None  # backend in which no text spells a special token, made when first needed
+        self._cut_pattern = cut_pattern(self._spec)
+        self.cuts_exactly = self._cut_pattern is not None
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of one text.
+
+        Raises:
+            SpeltSpecialToken: the text cannot be encoded without a special token.
+        """
+        return self._without_special(text, self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of several texts, on as many threads as `TOKENIZERS_PARALLELISM` allows."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        """Ids of several texts, on as many threads as `TOKENIZERS_PARALLELISM` allows.
+
+        Raises:
+            SpeltSpecialToken: a text cannot be encoded without a special token.
+        """
+        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._without_special(text, encoding.ids) for text, encoding in zip(texts, encoded, strict=True)]
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n]).
 
-        Texts of over a million characters go through in parts, where that is exact, to bound the memory.
+        Texts of over a million characters go through in parts, to bound the memory (see `mmdata.text_parts`).
+
+        Raises:
+            SpeltSpecialToken: a text cannot be encoded without a special token.
         """
-        if not self._parts_are_exact or all(len(text) <= _LONG_TEXT for text in texts):
+        if all(len(text) <= PART for text in texts):
             return _join([np.array(ids, dtype=dtype) for ids in self.encode_batch(texts)], self.eod_id, dtype)
         return _join([self._encode_long(text, dtype) for text in texts], self.eod_id, dtype)
+
+    def cut(self, text: str, start: int) -> int:
+        """First place at or after `start` where cutting `text` in two changes none of its ids; -1 if there is none."""
+        found = self._cut_pattern.search(text, start) if self._cut_pattern else None
+        return -1 if found is None else found.start()
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, without special tokens."""
@@ -159,38 +193,35 @@ class FileTokenizer:
         return counts
 
     def _encode_long(self, text: str, dtype: np.dtype) -> np.ndarray:
-        parts = [np.array(self.encode(part), dtype=dtype) for part in _parts(text)]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
+        encoded = [np.array(self.encode(part), dtype=dtype) for part in parts(text, self.cut)]
+        return np.concatenate(encoded) if encoded else np.empty(0, dtype=dtype)
 
-    def _splits_at_newlines(self) -> bool:
-        """Whether a text may be cut between a letter and a newline without changing its ids.
+    def _without_special(self, text: str, ids: list[int]) -> list[int]:
+        """`ids` of `text` if no special token is among them, else those of a tokenizer that takes its name apart."""
+        if self._special.isdisjoint(ids):
+            return ids
+        if self._plain is None:
+            names = {name: i for name, i in self._vocab.items() if i in self._special}
+            self._plain = _backend(unspellable(self._spec, names))
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if self._special.isdisjoint(ids):
+            return ids
+        name = next(name for name, i in self._vocab.items() if i in self._special.intersection(ids))
+        raise SpeltSpecialToken(f"a text gives the special token {name}, and this tokenizer has no other for it")
 
-        It may for GPT-2's byte-level pattern, which never joins the two, when nothing else looks at the text.
-        """
-        pre = self._spec.get("pre_tokenizer") or {}
-        plain = self._spec.get("normalizer") is None and not any(
-            "\n" in added["content"] or not added.get("special") for added in self._spec.get("added_tokens") or []
-        )
-        byte_level = pre.get("type") == "ByteLevel" and pre.get("use_regex", True) and not pre.get("add_prefix_space")
-        return plain and bool(byte_level)
 
+def _backend(spec: dict[str, Any], path: Path | None = None) -> Any:
+    """Tokenizer of the `tokenizers` package from a file or, without one, from its content.
 
-def _parts(text: str) -> list[str]:
-    """`text` cut into parts of about a million characters, each cut between an ASCII letter and a newline."""
-    parts, start = [], 0
-    while start < len(text):
-        stop = min(start + _LONG_TEXT, len(text))
-        while stop < len(text):
-            stop = text.find("\n", stop)
-            if stop < 0:
-                stop = len(text)
-            elif text[stop - 1].isascii() and text[stop - 1].isalpha():
-                break
-            else:
-                stop += 1
-        parts.append(text[start:stop])
-        start = stop
-    return parts
+    It is set to encode special tokens as text, and to truncate and pad nothing.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_str(json.dumps(spec)) if path is None else Backend.from_file(str(path))
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend
 
 
 def _spelt_bytes(token: str) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import MISSING, asdict
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,8 @@ def save_checkpoint(
     progress: Progress,
     config: dict[str, Any],
     rope_base: float,
+    extra: dict[str, Any] | None = None,
+    attach: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `folder`/step-N: weights, optimizer state, progress, the configuration and the RoPE base. Collective.
 
@@ -65,6 +68,8 @@ def save_checkpoint(
         progress: where the run stands.
         config: every option of the run.
         rope_base: base that the last step was trained with; it cannot be read off the weights.
+        extra: more entries of the record, as JSON.
+        attach: writes more files into the folder before it gets its name; called on the main process.
 
     Returns:
         The folder of the checkpoint.
@@ -80,8 +85,8 @@ def save_checkpoint(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=scratch)
-        meta = {**asdict(progress), "rope_base": rope_base, "config": config}
-        on_main(lambda: _finish(scratch, final, meta))
+        meta = {**asdict(progress), "rope_base": rope_base, "config": config, **(extra or {})}
+        on_main(lambda: _finish(scratch, final, meta, attach))
     except CheckpointException as error:  # of one rank or several; all ranks get it
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, KeyboardInterrupt | SystemExit):
@@ -143,8 +148,10 @@ def _without(weights: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in weights.items() if name not in names}
 
 
-def _finish(scratch: Path, final: Path, meta: dict[str, Any]) -> None:
+def _finish(scratch: Path, final: Path, meta: dict[str, Any], attach: Callable[[Path], None] | None) -> None:
     """Write the record, the last file, and give the checkpoint its name; torch has synced the others."""
+    if attach is not None:
+        attach(scratch)
     write_text(scratch / RECORD, json.dumps(meta, indent=1) + "\n")
     _swap_in(scratch, final)
     sync_folder(final.parent)

@@ -18,6 +18,8 @@ from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
 
 _CONFIG = "config.json"
+TOKENIZER = "tokenizer"
+"""Folder of the tokenizer, in a run folder and in a checkpoint: what was trained can be read without its corpus."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def load_shards(option: str, path: Path, metadata: Metadata, state: dict[str, An
             dcp.load(state, storage_reader=_Reader(path, metadata), planner=_Planner(), no_dist=alone)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
-        if isinstance(cause, KeyboardInterrupt | SystemExit):
-            raise
+        if isinstance(cause, KeyboardInterrupt | SystemExit):  # torch wraps whatever comes up
+            raise cause from None
         told = brief(cause) if alone else f"{brief(cause)} (rank {rank})"
         raise ConfigError(option, path, f"cannot be read: {told}", "give another checkpoint") from error

@@ -10,21 +10,24 @@ import contextlib
 import os
 import sys
 import tempfile
-import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mmtrain.config import PretrainConfig, load_config
-from mmtrain.config.diagnose import diagnose
+from mmtrain.config.diagnose import check_flags, check_name, diagnose
+from mmtrain.config.essentials import check_essentials
+from mmtrain.config.overrides import Given, read_overrides, with_text
+from mmtrain.config.process_env import Processes, join_launcher
+from mmtrain.config.telling import leave_for_torchrun, tell
 from mmtrain.errors import ConfigError, RankLost, RunStopped, is_user_error
 
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DEFAULT_STAGE = "pretrain"
-OTHER_RANKS_WAIT_SECONDS = 5.0
+SWEEP_FLAGS = ("-m", "--multirun")
 
 
 def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_name: str = "pretrain") -> None:
@@ -41,39 +44,72 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
         SystemExit: after one line on stderr: code 1 for a run that could not save its end, 2 for a wrong input, 3 for
             one that lost a rank, 4 for one whose loss stayed not finite, 128 + n for one that signal n stopped.
     """
-    overrides, flags = _split(sys.argv[1:])
-    failures: list[str] = []
+    config_dir = Path(config_dir).resolve()
+    texts, flags = _split(sys.argv[1:])
+    if "--help" in flags or "-h" in flags:
+        from mmtrain.config.options_page import help_text
+
+        _print(help_text(config_dir, sys.argv[0]))
+        return
+    processes = None
+    try:
+        processes = join_launcher()
+        check_flags(flags)
+        given = _with_stage(read_overrides(texts))
+        for one in given:
+            check_name(one, config_dir)
+    except ConfigError as error:
+        tell(_one_line(error), processes is not None, processes)
+        sys.exit(2)
+    _run_hydra(run, given, flags, config_dir, config_name, processes)
+
+
+def _run_hydra(
+    run: Callable[[PretrainConfig], None],
+    given: list[Given],
+    flags: list[str],
+    config_dir: Path,
+    config_name: str,
+    processes: Processes,
+) -> None:
+    """Let Hydra compose and sweep, and tell what goes wrong (SystemExit)."""
+    sweeping = any(flag in SWEEP_FLAGS for flag in flags)
+    failures: list[tuple[str, bool]] = []
 
     def task(composed: DictConfig) -> None:
+        composing = True
         try:
-            run(_typed(composed))
+            config = _typed(composed, given)
+            composing = False
+            run(config)
         except (RankLost, RunStopped) as error:  # a sweep ends too: its other points need the same ranks
             error.tell()
+            leave_for_torchrun(str(error))
             sys.exit(error.exit_code)
         except Exception as error:
             if (code := getattr(error, "EXIT_CODE", None)) is not None:  # the work cannot be kept: told in one line
-                _report(_one_line(error))
+                tell(_one_line(error), True, processes)
                 sys.exit(code)
             if not is_user_error(error):
                 raise
-            failures.append(_one_line(error))
-            if not sweeping:
-                return  # reported below, after Hydra has put its state away
-            _report(failures[-1])
+            failures.append((_one_line(error), composing))
+            if sweeping:  # else told below, after Hydra has put its state away
+                tell(*failures[-1], processes)
 
-    sweeping = any(flag in ("-m", "--multirun") for flag in flags)
-    with _hydra_set_up(overrides, flags, sweeping):
+    with _hydra_set_up(given, flags, sweeping):
         import hydra
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
         try:
-            hydra.main(version_base="1.3", config_path=str(Path(config_dir).resolve()), config_name=config_name)(task)()
+            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
         except (HydraException, OmegaConfBaseException) as error:
-            wrong = diagnose(overrides, Path(config_dir), sweeping)
-            _fail(_one_line(wrong or error))
+            tell(_one_line(diagnose(given, config_dir, sweeping) or error), True, processes)
+            sys.exit(2)
     if failures:
-        _fail(None if sweeping else failures[-1])
+        if not sweeping:
+            tell(*failures[-1], processes)
+        sys.exit(2)
 
 
 def compose(arguments: list[str], config_dir: Path, config_name: str = "pretrain") -> PretrainConfig:
@@ -92,17 +128,19 @@ def compose(arguments: list[str], config_dir: Path, config_name: str = "pretrain
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides, _ = _split(arguments)
+    given = _with_stage(read_overrides(_split(arguments)[0]))
+    for one in given:
+        check_name(one, Path(config_dir))
     try:
         with initialize_config_dir(str(Path(config_dir).resolve()), version_base="1.3"):
-            composed = hydra_compose(config_name, _with_stage(overrides))
+            composed = hydra_compose(config_name, [one.hydra for one in given])
     except (HydraException, OmegaConfBaseException) as error:
-        wrong = diagnose(overrides, Path(config_dir), sweeping=False)
-        raise wrong or ConfigError("command line", " ".join(arguments), _one_line(error), "correct it") from error
-    return _typed(composed)
+        wrong = diagnose(given, Path(config_dir), sweeping=False)
+        raise wrong or ConfigError("command line", " ".join(arguments), _one_line(error), "see --help") from error
+    return _typed(composed, given)
 
 
-def _typed(composed: DictConfig) -> PretrainConfig:
+def _typed(composed: DictConfig, given: Sequence[Given]) -> PretrainConfig:
     """Resolve interpolations and build the typed configuration.
 
     Raises:
@@ -111,12 +149,15 @@ def _typed(composed: DictConfig) -> PretrainConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    written = OmegaConf.to_container(composed, resolve=False)
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         option = getattr(error, "full_key", None) or "config"
         problem = str(error).splitlines()[0]
         raise ConfigError(option, "${...}", problem, "refer to options as ${group.option}") from error
+    values = with_text(values, written, PretrainConfig, {one.option for one in given})
+    check_essentials(values, given, sys.argv[0])
     return load_config(typing.cast("dict[str, Any]", values))
 
 
@@ -127,23 +168,23 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return overrides, [arg for arg, yes in zip(arguments, is_override, strict=True) if not yes]
 
 
-def _with_stage(overrides: list[str]) -> list[str]:
+def _with_stage(given: list[Given]) -> list[Given]:
     """Accept ``stage=x`` for ``+stage=x``, and add the default stage when none is given."""
-    named = [f"+{text}" if text.startswith("stage=") else text for text in overrides]
-    if not any(text.startswith("+stage=") for text in named):
-        named.insert(0, f"+stage={DEFAULT_STAGE}")
+    named = [Given(one.option, one.value, f"+{one.hydra}") if one.hydra.startswith("stage=") else one for one in given]
+    if not any(one.option == "stage" for one in named):
+        named.insert(0, Given("stage", DEFAULT_STAGE, f"+stage={DEFAULT_STAGE}"))
     return named
 
 
 @contextlib.contextmanager
-def _hydra_set_up(overrides: list[str], flags: list[str], sweeping: bool) -> Iterator[None]:
+def _hydra_set_up(given: Sequence[Given], flags: list[str], sweeping: bool) -> Iterator[None]:
     """Give Hydra its command line, make it raise, and send a sweep's bookkeeping to a folder that goes away."""
     before_argv, before_error = sys.argv[1:], os.environ.get("HYDRA_FULL_ERROR")
     with contextlib.ExitStack() as stack:
         extra = []
-        if sweeping and not any(text.startswith("hydra.sweep.dir=") for text in overrides):
+        if sweeping and not any(one.option == "hydra.sweep.dir" for one in given):
             extra = [f"hydra.sweep.dir='{stack.enter_context(tempfile.TemporaryDirectory(prefix='mmtrain_sweep_'))}'"]
-        sys.argv[1:] = [*_with_stage(overrides), *extra, *flags]
+        sys.argv[1:] = [*(one.hydra for one in given), *extra, *flags]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints its own message and exits
         try:
             yield
@@ -155,24 +196,14 @@ def _hydra_set_up(overrides: list[str], flags: list[str], sweeping: bool) -> Ite
                 os.environ["HYDRA_FULL_ERROR"] = before_error
 
 
+def _print(text: str) -> None:
+    """Print to a reader that may leave early, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush works
+
+
 def _one_line(error: Exception) -> str:
     text = str(error) or str(error.__cause__ or type(error).__name__)
     return " ".join(text.split())
-
-
-def _report(line: str) -> None:
-    """Print the error line once a run.
-
-    Every rank meets the same mistake. Rank 0 tells it; the others wait for torchrun to end them, so that they do not
-    bring rank 0 down before it has spoken. A rank that is still alive then has met the mistake alone, and tells it.
-    """
-    rank = int(os.environ.get("RANK", "0"))
-    if rank != 0:
-        time.sleep(OTHER_RANKS_WAIT_SECONDS)
-    print(f"error: {line}" if rank == 0 else f"error on rank {rank}: {line}", file=sys.stderr, flush=True)
-
-
-def _fail(line: str | None) -> NoReturn:
-    if line is not None:
-        _report(line)
-    sys.exit(2)

@@ -22,19 +22,28 @@ def is_marked(kind: type, option: str, mark: Mapping[str, bool]) -> bool:
 
     Args:
         kind: the dataclass that the dotted name starts from.
-        option: dotted name of an option; a name that `kind` does not know carries no mark of its own.
+        option: dotted name of an option, with a place in each list (``stage.phases[0].lr``); a name that `kind` does
+            not know carries no mark of its own.
         mark: FREE_ON_RESUME or SHAPES_WEIGHTS.
     """
-    name, _, rest = option.partition(".")
+    first, _, rest = option.partition(".")
+    name = first.partition("[")[0]
     field = next((field for field in dataclasses.fields(kind) if field.name == name), None)
     if field is None:
         return False
     if mark.items() <= field.metadata.items():
         return True
-    inner = typing.get_type_hints(kind)[name]
-    return bool(rest) and dataclasses.is_dataclass(inner) and is_marked(typing.cast("type", inner), rest, mark)
+    inner = _group(typing.get_type_hints(kind)[name])
+    return bool(rest) and inner is not None and is_marked(inner, rest, mark)
 
 
 def marked_fields(kind: type, mark: Mapping[str, bool]) -> list[dataclasses.Field[Any]]:
     """Return the fields of the dataclass `kind` that carry a mark, in the order of their declaration."""
     return [field for field in dataclasses.fields(kind) if mark.items() <= field.metadata.items()]
+
+
+def _group(hint: Any) -> type | None:
+    """Return the dataclass that a type is, or that its lists and optionals are of; None where there is none."""
+    if dataclasses.is_dataclass(hint):
+        return typing.cast("type", hint)
+    return next((group for group in map(_group, typing.get_args(hint)) if group is not None), None)

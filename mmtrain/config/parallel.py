@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mmtrain.config.checks import choose, require
+from mmtrain.config.allowed import at_least, check_allowed, one_of
+from mmtrain.config.checks import require
 from mmtrain.config.option_marks import FREE_ON_RESUME
 
 
@@ -38,34 +39,27 @@ class ParallelConfig:
             or of the ``global_batch``. The last are the step before's; at the first step all are even.
     """
 
-    micro_batch_rows: int = 1
+    micro_batch_rows: int = field(default=1, metadata=at_least(1))
     activation_checkpoint: bool = field(default=False, metadata=FREE_ON_RESUME)
     reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
     sync_every_micro_batch: bool = False
-    tp: int = 1
-    pp: int = 1
-    cp: int = 1
-    ep: int = 1
-    etp: int = 1
-    pp_schedule: str = "1f1b"
-    pp_chunks: int = 1
-    token_groups: int | str = 1
-    exchange: str = "auto"
+    tp: int = field(default=1, metadata=at_least(1))
+    pp: int = field(default=1, metadata=at_least(1))
+    cp: int = field(default=1, metadata=at_least(1))
+    ep: int = field(default=1, metadata=at_least(1))
+    etp: int = field(default=1, metadata=at_least(1))
+    pp_schedule: str = field(default="1f1b", metadata=one_of("1f1b", "interleaved", "zero_bubble"))
+    pp_chunks: int = field(default=1, metadata=at_least(1))
+    token_groups: int | str = field(default=1, metadata={**at_least(1), **one_of("auto")})
+    exchange: str = field(default="auto", metadata=one_of("auto", "direct", "collectives"))
     global_router: bool = False
-    aux_loss_over: str = "micro_batch"
+    aux_loss_over: str = field(default="micro_batch", metadata=one_of("micro_batch", "sequence", "global_batch"))
 
     def validate(self) -> None:
         """Refuse sizes below 1, unknown choices, and chunks that the schedule cannot run."""
-        for name in ("micro_batch_rows", "tp", "pp", "cp", "ep", "etp", "pp_chunks"):
-            value = getattr(self, name)
-            require(value >= 1, f"parallel.{name}", value, "must be at least 1", "for example 1")
-        groups = self.token_groups
-        require(groups == "auto" or (isinstance(groups, int) and groups >= 1), "parallel.token_groups", groups,
-                 "must be a number from 1 on, or auto", "for example 1")  # fmt: skip
-        choose("parallel.exchange", self.exchange, ("auto", "direct", "collectives"))
+        check_allowed(self, "parallel")
         self._check_direct()
         require(self.cp == 1, "parallel.cp", self.cp, "context parallelism is not available yet", "give parallel.cp=1")
-        choose("parallel.pp_schedule", self.pp_schedule, ("1f1b", "interleaved", "zero_bubble"))
         require(self.pp_schedule != "interleaved" or self.pp_chunks > 1, "parallel.pp_chunks", self.pp_chunks,
                  "pp_schedule=interleaved needs more than one chunk a rank",
                  "give parallel.pp_chunks=2 or parallel.pp_schedule=1f1b")  # fmt: skip
@@ -80,7 +74,6 @@ class ParallelConfig:
         require(not self.global_router or (senders % self.tp == 0 and senders > self.tp), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
                  f"micro-batches, each on tp={self.tp} ranks", "raise parallel.ep, or turn it off")  # fmt: skip
-        choose("parallel.aux_loss_over", self.aux_loss_over, ("micro_batch", "sequence", "global_batch"))
 
     def _check_direct(self) -> None:
         """Refuse to read rows directly where collectives are needed."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mmtrain.config.checks import choose, require
+from mmtrain.config.allowed import above, at_least, check_allowed, one_of, share
+from mmtrain.config.checks import require
 from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.stage import SourceConfig
+
+A_YEAR_OF_MINUTES = 365 * 24 * 60
 
 
 @dataclass
@@ -14,24 +17,36 @@ class DataConfig:
     """Corpora and tokenizer of a run, and how their rows are made.
 
     Attributes:
-        path: one prepared corpus (shorthand for a single source).
+        path: one prepared corpus (shorthand for a single source). A run may be resumed with its corpora moved: their
+            fingerprints are compared, not their paths.
         sources: a weighted mixture of prepared corpora; the first one's tokenizer is the run's.
-        tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus.
-        packing: ``concat``, documents end to end, or ``best_fit``, whole documents in rows that end in padding: it is
-            not routed, learned from or counted.
+        tokenizer: tokenizer.json, a folder with one, or "bytes"; null takes it from the first corpus. It must be the
+            one that the corpora were made with.
+        packing: how documents fill rows: ``concat`` puts them end to end, ``best_fit`` keeps them whole in rows that
+            end in padding, which is not routed, learned from or counted.
+        seed: of the order of rows.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
-        valid_fraction: share of documents held out (by hash) where a corpus has no held-out file of its own.
+        valid_fraction: share of tokens held out (whole documents, by hash) where a corpus holds out none itself.
         num_workers: loader processes a rank.
+        max_epochs: a warning names each corpus whose tokens the run reads more often than this; null never warns.
+            (MiniMax-01: good text bears 4 epochs, poor text degrades the model after 2.)
+        cache_dir: where indices of large corpora are kept; null: `.mmdata-index` beside each corpus or, where that
+            cannot be written, `$XDG_CACHE_HOME/mmdata`.
+        allow_changed: resume on corpora that have changed since the checkpoint, or start (`run.init_from`) from weights
+            that were trained with another tokenizer.
     """
 
-    path: str | None = None
+    path: str | None = field(default=None, metadata=FREE_ON_RESUME)
     sources: list[SourceConfig] = field(default_factory=list)
-    tokenizer: str | None = None
-    packing: str = "concat"
-    seed: int = 1234
-    valid_rows: int = 64
-    valid_fraction: float = 0.01
-    num_workers: int = field(default=1, metadata=FREE_ON_RESUME)
+    tokenizer: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    packing: str = field(default="concat", metadata=one_of("concat", "best_fit"))
+    seed: int = field(default=1234, metadata=at_least(0))
+    valid_rows: int = field(default=64, metadata=at_least(0, fix="0 turns validation off"))
+    valid_fraction: float = field(default=0.01, metadata=share())
+    num_workers: int = field(default=1, metadata={**FREE_ON_RESUME, **at_least(0, fix="0 loads in the rank itself")})
+    max_epochs: float | None = field(default=4.0, metadata={**FREE_ON_RESUME, **above(0, fix="null never warns")})
+    cache_dir: str | None = field(default=None, metadata=FREE_ON_RESUME)
+    allow_changed: bool = field(default=False, metadata=FREE_ON_RESUME)
 
     @property
     def all_sources(self) -> list[SourceConfig]:
@@ -40,15 +55,10 @@ class DataConfig:
 
     def validate(self) -> None:
         """Refuse a run without data."""
-        choose("data.packing", self.packing, ("concat", "best_fit"))
+        check_allowed(self, "data")
         require(not (self.path and self.sources), "data.path", self.path, "given besides data.sources", "keep one")
         require(bool(self.all_sources), "data.path", None, "no corpus given",
                  "prepare one with launch/prepare.py and give data.path=DIR")  # fmt: skip
-        for i, source in enumerate(self.all_sources):
-            require(source.weight > 0, f"data.sources[{i}].weight", source.weight, "must be above 0", "drop it")
-        require(0 <= self.valid_fraction < 1, "data.valid_fraction", self.valid_fraction, "must lie in [0, 1)", "0.01")
-        for name in ("num_workers", "valid_rows"):
-            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "must not be negative", "0 is none")
 
 
 @dataclass
@@ -57,6 +67,11 @@ class OptimConfig:
 
     Attributes:
         name: ``adamw`` (torch), ``apex`` (NVIDIA's FusedAdam) or ``cpu_offload`` (DeepSpeedCPUAdam).
+        beta1: decay of the gradients' mean.
+        beta2: decay of the gradients' mean square.
+        eps: added to the root of the mean square.
+        weight_decay: decoupled, times the learning rate; 0 turns it off.
+        clip_grad: largest norm of the whole gradient, which is scaled down to it; null turns clipping off.
         decay_norms: apply weight decay to norm weights too.
         precision: compute type; ``auto`` is bf16 where the device multiplies it natively, else fp32. Master weights,
             optimizer state and gradient reduction are fp32 always.
@@ -64,26 +79,19 @@ class OptimConfig:
             weights alone. Chosen here.
     """
 
-    name: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    name: str = field(default="adamw", metadata=one_of("adamw", "apex", "cpu_offload"))
+    beta1: float = field(default=0.9, metadata=share())
+    beta2: float = field(default=0.95, metadata=share())
+    eps: float = field(default=1e-8, metadata=above(0))
+    weight_decay: float = field(default=0.1, metadata=at_least(0, fix="0 turns it off"))
     decay_norms: bool = False
-    clip_grad: float | None = 1.0
-    precision: str = "auto"
-    max_skipped: int = field(default=10, metadata=FREE_ON_RESUME)
+    clip_grad: float | None = field(default=1.0, metadata=above(0, fix="null turns clipping off"))
+    precision: str = field(default="auto", metadata=one_of("auto", "bf16", "fp32"))
+    max_skipped: int = field(default=10, metadata={**FREE_ON_RESUME, **at_least(1)})
 
     def validate(self) -> None:
         """Refuse unknown optimizers and factors out of range."""
-        choose("optim.name", self.name, ("adamw", "apex", "cpu_offload"))
-        choose("optim.precision", self.precision, ("auto", "bf16", "fp32"))
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "must lie in [0, 1)", "0.9")
-        require(self.eps > 0, "optim.eps", self.eps, "must be above 0", "for example 1e-8")
-        require(self.clip_grad is None or self.clip_grad > 0, "optim.clip_grad", self.clip_grad,
-                 "must be above 0", "null turns clipping off")  # fmt: skip
-        require(self.max_skipped >= 1, "optim.max_skipped", self.max_skipped, "must be at least 1", "for example 10")
+        check_allowed(self, "optim")
 
 
 @dataclass
@@ -91,7 +99,9 @@ class LogConfig:
     """Reports of a run, and how often it makes them (in steps).
 
     Attributes:
-        wandb: ``auto`` (online when logged in, else offline), ``offline`` or ``off``.
+        wandb: ``auto`` (online when logged in, else offline), ``online`` (refused without a key),
+            ``offline`` or ``off``.
+        wandb_project: project that wandb files the run under.
         tensorboard: write TensorBoard's files too, into the run's folder `tensorboard`.
         line_interval: steps between lines that stay in a terminal, beside the live one; 0 for none.
         valid_interval: steps between validations; 0 validates at the end only.
@@ -100,19 +110,19 @@ class LogConfig:
             first step of the launch, which launch/compare.py compares between layouts.
     """
 
-    wandb: str = "auto"
+    wandb: str = field(default="auto", metadata=one_of("auto", "online", "offline", "off"))
     wandb_project: str = "mmtrain"
     tensorboard: bool = False
-    line_interval: int = 100
-    valid_interval: int = 0
+    line_interval: int = field(default=100, metadata=at_least(0, fix="0 prints none"))
+    valid_interval: int = field(default=0, metadata=at_least(0, fix="0 validates at the end only"))
     plot: bool = True
     gradient_fingerprints: bool = False
 
     def validate(self) -> None:
         """Refuse unknown modes."""
-        choose("log.wandb", self.wandb, ("auto", "offline", "off"))
-        for name in ("valid_interval", "line_interval"):
-            require(getattr(self, name) >= 0, f"log.{name}", getattr(self, name), "must not be negative", "0 is none")
+        check_allowed(self, "log")
+        require(bool(self.wandb_project.strip()), "log.wandb_project", repr(self.wandb_project), "must not be empty",
+                "for example log.wandb_project=mmtrain")  # fmt: skip
 
 
 @dataclass
@@ -122,16 +132,16 @@ class CheckpointConfig:
     Attributes:
         interval: steps between checkpoints; 0 writes one at the end only.
         keep: newest checkpoints kept; 0 keeps all.
+        save_final: write one at the end of the run too.
     """
 
-    interval: int = 1000
-    keep: int = 2
+    interval: int = field(default=1000, metadata=at_least(0, fix="0 writes one at the end only"))
+    keep: int = field(default=2, metadata=at_least(0, fix="0 keeps all"))
     save_final: bool = True
 
     def validate(self) -> None:
         """Refuse negative numbers."""
-        for name in ("interval", "keep"):
-            require(getattr(self, name) >= 0, f"checkpoint.{name}", getattr(self, name), "must not be negative", "0")
+        check_allowed(self, "checkpoint")
 
 
 @dataclass
@@ -144,13 +154,12 @@ class ClusterConfig:
             of it ends the run.
     """
 
-    device: str = "auto"
-    timeout_minutes: float = 10.0
+    device: str = field(default="auto", metadata=one_of("auto", "cuda", "cpu"))
+    timeout_minutes: float = field(default=10.0, metadata=above(0, A_YEAR_OF_MINUTES))
 
     def validate(self) -> None:
         """Refuse unknown devices."""
-        choose("cluster.device", self.device, ("auto", "cuda", "cpu"))
-        require(self.timeout_minutes > 0, "cluster.timeout_minutes", self.timeout_minutes, "must be above 0", "10")
+        check_allowed(self, "cluster")
 
 
 @dataclass
@@ -158,9 +167,11 @@ class RunConfig:
     """Identity of a run: its folder, what it starts from, where it stops.
 
     Attributes:
-        name: folder of the run below `dir`.
+        name: folder of the run below `dir`; required.
+        dir: folder of runs.
         resume: ``never`` (refuse an existing run), ``auto`` (go on where it stopped, or start), or a checkpoint folder.
         init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from.
+        init_optimizer: take AdamW's moments from there too.
         change_schedule: let a run that is resumed go on with another schedule than its checkpoint's: the phase at work
             may get other tokens, batches and learning rates, later phases may become anything.
         max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
@@ -173,12 +184,14 @@ class RunConfig:
     init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
     init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
     change_schedule: bool = field(default=False, metadata=FREE_ON_RESUME)
-    max_steps: int | None = field(default=None, metadata=FREE_ON_RESUME)
-    seed: int = 1234
+    max_steps: int | None = field(
+        default=None, metadata={**FREE_ON_RESUME, **at_least(1, fix="null runs the stage to its end")}
+    )
+    seed: int = field(default=1234, metadata=at_least(0))
 
     def validate(self) -> None:
         """Refuse names that are not one folder."""
-        require(bool(self.name) and "/" not in self.name and not self.name.startswith("."), "run.name", self.name,
-                 "must be a plain folder name", "for example run.name=first")  # fmt: skip
-        require(self.max_steps is None or self.max_steps >= 1, "run.max_steps", self.max_steps,
-                 "must be at least 1", "null runs the stage to its end")  # fmt: skip
+        plain = bool(self.name.strip()) and "/" not in self.name and self.name.isprintable()
+        problem = "must be a plain folder name, no slash in it and no dot in front"
+        require(plain and not self.name.startswith("."), "run.name", self.name, problem, "for example run.name=first")
+        check_allowed(self, "run")

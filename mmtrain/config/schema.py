@@ -43,6 +43,14 @@ class Count(int):
     """A whole number that YAML may write with a suffix (see :func:`parse_count`)."""
 
 
+_EXAMPLES = {
+    bool: "true or false",
+    int: "a whole number such as 8",
+    float: "a number such as 0.1, 1e-4 or 1/64",
+    str: "text, in quotes where it has special characters",
+}
+
+
 def build(cls: type[T], values: Any, path: str = "") -> T:
     """Build dataclass `cls` from nested `values`, checking names and types.
 
@@ -56,7 +64,8 @@ def build(cls: type[T], values: Any, path: str = "") -> T:
         ConfigError: an unknown name (with the nearest known one), a missing required field, or a wrong type.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(path or "config", values, "expected a group of options", f"see {cls.__name__}'s fields")
+        raise ConfigError(path or "config", values, "expected a group of options",
+                          f"write it as {{name: value, ...}} of {', '.join(f.name for f in dataclasses.fields(cls))}")  # type: ignore[arg-type]  # fmt: skip
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
@@ -86,7 +95,7 @@ def _convert(hint: Any, value: Any, option: str) -> Any:
         return _convert_union([arg for arg in args if arg is not type(None)], value, option)
     if origin is list:
         if not isinstance(value, list | tuple):
-            raise ConfigError(option, value, "expected a list", "write it as [a, b]")
+            raise ConfigError(option, value, "expected a list", _list_example(args[0], value))
         return [_convert(args[0], item, f"{option}[{i}]") for i, item in enumerate(value)]
     if dataclasses.is_dataclass(hint):
         return build(hint, value, option)  # type: ignore[type-var]
@@ -103,7 +112,15 @@ def _convert_union(hints: list[Any], value: Any, option: str) -> Any:
         with contextlib.suppress(ConfigError):
             return _convert(hint, value, option)
     names = " or ".join(hint.__name__ for hint in hints)
-    raise ConfigError(option, value, f"expected {names}, got {type(value).__name__}", "correct the value")
+    raise ConfigError(option, value, f"expected {names}, got {type(value).__name__}", f"give {_EXAMPLES[hints[0]]}")
+
+
+def _list_example(item: Any, value: Any) -> str:
+    """Return how a list of such items is written; of the value that was given, where it may be one of them."""
+    if dataclasses.is_dataclass(item):
+        names = [field.name for field in dataclasses.fields(item) if field.default is dataclasses.MISSING]
+        return f"write it as [{{{', '.join(f'{name}: ...' for name in names)}}}]"
+    return f"write it as [{value}]"
 
 
 def _convert_plain(hint: type, value: Any, option: str) -> Any:
@@ -119,6 +136,9 @@ def _convert_plain(hint: type, value: Any, option: str) -> Any:
             return float(numerator) / float(denominator or 1)
         except (ValueError, ZeroDivisionError):
             pass
-    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ConfigError(option, value, f"expected {hint.__name__}, got {type(value).__name__}", "correct the value")
+    if hint is str and isinstance(value, str):
+        return value
+    if hint is str and isinstance(value, int | float):
+        raise ConfigError(option, value, f"expected text, and YAML made a {type(value).__name__} of what was written",
+                          "put it in quotes in the file")  # fmt: skip
+    raise ConfigError(option, value, f"expected {hint.__name__}, got {type(value).__name__}", f"give {_EXAMPLES[hint]}")

@@ -5,6 +5,7 @@ Legend: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,58 +14,92 @@ from torch import Tensor
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
+from mmtrain.infer.sampling import Sampling
 from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 
+_PIECE = 512  # tokens of a prompt read at once: bounds the memory of logits [T, V] and of attention scores
+
 
 @dataclass(frozen=True)
-class Sampling:
-    """Rule by which the next token is chosen.
+class Prefix:
+    """Prompt that a model has read, once for all continuations.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
-        top_k: sample among the k likeliest; None among all.
-        top_p: sample among the likeliest whose probabilities first sum to this; None among all.
+        cache: what the model remembers of it.
+        logits_V: of the token after it.
     """
 
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
+    cache: DecodeCache
+    logits_V: Tensor
 
-    def validate(self) -> None:
-        """Refuse values that cannot be sampled with.
-
-        Raises:
-            ConfigError: a value out of range.
-        """
-        if self.temperature < 0:
-            raise ConfigError("temperature", self.temperature, "must not be negative", "0 is greedy")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError("top-k", self.top_k, "must be at least 1", "leave it out to sample among all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError("top-p", self.top_p, "must lie in (0, 1]", "leave it out to sample among all tokens")
+    def copy(self) -> Prefix:
+        """Return one that can be continued while this one stays as it is."""
+        return Prefix(copy.deepcopy(self.cache), self.logits_V)
 
 
 @torch.no_grad()
-def generate(
-    model: HybridLM, prompt_T: Tensor, max_tokens: int, sampling: Sampling, *, eod_id: int | None, seed: int = 0
-) -> Iterator[int]:
-    """Yield the ids that continue the prompt, until `eod_id` (not yielded) or `max_tokens`.
+def read_prefix(model: HybridLM, prompt_T: Tensor) -> Prefix:
+    """Read a prompt, in pieces.
 
     Args:
         model: in evaluation mode, whole, on one device.
         prompt_T: int64 [T], at least one token, on the model's device.
+
+    Raises:
+        ConfigError: it does not fit into the device's memory, or the logits are not finite numbers.
     """
-    generator = torch.Generator(device=prompt_T.device).manual_seed(seed)
     cache = DecodeCache.empty(model.config)
-    logits_V = decode(model, prompt_T, cache)[-1]
-    for _ in range(max_tokens):
-        token = choose(logits_V, sampling, generator)
+    try:
+        for piece_T in prompt_T.split(_PIECE):
+            logits_V = decode(model, piece_T, cache)[-1].clone()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ConfigError("--prompt", f"{len(prompt_T):,} tokens", f"does not fit into the memory of {prompt_T.device}",
+                          "give a shorter one, or another --device") from None  # fmt: skip
+    return Prefix(cache, _finite(logits_V))
+
+
+@torch.no_grad()
+def generate(
+    model: HybridLM,
+    prefix: Prefix | Tensor,
+    max_tokens: int,
+    sampling: Sampling,
+    *,
+    eod_id: int | None,
+    seed: int = 0,
+    never: Tensor | None = None,
+) -> Iterator[int]:
+    """Yield the ids that continue a prompt, until `eod_id` (not yielded) or `max_tokens`.
+
+    Args:
+        model: in evaluation mode, whole, on one device.
+        prefix: the prompt as :func:`read_prefix` returns it, whose cache goes on with the continuation; or its tokens,
+            int64 [T], at least one, on the model's device.
+        max_tokens: ids to yield at most.
+        sampling: how each is chosen.
+        eod_id: ends the continuation; None goes on.
+        seed: of the sampling, the same on every device.
+        never: bool [V] on the CPU, ids that are not chosen, whatever their logits.
+
+    Raises:
+        ConfigError: the logits are not finite numbers, or the tokens do not fit into the device's memory.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(prefix, Tensor):
+        prefix = read_prefix(model, prefix)
+    cache, logits_V = prefix.cache, prefix.logits_V
+    device = model.embed_tokens.weight.device
+    for number in range(1, max_tokens + 1):
+        token = choose(_allowed(logits_V, never), sampling, generator)
         if token == eod_id:
             return
         yield token
-        logits_V = decode(model, prompt_T.new_tensor([token]), cache)[-1]
+        if number < max_tokens:
+            logits_V = decode(model, torch.tensor([token], device=device), cache)[-1]
 
 
 @torch.no_grad()
@@ -75,30 +110,66 @@ def decode(model: HybridLM, tokens_T: Tensor, cache: DecodeCache) -> Tensor:
 
 
 def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Choose the next token by its logits [V]; returns its id."""
-    if sampling.temperature == 0:
+    """Choose the next token by its logits [V], of which one at least is finite; returns its id.
+
+    Of equal logits the lower ids come first, so that `top_k` keeps exactly k.
+
+    Args:
+        logits_V: any floating dtype, on the generator's device.
+        sampling: the rule.
+        generator: random numbers.
+    """
+    if sampling.temperature == 0 or sampling.top_k == 1:
         return int(logits_V.argmax())
-    logits_V = logits_V.float() / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits_V.numel():
-        logits_V = logits_V.masked_fill(logits_V < logits_V.topk(sampling.top_k).values[-1], -torch.inf)
-    prob_V = logits_V.softmax(-1)
-    if sampling.top_p is not None:
-        sorted_V, order_V = prob_V.sort(descending=True)
-        before_V = sorted_V.cumsum(0) - sorted_V  # the token that reaches top_p is kept
-        prob_V[order_V[before_V >= sampling.top_p]] = 0.0
-    return int(torch.multinomial(prob_V, 1, generator=generator))
+    # The largest is 0 and the others are below, so that no temperature, however small, gives NaN.
+    scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
+    narrow = (sampling.top_k or len(scaled_V)) < len(scaled_V) or (sampling.top_p or 1.0) < 1.0
+    if not narrow:
+        return int(torch.multinomial(scaled_V.softmax(-1), 1, generator=generator))
+    sorted_V, order_V = scaled_V.sort(descending=True, stable=True)
+    prob_V = sorted_V[: sampling.top_k].softmax(-1)
+    if sampling.top_p is not None and sampling.top_p < 1.0:
+        before_V = prob_V.cumsum(0) - prob_V  # the token that reaches top_p is kept
+        before_V[0] = 0.0
+        prob_V = prob_V.masked_fill(before_V >= sampling.top_p, 0.0)
+    return int(order_V[torch.multinomial(prob_V, 1, generator=generator)])
 
 
-def continue_prompt(
-    model: HybridLM, tokenizer: Tokenizer, prompt: str, max_tokens: int, sampling: Sampling, seed: int = 0
-) -> str:
-    """Return text that continues `prompt`.
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the ids of a prompt; an empty one is the end of the document before.
 
     Raises:
-        ConfigError: the prompt has no token.
+        ConfigError: the prompt is not empty, but has no token.
+        DataError: the tokenizer has no tokens for it.
     """
+    if not prompt:
+        return [tokenizer.eod_id]
     ids = tokenizer.encode(prompt)
     if not ids:
-        raise ConfigError("prompt", repr(prompt), "has no token", "give at least one character")
-    prompt_T = torch.tensor(ids, device=model.embed_tokens.weight.device)
-    return tokenizer.decode(list(generate(model, prompt_T, max_tokens, sampling, eod_id=tokenizer.eod_id, seed=seed)))
+        raise ConfigError("--prompt", repr(prompt)[:60], "the tokenizer makes no token of it", "give other text")
+    return ids
+
+
+def never_chosen(model: HybridLM, tokenizer: Tokenizer, ignore_eod: bool) -> Tensor:
+    """Return the ids that must not be chosen, bool [V]: those that the tokenizer does not have and, if asked, EOD."""
+    never = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size
+    never[tokenizer.eod_id] |= ignore_eod
+    return never
+
+
+def _allowed(logits_V: Tensor, never: Tensor | None) -> Tensor:
+    """Return logits on the CPU, fp32 or wider, with -inf for ids that are never chosen."""
+    logits_V = _finite(logits_V.cpu())
+    return logits_V if never is None else logits_V.masked_fill(never, -torch.inf)
+
+
+def _finite(logits_V: Tensor) -> Tensor:
+    if not torch.isfinite(logits_V).all():
+        raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
+                          "take an earlier checkpoint")  # fmt: skip
+    return logits_V
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from mmdata.corpus.open import tokenizer_path
-from mmdata.tokenizer import Tokenizer, load_tokenizer
+from mmdata.tokenizer import Tokenizer
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
-from mmtrain.config import DataConfig, ModelConfig
-from mmtrain.config.checks import require
+from mmtrain.config import ModelConfig
 from mmtrain.config.schema import build
+from mmtrain.errors import ConfigError
+from mmtrain.infer.device import choose_device
+from mmtrain.infer.memory import check_room
+from mmtrain.infer.request import check_rope_base
+from mmtrain.infer.run_tokenizer import tokenizer_of_run
 from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint of which all is known but its weights.
+
+    Attributes:
+        path: its folder.
+        model: its model, with the RoPE base to decode with.
+        tokenizer: the one it was trained with.
+    """
+
+    path: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
 
 
 def load_for_decoding(
@@ -29,28 +47,67 @@ def load_for_decoding(
     Args:
         path: a run folder, or one of its checkpoints.
         tokenizer: tokenizer.json, a folder with one, or "bytes"; None takes the run's.
-        device: where the model goes; None: "cuda" when there is one, else "cpu".
+        device: where the model goes, as :func:`~mmtrain.infer.device.choose_device` takes it.
         rope_base: RoPE base to decode with; None takes the one that the checkpoint was saved with.
 
     Returns:
-        The model in fp32 (the master weights) and evaluation mode, whose configuration holds the RoPE base; and the
-        tokenizer.
+        The model as :func:`load_weights` returns it, and the tokenizer.
 
     Raises:
-        ConfigError: there is no complete checkpoint, it is damaged, or its RoPE base is neither known nor given, or
-            cannot be one.
-        DataError: the tokenizer is gone or broken.
+        ConfigError: as :func:`open_checkpoint`, :func:`load_weights` and `choose_device` raise it.
+        DataError: the tokenizer that was given is missing or broken.
     """
+    chosen = choose_device(device)
+    opened = open_checkpoint(path, tokenizer, rope_base)
+    return load_weights(opened, chosen), opened.tokenizer
+
+
+def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float | None = None) -> OpenedCheckpoint:
+    """Find the newest checkpoint at or below `path`, and read all of it but its weights.
+
+    Args:
+        path: a run folder, its folder of checkpoints, or one of these.
+        tokenizer: tokenizer.json, a folder with one, or "bytes"; None takes the run's.
+        rope_base: RoPE base to decode with; None takes the one that the checkpoint was saved with.
+
+    Raises:
+        ConfigError: there is no complete checkpoint, or it is damaged; its tokenizer is not found, or not the one that
+            is given; its RoPE base is neither known nor given, or cannot be one.
+        DataError: the tokenizer that was given is missing or broken.
+    """
+    if path.resolve().name == "checkpoints":
+        path = path.resolve().parent
     checkpoint = find_checkpoint("checkpoint", path, lambda line: print(f"note: {line}", file=sys.stderr, flush=True))
     meta = read_meta(checkpoint)
-    data = build(DataConfig, meta["config"]["data"], "data")
-    made = load_tokenizer(tokenizer or data.tokenizer or tokenizer_path(data.all_sources[0].path))
     if rope_base is None:
         rope_base = rope_base_of(checkpoint, meta)
-    require(rope_base > 1, "--rope-base", rope_base, "must be above 1", "leave it out, or give for example 10000")
-    config = replace(build(ModelConfig, meta["config"]["model"], "model"), rope_base=rope_base)
-    model = meta_model(config).to_empty(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_rope_base(rope_base)
+    model = replace(build(ModelConfig, meta["config"]["model"], "model"), rope_base=rope_base)
+    made = tokenizer_of_run(checkpoint, meta, tokenizer, model.vocab_size)
+    return OpenedCheckpoint(checkpoint, model, made)
+
+
+def load_weights(opened: OpenedCheckpoint, device: torch.device) -> HybridLM:
+    """Read the weights of a checkpoint.
+
+    Returns:
+        The model in fp32 (the master weights) and evaluation mode.
+
+    Raises:
+        ConfigError: the device has no room for them, the checkpoint is damaged, or a weight is not a finite number.
+    """
+    model = meta_model(opened.model)
+    check_room(model, device)
+    model = model.to_empty(device=device)
     state = {"model": model.state_dict()}
-    load_shards("checkpoint", checkpoint, metadata_of("checkpoint", checkpoint), state, alone=True)
+    load_shards("checkpoint", opened.path, metadata_of("checkpoint", opened.path), state, alone=True)
     model.load_state_dict(state["model"])
-    return model.eval(), made
+    _check_finite(model, opened.path)
+    return model.eval()
+
+
+def _check_finite(model: HybridLM, path: Path) -> None:
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ConfigError("checkpoint", path, f"holds weights that are not finite numbers ({name})",
+                              "its run diverged: give an earlier checkpoint")  # fmt: skip

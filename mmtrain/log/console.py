@@ -41,7 +41,10 @@ class RunConsole:
     ) -> None:
         self._every_seconds, self._line_interval, self._clock = every_seconds, line_interval, clock
         self._stream = stream or sys.stderr
-        self._log = None if log_file is None else log_file.open("a", encoding="utf-8")
+        self._log = None
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._log = log_file.open("a", encoding="utf-8")
         self._rate: float | None = None
         self._last_line: float | None = None
         self._live: Live | None = None

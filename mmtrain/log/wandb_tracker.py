@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from mmtrain.config import LogConfig
+from mmtrain.config.checks import require
 from mmtrain.log.series import series
 
 CONNECT_TIMEOUT_SECONDS = 3.0
@@ -32,9 +33,19 @@ def _warn(text: str) -> None:
 def wandb_mode(log: LogConfig) -> str:
     """Return ``online``, ``offline`` or ``off``.
 
-    `auto` goes online only with an API key, as it must never prompt; wandb's own WANDB_MODE may hold it back.
+    `auto` goes online only with an API key, as it must never prompt; wandb's own WANDB_MODE may hold it back. `online`
+    does not make do with less for want of a key; a server that does not answer is a warning, as with `auto`.
+
+    Raises:
+        ConfigError: `online` without an API key, or against WANDB_MODE.
     """
     forced = os.environ.get("WANDB_MODE", "")
+    if log.wandb == "online":
+        require(forced in ("", "online", "run"), "log.wandb", "online", f"WANDB_MODE={forced} forbids it",
+                "unset WANDB_MODE, or give log.wandb=auto")  # fmt: skip
+        require(_has_api_key(), "log.wandb", "online", "there is no API key here", "run `wandb login`, or set "
+                "WANDB_API_KEY, or give log.wandb=offline")  # fmt: skip
+        return "online"
     if log.wandb == "off" or forced == "disabled":
         return "off"
     if log.wandb == "offline" or forced in ("offline", "dryrun"):

@@ -34,7 +34,7 @@ def check_optimizer(config: OptimConfig, device_type: str) -> None:
             raise ConfigError("optim.name", "apex", "FusedAdam needs CUDA tensors", "use optim=adamw here")
     if config.name == "cpu_offload" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("optim.name", "cpu_offload", "deepspeed is not installed",
-                          "pip install 'mmtrain[offload]', or use optim=adamw")  # fmt: skip
+                          "pip install deepspeed ninja, or use optim=adamw")  # fmt: skip
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -6,7 +6,6 @@ section 3, eqs. 15 and 16).
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from mmtrain.config import ClusterConfig
+from mmtrain.config.process_env import join_launcher, read_processes
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import Layout
 from mmtrain.parallel.nccl import all_channels_group
@@ -62,24 +62,38 @@ class ParallelContext:
 
 
 def world_size() -> int:
-    """Processes that the launcher started; 1 without one. Known before any group is made."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes that the launcher started; 1 without one. Known before any group is made.
+
+    Raises:
+        ConfigError: the launcher's variables make no sense.
+    """
+    return read_processes().world_size
 
 
 def pick_device(cluster: ClusterConfig) -> torch.device:
     """The device of this process, by `cluster.device`.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none, or more processes than GPUs run on this host.
+        ConfigError: CUDA is asked for and there is none, more processes than GPUs run on this host, or the launcher
+            does not say which of a host's processes this is.
     """
     if cluster.device == "cpu" or (cluster.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    count = torch.cuda.device_count()
-    if local_rank >= count:
-        raise ConfigError("cluster.device", cluster.device, f"local rank {local_rank} finds {count} CUDA devices here",
-                          f"start at most {count} processes a host, or give cluster.device=cpu")  # fmt: skip
-    return torch.device("cuda", local_rank)
+    processes, count = read_processes(), torch.cuda.device_count()
+    if count == 0 or not torch.cuda.is_available():
+        built = "finds no GPU here" if torch.version.cuda else "is a build without CUDA"
+        raise ConfigError("cluster.device", cluster.device, f"torch {torch.__version__} {built}",
+                          "give cluster.device=cpu, or leave it out")  # fmt: skip
+    if processes.own_gpu and count == 1:
+        return torch.device("cuda", 0)
+    if processes.local_rank is None:
+        problem = f"rank {processes.rank} does not know which of {count} GPUs is its own"
+        raise ConfigError("LOCAL_RANK", "(missing)", problem, "set it in each process to its number on its host")
+    if processes.local_rank >= count:
+        problem = f"local rank {processes.local_rank} has no GPU: this host shows {count}"
+        fix = f"start as many processes a host as GPUs (torchrun --nproc-per-node {count}), or give cluster.device=cpu"
+        raise ConfigError("cluster.device", cluster.device, problem, fix)
+    return torch.device("cuda", processes.local_rank)
 
 
 def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelContext:
@@ -94,7 +108,7 @@ def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelConte
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = timedelta(minutes=cluster.timeout_minutes)
-    if "RANK" not in os.environ:  # plain `python launch/pretrain.py`
+    if join_launcher().address is None:  # plain `python launch/pretrain.py`
         dist.init_process_group(
             backend=_backend(device), store=dist.HashStore(), rank=0, world_size=1, device_id=_device_id(device)
         )

@@ -9,13 +9,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
+from mmtrain.config.process_env import read_processes
+
 ALL_CHANNELS = 64
 """As many as NCCL has, each on one multiprocessor. Its own choice leaves room for computing beside them."""
 
 
 def one_host(group: ProcessGroup) -> bool:
     """Whether no group of this axis leaves its host: the same answer on all ranks."""
-    return never_leaves(dist.get_process_group_ranks(group), int(os.environ.get("LOCAL_WORLD_SIZE", "0")))
+    return never_leaves(dist.get_process_group_ranks(group), read_processes().local_world_size)
 
 
 def never_leaves(ranks: Sequence[int], host_ranks: int) -> bool:

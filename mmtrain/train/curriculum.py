@@ -19,6 +19,7 @@ from mmtrain.config import BatchStep, PhaseConfig, StageConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
 from mmtrain.train.lr_schedule import lr_at
+from mmtrain.train.warmup_floor import keep_warmup
 
 
 def scaled_phases(stage: StageConfig) -> list[PhaseConfig]:
@@ -26,7 +27,8 @@ def scaled_phases(stage: StageConfig) -> list[PhaseConfig]:
 
     `scale` shrinks the sequence length, tokens, batches and schedule alike: the length is rounded to whole tokens and
     the ratio that this makes is applied to the rest, so that steps and rows a step stay exactly as they were.
-    `token_scale` multiplies tokens, ramp points and schedule lengths again, `batch_scale` batches.
+    `token_scale` multiplies tokens, ramp points and schedule lengths again, `batch_scale` batches. A warm-up keeps some
+    steps (:func:`~mmtrain.train.warmup_floor.keep_warmup`).
 
     Raises:
         ConfigError: a length or count falls below 1, or two ramp points fall together.
@@ -56,7 +58,7 @@ def _scaled_phase(stage: StageConfig, phase: PhaseConfig, option: str) -> PhaseC
         ],
     )
     made.validate(option)
-    return made
+    return keep_warmup(phase, made)
 
 
 def _scaled(count: int, ratio: Fraction, option: str, fix: str) -> Count:

@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mmdata.corpus.array_cache import cache_beside
+from mmdata.corpus.fingerprint import digest_of
 from mmdata.corpus.open import open_corpus, tokenizer_path
 from mmdata.corpus.split import Split
 from mmdata.errors import DataError
 from mmdata.rows.loader import Rows
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.stream import RowStream
+from mmdata.save_tokenizer import save_tokenizer
 from mmdata.tokenizer import load_tokenizer
-from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
+from mmdata.tokenizer_identity import identity_of_path
+from mmtrain.config import DataConfig, PhaseConfig
 from mmtrain.errors import ConfigError
-from mmtrain.train.curriculum import phase_seed
+from mmtrain.train.curriculum import RunStep, phase_seed
+from mmtrain.train.epochs import SourceUse, epoch_lines, epoch_warnings, held_out_warning, shared_out
+from mmtrain.train.source_tokenizers import check_tokenizers, named_sources
 
 
 class RunInputs:
     """Tokenizer, training streams and held-out rows of a run.
 
+    Args:
+        data: the run's data options.
+        phases: its phases, scaled.
+        vocab_size: of the model.
+        log: gets a line when the index of a large corpus is built, or waited for.
+
+    Attributes:
+        tokenizer: the run's.
+        notes: lines about what could not be checked.
+
     Raises:
-        ConfigError: the tokenizer has more tokens than the model.
+        ConfigError: the tokenizer has more tokens than the model, or a corpus was made with another one.
         DataError: a corpus or tokenizer is missing, truncated, corrupt or empty, or holds ids beyond the vocabulary.
     """
 
-    def __init__(self, data: DataConfig, phases: list[PhaseConfig], vocab_size: int) -> None:
+    def __init__(
+        self, data: DataConfig, phases: list[PhaseConfig], vocab_size: int, log: Callable[[str], None] | None = None
+    ) -> None:
         self.data, self.phases, self.vocab_size = data, phases, vocab_size
-        self.tokenizer = load_tokenizer(data.tokenizer or tokenizer_path(data.all_sources[0].path))
+        path = data.tokenizer or tokenizer_path(data.all_sources[0].path)
+        self.tokenizer, self._identity = load_tokenizer(path), identity_of_path(path)
         if self.tokenizer.vocab_size > vocab_size:
             raise ConfigError(
                 "model.vocab_size", vocab_size, f"the tokenizer has {self.tokenizer.vocab_size} tokens",
                 f"give model.vocab_size={self.tokenizer.vocab_size} or more, or another data.tokenizer",
             )  # fmt: skip
-        self._splits: dict[str, tuple[Split, Split | None]] = {}
-        for source in self._all_sources():
-            self._splits[source.path] = open_corpus(
-                source.path, vocab_size=vocab_size, valid_fraction=data.valid_fraction, seed=data.seed
+        self._sources = named_sources(data, phases)
+        self.notes = check_tokenizers(self._sources, data.tokenizer, self._identity)
+        paths = dict.fromkeys(source.path for _, source in self._sources)
+        self._caches = {path: cache_beside(path, data.cache_dir, log) for path in paths}
+        self._splits: dict[str, tuple[Split, Split | None]] = {
+            path: open_corpus(
+                path, vocab_size=vocab_size, valid_fraction=data.valid_fraction, seed=data.seed, cache=cache
             )
+            for path, cache in self._caches.items()
+        }
         for index in range(len(phases)):  # too little text for a row is found here
             self.train_stream(index)
 
@@ -46,20 +73,19 @@ class RunInputs:
         """Rows of a phase: a mixture where it has several sources; every phase has an order of its own."""
         phase, seed = self.phases[phase_index], phase_seed(self.data.seed, phase_index)
         sources = phase.sources or self.data.all_sources
-        streams = [
-            self._stream(self._splits[source.path][0], phase.seq_len, seed, self.data.packing) for source in sources
-        ]
+        streams = [self._stream(source.path, 0, phase.seq_len, seed, self.data.packing) for source in sources]
         return streams[0] if len(streams) == 1 else Mixture(streams, [source.weight for source in sources], seed)
 
     def valid_stream(self, seq_len: int) -> RowStream | None:
         """Held-out rows of the first source, or None where there are none; the same rows at each validation."""
-        valid = self._splits[self.data.all_sources[0].path][1]
+        first = self.data.all_sources[0].path
+        valid = self._splits[first][1]
         if valid is None or valid.is_empty or self.data.valid_rows == 0:
             return None
         try:
-            return self._stream(valid, seq_len, self.data.seed, "concat")
+            return self._stream(first, 1, seq_len, self.data.seed, "concat")
         except DataError:  # less than a row of held-out text: pad it
-            return self._stream(valid, seq_len, self.data.seed, "best_fit")
+            return self._stream(first, 1, seq_len, self.data.seed, "best_fit")
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
@@ -68,11 +94,83 @@ class RunInputs:
         counts[: self.tokenizer.vocab_size] = self.tokenizer.token_bytes()
         return counts
 
-    def _all_sources(self) -> list[SourceConfig]:
-        return [*self.data.all_sources, *(s for phase in self.phases for s in phase.sources or [])]
+    def prepare(self, step: RunStep | None) -> None:
+        """Work out what the rows of a step need of large corpora: the order of an epoch's documents, above all.
 
-    def _stream(self, split: Split, seq_len: int, seed: int, packing: str) -> RowStream:
+        It may take minutes, so it is done before any process waits for another in a collective. One process of those
+        that share a cache works, the others wait for it.
+
+        Args:
+            step: the first step of this launch; None, past the run's end, does nothing.
+        """
+        if step is None:
+            return
+        stream = self.train_stream(step.phase_index)
+        if isinstance(stream, Mixture):
+            stream.first_rows(step.first_row)
+        else:
+            stream[step.first_row]
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Record, as JSON, of the tokenizer and of every corpus, by which a later launch knows them again.
+
+        ``tokenizer`` holds its hashes, ``tokenizer_given`` the option; ``sources`` is a list of: the ``option`` that
+        names a corpus, its ``path`` as it was typed and ``resolved``, and the fingerprints of its ``train`` and
+        ``valid`` parts (None: chosen by a hash from the former, or missing).
+        """
+        sources = []
+        for option, source in self._sources:
+            train, valid = self._splits[source.path]
+            apart = None if valid is None or valid.corpus is train.corpus else valid.corpus.fingerprint()
+            sources.append({
+                "option": option, "path": source.path, "resolved": str(Path(source.path).resolve()),
+                "train": train.corpus.fingerprint(), "valid": apart,
+            })  # fmt: skip
+        return {"tokenizer": self._identity.as_dict(), "tokenizer_given": self.data.tokenizer, "sources": sources}
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the run's tokenizer into a folder, from which `load_tokenizer(folder)` reads it back.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        save_tokenizer(self.tokenizer, folder)
+
+    def epochs(self, phase_tokens: Sequence[int]) -> list[SourceUse]:
+        """Return what each phase reads of each of its sources, by the weights of its mixture.
+
+        Args:
+            phase_tokens: tokens that each phase consumes (`epochs.tokens_by_phase`).
+        """
+        uses = []
+        common = named_sources(self.data, [])
+        for index, (phase, tokens) in enumerate(zip(self.phases, phase_tokens, strict=True)):
+            own = [(f"stage.phases[{index}].sources[{j}].path", source) for j, source in enumerate(phase.sources or [])]
+            named = own or common
+            shares = shared_out(tokens, [source.weight for _, source in named])
+            for (option, source), share in zip(named, shares, strict=True):
+                split = self._splits[source.path][0]
+                corpus = digest_of(split.corpus.fingerprint())
+                uses.append(SourceUse(index, option, source.path, corpus, share, split.num_tokens))
+        return uses
+
+    def header_lines(self, phase_tokens: Sequence[int]) -> list[str]:
+        """Return the lines that a run starts with: epochs of each corpus, then what could not be checked or warns."""
+        uses, names = self.epochs(phase_tokens), [phase.name for phase in self.phases]
+        lines = [*epoch_lines(uses, names), *self.notes, *epoch_warnings(uses, self.data.max_epochs)]
+        if self.data.valid_rows:
+            option, source = self._sources[0]
+            valid = self._splits[source.path][1]
+            held, longest = 0 if valid is None else valid.num_tokens, max(int(phase.seq_len) for phase in self.phases)
+            lines += filter(None, [held_out_warning(f"{option}={source.path}", held, longest)])
+        return lines
+
+    def _stream(self, path: str, side: int, seq_len: int, seed: int, packing: str) -> RowStream:
+        """Rows of one side (0 training, 1 held out) of a corpus."""
+        split = self._splits[path][side]
+        if split is None:
+            raise DataError(f"{path} has no held-out part")
         return RowStream(
             split.corpus, seq_len=seq_len, seed=seed, packing=packing, eod_id=self.tokenizer.eod_id,
-            documents=split.documents, vocab_size=self.vocab_size,
+            documents=split.kept or split.documents, vocab_size=self.vocab_size, cache=self._caches[path],
         )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from mmtrain.checkpoint.corpora import check_same_corpora, check_same_tokenizer
 from mmtrain.checkpoint.dcp import check_same_model
 from mmtrain.checkpoint.listing import find_checkpoint
-from mmtrain.checkpoint.progress import read_meta
+from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import DataConfig, PhaseConfig, PretrainConfig, StageConfig
@@ -43,6 +45,30 @@ def decide_start(config: PretrainConfig, folder: RunFolder) -> Start:
     if changed := compare_with_checkpoint(config, checkpoint):
         notes.append(changed)
     return Start(resume=checkpoint, notes=tuple(notes))
+
+
+def start_position(start: Start) -> Progress:
+    """Return where a launch begins."""
+    return Progress() if start.resume is None else checkpoint_position(start.resume)
+
+
+def check_corpora(start: Start, fingerprints: Mapping[str, Any], allow_changed: bool) -> list[str]:
+    """Refuse corpora and tokenizer that are not those of what a launch begins with; return lines on what moved.
+
+    Args:
+        start: of this launch.
+        fingerprints: `RunInputs.fingerprints`.
+        allow_changed: go on all the same, with a line that says so.
+
+    Raises:
+        ConfigError: naming the corpus or the tokenizers, and the option that overrides.
+    """
+    if start.resume is not None:
+        return check_same_corpora(start.resume, read_meta(start.resume), fingerprints, allow_changed)
+    if start.weights is not None:
+        meta = read_meta(start.weights)
+        return check_same_tokenizer("run.init_from", start.weights, meta, fingerprints, allow_changed)
+    return []
 
 
 def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | None:
@@ -124,7 +150,8 @@ def _effective(phases: Sequence[PhaseConfig], data: DataConfig) -> list[dict[str
     """Return what each phase comes to, by place: scaled, with the sources it reads, without its name."""
     made = []
     for phase in phases:
-        sources = [dataclasses.asdict(source) for source in phase.sources or data.all_sources]
+        # A corpus may lie elsewhere now: `check_corpora` knows it by its content.
+        sources = [{"weight": source.weight} for source in phase.sources or data.all_sources]
         values = dataclasses.asdict(phase) | {"sources": sources}
         del values["name"]
         made.append(flat_options(values, ""))

@@ -3,61 +3,88 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from mmtrain.checkpoint.agreement import on_main
+from mmtrain.checkpoint.corpora import ENTRY
 from mmtrain.checkpoint.dcp import SaveFailed, save_checkpoint
 from mmtrain.checkpoint.listing import remove_old
 from mmtrain.checkpoint.progress import Progress
-from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
 from mmtrain.config import PretrainConfig
+from mmtrain.train.inputs import RunInputs
 from mmtrain.train.report import Report
 
 
-def save_or_go_on(
-    folder: RunFolder,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    config: PretrainConfig,
-    rope_base: float,
-    report: Report,
-    last: bool,
-) -> None:
-    """Write a checkpoint, or report that it could not be written. Collective.
+class Saver:
+    """Writer of a run's checkpoints, which removes old ones once the newest is known to be good.
 
     Args:
         folder: the run's folder, which this launch holds.
         model: the model as it is laid over the ranks.
         optimizer: its optimizer.
-        progress: where the run stands.
         config: every option of the run.
-        rope_base: base that the last step was trained with.
+        inputs: the run's corpora and tokenizer; a checkpoint keeps a record of the former and the latter itself.
         report: where it is told.
-        last: the run ends with this checkpoint, so there is nothing to go on with.
-
-    Raises:
-        SaveFailed: the last one could not be written; on all ranks.
-        LockLost: another launch has taken over the folder.
     """
-    on_main(folder.check_lock)
-    try:
-        path = save_checkpoint(folder.checkpoints, model, optimizer, progress, asdict(config), rope_base)
-    except SaveFailed as error:
-        if last:
-            raise
-        report.note(f"step {progress.step}: {error}; the run goes on, the older checkpoints stay")
-        return
-    report.note(f"saved {path}")
 
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: PretrainConfig,
+        inputs: RunInputs,
+        report: Report,
+    ) -> None:
+        self._folder, self._model, self._optimizer = folder, model, optimizer
+        self._config, self._inputs, self._report = config, inputs, report
+        self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
 
-def remove_confirmed(folder: RunFolder, keep: int, report: Report) -> None:
-    """Delete all but the newest `keep` checkpoints, now that the newest is known to be good. On the main process."""
-    if dist.get_rank() == 0:
+    def save(self, progress: Progress, rope_base: float, last: bool) -> None:
+        """Write a checkpoint, or report that it could not be written. Collective.
+
+        Args:
+            progress: where the run stands.
+            rope_base: base that the last step was trained with.
+            last: the run ends with this checkpoint, so there is nothing to go on with.
+
+        Raises:
+            SaveFailed: the last one could not be written; on all ranks.
+            LockLost: another launch has taken over the folder.
+        """
+        on_main(self._folder.check_lock)
         try:
-            remove_old(folder.checkpoints, keep)
-        except OSError as error:
-            report.note(f"an old checkpoint could not be deleted: {error}")
+            path = save_checkpoint(
+                self._folder.checkpoints,
+                self._model,
+                self._optimizer,
+                progress,
+                asdict(self._config),
+                rope_base,
+                extra={ENTRY: self._inputs.fingerprints()},
+                attach=self._attach,
+            )
+        except SaveFailed as error:
+            if last:
+                raise
+            self._report.note(f"step {progress.step}: {error}; the run goes on, the older checkpoints stay")
+            return
+        self._unconfirmed = True
+        self._report.note(f"saved {path}")
+
+    def remove_old(self) -> None:
+        """Delete all but the newest checkpoints that are kept, now that the newest is known to be good."""
+        if self._unconfirmed and dist.get_rank() == 0:
+            try:
+                remove_old(self._folder.checkpoints, self._config.checkpoint.keep)
+            except OSError as error:
+                self._report.note(f"an old checkpoint could not be deleted: {error}")
+        self._unconfirmed = False
+
+    def _attach(self, folder: Path) -> None:
+        self._inputs.save_tokenizer(folder / TOKENIZER)

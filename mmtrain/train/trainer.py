@@ -8,10 +8,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mmdata.rows.loader import micro_batches
+from mmtrain.checkpoint.corpora import write_corpora
 from mmtrain.checkpoint.dcp import load_checkpoint
 from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.checkpoint.progress import Progress
-from mmtrain.checkpoint.run_folder import RunFolder, Start
+from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError, RunStopped
@@ -31,7 +32,7 @@ from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
-from mmtrain.train.saving import remove_confirmed, save_or_go_on
+from mmtrain.train.saving import Saver
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 from mmtrain.train.stop_signals import StopSignals
@@ -69,7 +70,6 @@ class Trainer:
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
-        self.unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
         self.batches = BatchReader(
             inputs, context.dp_rank, context.dp_size, config.parallel.micro_batch_rows, config.data.num_workers
         )
@@ -103,6 +103,9 @@ class Trainer:
             RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
         notes = [*self.start.notes, *self.folder.claim(self.start)]
+        if self.context.is_main:
+            write_corpora(self.folder.path, self.inputs.fingerprints())
+            self.inputs.save_tokenizer(self.folder.path / TOKENIZER)
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with (
             StopSignals(speaks=self.context.is_main) as signals,
@@ -112,11 +115,12 @@ class Trainer:
             for line in [*header, *report.places(), *notes]:
                 report.note(line)
             self._prepare(report)
+            saver = Saver(self.folder, self.model.module, self.optimizer, self.config, self.inputs, report)
             try:
                 with collected_in_step():
                     while (step := self._next()) is not None:
                         watchdog.step = step.number
-                        self._step(step, report, signals)
+                        self._step(step, report, saver, signals)
                         collect(step.number)
                 return report.close()
             finally:
@@ -137,7 +141,7 @@ class Trainer:
         if planned := plan_attention(self.model.module, self.context, self.dtype, max(lengths), recompute):
             report.note(planned)
 
-    def _step(self, step: RunStep, report: Report, signals: StopSignals) -> None:
+    def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
         phase = self.plan.phases[step.phase_index].phase
         began = time.perf_counter()
         result = train_step(
@@ -151,40 +155,32 @@ class Trainer:
         )
         self.progress = step.after(result.tokens)
         report.step(step, self.progress, phase, result, time.perf_counter() - began)
-        self._after_step(phase, result, report)
+        self._after_step(phase, result, report, saver)
         if result.stop and self._next() is not None:
             self._stop_as_asked(signals)
 
-    def _after_step(self, phase: PhaseConfig, result: StepResult, report: Report) -> None:
+    def _after_step(self, phase: PhaseConfig, result: StepResult, report: Report, saver: Saver) -> None:
         """Validate and save where it is due. Weights that a step could not use are never saved."""
         step, last = self.progress.step, self._next() is None
         self.skipped_in_row = self.skipped_in_row + 1 if result.skipped else 0
         if result.skipped and (last or self.skipped_in_row >= self.config.optim.max_skipped):
             raise self._not_finite(f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
         if not result.skipped and not last:
-            self._remove_old(report)  # only now is it known that the weights that were saved last are good
+            saver.remove_old()  # only now is it known that the weights that were saved last are good
         if last or _is_due(step, self.config.log.valid_interval):
             found = self._validate(phase, report)
             if last and found is not None and not found.is_finite:
                 raise self._not_finite("the held-out loss of the last weights is not finite")
         due = (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval)
         if (due or result.stop) and not result.skipped:
-            self._save(phase, report, last or result.stop)
+            self._save(phase, saver, last or result.stop)
             if last:
-                self._remove_old(report)
+                saver.remove_old()
 
-    def _save(self, phase: PhaseConfig, report: Report, last: bool) -> None:
+    def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
         if not self.model.weights_are_finite():
             raise self._not_finite("the weights hold numbers that are not finite")
-        save_or_go_on(
-            self.folder, self.model.module, self.optimizer, self.progress, self.config, phase.rope_base, report, last
-        )
-        self.unconfirmed = True
-
-    def _remove_old(self, report: Report) -> None:
-        if self.unconfirmed:
-            remove_confirmed(self.folder, self.config.checkpoint.keep, report)
-        self.unconfirmed = False
+        saver.save(self.progress, phase.rope_base, last)
 
     def _not_finite(self, what: str) -> RunStopped:
         good = all_checkpoints(self.folder.checkpoints)

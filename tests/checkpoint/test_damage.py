@@ -11,7 +11,7 @@ import pytest
 from mmtrain.checkpoint import dcp, durable
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers
-from mmtrain.checkpoint.progress import read_progress
+from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.errors import ConfigError
 from tests.checkpoint.fake import SHARD, SIZE, checkpoint, config, metadata, said
@@ -77,7 +77,7 @@ def test_what_a_kill_within_a_save_left_goes_under_the_lock(tmp_path: Path) -> N
 def test_a_checkpoint_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
     old = checkpoint(tmp_path / "step-00000003", {"model": {}}, 3)
     dcp._swap_in(checkpoint(tmp_path / "step-00000003.writing", {"model": {}}, 4), old)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"] and read_progress(old).step == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"] and read_meta(old)["step"] == 4
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

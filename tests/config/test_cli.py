@@ -24,7 +24,9 @@ def command(monkeypatch, tmp_path, capfd):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
         if rank is not None:
-            monkeypatch.setenv("RANK", str(rank))
+            for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 4, "MASTER_PORT": 1}.items():
+                monkeypatch.setenv(name, str(value))
+            monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         code = 0
         try:
             hydra_entry(lambda config: (seen.append(config), run(config)), CONFIGS)
@@ -59,11 +61,11 @@ def test_stage_with_and_without_plus(command, stage):
         ("hidden_size=3", "error: hidden_size=3: unknown option; did you mean 'model.hidden_size'?"),
         ("modle.hidden_size=3", "error: modle.hidden_size=3: unknown option; did you mean 'model'?"),
         ("seed=3", "error: seed=3: unknown option; did you mean 'data.seed' or 'run.seed'?"),
-        ("+optim.beta=3", "error: optim.beta=3: unknown option; did you mean 'beta2'?"),
+        ("+optim.beta=3", "error: optim.beta=3: unknown option; did you mean 'optim.beta2'?"),
         ("model=tiney", "error: model=tiney: not a known choice; did you mean 'tiny'?"),
         ("+stage=long_cxt", "error: stage=long_cxt: not a known choice; did you mean 'long_ctx'?"),
         ("optim=adam", "error: optim=adam: not a known choice; did you mean 'adamw'?"),
-        ("data.sources=[1", "error: data.sources=[1: not readable; write option=value, quoting special characters"),
+        ("data.sources=[1", "error: data.sources=[1: not readable; quote special characters"),
         ("model.rotary_dim=66", "error: model.rotary_dim=66: must be even and at most head_dim=64"),
         ("model.top_k=9", "error: model.top_k=9: must lie between 1 and num_experts=8"),
         ("model.num_kv_heads=3", "error: model.num_kv_heads=3: must divide num_heads=4"),
@@ -71,7 +73,7 @@ def test_stage_with_and_without_plus(command, stage):
         ("run.seed=1,2", "error: run.seed=1,2: several values; add -m"),
         ("+run.seed=1", "error: run.seed=1: already set by the configuration; leave out the +: run.seed=1"),
         ("run.name=${model.nam}", "error: run.name=${...}: Interpolation key 'model.nam' not found"),
-        ("run.name=???", "error: run.name=???: required; give it on the command line: run.name=..."),
+        ("run.name=???", "error: run.name=(missing): required; for example torchrun "),
     ],
 )
 def test_mistakes_are_one_line_with_the_fix(command, argument, expected):
@@ -134,17 +136,21 @@ def test_sweep_runs_every_point_and_says_which_failed(command):
 def test_printing_the_configuration_and_help(command):
     code, out, errors, seen = command("--cfg", "job", "model=moe_28b")
     assert (code, errors, seen) == (0, [], []) and "num_experts: 16" in out and "name: pretrain_8k" in out
-    code, out, errors, seen = command("--help")
-    assert (code, errors, seen) == (0, [], []) and "stage: long_ctx, pretrain, quickstart" in out
 
 
 def test_other_ranks_let_rank_zero_speak(command, monkeypatch):
     waits = []
-    monkeypatch.setattr("mmtrain.config.cli.time.sleep", waits.append)
+    monkeypatch.setattr("mmtrain.config.telling.time.sleep", waits.append)
+
+    def refuse(config):
+        raise ConfigError("data.path", "b", "not on this host", "copy it")
+
     code, _, errors, _ = command(*GIVEN, "model=tiney", rank=0)
     assert code == 2 and errors[0].startswith("error: ") and waits == []
-    code, _, errors, _ = command(*GIVEN, "model=tiney", rank=3)
-    assert code == 2 and errors[0].startswith("error on rank 3: ") and waits == [5.0]
+    code, _, errors, _ = command(*GIVEN, "model=tiney", rank=3)  # the same on all ranks: rank 0 has told it
+    assert code == 2 and errors == [] and waits == [5.0]
+    code, _, errors, _ = command(*GIVEN, rank=3, run=refuse)
+    assert (code, errors, waits) == (2, ["error on rank 3: data.path=b: not on this host; copy it"], [5.0, 5.0])
 
 
 def test_compose_raises_one_error_type():
@@ -167,3 +173,31 @@ def test_as_a_program_without_torch(tmp_path):
     assert done.returncode == 1 and done.stdout == "tiny False\n"
     assert "Traceback" in done.stderr and "RuntimeError: bug" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_sweeps_keep_the_text_of_each_point(command):
+    code, _, errors, seen = command("-m", "run.name=1_0,2e3", "data.path=007")
+    assert (code, errors) == (0, [])
+    assert [(config.run.name, config.data.path) for config in seen] == [("1_0", "007"), ("2e3", "007")]
+    code, _, errors, seen = command("-m", "run.name=range(1,3)", "data.path=b")
+    assert (code, [config.run.name for config in seen]) == (0, ["1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "--cfg", "job", "run.name=a,b"], "error: --cfg=with -m: a sweep has many configurations; leave out -m"),
+        (["foo"], "error: command line=foo: neither option=value nor a flag; see --help"),
+        (["--model", "tiny"], "error: --model=--model: not a flag; options are written option=value, without dashes"),
+        (["--data.path=x"], "error: --data.path=x: not a flag; options are written option=value, without dashes; write "
+                            "data.path=x"),
+        (["--cfgg", "job"], "error: --cfgg=--cfgg: not a flag; options are written option=value, without dashes; did "
+                            "you mean '--cfg'?"),
+        (["--learning-rate", "1"], "error: --learning-rate=--learning-rate: not a flag; options are written "
+                                   "option=value, without dashes; the learning rate is a schedule of the stage"),
+    ],
+)  # fmt: skip
+def test_flags_that_are_none_are_one_line(command, arguments, message):
+    code, out, errors, seen = command(*GIVEN[1:], *arguments)
+    assert (code, out, len(errors), seen) == (2, "", 1, [])
+    assert errors[0].startswith(message)

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 import pytest
 
 from mmtrain.config import ModelConfig, PretrainConfig
-from mmtrain.config.diagnose import _paths
 from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marked, marked_fields
+from mmtrain.config.option_tree import option_paths
 
 FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
-    "data.num_workers", "log.gradient_fingerprints", "log.plot", "log.valid_interval", "log.wandb", "log.wandb_project",
+    "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.tokenizer",
+    "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
+    "log.wandb_project", "optim.max_skipped", "run.change_schedule", "stage.phases.sources.path",
     "parallel.activation_checkpoint", "parallel.reshard_after_forward", "run.dir", "run.init_from",
     "run.init_optimizer", "run.max_steps", "run.resume",
 }  # fmt: skip
 BOUND = {
-    "data.packing", "data.path", "data.seed", "data.sources", "data.tokenizer", "data.valid_fraction",
+    "data.packing", "data.seed", "data.sources", "data.valid_fraction",
     "data.valid_rows", "model.aux_loss_coef", "model.capacity_factor", "model.deepnorm_alpha", "model.deepnorm_beta",
     "model.drop_policy", "model.ffn_hidden_size", "model.head_dim", "model.hidden_size", "model.layer_pattern",
     "model.lightning_norm_eps", "model.loss_chunk_tokens", "model.name", "model.norm_eps", "model.num_experts",
@@ -33,9 +35,16 @@ BOUND = {
 
 def test_each_option_is_free_on_resume_or_bound() -> None:
     """A new option is bound until it is marked; it is named here either way, so that somebody has thought of it."""
-    options = set(_paths(PretrainConfig))
+    options = set(option_paths(PretrainConfig))
     assert options == FREE | BOUND
     assert {option for option in options if is_marked(PretrainConfig, option, FREE_ON_RESUME)} == FREE
+
+
+def test_paths_of_corpora_are_free_wherever_they_stand() -> None:
+    for sources in ("data.sources[1]", "stage.phases[2].sources[0]"):
+        assert is_marked(PretrainConfig, f"{sources}.path", FREE_ON_RESUME)
+        assert not is_marked(PretrainConfig, f"{sources}.weight", FREE_ON_RESUME)
+    assert not is_marked(PretrainConfig, "stage.phases[2].seq_len", FREE_ON_RESUME)
 
 
 def test_weights_depend_on_these_options_of_the_model() -> None:
@@ -56,12 +65,14 @@ class Outer:
     marked: Inner = field(default_factory=Inner, metadata=FREE_ON_RESUME)
     plain: Inner = field(default_factory=Inner)
     values: list[int] = field(default_factory=list)
+    groups: list[Inner] | None = None
 
 
 @pytest.mark.parametrize(
     ("option", "free"),
     [("marked", True), ("marked.bound", True), ("marked.gone_since", True), ("plain", False), ("plain.free", True),
-     ("plain.bound", False), ("plain.gone_since", False), ("values", False), ("values.0", False), ("gone", False)],
+     ("plain.bound", False), ("plain.gone_since", False), ("values", False), ("values.0", False), ("gone", False),
+     ("values[0]", False), ("groups[1].free", True), ("groups[1].bound", False), ("groups[1]", False)],
 )  # fmt: skip
 def test_a_group_s_mark_holds_for_all_in_it(option: str, free: bool) -> None:
     assert is_marked(Outer, option, FREE_ON_RESUME) is free

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmdata import text_parts
 from mmdata import tokenizer as module
 from mmdata.errors import DataError
-from mmdata.prepare.bpe import sample_texts, train_bpe
+from mmdata.prepare.bpe import Sample, train_bpe
 from mmdata.prepare.collect import collect, plan_shards
 from mmdata.tokenizer import EOD_TOKEN, load_tokenizer
 
@@ -18,8 +19,8 @@ REAL = Path(json.__file__).with_name("decoder.py").read_text() + "日本語 😀
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bpe")
     shards = plan_shards(collect([Path(json.__file__).parent])[0])
-    used = train_bpe(shards, "text", 600, folder / "tokenizer.json")
-    train_bpe(shards, "text", 600, folder / "again.json")
+    used = train_bpe(Sample(shards, "text"), 600, folder / "tokenizer.json")
+    train_bpe(Sample(shards, "text"), 600, folder / "again.json")
     assert used["documents"] >= 4
     assert (folder / "tokenizer.json").read_bytes() == (folder / "again.json").read_bytes()
     return folder / "tokenizer.json"
@@ -54,11 +55,13 @@ def test_long_texts_in_parts_give_the_same_ids(tmp_path, monkeypatch):
     words = ["a", "word", " ", "\n", "\n\n", "  ", "'s", "é", "1", ".", "\u2028"]
     texts = ["".join(generator.choices(words, k=300)) for _ in range(50)]
     (tmp_path / "a.txt").write_text("".join(texts))  # so that runs of white space become tokens
-    train_bpe(plan_shards(collect([tmp_path])[0]), "text", 400, tmp_path / "tokenizer.json")
+    train_bpe(Sample(plan_shards(collect([tmp_path])[0]), "text"), 400, tmp_path / "tokenizer.json")
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     for trial, text in enumerate(texts):
-        monkeypatch.setattr(module, "_LONG_TEXT", 10 + trial)
-        assert len(module._parts(text)) > 1 and "".join(module._parts(text)) == text
+        monkeypatch.setattr(text_parts, "PART", 10 + trial)
+        monkeypatch.setattr(module, "PART", 10 + trial)
+        made = list(text_parts.parts(text, tokenizer.cut))
+        assert len(made) > 1 and "".join(made) == text
         flat, _ = tokenizer.encode_documents([text], np.dtype(np.int32))
         assert flat[:-1].tolist() == tokenizer.encode(text)
 
@@ -67,11 +70,11 @@ def test_sample_is_capped_and_deterministic(tmp_path):
     for i in range(40):
         (tmp_path / f"{i:02d}.txt").write_text(f"{i} " * 20_000)
     shards = plan_shards(collect([tmp_path])[0])
-    sample = list(sample_texts(shards, "text", limit=100_000))
+    sample = list(Sample(shards, "text", limit=100_000))
     assert 50_000 < sum(map(len, sample)) <= 100_000 + len(shards)
     assert len(sample) == len(shards) > 2
-    assert sample == list(sample_texts(shards, "text", limit=100_000))
-    assert len(list(sample_texts(shards, "text"))) == 40
+    assert sample == list(Sample(shards, "text", limit=100_000))
+    assert len(list(Sample(shards, "text"))) == 40
 
 
 def test_bad_tokenizers(tmp_path, trained):
@@ -90,4 +93,4 @@ def test_bad_tokenizers(tmp_path, trained):
     with pytest.raises(DataError, match="no end-of-document token"):
         load_tokenizer(broken)
     with pytest.raises(DataError, match="--vocab-size is 256"):
-        train_bpe([], "text", 256, tmp_path / "x.json")
+        train_bpe(Sample([], "text"), 256, tmp_path / "x.json")

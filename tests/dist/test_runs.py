@@ -40,6 +40,9 @@ def test_a_run_learns_and_records_everything(reference: Path) -> None:
     validation = records(reference)[-1]
     assert 0 < validation["val_loss"] < 6 and 0 < validation["val_bits_per_byte"] < 9
     assert (reference / "plot.png").stat().st_size > 10_000
+    corpora = json.loads((reference / "corpora.json").read_text())
+    meta = json.loads((reference / "checkpoints/step-00000008/meta.json").read_text())
+    assert meta["corpora"] == corpora and corpora["sources"][0]["train"]["files"]["bin"]["sha256"]
 
 
 OTHER_MEMORY = ["parallel.sync_every_micro_batch=true", "parallel.activation_checkpoint=true"]
@@ -60,7 +63,9 @@ def test_resume_continues_to_the_last_bit(reference: Path, corpus: Path, tmp_pat
     pretrain(*common, "run.max_steps=3", "checkpoint.interval=2", processes=2)
     shutil.rmtree(tmp_path / "cut/checkpoints/step-00000003")  # as if killed after step 3: step 3 runs again
     (tmp_path / "cut/checkpoints/step-00000004.writing").mkdir()  # cut short while writing: must not be taken
-    pretrain(*common, "run.resume=auto", processes=2)
+    shutil.copytree(corpus, tmp_path / "moved")  # the same corpus elsewhere
+    done = pretrain(*common, f"data.path={tmp_path}/moved", "run.resume=auto", processes=2)
+    assert f"data.path={tmp_path}/moved: the corpus that was at {corpus.resolve()}" in done.stdout
     assert exact(tmp_path / "cut") == exact(reference)
     last, expected = records(tmp_path / "cut")[-1], records(reference)[-1]
     assert {**last, "time": ""} == {**expected, "time": ""}
@@ -119,11 +124,19 @@ def refused(*overrides: str) -> str:
     return lines[0]
 
 
-def test_an_existing_run_is_neither_overwritten_nor_changed(reference: Path, corpus: Path) -> None:
+def test_an_existing_run_is_neither_overwritten_nor_changed(reference: Path, corpus: Path, tmp_path: Path) -> None:
     before = (reference / "metrics.jsonl").read_bytes()
     same = [*SMALL, f"data.path={corpus}", f"run.dir={reference.parent}", "run.name=two", "log.plot=true"]
     assert "run.resume=auto" in refused(*same)
     assert "model.top_k" in refused(*same, "run.resume=auto", "model.top_k=1")
+    changed = tmp_path / "changed"
+    shutil.copytree(corpus, changed)
+    (changed / "manifest.json").write_text((changed / "manifest.json").read_text().replace("sha256", "none"))
+    tokens = bytearray((changed / "train.bin").read_bytes())
+    tokens[0] ^= 1
+    (changed / "train.bin").write_bytes(tokens)
+    line = refused(*same, f"data.path={changed}", "run.resume=auto")
+    assert f"data.path={changed}: it has changed since" in line and "data.allow_changed=true" in line
     assert (reference / "metrics.jsonl").read_bytes() == before
 
 
@@ -194,6 +207,11 @@ def test_a_checkpoint_of_another_model_is_refused(reference: Path, corpus: Path,
     line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", "model.ffn_hidden_size=40",
                    f"run.init_from={reference}")  # fmt: skip
     assert "model.ffn_hidden_size" in line
+    meta = json.loads((reference / "checkpoints/step-00000008/meta.json").read_text())
+    meta["corpora"]["tokenizer"] = {"kind": "json", "sha256": "0" * 64, "content": None, "vocab_size": 257}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", f"run.init_from={tmp_path}")
+    assert "run.init_from" in line and "was trained with a tokenizer.json (257 tokens, sha256 000000000000)" in line
     assert not (tmp_path / "x").exists()
 
 

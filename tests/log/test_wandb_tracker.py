@@ -6,6 +6,7 @@ import types
 import pytest
 
 from mmtrain.config import LogConfig
+from mmtrain.errors import ConfigError
 from mmtrain.log import wandb_tracker as tracker
 from mmtrain.log.wandb_tracker import Tracker, wandb_mode
 
@@ -64,10 +65,20 @@ def test_mode(monkeypatch, tmp_path):
     assert wandb_mode(LogConfig()) == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     assert wandb_mode(LogConfig()) == "online"
+    assert wandb_mode(LogConfig(wandb="online")) == "online"
     assert wandb_mode(LogConfig(wandb="offline")) == "offline"
     assert wandb_mode(LogConfig(wandb="off")) == "off"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert wandb_mode(LogConfig()) == "off"
+
+
+def test_online_without_a_key_is_refused(monkeypatch):
+    with pytest.raises(ConfigError, match=r"log\.wandb=online: there is no API key here; run `wandb login`"):
+        wandb_mode(LogConfig(wandb="online"))
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(ConfigError, match="WANDB_MODE=offline forbids it"):
+        wandb_mode(LogConfig(wandb="online"))
 
 
 def test_records_and_files(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import torch
 
 from mmtrain.config import LrSegment
 from mmtrain.config.schema import Count
@@ -52,14 +53,26 @@ def test_exponential_falls_by_equal_factors():
     assert factors == pytest.approx([0.01**0.1] * 9)
 
 
+def test_cosine_is_torch_s_annealing():
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([parameter], lr=3e-4)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20, eta_min=2e-5)
+    segments = [LrSegment("cosine", Count(2000), 2e-5, 3e-4)]
+    for step in range(1, 21):
+        optimizer.step()
+        oracle.step()
+        assert lr_at(segments, 100 * step) == pytest.approx(oracle.get_last_lr()[0], rel=1e-12)
+    assert lr_at(segments, 5000) == 2e-5
+
+
 def test_empty_segment_is_passed_over():
     segments = [LrSegment("linear", Count(0), 1.0, 0.5), LrSegment("constant", Count(10), 0.25)]
     assert lr_at(segments, 1) == 0.25
 
 
 def test_an_unknown_kind_of_segment_is_not_taken_for_another():
-    with pytest.raises(KeyError, match="cosine"):
-        lr_at([LrSegment("cosine", Count(10), 1e-5, 1e-3)], 5)
+    with pytest.raises(KeyError, match="cosin"):
+        lr_at([LrSegment("cosin", Count(10), 1e-5, 1e-3)], 5)
 
 
 def test_a_kind_is_defined_in_one_table(monkeypatch):

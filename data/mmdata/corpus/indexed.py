@@ -8,17 +8,27 @@ mode for each sequence. The `.bin` file is the tokens, end to end.
 from __future__ import annotations
 
 import struct
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from mmdata.corpus.manifest import recorded_max_id
+from mmdata.corpus.array_cache import ArrayCache, Entry, Tick
+from mmdata.corpus.fingerprint import digest_of, file_facts
+from mmdata.corpus.manifest import recorded_max_id, recorded_sha256
 from mmdata.errors import DataError
 
+LARGE = 1 << 16  # documents from which on the index is kept on disk; below, reading the .idx costs milliseconds
 MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
+
+
+def corpus_prefix(path: str | Path) -> Path:
+    """Path of a pair without its `.bin` or `.idx`; any other dot belongs to the corpus's name."""
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
 
 
 class IndexedCorpus:
@@ -26,8 +36,10 @@ class IndexedCorpus:
 
     Attributes:
         prefix: path without `.bin` or `.idx` (either suffix may be given and is dropped).
+        cache: where the index of a corpus of 65,536 documents or more is kept once it is worked out; None keeps none.
         idx_path, tokens_path: the two files.
         num_documents, num_tokens: totals.
+        num_empty: documents without a token.
         dtype: numpy dtype of the stored tokens.
         doc_lengths: int64[num_documents], tokens of each document, over all of its sequences.
         doc_offsets: int64[num_documents], where each document starts in `data`.
@@ -37,28 +49,47 @@ class IndexedCorpus:
         DataError: a file is missing, truncated or corrupt.
     """
 
-    def __init__(self, prefix: str | Path) -> None:
-        prefix = Path(prefix)
-        self.prefix = prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix
+    def __init__(self, prefix: str | Path, cache: ArrayCache | None = None) -> None:
+        self.prefix, self.cache = corpus_prefix(prefix), cache
         self.idx_path = Path(f"{self.prefix}.idx")
         self.tokens_path = Path(f"{self.prefix}.bin")
         for path in (self.idx_path, self.tokens_path):
             if not path.is_file():
-                hint = f"; {prefix} is a folder: name a corpus in it, for example {prefix / 'train'}"
-                raise DataError(f"{path} is missing{hint if prefix.is_dir() else ': make it with launch/prepare.py'}")
-        self.dtype, bounds = self._read_index()
-        self.num_documents = len(bounds) - 1
-        self.num_tokens = int(bounds[-1])
-        self.doc_offsets = bounds[:-1]
-        self.doc_lengths = np.diff(bounds)
+                folder = Path(prefix)
+                hint = f"; {folder} is a folder: name a corpus in it, for example {folder / 'train'}"
+                raise DataError(f"{path} is missing{hint if folder.is_dir() else ': make it with launch/prepare.py'}")
+        with open(self.idx_path, "rb") as stream:
+            self.dtype, self._sequences, boundaries = self._read_header(stream, self.idx_path.stat().st_size)
+        self.num_documents = boundaries - 1
+        index = self._index()
+        bounds = index.arrays["bounds"]
+        self.num_tokens, self.num_empty = int(bounds[-1]), int(index.facts["empty"])
+        self.doc_offsets, self.doc_lengths = bounds[:-1], index.arrays["lengths"]
         self.data = self._map_tokens()
 
-    def __getstate__(self) -> dict[str, Path]:
-        """Pickle by path: a worker process opens its own map."""
-        return {"prefix": self.prefix}
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle by path: a worker process opens its own maps."""
+        return {"prefix": self.prefix, "cache": self.cache}
 
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.__init__(state["prefix"])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(f"{state['prefix']}.bin", state["cache"])
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        try:
+            files = {"bin": file_facts(self.tokens_path), "idx": file_facts(self.idx_path)}
+        except OSError as error:
+            raise DataError(f"{self.prefix}.bin/.idx cannot be read: {error.strerror}") from None
+        recorded = recorded_sha256(self.prefix, files["bin"]["bytes"])
+        for kind, facts in files.items():
+            if kind in recorded:
+                facts["sha256"] = recorded[kind]
+        tokens = files["bin"]["bytes"] // self.dtype.itemsize
+        return {"documents": self.num_documents, "tokens": tokens, "dtype": self.dtype.name, "files": files}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Facts by which a later launch knows these files again; see :mod:`mmdata.corpus.fingerprint`."""
+        return self._fingerprint
 
     def document(self, i: int) -> np.ndarray:
         """Tokens of document i, dtype[doc_lengths[i]], a view of the map."""
@@ -98,23 +129,32 @@ class IndexedCorpus:
     def _corrupt(self, path: Path, what: str) -> DataError:
         return DataError(f"{path} is not a usable Megatron corpus: {what}; copy or prepare it again")
 
-    def _read_index(self) -> tuple[np.dtype, np.ndarray]:
-        """Read the tokens' dtype, and where documents begin and end in `data`: int64[documents + 1]."""
-        size = self.idx_path.stat().st_size
+    def _index(self) -> Entry:
+        """Where documents begin and end in `data` (`bounds`, int64[documents + 1]), and their `lengths`, int64."""
+        if self.cache is None or self.num_documents < LARGE:
+            return self._read_index()
+        key = {"corpus": digest_of(self.fingerprint()), "format": 1}
+        return self.cache.get("documents", key, lambda tick: self._read_index(tick), f"the index of {self.prefix}")
+
+    def _read_index(self, tick: Tick | None = None) -> Entry:
+        """Read and check the whole .idx file."""
         with open(self.idx_path, "rb") as stream:
-            dtype, sequences, boundaries = self._read_header(stream, size)
-            lengths = np.fromfile(stream, dtype="<i4", count=sequences)
-            pointers = np.fromfile(stream, dtype="<i8", count=sequences)
-            documents = np.fromfile(stream, dtype="<i8", count=boundaries)
-        if sequences and lengths.min() < 0:
+            stream.seek(_HEADER.size)
+            lengths = np.fromfile(stream, dtype="<i4", count=self._sequences)
+            pointers = np.fromfile(stream, dtype="<i8", count=self._sequences)
+            documents = np.fromfile(stream, dtype="<i8", count=self.num_documents + 1)
+        if self._sequences and lengths.min() < 0:
             raise self._corrupt(self.idx_path, "a sequence length is negative")
-        ends = np.zeros(sequences + 1, dtype=np.int64)
+        ends = np.zeros(self._sequences + 1, dtype=np.int64)
         np.cumsum(lengths, out=ends[1:], dtype=np.int64)
-        if not np.array_equal(pointers, ends[:-1] * dtype.itemsize):
+        if not np.array_equal(pointers, ends[:-1] * self.dtype.itemsize):
             raise self._corrupt(self.idx_path, "its sequence pointers do not follow from its sequence lengths")
-        if documents[0] != 0 or documents[-1] != sequences or (np.diff(documents) < 0).any():
-            raise self._corrupt(self.idx_path, f"document boundaries do not run from 0 to its {sequences} sequences")
-        return dtype, ends[documents]
+        if documents[0] != 0 or documents[-1] != self._sequences or (np.diff(documents) < 0).any():
+            problem = f"document boundaries do not run from 0 to its {self._sequences} sequences"
+            raise self._corrupt(self.idx_path, problem)
+        bounds = ends[documents]
+        sizes = np.diff(bounds)
+        return Entry({"bounds": bounds, "lengths": sizes}, {"empty": int((sizes == 0).sum())})
 
     def _read_header(self, stream: BinaryIO, size: int) -> tuple[np.dtype, int, int]:
         """Read the tokens' dtype, the number of sequences and the number of document boundaries."""

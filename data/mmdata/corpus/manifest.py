@@ -39,7 +39,7 @@ class Manifest:
     """Facts about a prepared corpus. There are no times among them, so equal requests give equal bytes."""
 
     request: str  # sha256 over inputs and options: two requests with one value give the same corpus
-    tokenizer: dict[str, Any]  # kind ("bytes", "trained", "file"), sha256, and what it was trained on
+    tokenizer: dict[str, Any]  # kind ("bytes", "trained", "file"), sha256, content, and what it was trained on
     vocab_size: int
     eod_id: int
     dtype: str
@@ -84,6 +84,20 @@ def recorded_max_id(prefix: Path, bin_bytes: int) -> int | None:
     except (DataError, KeyError):
         return None
     return split.max_token_id if recorded == bin_bytes else None
+
+
+def recorded_sha256(prefix: Path, bin_bytes: int) -> dict[str, str]:
+    """SHA-256 of the pair at `prefix` by the manifest beside it, ``{"bin", "idx"}``; empty if it records none of it.
+
+    `bin_bytes` is the size of the .bin file at hand, compared with the recorded one.
+    """
+    try:
+        files = read_manifest(prefix.parent).splits[prefix.name].files
+        if files[f"{prefix.name}.bin"]["bytes"] != bin_bytes:
+            return {}
+        return {kind: files[f"{prefix.name}.{kind}"]["sha256"] for kind in ("bin", "idx")}
+    except (DataError, KeyError):
+        return {}
 
 
 def sha256_file(path: Path) -> str:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.kept_split import kept_split
 from mmdata.corpus.megatron import MegatronFormat
 from mmdata.corpus.prepared import PreparedFormat
 from mmdata.corpus.protocol import CorpusFormat
-from mmdata.corpus.split import Split, split_documents
+from mmdata.corpus.split import Split
 from mmdata.corpus.token_range import check_token_range
+from mmdata.tokenizer_identity import TokenizerIdentity
 
 FORMATS: tuple[CorpusFormat, ...] = (
     PreparedFormat(),
@@ -24,24 +27,26 @@ def corpus_format(source: str) -> CorpusFormat:
     return next(known for known in FORMATS if known.matches(source))
 
 
-def open_corpus(source: str, *, vocab_size: int, valid_fraction: float, seed: int) -> tuple[Split, Split | None]:
+def open_corpus(
+    source: str, *, vocab_size: int, valid_fraction: float, seed: int, cache: ArrayCache | None = None
+) -> tuple[Split, Split | None]:
     """Training and held-out documents of the corpus at `source`, its tokens checked against a vocabulary.
 
     The second is None where the format keeps its held-out documents itself and has none. Where the format keeps none,
-    `split_documents` chooses `valid_fraction` of all documents by a hash of their content and `seed`.
+    `split_documents` chooses `valid_fraction` of all documents by a hash of their content and `seed`. What is slow to
+    work out about a large corpus is kept in `cache`.
 
     Raises:
         DataError: a file is missing, truncated or corrupt, a token id is outside 0..vocab_size-1, or (where the
             hold-out is chosen here) `valid_fraction` is not in [0, 1).
     """
     found = corpus_format(source)
-    corpus = found.train(source)
-    check_token_range(corpus, vocab_size)
+    corpus = found.train(source, cache)
+    check_token_range(corpus, vocab_size, cache)
     if found.keeps_valid:
-        held = found.valid(source)
+        held = found.valid(source, cache)
         return Split(corpus), None if held is None else Split(held)
-    train_ids, valid_ids = split_documents(corpus, valid_fraction, seed)
-    return Split(corpus, train_ids), Split(corpus, valid_ids)
+    return kept_split(corpus, valid_fraction, seed, cache)
 
 
 def tokenizer_path(source: str) -> Path:
@@ -51,3 +56,12 @@ def tokenizer_path(source: str) -> Path:
         DataError: there is no such corpus, or no tokenizer with it.
     """
     return corpus_format(source).tokenizer(source)
+
+
+def tokenizer_identity(source: str) -> TokenizerIdentity | None:
+    """Identity of the tokenizer that made the corpus at `source`; None where nothing on disk says it.
+
+    Raises:
+        DataError: what the disk says contradicts itself.
+    """
+    return corpus_format(source).tokenizer_identity(source)

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmdata.errors import DataError
-from mmdata.prepare.sources import Document, Piece, read_piece
+from mmdata.prepare.skips import Skip, SkipLog
+from mmdata.prepare.sources import Piece, read_piece
+from mmdata.prepare.text_files import Separator
+from mmdata.text_parts import PartCutter, byte_level_cut
 from mmdata.tokenizer import EOD_TOKEN
 
 SAMPLE_BYTES = 64_000_000  # text that BPE is trained on, at most; more changes the merges little
@@ -29,26 +32,60 @@ def tokenizer_threads(enabled: bool) -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def sample_texts(shards: Sequence[Sequence[Piece]], text_field: str, limit: int = SAMPLE_BYTES) -> Iterator[str]:
+class Sample:
     """Texts to train on: all texts, or for a corpus over `limit` bytes the first of every shard in equal shares.
 
-    The sample is a function of the files alone.
+    The sample is a function of the files alone. Long documents come in parts, cut where BPE's pre-tokenizer cuts them.
+
+    Attributes:
+        documents: documents read so far.
+        bytes: of the texts read so far.
+        skips: what could not be read.
     """
-    total = max(1, sum(piece.weight for shard in shards for piece in shard))
-    for shard in shards:
-        budget = limit * sum(piece.weight for piece in shard) / total if total > limit else float("inf")
-        for piece in shard:
-            for item in read_piece(piece, text_field):
-                if isinstance(item, Document):
-                    yield item.text[: int(budget) + 1] if budget < len(item.text) else item.text
-                    budget -= len(item.data)
+
+    def __init__(
+        self,
+        shards: Sequence[Sequence[Piece]],
+        text_field: str,
+        separator: Separator | None = None,
+        limit: int = SAMPLE_BYTES,
+    ) -> None:
+        self._shards, self._text_field, self._separator, self._limit = shards, text_field, separator, limit
+        self.documents = self.bytes = 0
+        self.skips = SkipLog()
+
+    def __iter__(self) -> Iterator[str]:
+        total = max(1, sum(piece.weight for shard in self._shards for piece in shard))
+        for shard in self._shards:
+            share = self._limit * sum(piece.weight for piece in shard) / total
+            yield from self._of_shard(shard, share if total > self._limit else float("inf"))
+
+    def _of_shard(self, shard: Sequence[Piece], budget: float) -> Iterator[str]:
+        items = (item for piece in shard for item in read_piece(piece, self._text_field, self._separator))
+        cutter, taken, size = PartCutter(byte_level_cut), 0, 0  # of the document at hand
+        for item in items:
+            if isinstance(item, Skip):
+                self.skips.add(item)
+                cutter, taken, size = PartCutter(byte_level_cut), 0, 0
+                continue
+            text = item.text
+            over = taken + len(text) > budget
+            if over:
+                text = text[: int(budget) + 1 - taken]
+            taken, size = taken + len(text), size + len(item.data)
+            whole = over or not item.more
+            for part in cutter.take(text, last=whole):
+                self.bytes += len(part.encode("utf-8"))
+                yield part
+            if whole:
+                self.documents += 1
+                budget -= size
+                cutter, taken, size = PartCutter(byte_level_cut), 0, 0
                 if budget <= 0:
-                    break
-            if budget <= 0:
-                break
+                    return
 
 
-def train_bpe(shards: Sequence[Sequence[Piece]], text_field: str, vocab_size: int, path: Path) -> dict[str, int]:
+def train_bpe(sample: Sample, vocab_size: int, path: Path) -> dict[str, int]:
     """Train a byte-level BPE of up to `vocab_size` tokens, save it as `path`, return `documents` and `bytes` seen.
 
     The alphabet is all 256 bytes, so every text can be encoded, and EOD is "<end_of_document>", id 0.
@@ -60,14 +97,6 @@ def train_bpe(shards: Sequence[Sequence[Piece]], text_field: str, vocab_size: in
 
     if vocab_size < MIN_VOCAB:
         raise DataError(f"--vocab-size is {vocab_size}: byte-level BPE needs at least {MIN_VOCAB}, for example 32768")
-    used = {"documents": 0, "bytes": 0}
-
-    def counted() -> Iterator[str]:
-        for text in sample_texts(shards, text_field):
-            used["documents"] += 1
-            used["bytes"] += len(text.encode("utf-8"))
-            yield text
-
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
@@ -78,8 +107,8 @@ def train_bpe(shards: Sequence[Sequence[Piece]], text_field: str, vocab_size: in
         show_progress=False,
     )
     with tokenizer_threads(True):
-        backend.train_from_iterator(counted(), trainer=trainer)
-    if used["documents"] == 0:
-        raise DataError("the corpus is empty: no readable document in --input, so no tokenizer can be trained")
+        backend.train_from_iterator(iter(sample), trainer=trainer)
+    if sample.documents == 0:
+        raise DataError(f"the corpus is empty: no usable document in --input ({sample.skips.reasons()})")
     backend.save(str(path))
-    return used
+    return {"documents": sample.documents, "bytes": sample.bytes}

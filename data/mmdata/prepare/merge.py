@@ -16,14 +16,14 @@ from mmdata.corpus.split import held_out
 from mmdata.corpus.writer import CorpusWriter
 from mmdata.errors import DataError
 from mmdata.prepare.shards import Shard, ShardTask, open_shard
-from mmdata.prepare.sources import Skip
+from mmdata.prepare.skips import SkipLog
 
 SPLITS = ("train", "valid")
 
 
 def merge_shards(
     tasks: Sequence[ShardTask], folder: Path, dtype: np.dtype, valid_fraction: float
-) -> tuple[dict[str, SplitInfo], list[Skip]]:
+) -> tuple[dict[str, SplitInfo], SkipLog]:
     """Write `folder/train.bin/.idx` and, if any document is held out, `folder/valid.bin/.idx`.
 
     Returns the manifest's facts about each split that was written, and the skips of all shards.
@@ -32,12 +32,14 @@ def merge_shards(
         DataError: there is no document at all.
     """
     shards = [open_shard(task) for task in tasks]
-    skips = [skip for shard in shards for skip in shard.skips]
+    skips = SkipLog()
+    for shard in shards:
+        skips.merge(shard.skips)
     facts = np.concatenate([shard.facts for shard in shards])
     if len(facts) == 0:
-        reasons = ", ".join(sorted({skip.reason for skip in skips})) or "nothing was read"
-        raise DataError(f"the corpus is empty: no usable document in --input ({reasons}; see --text-field, --suffix)")
-    valid = held_out(facts[:, 1], valid_fraction)
+        reasons = skips.reasons() or "nothing was read"
+        raise DataError(f"the corpus is empty: no usable document in --input ({reasons})")
+    valid = held_out(facts[:, 1], facts[:, 0], valid_fraction)
     chosen = {name: valid if name == "valid" else ~valid for name in SPLITS[: 2 if valid.any() else 1]}
     largest = _write(shards, valid, folder, dtype, list(chosen))
     splits = {}

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import parent_process
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from mmdata.corpus.writer import fsync
-from mmdata.hashing import content_hash
-from mmdata.prepare.sources import Document, Piece, Skip, read_piece
+from mmdata.prepare.encoder import Encoder
+from mmdata.prepare.skips import SkipLog
+from mmdata.prepare.sources import Piece, read_piece
+from mmdata.prepare.text_files import parse_separator
 from mmdata.tokenizer import Tokenizer, load_tokenizer
-
-_BATCH_BYTES = 1 << 19  # text encoded at a time: bounds a worker's memory
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,12 @@ class ShardTask:
     tokenizer_hash: str  # of its content, so that no worker goes on with an earlier file of the same path
     text_field: str
     dtype: str
+    separator: str | None = None  # as `parse_separator` reads it
+
+    @property
+    def weight(self) -> int:
+        """Rough size of the text in bytes."""
+        return sum(piece.weight for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Shard:
 
     tokens: np.ndarray
     facts: np.ndarray
-    skips: list[Skip]
+    skips: SkipLog
 
 
 def start_worker() -> None:
@@ -62,25 +67,35 @@ def start_worker() -> None:
 def make_shard(task: ShardTask) -> int:
     """Make a shard; return its weight in bytes, for the progress bar.
 
-    The `.json` file is renamed into place last: its presence means that the shard is whole and on disk.
+    The `.json` file is renamed into place last: its presence means that the shard is whole and on disk. While it is
+    made, the size of its `.seen` file is the bytes of text that are done (the file is sparse: it takes no room).
     """
-    weight = sum(piece.weight for piece in task.pieces)
     base = Path(task.folder) / f"{task.number:06d}"
-    skips: list[Skip] = []
-    facts: list[np.ndarray] = []
     tokenizer, dtype = _cached_tokenizer(task.tokenizer, task.tokenizer_hash), np.dtype(task.dtype)
-    with open(f"{base}.bin.tmp", "wb") as stream:
-        for batch in _batches(task, skips):
-            flat, fact = _encode(tokenizer, batch, dtype)
-            flat.tofile(stream)
-            facts.append(fact)
-    np.save(f"{base}.tmp.npy", np.concatenate(facts) if facts else np.empty((0, 3), dtype=np.uint64))
-    tokens = Path(f"{base}.bin.tmp").stat().st_size // dtype.itemsize
-    Path(f"{base}.json.tmp").write_text(json.dumps({"tokens": tokens, "skips": skips}), encoding="utf-8")
+    separator = None if task.separator is None else parse_separator(task.separator)
+    with open(f"{base}.bin.tmp", "w+b") as stream, open(f"{base}.seen", "wb") as seen:
+        encoder = Encoder(tokenizer, dtype, stream, lambda size: seen.truncate(min(size, task.weight)))
+        for piece in task.pieces:
+            for item in read_piece(piece, task.text_field, separator):
+                encoder.add(item)
+        facts = encoder.finish()
+        tokens = stream.tell() // dtype.itemsize
+    np.save(f"{base}.tmp.npy", facts)
+    meta = {"tokens": tokens, "skips": encoder.skips.dump()}
+    Path(f"{base}.json.tmp").write_text(json.dumps(meta), encoding="utf-8")
     for written, name in ((".bin.tmp", ".bin"), (".tmp.npy", ".npy"), (".json.tmp", ".json")):
         fsync(Path(f"{base}{written}"))
         os.replace(f"{base}{written}", f"{base}{name}")
-    return weight
+    Path(f"{base}.seen").unlink()
+    return task.weight
+
+
+def bytes_seen(task: ShardTask) -> int:
+    """Bytes of text done of a shard that is being made; 0 if it is not."""
+    try:
+        return Path(task.folder, f"{task.number:06d}.seen").stat().st_size
+    except OSError:
+        return 0
 
 
 def is_done(task: ShardTask) -> bool:
@@ -99,36 +114,10 @@ def open_shard(task: ShardTask) -> Shard:
     meta = json.loads(Path(f"{base}.json").read_text(encoding="utf-8"))
     dtype = np.dtype(task.dtype)
     tokens = np.asarray(np.memmap(f"{base}.bin", dtype=dtype, mode="r")) if meta["tokens"] else np.empty(0, dtype)
-    return Shard(tokens, np.load(f"{base}.npy"), [Skip(*skip) for skip in meta["skips"]])
+    return Shard(tokens, np.load(f"{base}.npy"), SkipLog.load(meta["skips"]))
 
 
 @lru_cache(maxsize=1)
 def _cached_tokenizer(path: str, content_hash: str) -> Tokenizer:
     """One tokenizer for all shards of a worker."""
     return load_tokenizer(path)
-
-
-def _batches(task: ShardTask, skips: list[Skip]) -> Iterator[Sequence[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for piece in task.pieces:
-        for item in read_piece(piece, task.text_field):
-            if isinstance(item, Skip):
-                skips.append(item)
-                continue
-            batch.append(item)
-            size += len(item.data)
-            if size >= _BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encode(tokenizer: Tokenizer, batch: Sequence[Document], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    flat, lengths = tokenizer.encode_documents([document.text for document in batch], dtype)
-    facts = np.empty((len(batch), 3), dtype=np.uint64)
-    facts[:, 0] = lengths
-    facts[:, 1] = [content_hash(document.data) for document in batch]
-    facts[:, 2] = [len(document.data) for document in batch]
-    return flat, facts

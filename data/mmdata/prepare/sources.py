@@ -1,49 +1,43 @@
-"""Reading documents out of files: text and source code, JSON lines (plain, gzip, zstd) and Parquet.
+"""Reading documents out of files: text and source code, JSON of any layout, and Parquet; packed or not.
 
-Nothing here is fatal: a file or line that cannot be read comes out as a `Skip`, with the reason and the place.
+Nothing here is fatal: a file or record that cannot be read comes out as a `Skip`, with the reason and the place.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-_TEXT_NAMES = """
-    txt text md markdown rst tex py pyi pyx c h cc cpp cxx hpp hh cu cuh java kt kts scala go rs js mjs jsx ts tsx rb
-    php pl pm lua swift m mm cs fs hs ml mli clj erl ex exs jl r f f90 f95 asm s sh bash zsh fish ps1 sql html htm
-    css scss vue svelte proto cmake zig nim d dart v sv vhd lean coq el lisp scm vim tcl
-"""
-TEXT_SUFFIXES = frozenset(f".{name}" for name in _TEXT_NAMES.split())
-_CHUNK = 1 << 20
-_BROKEN_STREAM = (OSError, EOFError, zlib.error)
+from mmdata.prepare import parquet
+from mmdata.prepare.json_values import json_values, text_fields, text_in
+from mmdata.prepare.skips import Skip
+from mmdata.prepare.streams import CHUNK, RECORD_LIMIT, BrokenStreamError, chunks, lines
+from mmdata.prepare.text_files import Separator, fragments, section
+
+_TOO_LONG = f"record over {RECORD_LIMIT >> 20} MiB"
 
 
 class Document(NamedTuple):
-    """One document: its text and the same text as UTF-8 bytes."""
+    """One document, or a fragment of a long one: its text and the same text as UTF-8 bytes.
+
+    `more` says that the document goes on in the next item. If that is a `Skip`, all of the document is left out.
+    """
 
     text: str
     data: bytes
-
-
-class Skip(NamedTuple):
-    """A document left out: why ("not UTF-8", "empty", ...) and where (file, with the line where there is one)."""
-
-    reason: str
-    where: str
+    more: bool = False
 
 
 @dataclass(frozen=True)
 class Piece:
     """A part of one file that is read in one go.
 
-    `kind` is "text", "jsonl", "jsonl.gz", "jsonl.zst" or "parquet". `start` and `stop` are bytes for "jsonl" (a line
-    belongs to the piece that holds its first byte), row groups for "parquet", and unused otherwise. `weight` is the
-    rough size of its text in bytes.
+    `kind` is "text", "jsonl" (a record a line), "json" (records in any layout) or "parquet"; `packed` is "gz", "zst",
+    "bz2", "xz" or "". `start` and `stop` are bytes for unpacked "jsonl" (a line belongs to the piece that holds its
+    first byte) and for "text" that is cut at separators, row groups for "parquet", and 0 where the whole file is meant.
+    `weight` is the rough size of its text in bytes.
     """
 
     path: str
@@ -51,61 +45,85 @@ class Piece:
     start: int = 0
     stop: int = 0
     weight: int = 0
+    packed: str = ""
 
 
-def kind_of(path: Path) -> str | None:
-    """Kind of file (see `Piece`) that a name's suffix stands for, or None when it is not one we know."""
-    name = path.name.lower()
-    for kind in ("jsonl.gz", "jsonl.zst", "jsonl", "parquet"):
-        if name.endswith(f".{kind}"):
-            return kind
-    return "text" if path.suffix.lower() in TEXT_SUFFIXES else None
+def read_piece(piece: Piece, text_field: str, separator: Separator | None = None) -> Iterator[Document | Skip]:
+    """Documents and skips of one piece, in file order.
 
-
-def read_piece(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
-    """Documents and skips of one piece, in file order. `text_field` is the JSON key or Parquet column of the text."""
+    Args:
+        piece: what to read.
+        text_field: JSON key or Parquet column of the text; names joined by dots lead into objects.
+        separator: what stands between the documents of a text file; None makes a file one document.
+    """
+    read = {"json": _json, "jsonl": _packed_jsonl if piece.packed else _plain_jsonl, "parquet": _parquet}
     try:
-        if piece.kind == "text":
-            yield _document(Path(piece.path).read_bytes(), piece.path)
-        elif piece.kind == "jsonl":
-            yield from _plain_jsonl(piece, text_field)
-        elif piece.kind == "parquet":
-            yield from _parquet(piece, text_field)
-        else:
-            yield from _packed_jsonl(piece, text_field)
-    except OSError as error:
-        yield Skip("unreadable", f"{piece.path} ({error.strerror or error})")
-
-
-def _document(data: bytes, where: str) -> Document | Skip:
-    """A document from UTF-8 bytes (a byte-order mark is dropped)."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        text = data.decode("utf-8")
+        yield from _text(piece, separator) if piece.kind == "text" else read[piece.kind](piece, text_field)
     except UnicodeDecodeError:
-        return Skip("not UTF-8", where)
-    return Document(text, data) if text and not text.isspace() else Skip("empty", where)
+        yield Skip("not UTF-8", f"{piece.path} (its mark says UTF-16 or UTF-32)")
+    except BrokenStreamError:
+        yield Skip(f"broken {piece.packed}", piece.path)
+    except OSError as error:
+        place = f" from byte {piece.start}" if piece.start else ""
+        yield Skip("unreadable", f"{piece.path}{place} ({error.strerror or error})")
 
 
-def _from_text(text: object, text_field: str, where: str) -> Document | Skip:
+def _text(piece: Piece, separator: Separator | None) -> Iterator[Document | Skip]:
+    if separator is not None and piece.stop:
+        pieces = section(piece.path, piece.start, piece.stop, separator)
+    else:
+        pieces = chunks(piece.path, piece.packed)
+    number = told = 0
+    begun, blank, bad = False, True, False  # of the document at hand: fragments went out, white space only, not UTF-8
+    for data, more in fragments(pieces, separator):
+        where = piece.path if separator is None else _place(piece, f"document {number + 1}")
+        try:
+            text = "" if bad else data.decode("utf-8")
+        except UnicodeDecodeError:
+            yield Skip("not UTF-8", where)
+            bad, told = True, told + 1
+        if not bad:
+            blank = blank and (not text or text.isspace())
+            if more or not blank:
+                yield Document(text, data, more)
+                begun, told = True, told + 1
+            elif begun:
+                yield Skip("empty", where)
+        if not more:
+            number, begun, blank, bad = number + 1, False, True, False
+    if not told and piece.start == 0:
+        yield Skip("empty", piece.path)
+
+
+def _place(piece: Piece, place: str) -> str:
+    """Where a record is: its number is counted from the start of its piece."""
+    return f"{piece.path} {place}" + (f" from byte {piece.start}" if piece.start else "")
+
+
+def _from_value(text: object, text_field: str, where: str, fields: tuple[tuple[str, int], ...] = ()) -> Document | Skip:
     """A document from a JSON or Parquet value."""
-    if not isinstance(text, str):
-        return Skip(f'no text in field "{text_field}"', where)
+    if not isinstance(text, str | bytes):
+        return Skip(f'no text in field "{text_field}"', where, fields)
     try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell
+        text, data = (text, text.encode("utf-8")) if isinstance(text, str) else (text.decode("utf-8"), text)
+    except UnicodeError:  # of bytes, or a lone surrogate, which JSON can spell
         return Skip("not UTF-8", where)
     return Document(text, data) if text and not text.isspace() else Skip("empty", where)
 
 
-def _json_line(line: bytes, text_field: str, where: str) -> Document | Skip:
+def _json_record(data: bytes | None, text_field: str, where: str, bad: str) -> Document | Skip:
+    """A document from the bytes of a JSON object. `bad` is the reason given where they are not JSON."""
+    if data is None:
+        return Skip(_TOO_LONG, where)
     try:
-        record = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+        record = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except UnicodeDecodeError:
         return Skip("not UTF-8", where)
     except (ValueError, RecursionError):
-        return Skip("bad JSON line", where)
-    return _from_text(record.get(text_field) if isinstance(record, dict) else None, text_field, where)
+        return Skip(bad, where)
+    text = text_in(record, text_field)
+    fields = () if isinstance(text, str) else tuple(text_fields(record))
+    return _from_value(text, text_field, where, fields)
 
 
 def _plain_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
@@ -113,75 +131,60 @@ def _plain_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
         position = piece.start
         if position:  # step back one byte: if it is a newline the piece starts with a whole line
             stream.seek(position - 1)
-            position += len(stream.readline()) - 1
+            position += _rest_of_line(stream) - 1
         number = 0
         if piece.stop == 0:
             yield Skip("empty", piece.path)
         while position < piece.stop:
-            line = stream.readline()
+            line: bytes | None = stream.readline(RECORD_LIMIT)
             if not line:
                 break
             number += 1
-            if not line.isspace():
-                where = f"{piece.path} at byte {position}" if piece.start else f"{piece.path} line {number}"
-                yield _json_line(line, text_field, where)
+            where = f"{piece.path} at byte {position}" if piece.start else f"{piece.path} line {number}"
             position += len(line)
+            if len(line) == RECORD_LIMIT and not line.endswith(b"\n"):
+                position, line = position + _rest_of_line(stream), None
+            if line is None or not line.isspace():
+                yield _json_record(line, text_field, where, "bad JSON line")
+
+
+def _rest_of_line(stream: BinaryIO) -> int:
+    """Pass the rest of a line, in bounded memory; its size in bytes."""
+    size = 0
+    while part := stream.readline(CHUNK):
+        size += len(part)
+        if part.endswith(b"\n"):
+            break
+    return size
 
 
 def _packed_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
     """Lines of a compressed file. A break in the stream ends it: what was read before it is kept."""
     number = 0
     try:
-        for line in _lines(_gzip_chunks(piece.path) if piece.kind == "jsonl.gz" else _zstd_chunks(piece.path)):
+        for line in lines(chunks(piece.path, piece.packed)):
             number += 1
-            if line and not line.isspace():
-                yield _json_line(line, text_field, f"{piece.path} line {number}")
-    except _BROKEN_STREAM as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the file itself cannot be read
-        yield Skip(f"broken {piece.kind.rpartition('.')[2]}", f"{piece.path} after line {number}")
+            if line is None or (line and not line.isspace()):
+                yield _json_record(line, text_field, f"{piece.path} line {number}", "bad JSON line")
+    except BrokenStreamError:
+        yield Skip(f"broken {piece.packed}", f"{piece.path} after line {number}")
         return
     if number == 0:
         yield Skip("empty", piece.path)
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    tail = b""
-    for chunk in chunks:
-        *whole, tail = (tail + chunk).split(b"\n")
-        yield from whole
-    if tail:
-        yield tail
-
-
-def _gzip_chunks(path: str) -> Iterator[bytes]:
-    with gzip.open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-
-
-def _zstd_chunks(path: str) -> Iterator[bytes]:
-    """Every frame of a file, as multi-threaded writers make several.
-
-    `ZstdDecompressor.stream_reader` takes a truncated file for a finished one, so the frames are followed by hand.
-    """
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame, inside = decompressor.decompressobj(), False
+def _json(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
+    """Records of a JSON file. A break in the stream ends it: what was read before it is kept."""
+    number = 0
     try:
-        with open(path, "rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                while chunk:
-                    yield frame.decompress(chunk)
-                    inside, chunk = True, b""
-                    if frame.eof:
-                        chunk, inside = frame.unused_data, False
-                        frame = decompressor.decompressobj()
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from None
-    if inside:
-        raise EOFError("the last frame is not finished")
+        for value in json_values(chunks(piece.path, piece.packed)):
+            number += 1
+            yield _json_record(value, text_field, f"{piece.path} value {number}", "bad JSON value")
+    except BrokenStreamError:
+        yield Skip(f"broken {piece.packed}", f"{piece.path} after value {number}")
+        return
+    if number == 0:
+        yield Skip("empty", piece.path)
 
 
 def _parquet(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
@@ -189,21 +192,22 @@ def _parquet(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
     import pyarrow.parquet as pq
 
     row = 0
+    groups = f"of groups {piece.start}-{piece.stop - 1}"
     try:
         with pq.ParquetFile(piece.path) as table:
-            if text_field not in table.schema_arrow.names:
-                yield Skip(f'no text in field "{text_field}"', piece.path)
+            names = parquet.column_of(table.schema_arrow, text_field)
+            if names is None:
+                if piece.start == 0:  # once a file
+                    fields = tuple(parquet.text_columns(table))
+                    yield Skip(f'no text in field "{text_field}"', piece.path, fields)
                 return
             if table.metadata.num_rows == 0:
                 yield Skip("empty", piece.path)
-            groups = range(piece.start, piece.stop)
-            for batch in table.iter_batches(256, row_groups=groups, columns=[text_field], use_threads=False):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    where = f"{piece.path} row {row} of groups {piece.start}-{piece.stop - 1}"
-                    yield _from_text(value, text_field, where)
+            for value in parquet.values(table, names, range(piece.start, piece.stop)):
+                row += 1
+                yield _from_value(value, text_field, f"{piece.path} row {row} {groups}")
     except UnicodeDecodeError:
-        yield Skip("not UTF-8", f"{piece.path} after row {row} of groups {piece.start}-{piece.stop - 1}")
+        yield Skip("not UTF-8", f"{piece.path} after row {row} {groups}")
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

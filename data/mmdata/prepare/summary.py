@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmdata.corpus.manifest import Manifest
+from mmdata.prepare.next_command import next_command
+from mmdata.prepare.skips import WAYS_ON
 
 _NAMES_SHOWN = 3
 
 
-def summary(manifest: Manifest, output: Path) -> str:
-    """Three lines: the counts of each split, the files left out and why, the folder and the next command."""
-    return "\n".join([_counts(manifest), _skipped(manifest), _next(manifest, output)])
+def summary(manifest: Manifest, output: Path, script: str = "launch/pretrain.py") -> str:
+    """Three lines: the counts of each split, the files left out and why, the folder and the next command.
+
+    `script` is how torchrun is told to train (see `next_command`).
+    """
+    return "\n".join([_counts(manifest), _skipped(manifest), _next(manifest, output, script)])
 
 
 def _counts(manifest: Manifest) -> str:
@@ -34,14 +39,18 @@ def _skipped(manifest: Manifest) -> str:
         names = [_short(name) for name in entry["names"][:_NAMES_SHOWN]]
         if entry["count"] > len(names):
             names.append(f"{entry['count'] - len(names)} more in manifest.json")
+        if fields := entry.get("fields"):
+            names.append(f"fields with text: {', '.join(fields)}: --text-field {fields[0]}")
+        if way := WAYS_ON.get(reason):
+            names.append(way)
         parts.append(f"{reason} {entry['count']} ({', '.join(names)})")
     return f"skipped {total}: {'; '.join(parts)}"
 
 
 def _short(name: str) -> str:
     """The last two components of a path: enough to know the file by."""
-    return "/".join(name.split("/")[-2:])
+    return "/".join(name.split("/")[-2:]) if name.startswith("/") else name
 
 
-def _next(manifest: Manifest, output: Path) -> str:
-    return f"written to {output}; next: torchrun --nproc-per-node 2 launch/pretrain.py data.path={output}"
+def _next(manifest: Manifest, output: Path, script: str) -> str:
+    return f"written to {output}; next: {next_command(manifest, output, script)}"

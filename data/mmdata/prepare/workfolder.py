@@ -30,7 +30,7 @@ def finished(output: Path, request: str) -> Manifest | None:
     manifest = read_manifest(output)
     if manifest.request != request:
         raise DataError(
-            f"--output {output} holds a corpus made from other inputs or options: "
+            f"--output {output} holds a corpus made from other inputs or options, or by another version: "
             "choose another folder, or --force to replace it"
         )
     for split in manifest.splits.values():

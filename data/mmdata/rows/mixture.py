@@ -68,6 +68,14 @@ class Mixture:
         sources, rows = cached(self._blocks, i // _BLOCK, self._block, keep=4)
         return int(sources[i % _BLOCK]), int(rows[i % _BLOCK])
 
+    def first_rows(self, i: int) -> list[Row]:
+        """One row of each source that is used in the 4,096 rows from row i on: the first of it there."""
+        first: dict[int, int] = {}
+        for near in range(i, i + _BLOCK):
+            source, row = self.locate(near)
+            first.setdefault(source, row)
+        return [self.streams[source][row] for source, row in first.items()]
+
     def _block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Sources and their row numbers, int64[_BLOCK] each, of one block of rows."""
         first = number * _BLOCK

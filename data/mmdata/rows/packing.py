@@ -1,20 +1,25 @@
 """Packing, the laying of documents into rows: which pieces make up row i. Only lengths are touched, no token.
 
 A plan answers `pieces(i)`: parallel int64 arrays (documents, starts, lengths), in row order. Plans are pure functions
-of (document ids and lengths, row length, seed, i); what they keep is a cache.
+of (documents and their lengths, row length, seed, i); what they keep, in memory or on disk, is a cache.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mmdata.corpus.array_cache import ArrayCache, Entry
+from mmdata.corpus.documents import Documents
 from mmdata.hashing import permuted, salt_of, shuffled
 from mmdata.rows.cache import cached
+from mmdata.rows.orders import Orders
 
 WINDOW_DOCUMENTS = 16_384  # documents that best_fit packs together, at least
+WINDOWS_KEPT = 16  # windows whose numbers of rows are kept on disk together
 WINDOW_ROWS = 256  # and rows' worth of tokens, at least: few half-empty rows are left at a window's end
 
 
@@ -55,18 +60,18 @@ class ConcatPlan:
     token of epoch 0 once, but for that tail, which is under one row.
 
     Args:
-        documents: ids, int64[n], no document of them empty.
-        lengths: tokens of each document, int64[n].
+        documents: to be laid into rows.
         row: tokens in a row.
         seed: of the shuffle.
+        cache: where orders of many documents are kept.
     """
 
     pads = False
 
-    def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
-        self._documents, self._lengths, self._row, self._seed = documents, lengths, row, seed
-        self._total = int(lengths.sum())
-        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    def __init__(self, documents: Documents, row: int, seed: int, cache: ArrayCache | None = None) -> None:
+        self._documents, self._row, self._seed = documents, row, seed
+        self._total = documents.num_tokens
+        self._orders = Orders(documents, seed, cache)
 
     def pieces(self, i: int) -> Pieces:
         """Pieces of row i, for any i >= 0."""
@@ -96,21 +101,14 @@ class ConcatPlan:
 
     def _range(self, epoch: int, start: int, stop: int) -> Pieces:
         """Pieces that hold tokens `start` to `stop` of an epoch."""
-        order, bounds = cached(self._orders, epoch, self._order, keep=2)
+        places, bounds = self._orders.places(epoch), self._orders.bounds(epoch)
         first = int(np.searchsorted(bounds, start, side="right")) - 1
         last = int(np.searchsorted(bounds, stop, side="left"))
         cuts = bounds[first : last + 1].copy()
         starts = np.zeros(last - first, dtype=np.int64)
         starts[0] = start - cuts[0]
         cuts[0], cuts[-1] = start, stop
-        return Pieces(order[first:last], starts, np.diff(cuts))
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Documents of an epoch in order, int64[n], and where each begins and the last ends, int64[n + 1]."""
-        places = shuffled(np.arange(len(self._documents)), self._seed, epoch, 0)
-        bounds = np.zeros(len(places) + 1, dtype=np.int64)
-        np.cumsum(self._lengths[places], out=bounds[1:])
-        return self._documents[places], bounds
+        return Pieces(self._documents.id_of(places[first:last]), starts, np.diff(cuts))
 
 
 class BestFitPlan:
@@ -119,24 +117,25 @@ class BestFitPlan:
     Shuffled documents are taken in windows of at least 16,384 documents and 256 rows' worth of tokens. Inside a window
     the row-sized parts of long documents are rows of their own; all else goes, longest first, to the row it leaves the
     smallest gap in. Then the window's rows are shuffled. Windows are planned when a row of theirs, or of a later one,
-    is first asked for (about 2 microseconds a document), and the last few are kept.
+    is first asked for (about 2 microseconds a document), and the last few are kept. Of many documents, the number of
+    rows in each window is kept on disk, so that a resumed run need not plan all windows before its own.
 
     Args:
-        documents: ids, int64[n], no document of them empty.
-        lengths: tokens of each document, int64[n].
+        documents: to be laid into rows.
         row: tokens in a row.
         seed: of the shuffle.
+        cache: where orders of many documents are kept.
     """
 
     pads = True
 
-    def __init__(self, documents: np.ndarray, lengths: np.ndarray, row: int, seed: int) -> None:
-        self._documents, self._lengths, self._row, self._seed = documents, lengths, row, seed
-        self._total = int(lengths.sum())
+    def __init__(self, documents: Documents, row: int, seed: int, cache: ArrayCache | None = None) -> None:
+        self._documents, self._row, self._seed = documents, row, seed
+        self._total = documents.num_tokens
+        self._orders = Orders(documents, seed, cache)
         per_window = max(WINDOW_DOCUMENTS, -(-WINDOW_ROWS * row * len(documents) // self._total))
         self._windows = max(1, round(len(documents) / per_window))  # in an epoch
         self._ends: list[int] = []  # rows up to and with each window planned so far, over all epochs
-        self._orders: dict[int, np.ndarray] = {}
         self._plans: dict[int, tuple[Pieces, np.ndarray]] = {}
 
     def pieces(self, i: int) -> Pieces:
@@ -161,16 +160,30 @@ class BestFitPlan:
         return self._total / (self.rows_per_epoch(epoch) * self._row)
 
     def _extend(self) -> None:
-        _, bounds = cached(self._plans, len(self._ends), self._plan, keep=8)
+        """Count the rows of the next window or, where that has been done and kept, of the next 16."""
+        known, cache = len(self._ends), self._orders.cache
+        if cache is not None and known % WINDOWS_KEPT == 0:
+            kept = cache.find("windows", self._kept_key(known))
+            if kept is not None:
+                self._ends += kept.arrays["ends"].tolist()
+                return
+        _, bounds = cached(self._plans, known, self._plan, keep=8)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(bounds) - 1)
+        if cache is not None and len(self._ends) % WINDOWS_KEPT == 0:
+            first = len(self._ends) - WINDOWS_KEPT
+            ends = np.array(self._ends[first:], dtype=np.int64)
+            cache.put("windows", self._kept_key(first), Entry({"ends": ends}))
+
+    def _kept_key(self, first: int) -> Mapping[str, Any]:
+        return self._orders.key(row=self._row, first_window=first, windows=self._windows, best_fit=1)
 
     def _plan(self, window: int) -> tuple[Pieces, np.ndarray]:
         """Pieces of a window in row order, and where each row begins and the last ends, int64[rows + 1]."""
         epoch, part = divmod(window, self._windows)
-        order = cached(self._orders, epoch, self._order, keep=2)
+        order = self._orders.places(epoch)
         n = len(order)
         places = order[n * part // self._windows : n * (part + 1) // self._windows]
-        pieces = _cut(self._documents[places], self._lengths[places], self._row)
+        pieces = _cut(self._documents.id_of(places), self._documents.lengths[places], self._row)
         rows = best_fit(pieces.lengths, self._row)
         count = int(rows.max()) + 1
         rank = np.empty(count, dtype=np.int64)
@@ -180,9 +193,6 @@ class BestFitPlan:
         bounds = np.zeros(count + 1, dtype=np.int64)
         np.cumsum(np.bincount(rows, minlength=count), out=bounds[1:])
         return Pieces(*(array[by_row] for array in pieces)), bounds
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return shuffled(np.arange(len(self._documents)), self._seed, epoch, 0)
 
 
 def best_fit(lengths: np.ndarray, row: int) -> np.ndarray:

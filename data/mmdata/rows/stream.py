@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.documents import Documents, choose
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.rows.packing import BestFitPlan, ConcatPlan, Pieces, Plan
@@ -46,8 +48,9 @@ class RowStream:
         seed: of the shuffle, any integer.
         packing: a name in `PACKINGS`: "concat" (documents end to end) or "best_fit" (whole documents, with padding).
         eod_id: fills padding, and labels that do not count.
-        documents: int[n], ids to use; None is all. Empty documents are passed over.
+        documents: int[n], ids to use; None is all. Empty documents are passed over. Or `Documents`, chosen already.
         vocab_size: if given, each row's tokens are checked against it.
+        cache: where what is slow to work out for many documents is kept, unless `documents` are ids.
 
     Raises:
         DataError: an option out of range, no document with a token in it, or (concat) less than a row of tokens.
@@ -61,8 +64,9 @@ class RowStream:
         seed: int,
         packing: str = "concat",
         eod_id: int,
-        documents: np.ndarray | None = None,
+        documents: np.ndarray | Documents | None = None,
         vocab_size: int | None = None,
+        cache: ArrayCache | None = None,
     ) -> None:
         if packing not in PACKINGS:
             raise DataError(f"packing is {packing!r}: choose one of {', '.join(PACKINGS)}")
@@ -70,13 +74,9 @@ class RowStream:
             raise DataError(f"seq_len is {seq_len}: a row needs at least 1 token")
         self.corpus, self.seq_len, self.seed, self.packing = corpus, seq_len, seed, packing
         self.eod_id, self.vocab_size = eod_id, vocab_size
-        self._documents = documents
-        ids = np.arange(corpus.num_documents) if documents is None else np.asarray(documents, dtype=np.int64)
-        if len(ids) and (ids.min() < 0 or ids.max() >= corpus.num_documents):
-            raise DataError(f"documents go from {ids.min()} to {ids.max()}: {corpus.prefix} has {corpus.num_documents}")
-        ids = ids[corpus.doc_lengths[ids] > 0]
-        lengths = corpus.doc_lengths[ids]
-        self.num_documents, self.num_tokens = len(ids), int(lengths.sum())
+        self._documents, self._cache = documents, cache
+        chosen = documents if isinstance(documents, Documents) else choose(corpus, documents, cache)
+        self.num_documents, self.num_tokens = len(chosen), chosen.num_tokens
         if self.num_tokens == 0:
             raise DataError(f"{corpus.prefix} has no document with a token in it: prepare it from other text")
         if packing == "concat" and self.num_tokens < seq_len:
@@ -84,7 +84,7 @@ class RowStream:
                 f"{corpus.prefix} has {self.num_tokens} usable tokens, less than one row of seq_len {seq_len}: "
                 "use more text, a smaller seq_len, or packing best_fit, which pads"
             )
-        self._plan: Plan = PACKINGS[packing](ids, lengths, seq_len, seed)
+        self._plan: Plan = PACKINGS[packing](chosen, seq_len, seed, cache)
 
     def __getitem__(self, i: int) -> Row:
         """Row i, for any i >= 0.
@@ -106,9 +106,10 @@ class RowStream:
         return self._plan.efficiency(epoch)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by arguments: plans are rebuilt in the worker process that needs them."""
+        """Pickle by arguments: a worker process makes its plan anew, and maps what is kept on disk."""
         return _rebuild, (
             self.corpus, self.seq_len, self.seed, self.packing, self.eod_id, self._documents, self.vocab_size,
+            self._cache,
         )  # fmt: skip
 
     def _assemble(self, pieces: Pieces) -> Row:
@@ -158,8 +159,9 @@ def _rebuild(
     seed: int,
     packing: str,
     eod_id: int,
-    documents: np.ndarray | None,
+    documents: np.ndarray | Documents | None,
     vocab_size: int | None,
+    cache: ArrayCache | None,
 ) -> RowStream:
     return RowStream(
         corpus,
@@ -169,4 +171,5 @@ def _rebuild(
         eod_id=eod_id,
         documents=documents,
         vocab_size=vocab_size,
+        cache=cache,
     )

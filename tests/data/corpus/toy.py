@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import numpy as np
 
+from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.fingerprint import file_facts
 from mmdata.errors import DataError
 
 
@@ -21,10 +23,13 @@ class ToyCorpus:
         self.doc_lengths = np.array([len(document) for document in documents], dtype=np.int64)
         self.doc_offsets = np.cumsum(self.doc_lengths) - self.doc_lengths
         self.data = np.array([token for document in documents for token in document], dtype=np.int64)
-        self.num_tokens = len(self.data)
+        self.num_tokens, self.num_empty = len(self.data), int((self.doc_lengths == 0).sum())
 
     def document(self, i: int) -> np.ndarray:
         return self.data[self.doc_offsets[i] : self.doc_offsets[i] + self.doc_lengths[i]]
+
+    def fingerprint(self) -> dict:
+        return {"documents": self.num_documents, "tokens": self.num_tokens, "files": {"toy": file_facts(self.prefix)}}
 
     def recorded_max_id(self) -> int | None:
         return None
@@ -42,15 +47,18 @@ class ToyFormat:
     def matches(self, source: str) -> bool:
         return source.endswith(".toy")
 
-    def train(self, source: str) -> ToyCorpus:
+    def train(self, source: str, cache: ArrayCache | None = None) -> ToyCorpus:
         return ToyCorpus(Path(source))
 
-    def valid(self, source: str) -> ToyCorpus | None:
+    def valid(self, source: str, cache: ArrayCache | None = None) -> ToyCorpus | None:
         path = Path(source).with_suffix(".valid.toy")
         return ToyCorpus(path) if path.is_file() else None
 
     def tokenizer(self, source: str) -> Path:
         return Path(source).parent / "toy_tokenizer"
+
+    def tokenizer_identity(self, source: str) -> None:
+        return None
 
 
 def write_toy(path: Path, documents: list[list[int]]) -> Path:

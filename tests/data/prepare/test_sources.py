@@ -9,7 +9,8 @@ import zstandard
 
 from mmdata.errors import DataError
 from mmdata.prepare.collect import MIN_SHARD, Source, collect, plan_shards
-from mmdata.prepare.sources import Document, Piece, Skip, read_piece
+from mmdata.prepare.skips import Skip
+from mmdata.prepare.sources import Document, Piece, read_piece
 
 TEXTS = ["one", "two\nlines", "日本 😀", "four"]
 LINES = b"".join(json.dumps({"text": text, "n": 1}).encode() + b"\n" for text in TEXTS)
@@ -96,7 +97,12 @@ def test_unreadable_and_foreign_files(tmp_path):
     (tmp_path / "__pycache__" / "x.txt").write_text("x")
     assert read(tmp_path) == (
         [],
-        [Skip("other suffix", f"{tmp_path}/a.bin"), Skip("unreadable", f"{tmp_path}/gone.txt")],
+        [
+            Skip("broken link", f"{tmp_path}/gone.txt (No such file or directory)"),
+            Skip("hidden or cache", f"{tmp_path}/.hidden.txt"),
+            Skip("hidden or cache", f"{tmp_path}/__pycache__"),
+            Skip("other suffix", f"{tmp_path}/a.bin"),
+        ],
     )
     [gone] = read_piece(Piece(str(tmp_path / "nowhere"), "text"), "text")
     assert gone.reason == "unreadable"

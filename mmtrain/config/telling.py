@@ -1,0 +1,99 @@
+"""Telling a mistake once: one line on stderr for all processes of a run, and the same line in torchrun's report.
+
+torchrun ends its report with the message that the first failed process left in a file. Left there, the line stands at
+the end of everything, where it would otherwise be buried; nothing else of the report can be changed from inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from mmtrain.config.process_env import Processes, speaking_rank
+
+OTHER_RANKS_WAIT_SECONDS = 5.0
+
+
+def tell(line: str, same_everywhere: bool = False, processes: Processes | None = None) -> None:
+    """Print the error line once a run.
+
+    Rank 0 tells it. torchrun ends the others as soon as one has failed: they wait for that, so that they do not bring
+    rank 0 down before it has spoken. srun ends nobody: there the others ask rank 0 whether it has told the same. A rank
+    that is still alive then has met the mistake alone, and tells it.
+
+    Args:
+        line: the message, without a line break.
+        same_everywhere: all ranks meet this mistake, as it comes from the command line: only rank 0 tells it.
+        processes: place of this process; None while it is not known.
+    """
+    rank = processes.rank if processes is not None else speaking_rank()
+    srun = processes is not None and processes.launcher == "srun"
+    if rank == 0:
+        _print(f"error: {line}")
+        if srun and not same_everywhere:
+            _quietly(lambda: _answer(processes, line))
+        return
+    if srun and (same_everywhere or _quietly(lambda: _ask(processes, line))):
+        return
+    if not srun:
+        time.sleep(OTHER_RANKS_WAIT_SECONDS)
+    if not same_everywhere:
+        _print(f"error on rank {rank}: {line}")
+
+
+def _print(line: str) -> None:
+    """Print a line on stderr, and leave it for torchrun's report."""
+    print(line, file=sys.stderr, flush=True)
+    leave_for_torchrun(line)
+
+
+def leave_for_torchrun(line: str) -> None:
+    """Leave a line for the end of torchrun's report of this process."""
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        _quietly(lambda: _leave(report, line))
+
+
+def _leave(report: str, line: str) -> bool:
+    extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+    with open(report, "w") as file:
+        json.dump({"message": {"message": line, "extraInfo": extra}}, file)
+    return True
+
+
+def _answer(processes: Processes, line: str) -> bool:
+    """Keep a store for the other ranks of an srun step until each has read what rank 0 told, or gone on without."""
+    store = _store(processes, is_main=True)
+    store.set("told", line)
+    end = time.monotonic() + 2 * OTHER_RANKS_WAIT_SECONDS
+    while store.add("heard", 0) < processes.world_size - 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    return True
+
+
+def _ask(processes: Processes, line: str) -> bool:
+    """Tell whether rank 0 has told the same line."""
+    store = _store(processes, is_main=False)
+    told = bytes(store.get("told")).decode() == line
+    store.add("heard", 1)
+    return told
+
+
+def _store(processes: Processes, is_main: bool):  # noqa: ANN202  # torch is not imported before it is needed
+    from torch.distributed import TCPStore
+
+    host, port = processes.address or ("127.0.0.1", 0)
+    timeout = timedelta(seconds=OTHER_RANKS_WAIT_SECONDS)
+    return TCPStore(host, port, is_master=is_main, wait_for_workers=False, timeout=timeout)
+
+
+def _quietly(call: Callable[[], bool]) -> bool:
+    """Return what `call` does, or False where it fails: the message is out, or will be, without its help."""
+    try:
+        return call()
+    except Exception:
+        return False

@@ -1,0 +1,44 @@
+"""Room that a model's weights need on a device, checked before they are read."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from mmtrain.errors import ConfigError
+
+_GIB = 1 << 30
+
+
+def check_room(model: nn.Module, device: torch.device) -> None:
+    """Refuse a model whose weights do not fit into what is free on the device.
+
+    Args:
+        model: on the meta device.
+        device: CPU or GPU. Nothing is checked where the system does not say what is free.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise ConfigError("--device", device, f"has {free / _GIB:.1f} GiB of memory free, the weights take "
+                          f"{needed / _GIB:.1f} GiB", "give a device with more")  # fmt: skip
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the bytes that can be allocated on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found) * 1024
+    names = getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in names else None

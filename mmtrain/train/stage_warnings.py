@@ -1,0 +1,90 @@
+"""Warnings on a stage that can be trained, but hardly as it was meant: schedules, batches, lengths that do not meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmtrain.config import PhaseConfig, PretrainConfig, StageConfig
+from mmtrain.config.schema import build
+from mmtrain.errors import ConfigError
+from mmtrain.train.curriculum import PhasePlan, scaled_phases
+from mmtrain.train.lr_schedule import lr_at
+from mmtrain.train.warmup_floor import MIN_WARMUP_STEPS, is_warmup, step_ends, warmup_steps
+
+
+def stage_warnings(config: PretrainConfig, phases: Sequence[PhaseConfig], trained: int | None = None) -> list[str]:
+    """Return a line for each fault of a run's stage.
+
+    Args:
+        config: of the run.
+        phases: its phases with their scales applied.
+        trained: longest rows that the weights which the run starts from were trained with; None if unknown.
+    """
+    found: list[str] = []
+    longest, before = trained or 0, "the weights it starts from were trained with"
+    for i, phase in enumerate(phases):
+        option = f"stage.phases[{i}]"
+        if phase.seq_len < longest:
+            found.append(f"{option}.seq_len={phase.seq_len}: shorter than the {longest} tokens that {before}; raise "
+                         f"stage.scale={config.stage.scale:g} or the length, if the context is to grow")  # fmt: skip
+        if phase.seq_len > longest:
+            longest, before = phase.seq_len, f"{option} is trained with"
+        found += [*_batch_warnings(option, phase), *_warmup_warnings(option, phase), *_lr_warnings(option, phase)]
+    return found
+
+
+def trained_length(record: Mapping[str, Any]) -> int | None:
+    """Return the longest rows that a checkpoint was trained with, by its record; None if the record does not say.
+
+    Args:
+        record: of a checkpoint: ``tokens`` consumed, and ``config`` with its stage.
+    """
+    try:
+        phases = scaled_phases(build(StageConfig, record["config"]["stage"], "stage"))
+        done, begun = int(record["tokens"]), 0
+    except (ConfigError, KeyError, TypeError):
+        return None
+    lengths = []
+    for phase in phases:
+        if begun < done:
+            lengths.append(phase.seq_len)
+        begun += phase.tokens
+    return max(lengths, default=None)
+
+
+def _batch_warnings(option: str, phase: PhaseConfig) -> Iterator[str]:
+    first = phase.batch[0].tokens
+    if first > phase.tokens:
+        yield (f"{option}.batch[0].tokens={first}: the phase is one step, as it has only {phase.tokens} tokens; lower "
+               "stage.batch_scale or raise stage.token_scale")  # fmt: skip
+    for j, point in enumerate(phase.batch[1:], start=1):
+        if point.at >= phase.tokens:
+            yield f"{option}.batch[{j}].at={point.at}: never reached, as the phase ends at {phase.tokens} tokens"
+
+
+def _warmup_warnings(option: str, phase: PhaseConfig) -> Iterator[str]:
+    if not is_warmup(phase.lr):
+        return
+    steps, first = warmup_steps(phase), next(step_ends(phase))
+    if steps < MIN_WARMUP_STEPS:
+        yield (f"{option}.lr[0].tokens={phase.lr[0].tokens}: a warm-up of {steps} step{'s'[: steps - 1]}, the "
+               f"first of {first} tokens at lr {lr_at(phase.lr, first):.2g}; lengthen it, lower stage.batch_scale or "
+               "raise stage.token_scale")  # fmt: skip
+
+
+def _lr_warnings(option: str, phase: PhaseConfig) -> Iterator[str]:
+    """Compare where a schedule ends with where its phase does, to the step."""
+    end, step = sum(segment.tokens for segment in phase.lr), _last_step(phase)
+    last = phase.lr[-1].end
+    if end + step <= phase.tokens:
+        yield (f"{option}.lr: its segments end at {end} of {phase.tokens} tokens; the last value {last:g} holds on "
+               "from there")  # fmt: skip
+    if end >= phase.tokens + step and (reached := lr_at(phase.lr, phase.tokens)) != last:
+        yield (f"{option}.lr: its segments go on to {end} tokens and the phase ends at {phase.tokens}; the rate ends "
+               f"at {reached:.3g}, not at {last:g}")  # fmt: skip
+
+
+def _last_step(phase: PhaseConfig) -> int:
+    """Return the tokens of the phase's last step."""
+    return PhasePlan(phase, dp_size=1, micro_batch_rows=1).num_rows(phase.tokens - 1) * phase.seq_len

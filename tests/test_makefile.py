@@ -1,0 +1,49 @@
+"""The number of processes that `make pretrain` starts follows the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def quickstart(folder: Path, gpus: int | None, cores: int, *given: str, **variables: str) -> tuple[int, int]:
+    """Processes and rows a process that `make -n pretrain` has with so many GPUs (None: no nvidia-smi) and cores."""
+    scripts = {"getconf": f"echo {cores}"}
+    if gpus is not None:
+        scripts["nvidia-smi"] = "\n".join([f"echo 'GPU {i}: X (UUID: GPU-{i})'" for i in range(gpus)] or ["exit 9"])
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = {name: text for name, text in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment |= {"PATH": f"{folder}:{environment['PATH']}", **variables}
+    done = subprocess.run(["make", "-n", "pretrain", "PYTHON=python", *given], cwd=ROOT, env=environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    numbers = re.search(r"--nproc-per-node (\d+) .*?micro_batch_rows=(\d+)", done.stdout, re.S)
+    return int(numbers[1]), int(numbers[2])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_processes_follow_the_machine(tmp_path: Path) -> None:
+    if shutil.which("nvidia-smi") is None:
+        assert quickstart(tmp_path, None, 2) == (2, 8) and quickstart(tmp_path, None, 1) == (1, 8)
+    assert quickstart(tmp_path, 0, 64) == (2, 8)  # a driver without a GPU
+    for gpus, expected in (
+        (1, (1, 8)),
+        (2, (2, 8)),
+        (3, (2, 8)),
+        (4, (4, 4)),
+        (8, (8, 2)),
+        (16, (16, 1)),
+        (32, (16, 1)),
+    ):
+        assert quickstart(tmp_path, gpus, 64) == expected
+    assert quickstart(tmp_path, 8, 64, CUDA_VISIBLE_DEVICES="3") == (1, 8)
+    assert quickstart(tmp_path, 8, 64, CUDA_VISIBLE_DEVICES="") == (2, 8)
+    assert quickstart(tmp_path, 8, 64, "PROCESSES=4") == (4, 4)
