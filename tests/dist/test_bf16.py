@@ -106,16 +106,19 @@ def gradients_of(parallel: ParallelConfig, labelled: float, groups: list[list[in
         mesh.stop()
 
 
-@pytest.mark.parametrize("options", [{}, {"ep": 2}, {"sync_every_micro_batch": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ep": 2}, {"sync_every_micro_batch": True}, {"pp": 2}], ids=str)
 def test_gradients_are_summed_and_reduced_in_fp32(pool: Pool, options: dict[str, object]) -> None:
     """Over micro-batches and ranks: their own bf16 gradients, added up in float64, tell every sum in fewer digits."""
     parallel = ParallelConfig(**options)
-    (many,) = pool.run(gradients_of, parallel, LABELLED, [[0, 1, 2, 3]], world=2)[0]
-    # Two ranks scale the loss by 2 and take the mean.
-    apart = pool.run(gradients_of, ParallelConfig(), LABELLED / 2, [[0], [1], [2], [3]], world=1)[0]
+    many = {}
+    for (found,) in pool.run(gradients_of, parallel, LABELLED, [[0, 1, 2, 3]], world=2):
+        many |= found
+    replicas = 2 // parallel.pp  # scale the loss by their number, and take the mean
+    apart = pool.run(gradients_of, ParallelConfig(), LABELLED / replicas, [[0], [1], [2], [3]], world=1)[0]
+    assert many.keys() == apart[0].keys()
     exchanged = bool(options.get("ep"))  # rows of both ranks are in one product there, and rounded together
     for name, gradient in many.items():
-        exact = sum(each[name].double() for each in apart) / 2
+        exact = sum(each[name].double() for each in apart) / replicas
         if exchanged and "experts" in name:
             assert relative(gradient, exact) < 0.05, name
         else:

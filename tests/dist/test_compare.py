@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mmtrain.log.gradients import GradientRecord
+from mmtrain.runs.compare import LayoutRun, relative_difference
 from mmtrain.runs.compare import compare as run_compare
-from mmtrain.runs.compare import relative_difference
 from tests.dist.runs import ROOT, SMALL, environment
 
 
@@ -25,13 +26,48 @@ def compare(*arguments: str) -> int:
     return module.main([*SMALL, *arguments])
 
 
+def figures_of(monkeypatch: pytest.MonkeyPatch, precision: str, error: float) -> None:
+    """Layouts with equal losses and norms, the second of which has one gradient that is off by `error`."""
+
+    def made(launcher: Path, run: LayoutRun, overrides: object, steps: int, folder: Path, name: str) -> list[dict]:
+        (folder / name).mkdir()
+        scale = 1.0 + (error if name == "layout1" else 0.0)
+        rows = {"embed_tokens.weight": [30.0, 30.0], "layers.0.ffn.experts.w2_EDF": [1.0, scale]}
+        GradientRecord(precision, rows).write(folder / name)
+        return [{"step": 1, "loss": 5.0, "grad_norm": 30.0}]
+
+    monkeypatch.setattr("mmtrain.runs.compare._train", made)
+
+
+@pytest.mark.parametrize(
+    ("precision", "error", "tolerance", "code"),
+    [("float32", 0.0, None, 0), ("float32", 1e-6, None, 0), ("float32", 3e-3, None, 1), ("float32", 3e-3, 1e-2, 0),
+     ("float32", 1e-6, 1e-7, 1), ("bfloat16", 3e-2, None, 0), ("bfloat16", 0.5, None, 1),
+     ("float32", float("nan"), None, 1)],
+)  # fmt: skip
+def test_the_verdict_follows_the_worst_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    error: float,
+    tolerance: float | None,
+    code: int,
+) -> None:
+    figures_of(monkeypatch, precision, error)
+    assert run_compare(Path(), ["1", "2"], [], 1, tolerance) == code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(": DIFFERENT" if code else ": equal")
+    assert not code or "(layers.0.ffn.experts.w2_EDF of layout 1)" in last
+
+
 @pytest.mark.slow
 def test_equal_layouts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     layouts = ["--layout", "1", "--layout", "4 parallel.tp=2 parallel.ep=2 parallel.activation_checkpoint=true"]
     assert compare(f"data.path={corpus}", *layouts, "--steps", "3", "--keep", str(tmp_path / "new")) == 0
     text = capsys.readouterr().out
     assert "equal" in text and str(tmp_path / "new") in text
-    assert len([line for line in text.splitlines() if line.lstrip()[:1].isdigit()]) == 3
+    rows = [line for line in text.splitlines() if line.lstrip()[:1].isdigit()]
+    assert len(rows) == 3 + 1  # the steps, and the gradients of the second layout
     assert (tmp_path / "new" / "layout1" / "metrics.jsonl").is_file()
 
 

@@ -91,7 +91,8 @@ def test_the_first_step_is_trained_with_the_phase_s_rope_base(validated: tuple[P
 def by_hand(config: PretrainConfig, run: Path, training: bool) -> tuple[float, float]:
     """Nats a token and bits a byte of the held-out rows, from the saved weights' logits in float64."""
     model, tokenizer = load_for_decoding(run, "bytes", "cpu")
-    model.train(training)
+    if training:  # what is loaded is in evaluation mode
+        model.train()
     stream = RunInputs(config.data, config.stage.phases, config.model.vocab_size).valid_stream(64)
     nats, labels = 0.0, []
     for batch in micro_batches(stream, [[row] for row in range(config.data.valid_rows)]):
