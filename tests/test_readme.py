@@ -1,4 +1,4 @@
-"""Every command in the README is one that works: its options are read by the programs' own parsers."""
+"""Every command in the README and in docs/ is one that works: its options are read by the programs' own parsers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from tests.dist.runs import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-_FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES if page.name != "options.md")  # which is generated
+_FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.M | re.S)
 _BLOCKS = [line for language, block in _FENCED if not language for line in block.splitlines()]
 _INLINE = [
-    " ".join(text.split()) for text in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
+    " ".join(text.split()) for text in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))
 ]
 COMMANDS = [line.split("   #")[0].strip() for line in _BLOCKS + _INLINE]
 
@@ -76,6 +78,16 @@ def test_make_targets_exist() -> None:
 def test_folders_of_the_map_exist() -> None:
     for path in re.findall(r"^\| `([^`]+)` \|", README.partition("## Where things are")[2].partition("##")[0], re.M):
         assert (ROOT / path).exists(), path
+
+
+def test_a_visitor_reads_it_in_two_minutes() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
 
 
 def test_imports_are_silent() -> None:
