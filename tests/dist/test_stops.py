@@ -118,7 +118,9 @@ def test_a_signal_ends_a_run_after_a_save(corpus: Path, tmp_path: Path, number: 
     options = run_options(corpus, tmp_path, *LONG)
     process = start(*options)
     wait_for_steps(tmp_path / "r", 2, process)
-    os.killpg(process.pid, number)  # as a terminal and Slurm do: the loader's processes get it too
+    for _ in range(3):  # as a terminal, Slurm and torchrun do: the loader's processes get it too, and more than once
+        os.killpg(process.pid, number)
+        time.sleep(0.1)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, out
     done = steps(tmp_path / "r")[-1]["step"]

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from mmdata.errors import DataError
 from mmdata.rows.stream import Row
 
+_ORPHAN_SECONDS = 120
+
 
 class Rows(Protocol):
     """Protocol of a stream of rows: a `RowStream` or a `Mixture`."""
@@ -181,10 +183,11 @@ def _as_is(result: Any) -> Any:
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    """Let a worker outlive the signal that asks its whole process group to stop: the rank still needs its rows.
+    """Let a worker outlive the signals that ask its whole process group to stop: the rank still needs its rows.
 
-    A second SIGTERM ends it, as Python sends when the rank itself ends without having closed its workers.
+    torchrun sends SIGTERM to the group once more, so their number says nothing. Python sends it too where the rank has
+    ended without closing its workers, and then waits for them: they end two minutes after the first.
     """
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(signal.alarm(0) or _ORPHAN_SECONDS))
