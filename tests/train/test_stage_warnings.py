@@ -49,6 +49,8 @@ Q_TOKENS = 960 * 1024
          f"{BATCH}[0].tokens=1966080: the phase is one step, as it has only 983040"),
         (["stage.phases[0].batch=[{at: 0, tokens: 8Ki}, {at: 10M, tokens: 16Ki}]"],
          f"{BATCH}[1].at=10000000: never reached"),
+        (["stage.phases[0].batch=[{at: 0, tokens: 8Ki}, {at: 960Ki, tokens: 16Ki}]"],
+         f"{BATCH}[1].at={Q_TOKENS}: never reached"),
         (["stage=long_ctx", "stage.phases[1].seq_len=64Ki"],
          "stage.phases[1].seq_len=65536: shorter than the 131072 tokens that stage.phases[0] is trained with"),
     ],
