@@ -144,6 +144,8 @@ def test_a_stop_that_any_rank_asks_for_is_saved_and_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, received: signal.Signals | None, code: int
 ) -> None:
     run = loop(tmp_path)
+    assert run.steps([GOOD], monkeypatch, received)[0][3] is (received is not None)  # what a step tells the other ranks
+    run = loop(tmp_path)
     with pytest.raises(RunStopped, match="after step 1") as stopped:
         run.steps([STOPS], monkeypatch, received)
     assert stopped.value.exit_code == code and ("save", 1, 1e4, True) in run.done
