@@ -153,6 +153,7 @@ def test_smallest_configuration_loads():
         ("optim.name", "adam"),
         ("optim.beta1", 1.0),
         ("optim.clip_grad", 0),
+        ("optim.clip_grad", float("inf")),
         ("parallel.micro_batch_rows", 0),
         ("log.wandb", "of"),
         ("checkpoint.keep", -1),

@@ -47,6 +47,7 @@ def test_tasks_of_a_step_are_ranks() -> None:
     assert read_processes({**STEP, "MASTER_ADDR": "login", "MASTER_PORT": "1234"}).address == ("login", 1234)
     one_node = without(STEP, "SLURM_NODEID", SLURM_STEP_TASKS_PER_NODE="8", SLURM_LOCALID="5")
     assert read_processes(one_node).address[0] == "127.0.0.1" and read_processes(one_node).local_world_size == 8
+    assert read_processes({**one_node, "SLURM_DISTRIBUTION": "cyclic"}).rank == 5  # on one host any order is in a row
     uneven = without(STEP, SLURM_STEP_TASKS_PER_NODE="4,3,1")
     assert read_processes(uneven).local_world_size == 0
     job_only = without(STEP, "SLURM_STEP_NUM_TASKS", SLURM_NTASKS="8")
@@ -97,6 +98,7 @@ def test_first_host(nodes: str, first: str) -> None:
             {**STEP, "SLURM_DISTRIBUTION": "cyclic"},
             "SLURM_DISTRIBUTION=cyclic: ranks of a host must follow one another",
         ),
+        ({**STEP, "SLURM_DISTRIBUTION": "plane=2"}, "SLURM_DISTRIBUTION=plane=2: ranks of a host must follow"),
         ({**STEP, "SLURM_LOCALID": "2"}, r"SLURM_DISTRIBUTION=\(missing\): ranks of a host must follow"),
         (without(STEP, "SLURM_STEP_NODELIST"), r"MASTER_ADDR=\(missing\): Slurm does not name"),
     ],

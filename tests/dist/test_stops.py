@@ -53,7 +53,8 @@ def spoiled_steps(parallel: ParallelConfig, gradient: bool) -> tuple[list, list[
         batches = [batch(context.dp_rank)]
         stop = stops and context.rank == 1
         results.append(train_step(model, optimizer, batches, 1e-2, 1e4, clip_grad=1.0, stop=lambda stop=stop: stop))
-        weights.append((whole(model.module), [float(s["step"]) for s in optimizer.state.values()]))
+        fractions = [buffer.tolist() for name, buffer in model.module.named_buffers() if name.endswith("fractions_E")]
+        weights.append((whole(model.module), [[float(s["step"]) for s in optimizer.state.values()], *fractions]))
     finite = model.weights_are_finite()
     if context.rank == 0:
         next(iter(model.module.parameters())).data.to_local().view(-1)[0] = math.inf
@@ -62,14 +63,18 @@ def spoiled_steps(parallel: ParallelConfig, gradient: bool) -> tuple[list, list[
     return weights, [result.skipped for result in results], [*(result.stop for result in results), finite, now]
 
 
-@pytest.mark.parametrize("parallel", [ParallelConfig(), pytest.param(ParallelConfig(tp=2), marks=pytest.mark.slow)])
+GLOBAL = ParallelConfig(aux_loss_over="global_batch")  # whose fractions a skipped step must leave alone too
+
+
+@pytest.mark.parametrize("parallel", [GLOBAL, pytest.param(ParallelConfig(tp=2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gradient", [False, True])
 def test_ranks_agree_on_a_step_that_one_of_them_spoils(pool: Pool, parallel: ParallelConfig, gradient: bool) -> None:
     for weights, skipped, flags in pool.run(spoiled_steps, parallel, gradient, world=2):
         assert skipped == [False, True, False]
         assert flags == [False, False, True, True, False]  # stop after each step; weights finite, then spoiled on rank 0
-        (first, counted), (second, same), (third, _) = weights
+        (first, counted), (second, same), (third, moved) = weights
         assert all(torch.equal(first[name], second[name]) for name in first) and counted == same
+        assert len(counted) == (5 if parallel is GLOBAL else 1) and moved != same
         assert any(not torch.equal(second[name], third[name]) for name in first)
 
 

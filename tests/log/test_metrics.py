@@ -47,10 +47,11 @@ def test_resume_drops_what_runs_again_and_keeps_all_else(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [None, 5])
-def test_a_torn_last_line_is_dropped_before_more_is_written(tmp_path, keep):
+@pytest.mark.parametrize("torn", ['{"step": 4, "lo', '{"step": 4}'])
+def test_a_torn_last_line_is_dropped_before_more_is_written(tmp_path, keep, torn):
     path = tmp_path / "metrics.jsonl"
     write_steps(path, [1, 2, 3])
-    path.write_text(path.read_text() + '{"step": 4, "lo')
+    path.write_text(path.read_text() + torn)
     assert steps_in(path) == [1, 2, 3]
     write_steps(path, [4, 5], keep_through_step=keep)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
@@ -120,6 +121,16 @@ def test_plain_console_prints_now_and_then_and_at_the_end():
     assert lines[-1].startswith("step 100/100") and "left 0s" in lines[-1]
 
 
+def test_plain_console_keeps_a_line_every_so_many_steps_and_smooths_the_speed():
+    out = io.StringIO()
+    console = RunConsole(stream=out, every_seconds=1e9, line_interval=3)
+    for step in range(1, 8):
+        console.update({**make_record(step), "tokens_per_s": 1500.0 if step == 6 else 500.0}, 1000, 1_000_000)
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1/1,000", "3/1,000", "6/1,000"]
+    assert "left 27m37s" in lines[2]  # of 994,000 tokens at 600 a second, not at 1,500
+
+
 def test_console_says_nan():
     out = io.StringIO()
     RunConsole(stream=out).update(make_record(1, loss=None), 1, 1000)
@@ -158,6 +169,7 @@ def test_summary_is_of_this_launch_and_says_what_to_run_next(tmp_path):
     lines = summary_lines(records, tmp_path, 75.0, first_step=1)
     assert lines[0] == ("trained to step 4: 4,000 tokens, 3,000 of them now, in 1m15s, 200 tokens/s, MFU 20.0%, "
                         "4.0% of assignments dropped (medians)")  # fmt: skip
+    assert "4,000 tokens, 1,000 of them now, in" in summary_lines(records, tmp_path, 75.0, first_step=3)[0]
     assert lines[1] == "loss 8.000 -> 2.000, validation 4.500 (2.250 bits per byte)"
     assert lines[2].startswith(str(tmp_path)) and "generate" in lines[3]
     records.insert(3, {**make_record(3, None), "skipped": True})

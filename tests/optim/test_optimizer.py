@@ -20,7 +20,7 @@ from mmtrain.config import OptimConfig
 from mmtrain.errors import ConfigError
 from mmtrain.optim.optimizer import build_optimizer, check_optimizer, set_lr, update
 from mmtrain.optim.shard_adam import ShardAdam
-from mmtrain.parallel.gradients import clip_gradients
+from mmtrain.parallel.gradients import all_finite, clip_gradients
 from tests.model.small import draw, small_model
 
 SHAPES = {"matrix": (7, 33), "experts": (3, 5, 6), "norm": (17,), "other": (40, 2)}
@@ -78,8 +78,7 @@ def test_adamw_equals_its_formula_with_the_rate_that_is_set() -> None:
     for step, lr in enumerate(lrs):
         fill_gradients(model, step)
         seen.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-        set_lr(optimizer, lr)
-        optimizer.step()
+        update(optimizer, lr, torch.tensor(False))
     for name, parameter in model.named_parameters():
         decay = 0.0 if name == "norm" else 0.1
         expected = reference_adamw(start[name], [grads[name] for grads in seen], lrs, decay)
@@ -129,6 +128,14 @@ def test_a_gradient_that_is_not_a_number_shows_in_the_norm() -> None:
     assert math.isnan(clip_gradients(model.parameters(), 1.0)[0].item())
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_one_weight_that_is_not_finite_is_found(value: float) -> None:
+    model = Weights()
+    assert all_finite(model.parameters())
+    model.norm.data[3] = value
+    assert not all_finite(model.parameters())
+
+
 def shard_adam(model: nn.Module) -> ShardAdam:
     """ShardAdam around an inner optimizer that is always there."""
     groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
@@ -160,6 +167,23 @@ def test_a_skipped_step_changes_nothing_and_the_next_one_is_as_if_it_had_not_bee
                 assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
+
+
+def test_an_inner_optimizer_gets_rate_gradient_moments_and_the_steps_done() -> None:
+    """SGD stands for the inner one; it knows nothing of moments, so what it was lent is looked at."""
+    model = Weights()
+    optimizer, start = shard_adam(model), [p.detach().clone() for p in model.parameters()]
+    for done, lr in enumerate([1e-2, 3e-3]):
+        fill_gradients(model, done)
+        expected = [p - lr * p.grad for p in model.parameters()]
+        update(optimizer, lr, torch.tensor(False))
+        for parameter, value in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter, value)
+            lent, mine = optimizer._inner.state[optimizer._local[parameter]], optimizer.state[parameter]
+            assert lent["step"] == done and mine["step"].item() == done + 1
+            assert all(lent[name].data_ptr() == mine[name].data_ptr() for name in ("exp_avg", "exp_avg_sq"))
+        assert {group["step"] for group in optimizer._inner.param_groups} == {done}
+    assert not any(torch.equal(a, b) for a, b in zip(start, model.parameters(), strict=True))
 
 
 def refused(name: str, device: str = "cpu") -> ConfigError:

@@ -132,6 +132,12 @@ def test_rows_that_do_not_divide_are_refused_with_the_arithmetic():
     assert "take 4 rows (32 tokens)" in str(caught.value)
 
 
+def test_a_batch_that_no_step_reaches_need_not_divide():
+    assert PhasePlan(make_phase(96, [(0, 16), (96, 24)]), dp_size=2, micro_batch_rows=1).used_rows() == {2}
+    with pytest.raises(ConfigError, match="3 rows of 8 tokens"):
+        PhasePlan(make_phase(97, [(0, 16), (96, 24)]), dp_size=2, micro_batch_rows=1)
+
+
 def test_run_plan_joins_phases():
     first, second = make_phase(100, [(0, 24)], name="a"), make_phase(40, [(0, 16)], seq_len=16, name="b")
     run = RunPlan([first, second], 1, 1)

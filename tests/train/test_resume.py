@@ -109,6 +109,14 @@ def test_what_the_phase_at_work_is_stays(saved: Path, overrides: list[str], told
     assert "change_schedule=true" not in refusal(saved, *overrides)
 
 
+def test_the_weights_of_a_mixture_stay(tmp_path: Path) -> None:
+    mixture = "stage.phases.0.sources=[{path: x, weight: %s}, {path: y}]"
+    path = tmp_path / "a/checkpoints/step-00000005"
+    saved = checkpoint(path, made(tmp_path, "run.name=a", mixture % 3), 5, **CONSUMED)
+    line = refusal(saved, CHANGE, mixture % 2)
+    assert line.startswith(f"stage.phases[0].sources[0].weight=2.0: {saved} was trained with 3.0;")
+
+
 def phases(config: PretrainConfig) -> dict:
     """The options with two phases of 983,040 tokens."""
     recorded = asdict(config)

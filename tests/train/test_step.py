@@ -15,7 +15,7 @@ from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.train.statistics import NamedSums
+from mmtrain.train.statistics import NamedSums, StepStatistics
 from tests.model.small import small_config
 
 BASES = (1e4, 5e6)
@@ -71,6 +71,15 @@ def test_the_loss_is_the_mean_over_labelled_tokens_and_micro_batches(model: Para
     (out.ce_sum / 48 + out.aux_loss).backward()
     for name, parameter in plain.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("name", ["ce_sum", "aux_loss"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_either_loss_that_is_not_finite_is_seen(model: ParallelModel, name: str, value: float) -> None:
+    statistics = StepStatistics(CONFIG, model)
+    assert statistics.loss_is_finite
+    statistics.sums[name].add_(value)
+    assert not statistics.loss_is_finite
 
 
 def test_named_sums_are_views_that_one_copy_reads() -> None:

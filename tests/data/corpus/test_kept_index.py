@@ -65,10 +65,17 @@ def written(megatron_corpus: Callable[..., Path], lengths: list[int] = LENGTHS, 
     return megatron_corpus([[tokens] for tokens in token_lists(lengths)], np.int32, name)
 
 
-def stream_of(split: Split, packing: str, cache: ArrayCache | None, row: int = 64) -> RowStream:
+def stream_of(split: Split, packing: str, cache: ArrayCache | None, row: int = 64, seed: int = 11) -> RowStream:
     chosen = split.kept or split.documents
     return RowStream(
-        split.corpus, seq_len=row, seed=11, packing=packing, eod_id=0, documents=chosen, vocab_size=1 << 16, cache=cache
+        split.corpus,
+        seq_len=row,
+        seed=seed,
+        packing=packing,
+        eod_id=0,
+        documents=chosen,
+        vocab_size=1 << 16,
+        cache=cache,
     )
 
 
@@ -179,15 +186,22 @@ def test_a_resumed_stream_of_best_fit_plans_few_windows(
 @pytest.mark.usefixtures("everything_is_large")
 def test_a_corpus_that_changed_is_read_anew(tmp_path: Path, megatron_corpus: Callable[..., Path]) -> None:
     cache = ArrayCache([tmp_path / "cache"])
-    source = written(megatron_corpus, [5, 6, 7])
-    assert open_corpus(str(source), **OPTIONS, cache=cache)[0].corpus.doc_lengths.tolist() == [5, 6, 7]
-    written(megatron_corpus, [5, 7, 6])  # of the same sizes
+    before, after = [5, 6, 7] * 30, [5, 7, 6] * 30  # of the same sizes
+    source = written(megatron_corpus, before)
+    first = open_corpus(str(source), **OPTIONS, cache=cache)[0]
+    assert first.corpus.doc_lengths.tolist() == before
+    written(megatron_corpus, after)
     train, valid = open_corpus(str(source), **OPTIONS, cache=cache)
-    assert train.corpus.doc_lengths.tolist() == [5, 7, 6]
+    assert train.corpus.doc_lengths.tolist() == after
     want = split_documents(IndexedCorpus(source), 0.1, 5)
+    assert not np.array_equal(first.documents, want[0])
     assert np.array_equal(train.documents, want[0]) and np.array_equal(valid.documents, want[1])
     other = open_corpus(str(source), **OPTIONS | {"seed": 6}, cache=cache)
-    assert np.array_equal(other[0].documents, split_documents(IndexedCorpus(source), 0.1, 6)[0])
+    other_want = split_documents(IndexedCorpus(source), 0.1, 6)[0]
+    assert np.array_equal(other[0].documents, other_want) and not np.array_equal(other_want, want[0])
+    for seed in (11, 12):  # each order of documents is kept by its seed
+        rows = [stream_of(Split(train.corpus), "concat", kept, row=16, seed=seed) for kept in (cache, None)]
+        assert all(equal(rows[0][i], rows[1][i]) for i in range(5))
 
 
 @pytest.mark.usefixtures("everything_is_large")

@@ -23,6 +23,20 @@ def told(skips) -> dict[str, list[str]]:
     return found
 
 
+@pytest.fixture
+def few_folders_are_read(monkeypatch):
+    """A walk that goes round in circles ends in an error."""
+    real, read = os.scandir, []
+
+    def counted(path):
+        read.append(path)
+        assert len(read) < 1000, "the same folders over and over"
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+
+
+@pytest.mark.usefixtures("few_folders_are_read")
 def test_links_are_followed_once(tmp_path):
     outside, inside = tmp_path / "outside", tmp_path / "in"
     for folder in (outside / "deep", inside / "real"):

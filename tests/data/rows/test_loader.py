@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdata.errors import DataError
-from mmdata.rows.loader import PackedBatch, micro_batches
+from mmdata.rows.loader import PackedBatch, collate, micro_batches
 from mmdata.rows.mixture import Mixture, floor_sum
 from mmdata.rows.stream import RowStream
 
@@ -59,6 +59,8 @@ def test_only_a_packing_that_pads_tells_real_tokens(numbered_corpus):
     (padded,) = micro_batches(stream, [[0, 1]])
     assert sorted(padded.real_tokens) == [7, 12] and padded.num_real_tokens == 19
     assert (padded.tokens_BS != 0).sum(1).tolist() == list(padded.real_tokens)
+    mixed = collate([stream[0], stream_of(corpus)[0]], [0, 1])  # rows that cannot be padded count as full ones
+    assert mixed.real_tokens == (padded.real_tokens[0], 16)
 
 
 def test_any_number_of_workers_gives_the_same(numbered_corpus):
