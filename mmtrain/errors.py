@@ -48,7 +48,7 @@ class RankLost(RuntimeError):
         print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-class RunStopped(RuntimeError):
+class RunStopped(Exception):
     """End of a run before its plan is done, for a reason that all ranks share: which, at which step, and what to do.
 
     Args:

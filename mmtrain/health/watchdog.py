@@ -13,7 +13,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from mmtrain.errors import RankLost, brief
+from mmtrain.errors import RankLost, RunStopped, brief
 from mmtrain.health.heartbeat import FAILED, LEFT, LOST, RUNNING, Heartbeat
 
 INTERVAL_SECONDS, INTERVALS_PER_TIMEOUT = 2.0, 12  # between beats: the first, or less where the timeout is short
@@ -67,6 +67,8 @@ class Watchdog:
     ) -> None:
         if not self._others:
             return
+        if isinstance(error, RunStopped):
+            error = None  # all ranks leave alike: nobody is lost
         lost = None
         if error is not None:
             with self._judging:  # the watching thread may be about to end the process: it alone speaks then

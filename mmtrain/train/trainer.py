@@ -10,7 +10,7 @@ import torch.distributed as dist
 from mmdata.rows.loader import micro_batches
 from mmtrain.checkpoint.corpora import write_corpora
 from mmtrain.checkpoint.dcp import load_checkpoint
-from mmtrain.checkpoint.listing import all_checkpoints
+from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
@@ -116,16 +116,25 @@ class Trainer:
                 report.note(line)
             self._prepare(report)
             saver = Saver(self.folder, self.model.module, self.optimizer, self.config, self.inputs, report)
-            try:
-                with collected_in_step():
-                    while (step := self._next()) is not None:
-                        watchdog.step = step.number
-                        self._step(step, report, saver, signals)
-                        collect(step.number)
-                return report.close()
-            finally:
-                self.batches.close()
-                self.model.close()
+            stopped = self._train(watchdog, report, saver, signals)
+            self.model.close()  # collective: never where a rank may be lost
+            if stopped is not None:
+                raise stopped
+            return report.close()
+
+    def _train(self, watchdog: Watchdog, report: Report, saver: Saver, signals: StopSignals) -> RunStopped | None:
+        """Run all steps; what ends them early on all ranks alike is returned."""
+        try:
+            with collected_in_step():
+                while (step := self._next()) is not None:
+                    watchdog.step = step.number
+                    self._step(step, report, saver, signals)
+                    collect(step.number)
+        except RunStopped as stopped:
+            return stopped
+        finally:
+            self.batches.close()
+        return None
 
     def _next(self) -> RunStep | None:
         """The step to run now; None at the end of the plan or of `run.max_steps`."""
@@ -193,8 +202,10 @@ class Trainer:
         name, code = "a signal to another rank", 143
         if signals.received is not None:
             name, code = signals.received.name, 128 + signals.received
-        saved = all_checkpoints(self.folder.checkpoints)
-        what = f"saved {saved[-1]}" if saved else "nothing was saved"
+        found = all_checkpoints(self.folder.checkpoints)
+        newest = found[-1] if found else "none"
+        is_new = bool(found) and step_of(found[-1]) == self.progress.step
+        what = f"saved {newest}" if is_new else f"nothing of it was saved, the newest checkpoint is {newest}"
         raise RunStopped(f"stopped by {name} after step {self.progress.step:,}, {what}; go on with run.resume=auto",
                          code)  # fmt: skip
 
