@@ -28,7 +28,7 @@ def record(*sources: str, option: str = "data.sources[{}].path", tokenizer: dict
         "tokenizer_given": None,
         "sources": [
             {
-                "option": option.format(i), "path": f"corpora/{name}", "resolved": f"/work/corpora/{name}",
+                "option": option.format(i), "path": f"corpora/{name}", "resolved": f"/srv/corpora/{name}",
                 "train": {"documents": 60, "tokens": 50, "files": files(name)}, "valid": None,
             }
             for i, name in enumerate(sources)
@@ -50,7 +50,7 @@ def test_a_moved_corpus_is_told() -> None:
     now = record("a", "b")
     now["sources"][1] |= {"path": "elsewhere/b", "resolved": "/mnt/elsewhere/b"}
     assert check(record("a", "b"), now) == [
-        "data.sources[1].path=elsewhere/b: the corpus that was at /work/corpora/b"
+        "data.sources[1].path=elsewhere/b: the corpus that was at /srv/corpora/b"
     ]  # fmt: skip
 
 
