@@ -16,12 +16,12 @@ The text goes to standard output; a line with times, and errors, to standard err
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from mmtrain.errors import ConfigError, is_user_error
+from mmtrain.output import silence
 
 INTERRUPTED, CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             print(flush=True)  # the shell's prompt gets a line of its own
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        silence(sys.stdout)  # Python flushes once more when it ends
         return CLOSED
     except Exception as error:
         if not is_user_error(error) and not (isinstance(error, OSError) and error.filename):

@@ -23,10 +23,10 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.checkpoint.progress import read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.health.watchdog import Watchdog
-    from mmtrain.log.console import say
     from mmtrain.log.tensorboard_tracker import check_tensorboard
     from mmtrain.log.wandb_tracker import wandb_mode
     from mmtrain.optim.optimizer import check_optimizer
+    from mmtrain.output import say
     from mmtrain.parallel import mesh
     from mmtrain.parallel.layout import plan_layout
     from mmtrain.train.curriculum import RunPlan, scaled_phases

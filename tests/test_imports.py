@@ -33,7 +33,7 @@ MAY_IMPORT = {
 LAYERS = Layers(
     "mmtrain",
     order=[
-        ["errors"],
+        ["errors", "output"],
         ["config"],
         ["model"],
         ["parallel"],

@@ -7,13 +7,13 @@ in the record of every checkpoint.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmdata.corpus.fingerprint import difference
 from mmdata.tokenizer_identity import TokenizerIdentity
+from mmtrain.checkpoint.durable import write_text
 from mmtrain.errors import ConfigError
 
 FILE_NAME = "corpora.json"
@@ -23,9 +23,7 @@ _OVERRIDE = "data.allow_changed=true"
 
 def write_corpora(folder: Path, fingerprints: Mapping[str, Any]) -> None:
     """Write the record into a run folder; on the main process only."""
-    scratch = folder / f"{FILE_NAME}.tmp"
-    scratch.write_text(json.dumps(fingerprints, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / FILE_NAME)
+    write_text(folder / FILE_NAME, json.dumps(fingerprints, indent=1) + "\n")
 
 
 def check_same_corpora(

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.durable import sync_folder, write_text
 from mmtrain.checkpoint.listing import REPLACED, WRITING
-from mmtrain.checkpoint.progress import RECORD, Progress, read_meta, read_progress
+from mmtrain.checkpoint.progress import RECORD, Progress, read_meta
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
@@ -99,11 +99,11 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Progress | None:
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
     The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
-    without the option that needs it, keeps its value. Returns what :func:`read_progress` does.
+    without the option that needs it, keeps its value.
 
     Raises:
         ConfigError: the checkpoint is damaged, or its optimizer's state is not in the form that this version writes.
@@ -123,7 +123,6 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                               f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
         load_shards(option, path, metadata, {"model": _without(weights, optional), "optimizer": moments})
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=_BY_PARAMETER)
-    return read_progress(path)
 
 
 def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:

@@ -12,10 +12,7 @@ from mmtrain.checkpoint.damage import damage_of, damage_of_record
 from mmtrain.checkpoint.progress import RECORD
 from mmtrain.errors import ConfigError
 
-WRITING, REPLACED = (
-    ".writing",
-    ".replaced",
-)  # ends of the names of a checkpoint at work, and of the one it replaces
+WRITING, REPLACED = ".writing", ".replaced"  # ends of names: of a checkpoint at work, and of the one it replaces
 _NAME = re.compile(r"step-\d{8,}")
 
 

@@ -51,7 +51,7 @@ class RunLock:
         stale: float = STALE_SECONDS,
     ) -> None:
         self.path, self.owner, self._note = folder / FILE_NAME, Owner.this_process(), note
-        self._patience, self._beat, self._stale = stale if patience is None else patience, beat, stale
+        self._patience, self._beat, self._stale = stale + beat if patience is None else patience, beat, stale
         self._lost, self._released = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._touch, daemon=True, name="run-lock")
 
@@ -159,9 +159,10 @@ class RunLock:
         """Watch a lock whose owner cannot be seen from here: True once it is stale, False as soon as it is touched."""
         touched, end, told = _touched(self.path), time.monotonic() + self._patience, False
         while touched is not None:
+            over = time.monotonic() > end  # before the look: a slow look must not be the reason to give up
             if (age := self._now() - touched) > self._stale:
                 return True
-            if time.monotonic() > end:
+            if over:
                 return False
             if not told:
                 self._note(f"{self.path} is held ({_named(owner)}) and was touched {max(age, 0):.0f} s ago: watching "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def read_progress(path: Path) -> Progress | None:
     """Return how far the run was when a checkpoint was saved; None where the record is older than phase and row."""
-    meta = read_meta(path)
+    return progress_of(read_meta(path))
+
+
+def progress_of(meta: Mapping[str, Any]) -> Progress | None:
+    """Return the progress in a checkpoint's record; None where the record is older than phase and row."""
     if "row" not in meta:
         return None
     return Progress(meta["step"], meta["tokens"], meta["phase"], meta["row"], meta["phase_tokens"])

@@ -12,7 +12,7 @@ from mmtrain.checkpoint.abandon import METRICS, set_aside
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.durable import write_text
 from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers, step_of
-from mmtrain.checkpoint.lock import STALE_SECONDS, RunLock
+from mmtrain.checkpoint.lock import BEAT_SECONDS, STALE_SECONDS, RunLock
 from mmtrain.checkpoint.recorded_options import differences, recorded_values
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
@@ -76,7 +76,7 @@ class RunFolder:
             ConfigError: another launch holds it, or the folder cannot be written.
         """
         half_a_timeout = 30 * self.config.cluster.timeout_minutes  # the other ranks wait meanwhile
-        lock = RunLock(self.path, note, patience=min(STALE_SECONDS, half_a_timeout))
+        lock = RunLock(self.path, note, patience=min(STALE_SECONDS + BEAT_SECONDS, half_a_timeout))
         with ExitStack() as held:
 
             def take() -> None:
@@ -92,21 +92,26 @@ class RunFolder:
         if self._lock is not None:
             self._lock.check()
 
-    def claim(self, start: Start) -> list[str]:
+    def claim(self, start: Start, record: Callable[[Path], None] = lambda folder: None) -> list[str]:
         """Make the folder this launch's: set aside what it does not go on with, and record the configuration.
 
         Collective; every rank gets the lines that say what was set aside.
 
+        Args:
+            start: what this launch begins with.
+            record: writes what else belongs into the folder; called on the main process.
+
         Raises:
             ConfigError: the folder cannot be written.
         """
-        return on_main(lambda: self._claim(start))
+        return on_main(lambda: self._claim(start, record))
 
-    def _claim(self, start: Start) -> list[str]:
+    def _claim(self, start: Start, record: Callable[[Path], None]) -> list[str]:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             lines = [self._set_aside(start)]
             write_text(self.path / _CONFIG, json.dumps(asdict(self.config), indent=1) + "\n")
+            record(self.path)
         except OSError as error:
             raise ConfigError("run.dir", self.config.run.dir, f"cannot be written: {error.strerror} ({error.filename})",
                               "make room or mend the rights there, or give another run.dir") from error  # fmt: skip

@@ -22,6 +22,7 @@ from mmtrain.config.overrides import Given, read_overrides, with_text
 from mmtrain.config.process_env import Processes, join_launcher
 from mmtrain.config.telling import leave_for_torchrun, tell
 from mmtrain.errors import ConfigError, RankLost, RunStopped, is_user_error
+from mmtrain.output import say
 
 if typing.TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +50,7 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
     if "--help" in flags or "-h" in flags:
         from mmtrain.config.options_page import help_text
 
-        _print(help_text(config_dir, sys.argv[0]))
+        say(help_text(config_dir, sys.argv[0]))
         return
     processes = None
     try:
@@ -194,14 +195,6 @@ def _hydra_set_up(given: Sequence[Given], flags: list[str], sweeping: bool) -> I
                 del os.environ["HYDRA_FULL_ERROR"]
             else:
                 os.environ["HYDRA_FULL_ERROR"] = before_error
-
-
-def _print(text: str) -> None:
-    """Print to a reader that may leave early, as `head` does."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush works
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from mmtrain.output import say
 
 SMOOTHING = 0.9  # of the throughput from which the time left is computed
 LOG_NAME = "log.txt"
@@ -44,7 +46,7 @@ class RunConsole:
         self._log = None
         if log_file is not None:
             log_file.parent.mkdir(parents=True, exist_ok=True)
-            self._log = log_file.open("a", encoding="utf-8")
+            self._log = log_file.open("ab", buffering=0)
         self._rate: float | None = None
         self._last_line: float | None = None
         self._live: Live | None = None
@@ -70,13 +72,13 @@ class RunConsole:
         if self._live is not None:
             self._live.console.print(text, markup=False, highlight=False)
         else:
-            self._print(text)
+            say(text, self._stream)
 
     def record(self, text: str) -> None:
         """Put a line into the log file alone: what is printed by others, or at the end."""
         if self._log is not None:
-            self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
-            self._log.flush()
+            with contextlib.suppress(OSError):  # a full disk costs lines of this copy, not the run
+                self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n".encode())
 
     def close(self) -> None:
         """Leave the last state on the screen and give the terminal back."""
@@ -95,27 +97,6 @@ class RunConsole:
             return False
         self._last_line = now
         return True
-
-    def _print(self, text: str) -> None:
-        try:
-            print(text, file=self._stream, flush=True)
-        except BrokenPipeError:
-            silence(self._stream)
-
-
-def say(text: str) -> None:
-    """Print a line on stdout; a reader that has gone away does not matter."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        silence(sys.stdout)
-
-
-def silence(stream: TextIO) -> None:
-    """Send what is written to a stream from now on, and what is still in its buffer, nowhere: nobody reads it."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
 
 
 def _cells(record: Mapping[str, Any], total_steps: int, seconds_left: float | None) -> list[tuple[str, str]]:

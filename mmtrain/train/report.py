@@ -130,7 +130,7 @@ class Report:
             self.console.note(text)
 
     def close(self) -> list[str]:
-        """Draw the plot and return the three lines that end a run; nothing on other ranks."""
+        """Draw the plot and return the lines that end a run; nothing on other ranks."""
         if not self.enabled:
             return []
         if self.config.log.plot:

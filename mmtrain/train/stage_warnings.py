@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmtrain.config import PhaseConfig, PretrainConfig, StageConfig
-from mmtrain.config.schema import build
+from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.errors import ConfigError
-from mmtrain.train.curriculum import PhasePlan, scaled_phases
+from mmtrain.train.curriculum import PhasePlan
 from mmtrain.train.lr_schedule import lr_at
+from mmtrain.train.position import recorded_phases, recorded_position
 from mmtrain.train.warmup_floor import MIN_WARMUP_STEPS, is_warmup, step_ends, warmup_steps
 
 
@@ -38,19 +38,13 @@ def trained_length(record: Mapping[str, Any]) -> int | None:
     """Return the longest rows that a checkpoint was trained with, by its record; None if the record does not say.
 
     Args:
-        record: of a checkpoint: ``tokens`` consumed, and ``config`` with its stage.
+        record: of a checkpoint: ``step`` and ``tokens`` done, and ``config`` with its stage.
     """
     try:
-        phases = scaled_phases(build(StageConfig, record["config"]["stage"], "stage"))
-        done, begun = int(record["tokens"]), 0
+        phases, position = recorded_phases(record), recorded_position(record)
     except (ConfigError, KeyError, TypeError):
         return None
-    lengths = []
-    for phase in phases:
-        if begun < done:
-            lengths.append(phase.seq_len)
-        begun += phase.tokens
-    return max(lengths, default=None)
+    return max((phase.seq_len for phase in phases[: position.phase + 1]), default=None) if position.tokens else None
 
 
 def _batch_warnings(option: str, phase: PhaseConfig) -> Iterator[str]:

@@ -102,10 +102,7 @@ class Trainer:
         Raises:
             RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
-        notes = [*self.start.notes, *self.folder.claim(self.start)]
-        if self.context.is_main:
-            write_corpora(self.folder.path, self.inputs.fingerprints())
-            self.inputs.save_tokenizer(self.folder.path / TOKENIZER)
+        notes = [*self.start.notes, *self.folder.claim(self.start, self._record_inputs)]
         peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
         with (
             StopSignals(speaks=self.context.is_main) as signals,
@@ -121,6 +118,10 @@ class Trainer:
             if stopped is not None:
                 raise stopped
             return report.close()
+
+    def _record_inputs(self, folder: Path) -> None:
+        write_corpora(folder, self.inputs.fingerprints())
+        self.inputs.save_tokenizer(folder / TOKENIZER)
 
     def _train(self, watchdog: Watchdog, report: Report, saver: Saver, signals: StopSignals) -> RunStopped | None:
         """Run all steps; what ends them early on all ranks alike is returned."""

@@ -27,7 +27,7 @@ from mmtrain.checkpoint.dcp import SaveFailed, load_checkpoint, save_checkpoint
 from mmtrain.checkpoint.lock import RunLock
 from mmtrain.checkpoint.run_folder import RunFolder
 from tests.checkpoint.fake import config
-from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.optim.optimizer import build_optimizer
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool, WorkerError
@@ -68,7 +68,8 @@ def save_and_load(folder: Path, config: dict) -> None:
         assert meta.pop("rope_base") == 5e6
         (path / "meta.json").write_text(json.dumps(meta))  # as the version before wrote it
         model, optimizer = build(context, 8)
-        assert load_checkpoint(path, model, optimizer) == Progress(1, 64)
+        load_checkpoint(path, model, optimizer)
+        assert read_progress(path) == Progress(1, 64)
         for mine, theirs in zip(model.parameters(), trained.parameters(), strict=True):
             assert torch.equal(mine.full_tensor(), theirs.full_tensor())
             assert torch.equal(optimizer.state[mine]["exp_avg"].full_tensor(), moments.state[theirs]["exp_avg"].full_tensor())

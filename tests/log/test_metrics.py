@@ -148,6 +148,16 @@ def test_a_reader_that_goes_away_ends_the_showing_alone(tmp_path):
     assert [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["step 1", "step 2", "step 3"]
 
 
+def test_a_log_file_that_cannot_be_written_does_not_end_a_run(tmp_path):
+    full = tmp_path / "log.txt"
+    full.symlink_to("/dev/full")
+    out = io.StringIO()
+    console = RunConsole(stream=out, log_file=full)
+    console.note("still here")
+    console.close()
+    assert out.getvalue() == "still here\n"
+
+
 def test_live_console_on_a_terminal():
     class Terminal(io.StringIO):
         def isatty(self):

@@ -75,7 +75,7 @@ def test_lengths_below_the_checkpoint_s() -> None:
 
 
 def test_the_length_that_a_checkpoint_was_trained_with() -> None:
-    stage = {"config": asdict(config("stage=long_ctx", "stage.scale=1/1024"))}
+    stage = {"step": 1, "config": asdict(config("stage=long_ctx", "stage.scale=1/1024"))}
     first = 300 * 10**9 // 1024
     assert trained_length({**stage, "tokens": 5}) == 128
     assert trained_length({**stage, "tokens": first + 10**6}) == 512
