@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,14 @@ def test_the_same_start_again_writes_its_steps_again(tmp_path: Path) -> None:
     metrics(tmp_path / "r", 1, 2)
     assert folder.claim(Start()) == [] and not (tmp_path / "r/abandoned").exists()
     assert len(RunFolder(config(tmp_path, "run.resume=auto", "run.seed=5")).claim(Start())) == 1
+
+
+def test_a_record_that_cannot_be_written_is_a_wrong_folder_for_all_ranks(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "corpora.json"))
+
+    with pytest.raises(ConfigError, match=r"cannot be written: No space left on device \(.*corpora\.json\)"):
+        RunFolder(config(tmp_path)).claim(Start(), full)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
