@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from mmtrain.config import ClusterConfig
-from mmtrain.errors import RankLost
+from mmtrain.errors import RankLost, RunStopped
 from mmtrain.parallel import mesh
 from mmtrain.health import heartbeat
 from mmtrain.health import watchdog
@@ -192,3 +192,20 @@ def test_silence_does_not_count_while_this_process_stands_still(monkeypatch: pyt
         own.tick()
         silent.append(own.silent(patience=4.5))
     assert own.now == 1 + 2 + 1 + 1 and silent == [[], [], [], [1]]
+
+
+def leave_together() -> tuple[str, str]:
+    """What a rank says as it leaves a run that all ranks stop."""
+    mesh.start(ClusterConfig(device="cpu"))
+    guard = watchdog.Watchdog(MINUTES)
+    try:
+        with guard:
+            raise RunStopped("asked for", 143)
+    except RunStopped as stopped:
+        return str(stopped), guard._heartbeat.own.state
+    finally:
+        mesh.stop()
+
+
+def test_a_stop_that_ranks_share_is_no_failure_of_any(pool: Pool) -> None:
+    assert pool.run(leave_together, world=2) == [("asked for", heartbeat.LEFT)] * 2
