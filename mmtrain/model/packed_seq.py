@@ -58,8 +58,13 @@ class Packing:
             object.__setattr__(self, "lengths", tuple(self.cu_seqlens.diff().tolist()))
 
     @property
+    def row_tokens(self) -> int:
+        """T, with padding; those of the whole micro-batch where several ranks share its rows."""
+        return sum(self.lengths)
+
+    @property
     def real_lengths(self) -> tuple[int, ...]:
-        """Tokens of each document that is not padding."""
+        """Tokens of each document that is not padding; of the whole micro-batch where ranks share its rows."""
         if self.real is None:
             return self.lengths
         size, per_row = self.real.row_length, self.real.per_row
