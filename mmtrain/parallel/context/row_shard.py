@@ -3,7 +3,7 @@
 Everything is arithmetic on the host, done from the documents' lengths before the row goes to the device, and the same
 on every rank. Nothing of a document is padded or moved: a chunk begins and ends wherever its tokens do.
 
-Legend: T tokens of the row, M chunks of C = T / M tokens, R ranks, N = M / R chunks of a rank, S = N C tokens of a rank.
+Legend: T tokens of the row, M chunks of C = T / M tokens, R ranks, N = M / R chunks of a rank, S = N C tokens here.
 """
 
 from __future__ import annotations
