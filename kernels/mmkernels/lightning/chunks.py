@@ -115,7 +115,7 @@ def states_between(
 
     ``S_c = M_{c-1} + exp(-s C) S_{c-1}`` where a document runs through chunk c - 1, ``M_{c-1}`` where its last document
     began in it, 0 where the document begins with chunk c (FACTS: MiniMax-01 section 3.2.2 gives the sum without decay).
-    With ``reverse`` the same from the end: the gradient of the state behind each chunk, from those of the states before.
+    With ``reverse`` the same from the end: gradients of the states behind chunks, from those of the states before them.
     One order of adding for all ranks, so that a chunk's state does not depend on who wants it, to the bit.
 
     Args:
