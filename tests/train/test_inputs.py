@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdata.corpus import documents, kept_split
+from mmdata.corpus import documents, kept_split, token_range
 from mmdata.corpus import open as registry
 from mmdata.corpus.array_cache import FOLDER
 from mmdata.corpus.indexed import IndexedCorpus
@@ -144,7 +144,9 @@ def test_what_does_not_fit_the_model_is_refused(prepared: Path, megatron: Path) 
         RunInputs(DataConfig(path=str(prepared)), [phase(seq_len=10**6)], 257)
 
 
-def test_a_corpus_with_ids_beyond_the_model_is_refused(megatron: Path, tmp_path: Path) -> None:
+def test_a_corpus_with_ids_beyond_the_model_is_refused(
+    megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for suffix in (".bin", ".idx"):
         (tmp_path / f"wrong{suffix}").write_bytes(Path(f"{megatron}{suffix}").read_bytes())
     tokens = np.fromfile(tmp_path / "wrong.bin", dtype=np.int32)
@@ -152,3 +154,9 @@ def test_a_corpus_with_ids_beyond_the_model_is_refused(megatron: Path, tmp_path:
     tokens.tofile(tmp_path / "wrong.bin")
     with pytest.raises(DataError, match="5000"):
         RunInputs(DataConfig(path=str(tmp_path / "wrong"), tokenizer="bytes"), [phase()], 257)
+    monkeypatch.setattr(token_range, "SCAN_TOKENS", 30)  # the id lies beyond what is read before training starts
+    data = DataConfig(path=str(tmp_path / "wrong"), tokenizer="bytes", valid_fraction=0.0)
+    stream = RunInputs(data, [phase()], 257).train_stream(0)
+    with pytest.raises(DataError, match="5000"):
+        for i in range(stream.rows_per_epoch(0)):
+            stream[i]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmdata.corpus import documents, indexed, kept_split, token_range
-from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.array_cache import ArrayCache, Entry
 from mmdata.corpus.document_hashes import document_hashes
 from mmdata.corpus.indexed import IndexedCorpus
 from mmdata.corpus.open import open_corpus
@@ -181,6 +181,15 @@ def test_a_resumed_stream_of_best_fit_plans_few_windows(
     monkeypatch.setattr(packing, "WINDOW_ROWS", 1)
     cache = ArrayCache([tmp_path / "cache"])
     split = Split(IndexedCorpus(written(megatron_corpus), cache))
+    looked: list[str] = []
+    find = cache.find
+
+    def bounded(name: str, key: dict) -> Entry | None:
+        looked.append(name)
+        assert len(looked) < 500, "what is kept of windows brings no stream forward"
+        return find(name, key)
+
+    monkeypatch.setattr(cache, "find", bounded)
     planned: list[int] = []
     best_fit = packing.best_fit
     monkeypatch.setattr(packing, "best_fit", lambda *args: planned.append(0) or best_fit(*args))
