@@ -204,6 +204,31 @@ def test_a_resumed_stream_of_best_fit_plans_few_windows(
     assert equal(other[3000], stream_of(split, "best_fit", None, row=48)[3000])
 
 
+def test_the_order_of_rows_in_windows_stays(
+    megatron_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of each window are shuffled by its own number in the epoch: what a resumed run goes on with."""
+    monkeypatch.setattr(packing, "WINDOW_DOCUMENTS", 16)
+    monkeypatch.setattr(packing, "WINDOW_ROWS", 1)
+    stream = stream_of(Split(IndexedCorpus(written(megatron_corpus))), "best_fit", None)
+    found = hashlib.sha256(np.concatenate([stream[i].tokens for i in range(3000)]).tobytes())
+    assert found.hexdigest()[:16] == "387806b87aed62e8"
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_choices_that_nothing_names_are_not_kept(
+    tmp_path: Path, megatron_corpus: Callable[..., Path], packing: str
+) -> None:
+    """Two choices of as many documents, each by its ids: one's order is never taken for the other's."""
+    corpus, cache = IndexedCorpus(written(megatron_corpus, [5, 6] * 40)), ArrayCache([tmp_path / "cache"])
+    for first in (0, 1):
+        split = Split(corpus, np.arange(first, 80, 2))
+        given, plain = (stream_of(split, packing, kept, row=16) for kept in (cache, None))
+        assert all(equal(given[i], plain[i]) for i in range(10))
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.usefixtures("everything_is_large")
 def test_a_corpus_that_changed_is_read_anew(tmp_path: Path, megatron_corpus: Callable[..., Path]) -> None:
     cache = ArrayCache([tmp_path / "cache"])
