@@ -30,20 +30,20 @@ class ParallelContext:
     """Place of this process in the layout.
 
     Attributes:
-        world: the processes, which outlive a layout.
         device: where its tensors live.
         layout: sizes of all axes.
         dense: mesh of all processes with axes pp, dp, cp, tp.
         expert: mesh of the same processes with axes pp, edp, ep, etp.
         replicas: dp and cp as one axis: the ranks that hold the same part of the dense parameters.
+        world: the processes, which outlive a layout.
     """
 
-    world: World
     device: torch.device
     layout: Layout
     dense: DeviceMesh
     expert: DeviceMesh
     replicas: DeviceMesh
+    world: World
 
     @property
     def rank(self) -> int:
@@ -145,7 +145,7 @@ class World:
         layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
         dense, expert = _meshes(self.device, layout, self.timeout_minutes)
         replicas = dense["dp", "cp"]._flatten("replicas")
-        return ParallelContext(self, self.device, layout, dense, expert, replicas)
+        return ParallelContext(self.device, layout, dense, expert, replicas, self)
 
 
 def join(cluster: ClusterConfig) -> World:
