@@ -41,7 +41,10 @@ def results(
 ) -> list[Tensor]:
     """o, lse, part and its lse; log-sum-exps far apart and far from 0, and some of -inf."""
     wide = torch.promote_types(dtype, torch.float32)
-    o, part = draw(tokens, heads, width, seed=1, dtype=dtype), draw(tokens, heads, width, seed=2, dtype=part_dtype or dtype)
+    o, part = (
+        draw(tokens, heads, width, seed=1, dtype=dtype),
+        draw(tokens, heads, width, seed=2, dtype=part_dtype or dtype),
+    )
     lse, part_lse = (draw(heads, tokens, seed=seed, dtype=wide) * 30 + 200 for seed in (3, 4))
     lse[:, ::5], part_lse[:, ::3] = -torch.inf, -torch.inf
     o[::5], part[::3] = 0, 0
@@ -158,9 +161,9 @@ def test_bad_arguments() -> None:
             softmax_merge(**(good | change))
     q, k = part, torch.zeros(6, 2, 8, device=DEVICE)
     cu = torch.tensor([0, 6], device=DEVICE)
-    with pytest.raises(KernelArgumentError, match="^lse_HT: got "):
+    with pytest.raises(KernelArgumentError, match=r"^lse_HT: got "):
         softmax_packed_backward(q, q, k, k, q, lse.T, cu, [6])
-    with pytest.raises(KernelArgumentError, match="^lengths: got "):
+    with pytest.raises(KernelArgumentError, match=r"^lengths: got "):
         softmax_packed_backward(q, q, k, k, q, lse, cu, [5])
 
 

@@ -171,7 +171,7 @@ def softmax_forward(
     check_qkv(q_THD, k_SGD, v_SGD, ("q_THD", "k_SGD", "v_SGD"))
     check_causal(q_THD, k_SGD, causal)
     q, k, v = (_tokens_outermost(x.detach()) for x in (q_THD, k_SGD, v_SGD))
-    return block_for(q, k).forward(q, k, v, causal, _scale(scale, q))
+    return block_for(q, k, causal).forward(q, k, v, causal, _scale(scale, q))
 
 
 def softmax_backward(
@@ -208,7 +208,7 @@ def softmax_backward(
     check_causal(q_THD, k_SGD, causal)
     check_results(do_THD, q_THD, o_THD, lse_HT)
     do, q, k, v, o = (_tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_SGD, v_SGD, o_THD))
-    return block_for(q, k).backward(do, q, k, v, o, lse_HT.detach(), causal, _scale(scale, q))
+    return block_for(q, k, causal).backward(do, q, k, v, o, lse_HT.detach(), causal, _scale(scale, q))
 
 
 def _scale(scale: float | None, q_THD: Tensor) -> float:

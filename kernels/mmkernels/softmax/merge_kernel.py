@@ -35,9 +35,7 @@ def merge_kernel(
     in_row = t < tokens
     lse_ptrs = lse_ptr + h * lse_stride_h + t * lse_stride_t
     lse = tl.load(lse_ptrs, mask=in_row, other=float("-inf"))
-    part_lse = tl.load(
-        part_lse_ptr + h * part_lse_stride_h + t * part_lse_stride_t, mask=in_row, other=float("-inf")
-    )
+    part_lse = tl.load(part_lse_ptr + h * part_lse_stride_h + t * part_lse_stride_t, mask=in_row, other=float("-inf"))
     largest = tl.maximum(lse, part_lse)
     # A query that has seen no key: -inf - -inf would be no number.
     largest = tl.where(largest == float("-inf"), 0.0, largest)

@@ -45,9 +45,7 @@ class LocalPart:
 
     def forward(self, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> tuple[Tensor, Tensor]:
         """Output [S, H, K] and log-sum-exp [H, S], in memory of their own."""
-        return softmax_attention_with_lse(
-            q_SHK.detach(), k_SGK.detach(), v_SGK.detach(), self.cu_seqlens, self.lengths
-        )
+        return softmax_attention_with_lse(q_SHK.detach(), k_SGK.detach(), v_SGK.detach(), self.cu_seqlens, self.lengths)
 
     def backward(
         self, do_SHK: Tensor, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, o_SHK: Tensor, lse_HS: Tensor

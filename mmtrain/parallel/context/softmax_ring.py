@@ -56,7 +56,13 @@ def backward(
         for place, rectangle, keys in _with_keys(plan, source):
             rows = rectangle.rows
             dq, dk, dv = softmax_backward(
-                do_SHK[rows], q_SHK[rows], kv_P2GK[keys, 0], kv_P2GK[keys, 1], o_SHK[rows], lse_HS[:, rows], causal=False
+                do_SHK[rows],
+                q_SHK[rows],
+                kv_P2GK[keys, 0],
+                kv_P2GK[keys, 1],
+                o_SHK[rows],
+                lse_HS[:, rows],
+                causal=False,
             )
             dq_R[place] += dq
             dkv_P2GK[keys, 0] += dk

@@ -12,10 +12,11 @@ Legend: M chunks of C tokens of the row, R ranks, S tokens of a rank.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -66,8 +67,7 @@ class Tails:
 
     def between(self, first: int, stop: int) -> slice:
         """Place of those tails that belong to chunks `first` to `stop - 1`; empty if there are none."""
-        low = sum(c < first for c in self.chunks)
-        high = sum(c < stop for c in self.chunks)
+        low, high = bisect_left(self.chunks, first), bisect_left(self.chunks, stop)
         return slice(self.offsets[low], self.offsets[high])
 
 
@@ -180,7 +180,7 @@ class TailPlan:
 
 
 def _rectangles(shard: RowShard, chunks: Sequence[int]) -> Iterable[Rectangle]:
-    """Rectangles of a rank with these chunks: one for each document that comes from a chunk which is not its neighbour."""
+    """Rectangles of a rank with these chunks: one wherever a document comes from a chunk that is no neighbour here."""
     start: int | None = None  # the place in `chunks` where the document came from elsewhere
     for place, chunk in enumerate(chunks):
         goes_on = shard.head_M[chunk] > 0
@@ -206,4 +206,4 @@ def _joined_lengths(shard: RowShard) -> tuple[int, ...]:
         if chunks[place - 1] == chunks[place] - 1 and shard.head_M[chunks[place]] > 0
     }
     bounds = [0, *(end for end in ends if end not in inside)]
-    return tuple(high - low for low, high in zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(high - low for low, high in pairwise(bounds))
