@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from mmkernels.softmax import softmax_backward, softmax_forward, softmax_merge
 from mmtrain.parallel.context.flights import Flight
 from mmtrain.parallel.context.softmax_parts import GradientSum, Grads, LocalPart, pack_tails, wide
-from mmtrain.parallel.context.tails import TailPlan
+from mmtrain.parallel.context.tails import TailPlan, Tails
 
 
 def forward(
@@ -84,7 +84,7 @@ def head_groups(plan: TailPlan, k_SGK: Tensor, budget: int, backward: bool) -> l
 def head_bytes(plan: TailPlan, width: int, dtype: torch.dtype, backward: bool) -> int:
     """Bytes of all buffers for one key/value head of two groups: one is computed, the other under way."""
     keys = (plan.most_received + plan.most_shared) * dtype.itemsize
-    grads = (plan.most_received + plan.most_returned) * wide(dtype).itemsize if backward else 0
+    grads = (plan.most_received + plan.most_returned + plan.most_shared) * wide(dtype).itemsize if backward else 0
     return 2 * 2 * width * (keys + grads)
 
 
@@ -124,40 +124,45 @@ class _Returned:
 
     Attributes:
         flight: the messages.
-        own_P2gK: of the tails that this rank needs, its own among them.
-        parts: of this rank's tails, what other ranks found: rank, chunk and gradient.
+        parts_R: what each rank that needs tails of this one found, this one too: chunks and gradients, in the order of
+            the ranks.
         heads: the group of key/value heads.
     """
 
     flight: Flight
-    own_P2gK: Tensor
-    parts: list[tuple[int, int, Tensor]]
+    parts_R: list[tuple[list[int], list[Tensor]]]
     heads: slice
 
     @staticmethod
     def start(dkv_P2gK: Tensor, plan: TailPlan, heads: slice, group: ProcessGroup) -> _Returned:
         """Send every gradient to the owner of the tail."""
         send = [(dkv_P2gK[plan.needed.rows(chunk)], rank) for rank, chunk in plan.receives]
-        parts = []
-        for rank, chunk in plan.sends:
-            shape = (plan.shared.rows(chunk).stop - plan.shared.rows(chunk).start, *dkv_P2gK.shape[1:])
-            parts.append((rank, chunk, dkv_P2gK.new_empty(shape)))
-        flight = Flight(send, [(part, rank) for rank, _, part in parts], group)
-        return _Returned(flight, dkv_P2gK, parts, heads)
+        receive, parts_R = [], []
+        for rank in range(group.size()):
+            chunks = [chunk for chunk in plan.shard.chunks if plan.needs_RM[rank, chunk]]
+            if rank == plan.rank:
+                parts_R.append((chunks, [dkv_P2gK[plan.needed.rows(chunk)] for chunk in chunks]))
+                continue
+            tails = Tails.of(chunks, plan.shard.tail_M)
+            found_P2gK = dkv_P2gK.new_empty(tails.tokens, *dkv_P2gK.shape[1:])
+            parts_R.append((chunks, [found_P2gK[tails.rows(chunk)] for chunk in chunks]))
+            receive += [(part, rank) for part in parts_R[-1][1]]
+        return _Returned(Flight(send, receive, group), parts_R, heads)
 
     def add_to(self, total: GradientSum, plan: TailPlan) -> None:
-        """Wait, and add each tail's gradients of all ranks, this one among them, in the order of the ranks."""
+        """Wait, sum each tail's gradients in the order of the ranks, and add them to the rank's own."""
         self.flight.wait()
+        example = next((parts[0] for _, parts in self.parts_R if parts), None)
+        if example is None:  # nobody needs a tail of this rank
+            return
+        sum_P2gK = example.new_zeros(plan.shared.tokens, *example.shape[1:])
+        for chunks, parts in self.parts_R:
+            if parts:
+                torch._foreach_add_([sum_P2gK[plan.shared.rows(chunk)] for chunk in chunks], parts)
         for chunk in plan.shared.chunks:
-            found = [(rank, part) for rank, c, part in self.parts if c == chunk]
-            if chunk in plan.needed.chunks:
-                found.append((plan.rank, self.own_P2gK[plan.needed.rows(chunk)]))
-            found.sort(key=lambda pair: pair[0])
-            dkv_P2gK = found[0][1].clone()  # no view, which would keep the buffer of all tails
-            for _, part in found[1:]:
-                dkv_P2gK += part
             for which in (1, 2):
-                total.add(which, plan.tail_rows(chunk), self.heads, dkv_P2gK[:, which - 1])
+                part = sum_P2gK[plan.shared.rows(chunk), which - 1]
+                total.add(which, plan.tail_rows(chunk), self.heads, part)
 
 
 def _query_heads(heads: slice, q_SHK: Tensor, k_SGK: Tensor) -> slice:

@@ -36,6 +36,7 @@ def forward(
             rows = rectangle.rows
             part = softmax_forward(q_SHK[rows], kv_P2GK[keys, 0], kv_P2GK[keys, 1], causal=False)
             softmax_merge(outputs[place], lse_HS[:, rows], *part)
+        del kv_P2GK  # before memory for the tails after the next is taken
     for rectangle, output in zip(plan.rectangles, outputs, strict=True):
         o_SHK[rectangle.rows] = output
     return o_SHK, lse_HS
@@ -56,14 +57,9 @@ def backward(
         for place, rectangle, keys in _with_keys(plan, source):
             rows = rectangle.rows
             dq, dk, dv = softmax_backward(
-                do_SHK[rows],
-                q_SHK[rows],
-                kv_P2GK[keys, 0],
-                kv_P2GK[keys, 1],
-                o_SHK[rows],
-                lse_HS[:, rows],
+                do_SHK[rows], q_SHK[rows], kv_P2GK[keys, 0], kv_P2GK[keys, 1], o_SHK[rows], lse_HS[:, rows],
                 causal=False,
-            )
+            )  # fmt: skip
             dq_R[place] += dq
             dkv_P2GK[keys, 0] += dk
             dkv_P2GK[keys, 1] += dv
@@ -71,6 +67,7 @@ def backward(
             gradients = _GradientRing(dkv_P2GK, plan, group)
         else:
             gradients.pass_on(dkv_P2GK, step)
+        del kv_P2GK, dkv_P2GK
     for rectangle, dq in zip(plan.rectangles, dq_R, strict=True):
         total.add(0, rectangle.rows, ALL, dq)
     dkv_P2GK = gradients.come_home()
@@ -81,8 +78,8 @@ def backward(
 
 
 def buffer_bytes(plan: TailPlan, kv_heads: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of all buffers, backward: keys of two steps, and gradients of three: computed, arriving and leaving."""
-    return plan.most_shared * 2 * kv_heads * width * (2 * dtype.itemsize + 3 * wide(dtype).itemsize)
+    """Bytes of all buffers, backward: keys of two steps; gradients computed, arriving, leaving, own and come home."""
+    return plan.most_shared * 2 * kv_heads * width * (2 * dtype.itemsize + 5 * wide(dtype).itemsize)
 
 
 def _with_keys(plan: TailPlan, source: int) -> Iterator[tuple[int, Rectangle, slice]]:
@@ -113,7 +110,7 @@ class _GradientRing:
 
     def __init__(self, own_P2GK: Tensor, plan: TailPlan, group: ProcessGroup) -> None:
         self._own_P2GK, self._plan, self._group = own_P2GK, plan, group
-        self._home_P2GK = torch.empty_like(own_P2GK) if plan.hops_R[plan.rank] else None
+        self._home_P2GK: Tensor | None = None
         self._arriving_P2GK: Tensor | None = None
         self._flight: Flight | None = None
 
@@ -130,6 +127,7 @@ class _GradientRing:
         self._arriving_P2GK = dkv_P2GK.new_empty(tokens, *dkv_P2GK.shape[1:])
         receive = [(self._arriving_P2GK, (plan.rank - 1) % ranks)]
         if step == plan.hops_R[plan.rank]:
+            self._home_P2GK = torch.empty_like(self._own_P2GK)
             receive.append((self._home_P2GK, (plan.rank + step) % ranks))
         self._flight = Flight(send, receive, self._group)
 
