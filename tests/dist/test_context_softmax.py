@@ -21,7 +21,7 @@ from mmtrain.parallel.context import flights
 from mmtrain.parallel.context.ownership import TABLES, Table, causal_work
 from mmtrain.parallel.context.row_shard import ContextPacking, RowShard, take_chunks
 from mmtrain.parallel.context.softmax_cp import choose_way, context_softmax
-from mmtrain.parallel.context.tails import TailPlan
+from mmtrain.parallel.context.tail_plan import TailPlan
 from tests.dist.pool import Pool
 
 T = 96  # of the rows on the CPU

@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from mmtrain.parallel.context import softmax_gather, softmax_ring
 from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.context.softmax_parts import LocalPart
-from mmtrain.parallel.context.tails import TailPlan
+from mmtrain.parallel.context.tail_plan import TailPlan
 
 WAYS = ("auto", "allgather", "ring")
 BUDGET = 2**30

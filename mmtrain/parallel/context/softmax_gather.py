@@ -19,7 +19,8 @@ from torch.distributed import ProcessGroup
 from mmkernels.softmax import softmax_backward, softmax_forward, softmax_merge
 from mmtrain.parallel.context.flights import Flight
 from mmtrain.parallel.context.softmax_parts import GradientSum, Grads, LocalPart, pack_tails, wide
-from mmtrain.parallel.context.tails import TailPlan, Tails
+from mmtrain.parallel.context.tail_plan import TailPlan
+from mmtrain.parallel.context.tails import Tails
 
 
 def forward(
@@ -104,8 +105,8 @@ def _bring(k_SGK: Tensor, v_SGK: Tensor, plan: TailPlan, heads: slice, group: Pr
     """Start to bring the needed tails of a group of heads; the result waits for them."""
     shared_P2gK = pack_tails(k_SGK, v_SGK, plan, heads)
     needed_P2gK = shared_P2gK.new_empty(plan.needed.tokens, *shared_P2gK.shape[1:])
-    send = [(shared_P2gK[plan.shared.rows(chunk)], rank) for rank, chunk in plan.sends]
-    receive = [(needed_P2gK[plan.needed.rows(chunk)], rank) for rank, chunk in plan.receives]
+    send = [(shared_P2gK[plan.shared.between(run[0], run[-1] + 1)], rank) for rank, run in plan.sends]
+    receive = [(needed_P2gK[plan.needed.between(run[0], run[-1] + 1)], rank) for rank, run in plan.receives]
     flight = Flight(send, receive, group)
     for chunk in plan.needed.chunks:
         if chunk in plan.shard.chunks:
@@ -136,17 +137,17 @@ class _Returned:
     @staticmethod
     def start(dkv_P2gK: Tensor, plan: TailPlan, heads: slice, group: ProcessGroup) -> _Returned:
         """Send every gradient to the owner of the tail."""
-        send = [(dkv_P2gK[plan.needed.rows(chunk)], rank) for rank, chunk in plan.receives]
+        send = [(dkv_P2gK[plan.needed.between(run[0], run[-1] + 1)], rank) for rank, run in plan.receives]
         receive, parts_R = [], []
         for rank in range(group.size()):
             chunks = [chunk for chunk in plan.shard.chunks if plan.needs_RM[rank, chunk]]
-            if rank == plan.rank:
-                parts_R.append((chunks, [dkv_P2gK[plan.needed.rows(chunk)] for chunk in chunks]))
-                continue
-            tails = Tails.of(chunks, plan.shard.tail_M)
-            found_P2gK = dkv_P2gK.new_empty(tails.tokens, *dkv_P2gK.shape[1:])
+            tails, found_P2gK = plan.needed, dkv_P2gK
+            if rank != plan.rank:
+                tails = Tails.of(chunks, plan.shard.tail_M)
+                found_P2gK = dkv_P2gK.new_empty(tails.tokens, *dkv_P2gK.shape[1:])
+                runs = [run for receiver, run in plan.sends if receiver == rank]
+                receive += [(found_P2gK[tails.between(run[0], run[-1] + 1)], rank) for run in runs]
             parts_R.append((chunks, [found_P2gK[tails.rows(chunk)] for chunk in chunks]))
-            receive += [(part, rank) for part in parts_R[-1][1]]
         return _Returned(Flight(send, receive, group), parts_R, heads)
 
     def add_to(self, total: GradientSum, plan: TailPlan) -> None:

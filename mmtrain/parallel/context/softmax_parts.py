@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmkernels.softmax import softmax_attention_with_lse, softmax_packed_backward
 from mmtrain.parallel.context.row_shard import ContextPacking
-from mmtrain.parallel.context.tails import TailPlan
+from mmtrain.parallel.context.tail_plan import TailPlan
 
 Grads = tuple[Tensor, Tensor, Tensor]
 

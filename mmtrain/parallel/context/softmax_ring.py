@@ -18,7 +18,8 @@ from torch.distributed import ProcessGroup
 from mmkernels.softmax import softmax_backward, softmax_forward, softmax_merge
 from mmtrain.parallel.context.flights import Flight
 from mmtrain.parallel.context.softmax_parts import GradientSum, Grads, LocalPart, pack_tails, wide
-from mmtrain.parallel.context.tails import Rectangle, TailPlan
+from mmtrain.parallel.context.tail_plan import TailPlan
+from mmtrain.parallel.context.tails import Rectangle
 
 ALL = slice(None)
 

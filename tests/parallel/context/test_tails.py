@@ -9,7 +9,7 @@ import pytest
 
 from mmtrain.parallel.context.ownership import TABLES, Table
 from mmtrain.parallel.context.row_shard import RowShard
-from mmtrain.parallel.context.tails import TailPlan
+from mmtrain.parallel.context.tail_plan import TailPlan
 
 ROWS = [
     [48],
@@ -86,16 +86,22 @@ def test_parts_and_rectangles_are_each_pair_once(lengths: list[int], chunks: int
 def test_ranks_agree_on_messages_and_none_is_idle(lengths: list[int]) -> None:
     for table in tables(8, 4):
         ring = plans(lengths, table)
-        received = {(owner, plan.rank, chunk) for plan in ring for owner, chunk in plan.receives}
-        assert received == {(plan.rank, other, chunk) for plan in ring for other, chunk in plan.sends}
+        received = {(owner, plan.rank, chunk) for plan in ring for owner, run in plan.receives for chunk in run}
+        assert received == {(plan.rank, other, chunk) for plan in ring for other, run in plan.sends for chunk in run}
         for owner, other, chunk in received:
             assert owner != other and chunk in table[owner]
             assert any(r.first <= chunk < r.stop for r in ring[other].rectangles)
             assert ring[0].shard.tail_M[chunk] > 0
         for plan in ring:
-            order = [(owner, chunk) for owner, chunk in plan.receives]
-            assert order == sorted(order) and list(plan.sends) == sorted(plan.sends)
-            assert set(plan.needed.chunks) - set(table[plan.rank]) == {chunk for _, chunk in plan.receives}
+            order = [(owner, chunk) for owner, run in plan.receives for chunk in run]
+            assert order == sorted(set(order))
+            assert set(plan.needed.chunks) - set(table[plan.rank]) == {chunk for _, chunk in order}
+            for owner, run in plan.receives:  # a message is as long as its slices of both buffers
+                assert (plan.rank, run) in ring[owner].sends
+                tokens = sum(plan.shard.tail_M[list(run)])
+                for tails in (plan.needed, plan.shared_R[owner]):
+                    place = tails.between(run[0], run[-1] + 1)
+                    assert place.stop - place.start == tokens
             for chunk in plan.shared.chunks:
                 assert (tokens_of(plan)[plan.tail_rows(chunk)] == tail_tokens(plan, chunk)).all()
             assert (plan.hops_R, plan.most_shared) == (ring[0].hops_R, ring[0].most_shared)
@@ -117,5 +123,5 @@ def test_neighbouring_chunks_of_a_rank_are_one() -> None:
     (rectangle,) = second.rectangles
     assert (rectangle.rows, rectangle.first, rectangle.stop) == (slice(0, 11), 0, 4)
     assert second.needed.chunks == (0, 1, 2, 3) and second.needed.offsets == (0, 1, 7, 13, 19)
-    assert first.sends == ((1, 0), (1, 1), (1, 2), (1, 3)) and first.hops_R == (1, 0)
+    assert first.sends == ((1, (0, 1, 2, 3)),) and second.receives == ((0, (0, 1, 2, 3)),) and first.hops_R == (1, 0)
     assert first.most_returned == first.most_received == first.most_shared == 19
