@@ -171,8 +171,9 @@ def test_every_row_and_table_in_both_ways(pool: Pool) -> None:
     run(pool, all_cases(4, random=1), 4)
 
 
-def test_two_ranks(pool: Pool) -> None:
+def test_two_ranks_and_one(pool: Pool) -> None:
     run(pool, all_cases(2, random=1, rows=ROWS[::3]), 2)
+    run(pool, [Case(ROWS[5], ((0, 1, 2, 3),), way) for way in ("allgather", "ring", "auto")], 1)
 
 
 @pytest.mark.slow
