@@ -47,10 +47,11 @@ def backward(
 ) -> Grads:  # fmt: skip
     """dq, dk and dv. The local part comes last, while gradients return, or first where its results take less memory."""
     total = GradientSum(lambda: local.backward(do_SHK, q_SHK, k_SGK, v_SGK, o_SHK, lse_HS))
-    if _early_bytes(plan, q_SHK, k_SGK) > budget:
-        total.compute_local()
+    local_first = _early_bytes(plan, q_SHK, k_SGK) > budget
     returning: _Returned | None = None
     for heads, arrive in _keys(k_SGK, v_SGK, plan, group, head_groups(plan, k_SGK, budget, backward=True)):
+        if local_first:
+            total.compute_local()  # once, while the first keys come
         queries, kv_P2gK = _query_heads(heads, q_SHK, k_SGK), arrive()
         dkv_P2gK = torch.zeros_like(kv_P2gK, dtype=wide(kv_P2gK.dtype))
         for rectangle in plan.rectangles:
@@ -63,9 +64,10 @@ def backward(
             dkv_P2gK[keys, 0] += dk
             dkv_P2gK[keys, 1] += dv
         del kv_P2gK, arrive
-        before, returning = returning, _Returned.start(dkv_P2gK, plan, heads, group)
-        if before is not None:
-            before.add_to(total, plan)
+        if returning is not None:
+            returning.add_to(total, plan)
+        returning = _Returned.start(dkv_P2gK, plan, heads, group)
+        del dkv_P2gK
     total.compute_local()
     returning.add_to(total, plan)
     return total.totals()
@@ -83,10 +85,10 @@ def head_groups(plan: TailPlan, k_SGK: Tensor, budget: int, backward: bool) -> l
 
 
 def head_bytes(plan: TailPlan, width: int, dtype: torch.dtype, backward: bool) -> int:
-    """Bytes of all buffers for one key/value head of two groups: one is computed, the other under way."""
-    keys = (plan.most_received + plan.most_shared) * dtype.itemsize
-    grads = (plan.most_received + plan.most_returned + plan.most_shared) * wide(dtype).itemsize if backward else 0
-    return 2 * 2 * width * (keys + grads)
+    """Bytes of all buffers for one key/value head of a group, while one group is computed and another under way."""
+    keys = 2 * (plan.most_received + plan.most_shared)
+    grads = 2 * plan.most_received + plan.most_returned + plan.most_shared if backward else 0
+    return 2 * width * (keys * dtype.itemsize + grads * wide(dtype).itemsize)
 
 
 def _keys(
