@@ -19,7 +19,7 @@ from mmkernels.softmax.naive import naive_softmax_attention
 from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.parallel.context import flights
 from mmtrain.parallel.context.ownership import TABLES, Table, causal_work
-from mmtrain.parallel.context.row_shard import ContextPacking, RowShard, take_chunks
+from mmtrain.parallel.context.row_shard import ContextPacking, RowShard
 from mmtrain.parallel.context.softmax_cp import choose_way, context_softmax
 from mmtrain.parallel.context.tail_plan import TailPlan
 from tests.dist.pool import Pool
@@ -87,7 +87,7 @@ def run_case(case: Case, device: str) -> dict[str, object]:
     if case.padding:
         packing = replace(packing, real=RealTokens.from_rows([T - case.padding], T))
     packing = ContextPacking.cut(packing, shard)
-    q, k, v, do = (take_chunks(x.to(device), shard, packing.chunk_N) for x in whole(case))
+    q, k, v, do = (x.to(device).index_select(0, packing.index_S) for x in whole(case))
     fused = torch.cat([q, k, v], dim=1).requires_grad_()  # as a projection gives them: strided views
     sizes = [q.shape[1], k.shape[1], v.shape[1]]
     sent: list[int] = []

@@ -75,6 +75,25 @@ def check_projection(qkv_BTHX: Tensor, slopes_H: Tensor, cu_seqlens: Tensor | No
         _check_cu_seqlens(cu_seqlens, qkv_BTHX, values)
 
 
+def check_chunks(
+    q_1THD: Tensor, v_1THE: Tensor, cu_seqlens: Tensor, initial_NHDE: Tensor, check_values: bool | None
+) -> None:
+    """Refuse states of chunks that do not cut the row evenly, or chunks in which no document begins.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    _check_tensor("initial_NHDE", initial_NHDE, 4, "[N, H, D, E]")
+    tokens, chunks = q_1THD.shape[1], initial_NHDE.shape[0]
+    if chunks < 1 or tokens % chunks:
+        raise KernelArgumentError("initial_NHDE", f"{chunks} chunks", f"a divisor of the {tokens} tokens")
+    _check_state("initial_NHDE", initial_NHDE, (chunks, q_1THD.shape[2], q_1THD.shape[3], v_1THE.shape[3]), q_1THD)
+    values = check_values if check_values is not None else q_1THD.device.type == "cpu"
+    if values and tokens and not set(range(0, tokens, tokens // chunks)) <= set(cu_seqlens.tolist()):
+        got = f"offsets without an edge of a chunk of {tokens // chunks} tokens"
+        raise KernelArgumentError("cu_seqlens", got, "a document's part that begins with every chunk")
+
+
 def check_decode(q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor) -> None:
     """Refuse arguments of ``lightning_decode_step`` that do not fit together (shapes, dtypes and devices only).
 
