@@ -133,7 +133,7 @@ def reference(case: Case, device: str = "cpu") -> dict[str, Tensor]:
 
 def run(pool: Pool, cases: list[Case], ranks: int) -> list[dict[str, Tensor]]:
     """Results of the whole row for every case, which were compared to the definition."""
-    by_rank = pool.run(run_cases, cases, world=ranks)
+    by_rank = pool.run(run_cases, cases, world=ranks, timeout=300)
     rows = [assemble(case, list(results)) for case, results in zip(cases, zip(*by_rank, strict=True), strict=True)]
     found: dict[Case, dict[str, Tensor]] = {}
     for case, got in zip(cases, rows, strict=True):
@@ -179,7 +179,7 @@ def test_two_ranks_and_one(pool: Pool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
 def test_more_ranks_and_tables(pool: Pool, ranks: int) -> None:
-    run(pool, all_cases(ranks, random=6), ranks)
+    run(pool, all_cases(ranks, random=2 if ranks == 8 else 6), ranks)
 
 
 def test_other_dtypes_layers_and_padding(pool: Pool) -> None:
