@@ -36,7 +36,7 @@ class Loop(Trainer):
         self.config, self.plan = options, RunPlan(scaled_phases(options.stage), 1, 1)
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
         self.model = SimpleNamespace(weights_are_finite=lambda: self.finite)
-        self.finite, self.held_out, self.optimizer = True, 1.0, None
+        self.finite, self.held_out, self.optimizer, self.needles = True, 1.0, None, None
         self.batches = SimpleNamespace(read=lambda step: [])
         self.done: list[tuple[Any, ...]] = []
 
