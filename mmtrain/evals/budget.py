@@ -28,28 +28,24 @@ class Costs:
     Attributes:
         ranks: that take samples in turn.
         fixed: seconds of an evaluation beside its samples.
-        of_length: seconds of a round, in which each rank runs a sample of one length.
+        round_s: seconds of a round, in which each rank runs a sample, of each length.
     """
 
     ranks: int
     fixed: float = 0.0
-    of_length: dict[int, float] = field(default_factory=dict)
+    round_s: dict[int, float] = field(default_factory=dict)
 
     def measured(self, grid: Grid, by_length: dict[int, float], total: float) -> None:
         """Take in what an evaluation took: seconds of each length, and in all."""
         self.fixed = max(0.0, total - sum(by_length.values()))
-        self.of_length |= {length: seconds / self._rounds(grid) for length, seconds in by_length.items()}
+        self.round_s |= {length: seconds / self._rounds(grid) for length, seconds in by_length.items()}
 
     def of(self, grid: Grid) -> float:
-        """Return the seconds of an evaluation; a length never measured is taken to cost by its tokens."""
-        return self.fixed + self._rounds(grid) * sum(map(self._round, grid.lengths))
+        """Return the seconds of an evaluation, all of whose lengths have been measured."""
+        return self.fixed + self._rounds(grid) * sum(self.round_s[length] for length in grid.lengths)
 
     def _rounds(self, grid: Grid) -> int:
         return -(-grid.samples_of_length // self.ranks)
-
-    def _round(self, length: int) -> float:
-        known = length if length in self.of_length else max(self.of_length)
-        return self.of_length[known] * length / known
 
 
 def allowance(share: float, step_seconds: float, steps: int, spent: float) -> float:

@@ -43,7 +43,7 @@ class NeedleEvaluation:
 
     def __init__(self, options: EvalsConfig, grids: Sequence[Grid | None], builder: SampleBuilder) -> None:
         self._options, self._grids, self._builder = options, grids, builder
-        self._costs: Costs | None = None
+        self._costs = Costs(ranks=1)
         self._phase = -1
 
     def header_lines(self, phases: Sequence[PhaseConfig]) -> list[str]:
@@ -74,11 +74,10 @@ class NeedleEvaluation:
         self._seconds.append(seconds)
         if self._wanted is None or not self._is_due(progress.step, left):
             return
-        if not self._planned and self._costs is not None:  # by what an earlier phase has measured
+        if not self._planned:
+            self._measure(self._wanted, model, phase)
             self._plan_rest(phase, progress.step, left, report)
-            if not self._is_due(progress.step, left):
-                return
-        if self._plan.grid is None:
+        if self._plan.grid is None or not self._is_due(progress.step, left):
             return
         self._evaluate(self._plan.grid, model, phase, progress, report)
         if left:
@@ -93,6 +92,19 @@ class NeedleEvaluation:
 
     def _is_due(self, step: int, left: int) -> bool:
         return left == 0 or (self._plan.every > 0 and step - self._last >= self._plan.every)
+
+    def _measure(self, grid: Grid, model: Scorer, phase: PhaseConfig) -> None:
+        """Time one sample a rank of each length that no evaluation of this launch has had."""
+        began = time.perf_counter()
+        self._costs.ranks = model.context.dp_size
+        round_s: dict[int, float] = {}
+        for length in (length for length in grid.lengths if length not in self._costs.round_s):
+            start = time.perf_counter()
+            score_cells(model, self._builder, grid.cells(length)[:1], self._costs.ranks, phase.rope_base)
+            round_s[length] = time.perf_counter() - start
+        round_s, took = on_main(lambda: (round_s, time.perf_counter() - began))
+        self._costs.round_s |= round_s
+        self._spent += took
 
     def _evaluate(
         self, grid: Grid, model: Scorer, phase: PhaseConfig, progress: Progress, report: NeedleReport
@@ -109,13 +121,12 @@ class NeedleEvaluation:
         took = time.perf_counter() - began
         report.needles(progress, NeedleResult(phase.name, scores, grid.samples, repeats, took))
         by_length, took = on_main(lambda: (by_length, time.perf_counter() - began))
-        self._costs = self._costs or Costs(model.context.dp_size)
         self._costs.measured(grid, by_length, took)
         self._spent, self._last = self._spent + took, progress.step
 
     def _plan_rest(self, phase: PhaseConfig, step: int, left: int, report: NeedleReport) -> None:
         """Plan the rest of the phase by what evaluations and steps have taken, and say so if it is another plan."""
-        assert self._costs is not None and self._wanted is not None
+        assert self._wanted is not None
         share, every = self._options.max_share, self._options.needles.every
         step_seconds = on_main(lambda: median(self._seconds))
         seconds = allowance(share, step_seconds, step + left - self._begin, self._spent)

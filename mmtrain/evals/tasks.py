@@ -73,10 +73,16 @@ def variable_tracking(depth: float, rng: np.random.Generator) -> Task:
     elsewhere = sorted(rng.random(ASSIGNMENTS).tolist())
     asked = _chain(spread(depth, ASSIGNMENTS), names[:ASSIGNMENTS], values[0])
     other = _chain(elsewhere, names[ASSIGNMENTS:], values[1])
+    value = f" {values[0]}"
     question = (
-        f"\nWhich variables have the value {values[0]}, in the order of the text?\nVariables of value {values[0]}:"
+        "\nWhich variables have the value",
+        value,
+        ", in the order of the text?\nVariables of value",
+        value,
+        ":",
     )
-    return Task([*asked, *other], [(question, False), *((f" {name}", True) for name in names[:ASSIGNMENTS])])
+    answers = [(f" {name}", True) for name in names[:ASSIGNMENTS]]
+    return Task([*asked, *other], [*((piece, False) for piece in question), *answers])
 
 
 TASKS: dict[str, Callable[[float, np.random.Generator], Task]] = {

@@ -136,7 +136,10 @@ class Report:
             tracker.log(record, progress.step)
         self.note(f"step {progress.step:,}: {result.line()}")
         if self.config.log.plot:
-            draw_heat_maps(record, self.folder.path / PLOT_NAME)
+            try:
+                draw_heat_maps(record, self.folder.path / PLOT_NAME)
+            except OSError as error:  # a full disk costs a picture, not the run
+                self.note(f"{self.folder.path / PLOT_NAME} cannot be written ({error.strerror})")
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
