@@ -40,8 +40,8 @@ class EvalsConfig:
     """Evaluations inside training, and the time that they may take.
 
     Attributes:
-        max_share: largest share of a phase's time. Evaluations are measured, one sample of each length first; where they
-            would take more, they are set further apart or made smaller, and a line says so. Chosen here.
+        max_share: largest share of a phase's time. Evaluations are measured, one sample of each length first; where
+            they would take more, they are set further apart or made smaller, and a line says so. Chosen here.
         needles: needles in a haystack of held-out text.
     """
 

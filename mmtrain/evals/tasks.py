@@ -74,13 +74,7 @@ def variable_tracking(depth: float, rng: np.random.Generator) -> Task:
     asked = _chain(spread(depth, ASSIGNMENTS), names[:ASSIGNMENTS], values[0])
     other = _chain(elsewhere, names[ASSIGNMENTS:], values[1])
     value = f" {values[0]}"
-    question = (
-        "\nWhich variables have the value",
-        value,
-        ", in the order of the text?\nVariables of value",
-        value,
-        ":",
-    )
+    question = ("\nWhich variables hold the value", value, ", in the order of the text?\nHolders of", value, ":")
     answers = [(f" {name}", True) for name in names[:ASSIGNMENTS]]
     return Task([*asked, *other], [*((piece, False) for piece in question), *answers])
 
