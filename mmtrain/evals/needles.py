@@ -43,7 +43,6 @@ class NeedleEvaluation:
 
     def __init__(self, options: EvalsConfig, grids: Sequence[Grid | None], builder: SampleBuilder) -> None:
         self._options, self._grids, self._builder = options, grids, builder
-        self._costs = Costs(ranks=1)
         self._phase = -1
 
     def header_lines(self, phases: Sequence[PhaseConfig]) -> list[str]:
@@ -75,7 +74,7 @@ class NeedleEvaluation:
         if self._wanted is None or not self._is_due(progress.step, left):
             return
         if not self._planned:
-            self._measure(self._wanted, model, phase)
+            self._measure(self._wanted, model, phase)  # anew in each phase, whose layout may be another
             self._plan_rest(phase, progress.step, left, report)
         if self._plan.grid is None or not self._is_due(progress.step, left):
             return
@@ -87,6 +86,7 @@ class NeedleEvaluation:
         self._phase, self._begin = progress.phase, progress.step - 1
         self._last, self._spent, self._planned = self._begin, 0.0, False
         self._seconds: list[float] = []
+        self._costs = Costs(ranks=1)
         self._wanted = self._grids[progress.phase]
         self._plan = Plan(self._wanted, self._options.needles.every)
 
@@ -94,11 +94,11 @@ class NeedleEvaluation:
         return left == 0 or (self._plan.every > 0 and step - self._last >= self._plan.every)
 
     def _measure(self, grid: Grid, model: Scorer, phase: PhaseConfig) -> None:
-        """Time one sample a rank of each length that no evaluation of this launch has had."""
+        """Time one sample a rank of each length."""
         began = time.perf_counter()
         self._costs.ranks = model.context.dp_size
         round_s: dict[int, float] = {}
-        for length in (length for length in grid.lengths if length not in self._costs.round_s):
+        for length in grid.lengths:
             start = time.perf_counter()
             score_cells(model, self._builder, grid.cells(length)[:1], self._costs.ranks, phase.rope_base)
             round_s[length] = time.perf_counter() - start

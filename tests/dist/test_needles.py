@@ -61,7 +61,7 @@ def tied() -> LabelScore:
     return VocabParallelScore(first, group)(x_SD, weight_ND, torch.arange(T), CHUNK)
 
 
-def figures(parallel: ParallelConfig, best_T: Tensor | None, folder: str, model: ModelConfig = SMALL) -> dict:
+def figures(parallel: ParallelConfig, best_T: Tensor | None, folder: str, model: ModelConfig) -> dict:
     """Scores of a row with labels, and of needles, on this rank of the world."""
     layout = plan_layout(mesh.world_size(), parallel, model, [LENGTH])
     try:
@@ -88,12 +88,23 @@ def figures(parallel: ParallelConfig, best_T: Tensor | None, folder: str, model:
 
 
 def test_layouts_score_like_one_process(pool: Pool, tmp_path: Path) -> None:
-    """Pipelines of two ranks and of two chunks a rank, tensor parallelism, experts apart, data parallelism."""
-    (one,) = pool.run(figures, ParallelConfig(), None, str(tmp_path), world=1)
+    """Tensor, data, pipeline and expert parallelism, each over two ranks."""
+    check(pool, tmp_path, SMALL, [{"tp": 2}, {}, {"pp": 2}, {"tp": 2, "ep": 2}], world=2)
+
+
+@pytest.mark.slow
+def test_layouts_of_several_axes_score_like_one_process(pool: Pool, tmp_path: Path) -> None:
+    deep = replace(SMALL, num_layers=4, layer_pattern="LLLS")
+    chunks = {"pp": 2, "pp_chunks": 2, "pp_schedule": "interleaved"}
+    check(pool, tmp_path, deep, [{"tp": 2, "pp": 2}, {**chunks, "tp": 2}, {"tp": 2, "ep": 2, "etp": 2}], world=4)
+
+
+def check(pool: Pool, folder: Path, model: ModelConfig, layouts: list[dict], world: int) -> None:
+    (one,) = pool.run(figures, ParallelConfig(), None, str(folder), model, world=1)
     assert 0 < one["row"][1] < one["row"][0] == LENGTH - (LENGTH // 2 - LENGTH // 5)
     assert one["row"][2] == pytest.approx(one["loss"], rel=1e-5)
-    for options in ({"tp": 2}, {}, {"pp": 2}, {"tp": 2, "ep": 2}):
-        ranks = pool.run(figures, ParallelConfig(**options), one["best"], str(tmp_path), world=2)
+    for options in layouts:
+        ranks = pool.run(figures, ParallelConfig(**options), one["best"], str(folder), model, world=world)
         assert ("pp" in options) == any(rank["row"] is None for rank in ranks)
         for rank in ranks:
             assert rank["row"] is None or rank["row"] == pytest.approx(one["row"], rel=1e-5), options

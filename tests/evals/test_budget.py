@@ -117,8 +117,8 @@ def test_evaluations_are_due_every_few_steps_and_at_ends_of_phases(monkeypatch: 
     run = Run(EvalsConfig(0.02, NeedlesConfig(every=15)), [SMALL, None, SMALL])
     run.go()
     assert run.at == [15, 30, 40, 95, 110, 120] and run.notes == []
-    assert clock.runs[:2] == [(64, 1, 1e4), (128, 1, 1e4)]  # measured once
-    assert clock.runs[2:] == [(64, 2, 1e4), (128, 2, 1e4)] * 3 + [(64, 2, 3e4), (128, 2, 3e4)] * 3
+    for base, runs in ((1e4, clock.runs[:8]), (3e4, clock.runs[8:])):  # measured once in each phase
+        assert runs == [(64, 1, base), (128, 1, base), *[(64, 2, base), (128, 2, base)] * 3]
     assert run.results[0].repeats == {128: 1.28} and run.results[0].phase == "p0"
     assert Run(EvalsConfig(0.02, NeedlesConfig()), [SMALL]).go() is None
     ends = Run(EvalsConfig(0.5, NeedlesConfig()), [SMALL, SMALL])
