@@ -54,7 +54,7 @@ def _draw(axes: Axes, kind: str, cells: Sequence[Mapping[str, Any]]) -> AxesImag
     table = [[passed[depth, length] for length in lengths] for depth in depths]
     image = axes.imshow(table, aspect="auto", interpolation="nearest", cmap="RdYlGn", vmin=0, vmax=100)
     repeated = {cell["length"] for cell in cells if cell["repeats"] > 1}
-    names = [count_text(length) + ("*" if length in repeated else "") for length in lengths]
+    names = [_length_text(length) + ("*" if length in repeated else "") for length in lengths]
     axes.set_xticks(range(len(lengths)), names, rotation=0 if len(lengths) < 9 else 45)
     axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
     mean = sum(cell["passed"] for cell in cells) / len(cells)
@@ -66,3 +66,11 @@ def _draw(axes: Axes, kind: str, cells: Sequence[Mapping[str, Any]]) -> AxesImag
             for x, value in enumerate(row):
                 axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7, color="black")
     return image
+
+
+def _length_text(length: int) -> str:
+    """Write 131072 as 128Ki and 1048576 as 1Mi, as options have them; other lengths in full."""
+    for size, suffix in ((2**20, "Mi"), (2**10, "Ki")):
+        if length % size == 0:
+            return f"{length // size}{suffix}"
+    return f"{length:,}"

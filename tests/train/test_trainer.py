@@ -120,14 +120,13 @@ def test_needles_follow_each_step_with_what_is_left_of_its_phase(
     run.steps([replace(GOOD, tokens=32)] * 7, monkeypatch)
     told = [what for what in run.done if what[0] in ("a", "b")]
     assert told == [("a", 1, 3), ("a", 2, 2), ("a", 3, 1), ("a", 4, 0), ("b", 5, 2), ("b", 6, 1), ("b", 7, 0)]
-    assert run.done.index(("b", 7, 0)) < run.done.index(
-        ("save", 7, 1e6, True)
-    )  # a run that dies in them does them again
+    needles, saved = run.done.index(("b", 7, 0)), run.done.index(("save", 7, 1e6, True))
+    assert needles < saved  # a run that dies in them does them again
     run = loop(tmp_path)
     run.needles = SimpleNamespace(after_step=look)
     with pytest.raises(RunStopped):
-        run.steps([STOPS], monkeypatch)
-    assert ("a", 1, 3) not in run.done  # who asks for a stop does not wait
+        run.steps([replace(STOPS, tokens=32)], monkeypatch)
+    assert run.done == [("save", 1, 1e4, True)]  # who asks for a stop does not wait
 
 
 @pytest.mark.parametrize("overrides", [["checkpoint.interval=1"], ["run.max_steps=1"]])
