@@ -222,6 +222,11 @@ class RunPlan:
             steps, tokens = steps + more, tokens + length
         return steps, tokens
 
+    def left_in_phase(self, progress: Progress, max_steps: int | None = None) -> int:
+        """Return the steps from a position to the end of its phase, or of `max_steps` in all: 0 exactly at the end."""
+        steps, _ = self.phases[progress.phase].left(progress.phase_tokens)
+        return steps if max_steps is None else min(steps, max(0, max_steps - progress.step))
+
     def position(self, step: int, tokens: int) -> Progress:
         """Return the position after so many steps and tokens of this very plan, whose rows have no padding.
 

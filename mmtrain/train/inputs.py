@@ -87,6 +87,11 @@ class RunInputs:
         except DataError:  # less than a row of held-out text: pad it
             return self._stream(first, 1, seq_len, self.data.seed, "best_fit")
 
+    @property
+    def held_out(self) -> Split | None:
+        """Held-out documents of the first source; None where the corpus has none."""
+        return self._splits[self.data.all_sources[0].path][1]
+
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token stands for, int32 [tokenizer's vocabulary]."""

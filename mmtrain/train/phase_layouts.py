@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,12 @@ class PhaseLayout:
 
     parallel: ParallelConfig
     layout: Layout
+
+    @property
+    def row_unit(self) -> int:
+        """What the tokens of a row that is run by itself must be a multiple of."""
+        cp, tp = self.layout.cp, self.layout.tp
+        return math.lcm(cp * tp, cp * self.parallel.cp_chunks if cp > 1 else 1)
 
 
 def plan_phase_layouts(

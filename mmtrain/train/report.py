@@ -12,6 +12,8 @@ from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.errors import RunStopped
+from mmtrain.evals.heat_map import PLOT_NAME, draw_heat_maps
+from mmtrain.evals.result import NeedleResult
 from mmtrain.log.console import LOG_NAME, RunConsole
 from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.summary import summary_lines
@@ -148,6 +150,21 @@ class Report:
         self.console.note(
             f"step {progress.step}: held-out loss {found.loss:.4f}, {found.bits_per_byte:.4f} bits per byte"
         )
+
+    def needles(self, progress: Progress, result: NeedleResult) -> None:
+        """Record an evaluation of needles after a step, and draw its heat maps."""
+        if not self.enabled:
+            return
+        record = {"step": progress.step, "tokens": progress.tokens, **result.record()}
+        self.writer.write(record)
+        for tracker in self.trackers:
+            tracker.log(record, progress.step)
+        self.note(f"step {progress.step:,}: {result.line()}")
+        if self.config.log.plot:
+            try:
+                draw_heat_maps(record, self.folder.path / PLOT_NAME)
+            except OSError as error:  # a full disk costs a picture, not the run
+                self.note(f"{self.folder.path / PLOT_NAME} cannot be written ({error.strerror})")
 
     def note(self, text: str) -> None:
         """Print a line that stays."""

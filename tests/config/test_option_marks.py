@@ -13,6 +13,8 @@ from mmtrain.config.option_tree import option_paths
 FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
     "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.tokenizer",
+    "evals.max_share", "evals.needles.depths", "evals.needles.enabled", "evals.needles.every", "evals.needles.kinds",
+    "evals.needles.lengths", "evals.needles.samples",
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
     "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.reshard_after_forward",
     "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.resume",
