@@ -24,9 +24,10 @@ MOST_NUMBERS = 1024
 def states_between_kernel(
     states, slopes_ptr, steps, out, num_steps, chunk_tokens, H, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Walk the ``steps``, [num_steps + 1, 3] as `chunk_plan.Step`, up to the last. Program = (head, BLOCK numbers of its state).
+    """Walk the ``steps``, [num_steps + 1, 3] as `chunk_plan.Step`, up to the last one.
 
-    Where a chunk's decay is below 2^-30, only what the chunk before leaves can be seen in a state: nothing else is read.
+    Program = (head, BLOCK numbers of its state). Where a chunk decays a state below 2^-30, only what the nearest chunk
+    leaves can be seen in it, and nothing else is read.
     """
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
