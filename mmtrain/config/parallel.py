@@ -21,7 +21,13 @@ class ParallelConfig:
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
         tp: tensor parallelism of attention, embedding, head and loss, with sequence parallelism.
         pp: pipeline parallelism; ranks that share the depth.
-        cp: context parallelism; ranks that share a sequence.
+        cp: context parallelism; ranks that share each row of tokens.
+        cp_chunks: equal chunks of a row that each of these ranks owns. More of them even out the work of the softmax
+            layers better, and cost a lightning state each; `zigzag` is even for one document with 2.
+        cp_table: which rank owns which chunks: ``balanced``, from each row's documents, so that the work of the softmax
+            layers is even; ``zigzag`` or ``contiguous``.
+        cp_softmax: how keys and values of a document get to its later queries: ``allgather``, by groups of heads;
+            ``ring``, with the least memory; or ``auto``.
         ep: expert parallelism; ranks that share the experts of a layer.
         etp: tensor parallelism inside an expert; free to differ from `tp`.
         pp_schedule: order of a pipeline's work: ``1f1b``, ``interleaved`` or ``zero_bubble``, which keeps parameters
@@ -46,6 +52,9 @@ class ParallelConfig:
     tp: int = field(default=1, metadata=at_least(1))
     pp: int = field(default=1, metadata=at_least(1))
     cp: int = field(default=1, metadata=at_least(1))
+    cp_chunks: int = field(default=8, metadata=at_least(1))
+    cp_table: str = field(default="balanced", metadata=one_of("balanced", "zigzag", "contiguous"))
+    cp_softmax: str = field(default="auto", metadata=one_of("auto", "ring", "allgather"))
     ep: int = field(default=1, metadata=at_least(1))
     etp: int = field(default=1, metadata=at_least(1))
     pp_schedule: str = field(default="1f1b", metadata=one_of("1f1b", "interleaved", "zero_bubble"))
@@ -59,7 +68,6 @@ class ParallelConfig:
         """Refuse sizes below 1, unknown choices, and chunks that the schedule cannot run."""
         check_allowed(self, "parallel")
         self._check_direct()
-        require(self.cp == 1, "parallel.cp", self.cp, "context parallelism is not available yet", "give parallel.cp=1")
         require(self.pp_schedule != "interleaved" or self.pp_chunks > 1, "parallel.pp_chunks", self.pp_chunks,
                  "pp_schedule=interleaved needs more than one chunk a rank",
                  "give parallel.pp_chunks=2 or parallel.pp_schedule=1f1b")  # fmt: skip
@@ -70,10 +78,11 @@ class ParallelConfig:
         require(not (zero_bubble and self.activation_checkpoint), "parallel.activation_checkpoint",
                  self.activation_checkpoint, "zero_bubble would run every block again for each of its weights",
                  "turn it off, or choose another parallel.pp_schedule")  # fmt: skip
-        senders = self.ep * self.etp
-        require(not self.global_router or (senders % self.tp == 0 and senders > self.tp), "parallel.global_router",
+        senders, sharers = self.ep * self.etp, self.cp * self.tp
+        require(not self.global_router or (senders % sharers == 0 and senders > sharers), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
-                 f"micro-batches, each on tp={self.tp} ranks", "raise parallel.ep, or turn it off")  # fmt: skip
+                 f"micro-batches, each on cp {self.cp} x tp {self.tp} = {sharers} ranks",
+                 "raise parallel.ep, or turn it off")  # fmt: skip
 
     def _check_direct(self) -> None:
         """Refuse to read rows directly where collectives are needed."""
@@ -83,6 +92,7 @@ class ParallelConfig:
             else f"slices of experts on etp={self.etp} ranks need their rows from others than tp={self.tp}"
             if self.etp not in (1, self.tp)
             else "the rows of a pooled capacity have no fixed slots" if self.global_router
+            else f"rows that cp={self.cp} ranks share have no fixed slots on any of them" if self.cp > 1
             else None
         )  # fmt: skip
         require(self.exchange != "direct" or why is None, "parallel.exchange", self.exchange, str(why),

@@ -70,6 +70,6 @@ class Block(nn.Module):
         mixed_TD = self.sequence.reduce_scatter_to(mixed_TD)
         residual_TD = x_TD if self.post_norm else h_TD
         x_TD, h_TD = self.post_attention_norm.after_residual(residual_TD, mixed_TD, self.alpha)
-        out_TD, stats = self.ffn(x_TD, packing.real) if isinstance(self.ffn, MoE) else (self.ffn(x_TD), None)
+        out_TD, stats = self.ffn(x_TD, packing) if isinstance(self.ffn, MoE) else (self.ffn(x_TD), None)
         residual_TD = x_TD if self.post_norm else h_TD
         return torch.add(out_TD, residual_TD, alpha=self.alpha), stats

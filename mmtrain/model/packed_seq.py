@@ -63,6 +63,11 @@ class Packing:
         return sum(self.lengths)
 
     @property
+    def balance(self) -> float:
+        """Softmax work of the busiest of the ranks that share these rows over their mean; 1 where one has them."""
+        return 1.0
+
+    @property
     def real_lengths(self) -> tuple[int, ...]:
         """Tokens of each document that is not padding; of the whole micro-batch where ranks share its rows."""
         if self.real is None:

@@ -91,6 +91,11 @@ def gather_into(out_MD: Tensor, x_ND: Tensor, group: ProcessGroup) -> None:
         _all_gather(out_MD, x_ND, group=group)
 
 
+def start_gather_into(out_MD: Tensor, x_ND: Tensor, group: ProcessGroup) -> dist.Work:
+    """Start an all-gather of as many rows of each rank into memory that is there, unseen by autograd."""
+    return _all_gather(out_MD, x_ND, group=group, async_op=True)
+
+
 def scatter_sum_into(out_ND: Tensor, x_MD: Tensor, group: ProcessGroup) -> None:
     """A reduce-scatter of rows into memory that is there, unseen by autograd."""
     if out_ND.numel():

@@ -13,7 +13,7 @@ from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError
 from mmtrain.model.mixers.registry import check_layer_pattern, mixer_spec
 
-AXES = ("pp", "tp", "ep", "etp")  # those that a user sets and the search for a layout that works may change
+AXES = ("pp", "cp", "tp", "ep", "etp")  # those that a user sets and the search for a layout that works may change
 ROW_ALIGNMENT = 8  # bf16 elements in the 16 bytes that rows of a grouped product are aligned to
 
 
@@ -101,16 +101,18 @@ class _Job:
 
 def _problems(job: _Job) -> Iterator[tuple[str, str]]:
     """Axes that cannot work, each with the reason: first the two views' arithmetic, then what the model allows."""
-    world, cp, (pp, tp, ep, etp) = job.world, job.parallel.cp, job.asked
+    world, (pp, cp, tp, ep, etp) = job.world, job.asked
     if world % (pp * cp * tp):
         text = f"{world} processes = pp {pp} x dp ? x cp {cp} x tp {tp}: {world} / {pp * cp * tp} is not whole"
-        yield ("pp" if world % pp else "tp"), text
+        yield ("pp" if world % pp else "cp" if world % (pp * cp) else "tp"), text
     if world % (pp * ep * etp):
         text = f"{world} processes = pp {pp} x edp ? x ep {ep} x etp {etp}: {world} / {pp * ep * etp} is not whole"
         yield ("ep" if world % (pp * ep) else "etp"), text
     for axis, size in zip(AXES, job.asked, strict=True):
         if problem := _PROBLEMS[axis](job, size):
             yield axis, problem
+    if problem := _tokens_problem(job, cp, tp):
+        yield "tp", problem
 
 
 def _pp_problem(job: _Job, pp: int) -> str:
@@ -121,7 +123,7 @@ def _pp_problem(job: _Job, pp: int) -> str:
 
 
 def _tp_problem(job: _Job, tp: int) -> str:
-    model, rows = job.model, job.parallel.micro_batch_rows
+    model = job.model
     width = "shared_ffn_hidden_size" if model.num_experts else "ffn_hidden_size"
     for letter in dict.fromkeys(model.layer_pattern):
         if problem := mixer_spec(letter).tp_problem(model, tp):
@@ -130,9 +132,30 @@ def _tp_problem(job: _Job, tp: int) -> str:
         return f"model.{width} {getattr(model, width)} / tp {tp} is not whole"
     if model.vocab_size < tp:
         return f"model.vocab_size {model.vocab_size} is less than tp {tp}"
+    return ""
+
+
+def _tokens_problem(job: _Job, cp: int, tp: int) -> str:
+    """Why the tokens of a micro-batch cannot be shared out: sequence parallelism takes equal parts of a rank's."""
+    rows = job.parallel.micro_batch_rows
     for seq_len in job.seq_lens:
-        if rows * seq_len % tp:  # sequence parallelism shares the tokens out evenly
-            return f"micro_batch_rows {rows} x seq_len {seq_len} = {rows * seq_len} tokens / tp {tp} is not whole"
+        if rows * seq_len % (cp * tp):
+            tokens = f"micro_batch_rows {rows} x seq_len {seq_len} = {rows * seq_len} tokens"
+            return f"{tokens} / {'' if cp == 1 else f'cp {cp} / '}tp {tp} is not whole"
+    return ""
+
+
+def _cp_problem(job: _Job, cp: int) -> str:
+    if cp == 1:
+        return ""
+    rows, chunks = job.parallel.micro_batch_rows, job.parallel.cp_chunks
+    for letter in dict.fromkeys(job.model.layer_pattern):
+        if not mixer_spec(letter).context_parallel:
+            return f"layers {letter!r} of model.layer_pattern cannot share a row"
+    for seq_len in job.seq_lens:
+        if rows * seq_len % (cp * chunks):
+            tokens = f"micro_batch_rows {rows} x seq_len {seq_len} = {rows * seq_len} tokens"
+            return f"{tokens} / (cp {cp} x cp_chunks {chunks} = {cp * chunks} chunks) is not whole"
     return ""
 
 
@@ -154,7 +177,7 @@ def _etp_problem(job: _Job, etp: int) -> str:
     return ""
 
 
-_PROBLEMS = {"pp": _pp_problem, "tp": _tp_problem, "ep": _ep_problem, "etp": _etp_problem}
+_PROBLEMS = {"pp": _pp_problem, "cp": _cp_problem, "tp": _tp_problem, "ep": _ep_problem, "etp": _etp_problem}
 
 
 def _advice(job: _Job) -> str:
@@ -169,18 +192,21 @@ def _advice(job: _Job) -> str:
 def _nearest_layouts(job: _Job, count: int = 3) -> list[tuple[int, ...]]:
     """Up to `count` sizes of `AXES` that work and change the fewest options, those by the smallest factors first.
 
-    Once `pp` is chosen, `tp` and the two expert axes do not bear on one another, so the best of each side are enough.
+    Once `pp` is chosen, `cp` and `tp` do not bear on the two expert axes, so the best of each side are enough.
     """
     divisors = [size for size in range(1, job.world + 1) if job.world % size == 0]
     sizes = {axis: [size for size in divisors if not _PROBLEMS[axis](job, size)] for axis in AXES}
-    _, asked_tp, *asked_experts = job.asked
+    _, asked_cp, asked_tp, *asked_experts = job.asked
     found: list[tuple[int, ...]] = []
     for pp in sizes["pp"]:
         ranks = job.world // pp
-        tps = ((tp,) for tp in sizes["tp"] if ranks % (job.parallel.cp * tp) == 0)
+        sharers = (
+            pair for pair in product(sizes["cp"], sizes["tp"])
+            if ranks % math.prod(pair) == 0 and not _tokens_problem(job, *pair)
+        )  # fmt: skip
         experts = (pair for pair in product(sizes["ep"], sizes["etp"]) if ranks % math.prod(pair) == 0)
-        sides = _nearest(tps, (asked_tp,), count), _nearest(experts, asked_experts, count)
-        found += [(pp, *tp, *pair) for tp, pair in product(*sides)]
+        sides = _nearest(sharers, (asked_cp, asked_tp), count), _nearest(experts, asked_experts, count)
+        found += [(pp, *pair, *more) for pair, more in product(*sides)]
     best = _nearest(found, job.asked, count)
     changes = [sum(new != old for new, old in zip(layout, job.asked, strict=True)) for layout in best]
     return [layout for layout, number in zip(best, changes, strict=True) if number == changes[0]]

@@ -51,6 +51,11 @@ class ParallelContext:
         return self.dense["dp"].get_local_rank()
 
     @property
+    def cp_rank(self) -> int:
+        """Rank among those that share a row."""
+        return self.dense["cp"].get_local_rank()
+
+    @property
     def dp_size(self) -> int:
         """Number of data-parallel replicas."""
         return self.layout.dp

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmtrain.config import ParallelConfig
 from mmtrain.model.init import initialise
 from mmtrain.model.model import HybridLM, ModelInputs
+from mmtrain.parallel.context.cut import RowCutter
 from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.expert.exchange import ExpertExchange
@@ -30,6 +31,7 @@ class ParallelModel:
     Attributes:
         module: this rank's part of the model, whose parameters are DTensors, for optimizers and checkpoints.
         context: the processes and their groups.
+        cut: takes this rank's part of a micro-batch of whole rows; every method below takes whole ones.
         take_fingerprints: is given, on the main process, the fingerprints of the next step's gradients; None: nobody
             asks for them.
     """
@@ -46,6 +48,7 @@ class ParallelModel:
     ) -> None:
         self.module, self.context = module, context
         self._config, self._schedule, self._exchange, self._dtype = config, schedule, exchange, compute_dtype
+        self.cut = RowCutter(context.layout.cp, context.cp_rank, config)
         self._device = torch.device("cpu") if host_parameters else context.device
         self.take_fingerprints: Callable[[dict[str, list[float]]], None] | None = None
 
@@ -70,7 +73,9 @@ class ParallelModel:
         token_scale = self.context.layout.replicas / labelled.clamp(min=1).to(torch.float32).squeeze()
         if self._exchange is not None:
             self._exchange.start_timing()
-        return self._schedule.train(batches, count, token_scale)
+        # Ranks that share a row have its auxiliary losses alike, and the mean over replicas is over them too.
+        aux_divisor = count / self.context.layout.cp
+        return self._schedule.train(map(self.cut, batches), count, token_scale, aux_divisor)
 
     def clip_gradients(self, max_norm: float | None, flags: Tensor) -> tuple[Tensor, Tensor]:
         """Clip by the global norm and sum flags, as :func:`~mmtrain.parallel.gradients.clip_gradients` does."""
@@ -110,18 +115,24 @@ class ParallelModel:
             self.module.train()
 
     def evaluate(self, batch: ModelInputs) -> Tensor | None:
-        """Summed loss of one micro-batch without gradients; None on ranks of a pipeline that do not learn it."""
-        with torch.no_grad():
-            return self._schedule.forward(batch)
+        """Summed loss of one micro-batch without gradients; None on ranks of a pipeline that do not learn it.
 
-    def sum_over_replicas(self, x: Tensor) -> Tensor:
-        """Sum in place over the ranks that have other rows, and return it."""
-        dist.all_reduce(x, group=self.context.replicas.get_group())
+        Ranks that share its rows have the loss of their own tokens each.
+        """
+        with torch.no_grad():
+            return self._schedule.forward(self.cut(batch))
+
+    def sum_over_batches(self, x: Tensor) -> Tensor:
+        """Sum in place over the ranks that have other rows, and return it: figures of whole rows."""
+        dist.all_reduce(x, group=self.context.dense["dp"].get_group())
         return x
 
     def sum_over_ranks(self, x: Tensor) -> Tensor:
-        """Sum in place over the ranks that have other rows or other layers, and return it."""
-        self.sum_over_replicas(x)
+        """Sum in place over the ranks that have other rows, other tokens of a row, or other layers, and return it.
+
+        Figures of whole rows are brought by the first of the ranks that share them alone (`context.cp_rank` 0).
+        """
+        dist.all_reduce(x, group=self.context.replicas.get_group())
         if self.context.layout.pp > 1:
             dist.all_reduce(x, group=self.context.dense["pp"].get_group())
         return x

@@ -6,6 +6,7 @@ import torch
 
 from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
+from mmtrain.parallel.context.context_parallel import apply_context_parallel
 from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
 from mmtrain.parallel.fsdp import apply_fsdp
@@ -42,6 +43,8 @@ def apply_parallel(
         apply_tensor_parallel(model, context.dense["tp"])
     exchange = _share_experts(model, context, config) if layout.ep * layout.etp > 1 else None
     apply_routing(model, context, config)
+    if layout.cp > 1:
+        apply_context_parallel(model, context.dense["cp"].get_group(), config.cp_softmax)
     for block in model.layers:
         block.recompute = config.activation_checkpoint
     if layout.pp > 1:  # after parameters were placed, which asks for all parts of the model
@@ -58,7 +61,8 @@ def apply_parallel(
 def _share_experts(model: HybridLM, context: ParallelContext, config: ParallelConfig) -> ExpertExchange:
     axes, tp_group = context.expert["ep", "etp"], context.dense["tp"].get_group()
     token_groups = 1 if isinstance(config.token_groups, str) else config.token_groups  # "auto" measures later
-    fixed = model.config.capacity_factor is not None and not config.global_router  # slots that others know
+    # Slots that others know: rows that several ranks share have none of a rank's own.
+    fixed = model.config.capacity_factor is not None and not config.global_router and context.layout.cp == 1
     way = config.exchange if fixed else "collectives"
     exchange = build_exchange(axes, tp_group, context.device, token_groups, way)
     apply_expert_parallel(model, axes, exchange)

@@ -16,7 +16,9 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.model.moe.router import LocalMicroBatch, MicroBatch, RoutingScope
+from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.collectives import gather_alike, sum_gradient
+from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.mesh import ParallelContext
 
 
@@ -45,7 +47,9 @@ def update_load_fractions(model: HybridLM, assigned_LE: Tensor, skipped: Tensor)
 def _scope(context: ParallelContext, config: ParallelConfig) -> RoutingScope:
     layout, tp_group = context.layout, context.dense["tp"].get_group()
     micro_batch: MicroBatch = LocalMicroBatch()
-    if layout.tp > 1:  # experts that other ranks hold are called with the whole micro-batch's route
+    if layout.cp > 1:
+        micro_batch = ContextMicroBatch(context)
+    elif layout.tp > 1:  # experts that other ranks hold are called with the whole micro-batch's route
         micro_batch = (FullMicroBatch if layout.ep * layout.etp > 1 else SplitMicroBatch)(tp_group)
     pool = PooledCapacity(context) if config.global_router else None
     return RoutingScope(micro_batch, pool, config.micro_batch_rows if config.aux_loss_over == "sequence" else 1)
@@ -60,11 +64,11 @@ class SplitMicroBatch:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
 
-    def gather(self, logits_TE: Tensor) -> Tensor:
+    def gather(self, logits_TE: Tensor, packing: Packing | None) -> Tensor:
         """Logits of all tokens, [N, E]."""
         return gather_alike(logits_TE, self.group)
 
-    def local_route(self, plan: Route) -> Route:
+    def local_route(self, plan: Route, packing: Packing | None) -> Route:
         """This rank's part of the route of N tokens, its rows numbered by expert, then by token."""
         return part_of(plan, dist.get_rank(self.group), dist.get_world_size(self.group))
 
@@ -75,22 +79,55 @@ class FullMicroBatch(SplitMicroBatch):
     Each rank then sends its own share of the rows (`parallel/expert`).
     """
 
-    def local_route(self, plan: Route) -> Route:
+    def local_route(self, plan: Route, packing: Packing | None) -> Route:
         """The whole route; every rank needs the whole gradient of its weights."""
         return plan._replace(weight_TK=sum_gradient(plan.weight_TK, self.group))
 
 
+class ContextMicroBatch:
+    """A micro-batch whose chunks lie on the ranks of cp, and a rank's tokens in equal parts on those of tp.
+
+    It is routed as a whole, in the order of its row, so that which rank has which chunk changes nothing. Each rank then
+    runs, or sends to other ranks' experts, the rows of its own tokens: how many an expert keeps of them is free, up to
+    all that the micro-batch may send it, and no slots are set aside for that.
+    """
+
+    def __init__(self, context: ParallelContext) -> None:
+        layout = context.layout
+        self.group = context.dense["cp", "tp"]._flatten("micro_batch").get_group()
+        self.tp_rank, self.tp = context.dense["tp"].get_local_rank(), layout.tp
+        self.local_experts = layout.ep * layout.etp == 1
+
+    def gather(self, logits_TE: Tensor, packing: Packing | None) -> Tensor:
+        """Logits of all tokens in the order of the row, [N, E]."""
+        assert isinstance(packing, ContextPacking)
+        shard = packing.shard
+        by_rank = gather_alike(logits_TE, self.group).unflatten(0, (shard.num_chunks, shard.chunk_tokens))
+        return by_rank.index_select(0, packing.place_M).flatten(0, 1)
+
+    def local_route(self, plan: Route, packing: Packing | None) -> Route:
+        """The route of this rank's tokens, its rows numbered by expert, then by token."""
+        assert isinstance(packing, ContextPacking)
+        part = tokens_of(plan, packing.index_S.chunk(self.tp)[self.tp_rank])
+        return part if self.local_experts else part._replace(capacity=None)  # rows of exact size travel
+
+
 def part_of(plan: Route, rank: int, ranks: int) -> Route:
-    """The plan of one of `ranks` equal parts of the tokens. Nothing waits for the device.
+    """The plan of one of `ranks` equal parts of the tokens, as :func:`tokens_of` gives it."""
+    if ranks == 1:
+        return plan
+    tokens = plan.row_TK.shape[0] // ranks
+    return tokens_of(plan, slice(rank * tokens, (rank + 1) * tokens))
+
+
+def tokens_of(plan: Route, mine: slice | Tensor) -> Route:
+    """The plan of some of the tokens, by their places in ascending order. Nothing waits for the device.
 
     Rows that a plan numbers by expert, then by token, keep their order in a part: an assignment's new row is how many
     of the part's come before it. `assigned_E` stays that of all tokens.
     """
-    if ranks == 1:
-        return plan
-    tokens = plan.row_TK.shape[0] // ranks
-    mine = slice(rank * tokens, (rank + 1) * tokens)
     row_TK, expert_TK = plan.row_TK[mine], plan.expert_TK[mine]
+    tokens = row_TK.shape[0]
     kept_A, expert_A = (row_TK >= 0).flatten(), expert_TK.flatten().long()
     count_E = torch.zeros_like(plan.count_E).scatter_add_(0, expert_A, kept_A.int())
     offset_E = count_E.cumsum(0, dtype=torch.int32)
@@ -117,7 +154,7 @@ class PooledCapacity:
     def __init__(self, context: ParallelContext) -> None:
         mesh = context.expert["ep", "etp"]
         self.group = mesh._flatten().get_group()
-        self.ranks_each = context.layout.tp  # of tensor parallelism: they hold one micro-batch together
+        self.ranks_each = context.layout.cp * context.layout.tp  # they hold one micro-batch together
 
     def quotas(self, capacity: int, differs: bool = False) -> Quotas:
         """For `route`: what this rank's micro-batch may keep of each expert.

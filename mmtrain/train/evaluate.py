@@ -44,7 +44,8 @@ def evaluate(
             ce_sum = model.evaluate(model_inputs(batch, rope_base, model.context.device))
             if counts and ce_sum is not None:
                 labels = batch.labels_BS[batch.loss_mask_BS].numpy()
-                figures = [ce_sum.item(), labels.size, float(token_bytes[labels].sum())]
+                counted = model.context.cp_rank == 0  # ranks that share a row have its labels all
+                figures = [ce_sum.item(), counted * labels.size, counted * float(token_bytes[labels].sum())]
                 totals += torch.tensor(figures, dtype=torch.float64)
     nats, tokens, size = model.sum_over_ranks(totals.to(model.context.device)).tolist()
     return Validation(nats / max(tokens, 1.0), nats / math.log(2) / max(size, 1.0))

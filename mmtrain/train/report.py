@@ -102,6 +102,8 @@ class Report:
         pooled = self.config.parallel.global_router  # without it, the next two figures say nothing new
         if pooled:
             record["drop_rate_alone"] = _mean(result.drop_rate_alone)
+        if result.cp_balance is not None:
+            record["cp_balance"] = result.cp_balance
         if result.exchange_s:
             record["exchange_s"] = result.exchange_s
             record["exchange_hidden"] = 1.0 - result.exchange_waited_s / result.exchange_s

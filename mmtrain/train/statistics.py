@@ -36,6 +36,8 @@ class StepResult:
         tokens: tokens of text in the global batch.
         skipped: whether loss or gradient was not finite, so that the weights were left alone.
         stop: whether some rank wants the run to stop after this step.
+        cp_balance: softmax work of the busiest of the ranks that share a row over their mean, mean over micro-batches;
+            None where none do.
         memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
         flops: useful operations, forward and backward, of the assignments that were kept.
         router_load: [layers][experts], assignments before drops over the even share; empty without experts.
@@ -57,6 +59,7 @@ class StepResult:
     router_entropy: list[float]
     skipped: bool = False
     stop: bool = False
+    cp_balance: float | None = None
     memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
@@ -90,7 +93,7 @@ class StepStatistics:
     def __init__(self, config: ModelConfig, model: ParallelModel) -> None:
         self.config, self.model, self.flops, self.tokens_of_one = config, model, 0.0, 0
         layers, experts = (config.num_layers, config.num_experts) if config.num_experts else (0, 0)
-        scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", *WHOLE), ())
+        scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "cp_balance", *WHOLE), ())
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
         ranks = {"memory": (dist.get_world_size(),)}  # a sum over ranks that keeps each one's figure
         self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **ranks}, model.context.device)
@@ -108,10 +111,14 @@ class StepStatistics:
     def add(self, result: MicroBatchResult) -> None:
         """Take in the figures that some layers left of a micro-batch; those with the head bring its loss."""
         out, packing, lengths = result.out, result.packing, result.packing.real_lengths
-        self.tokens_of_one = self.tokens_of_one or max(sum(packing.lengths), 1)
+        self.tokens_of_one = self.tokens_of_one or max(packing.row_tokens, 1)
+        if isinstance(out, LossOutput):
+            self.sums["ce_sum"].add_(out.ce_sum)
+        if self.model.context.cp_rank > 0:  # what follows is of whole rows, which the first of their ranks brings
+            return
         if isinstance(out, LossOutput):
             self.flops += step_flops(self.config, lengths, kept_assignments=0).total
-            self.sums["ce_sum"].add_(out.ce_sum)
+            self.sums["cp_balance"].add_(packing.balance)
         self.sums["aux_loss"].add_(out.aux_loss)
         if out.router:
             self._add_router(out.router, slice(result.layers.start, result.layers.stop), sum(lengths))
@@ -152,6 +159,7 @@ class StepStatistics:
         return StepResult(
             loss=float(sums["ce_sum"]) / max(labelled, 1.0),
             aux_loss=float(sums["aux_loss"]) / micro_batches,
+            cp_balance=float(sums["cp_balance"]) / micro_batches if self.model.context.layout.cp > 1 else None,
             grad_norm=float(sums["grad_norm"]),
             flops=float(sums["flops"]) + kept.total,
             tokens=int(tokens),

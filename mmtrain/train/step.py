@@ -51,7 +51,7 @@ def train_step(
     context = model.context
     mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
     counts = torch.tensor(mine, dtype=torch.int64, device=context.device)
-    labelled, tokens = model.sum_over_replicas(counts)  # over whole rows, before anything is cut
+    labelled, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
     statistics = StepStatistics(model.module.config, model)
     inputs = (model_inputs(batch, rope_base, context.device) for batch in batches)
     for result in model.forward_backward(inputs, len(batches), labelled):

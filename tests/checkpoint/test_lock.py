@@ -56,6 +56,7 @@ def test_an_error_gives_the_lock_back(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
     leave(tmp_path / "r", pid=2**22 + 1)  # above the largest there is: gone
     barrier, done = threading.Barrier(8), threading.Barrier(8)

@@ -184,9 +184,8 @@ def route_pooled(parallel: ParallelConfig, real: tuple[int, ...]) -> tuple[Tenso
         with torch.no_grad():
             router.weight.copy_(torch.eye(MODEL.num_experts))
         router.scope = RoutingScope(pool=PooledCapacity(context))
-        plan, stats = router(
-            logits_of(context.dp_rank), RealTokens.from_rows([real[context.dp_rank % len(real)]], SEQ)
-        )
+        tokens = RealTokens.from_rows([real[context.dp_rank % len(real)]], SEQ)
+        plan, stats = router(logits_of(context.dp_rank), replace(Packing.from_lengths([SEQ]), real=tokens))
         return stats.assigned_E, plan.count_E, stats.drop_rate.item(), stats.drop_rate_alone.item()
     finally:
         mesh.stop()

@@ -20,6 +20,10 @@ WORLD, QUICK, ALL = 4, 1, 24
 def draw(rng: random.Random) -> ParallelConfig:
     """Any options; most of them fit."""
     return ParallelConfig(
+        cp=rng.choice([1, 1, 2, 4]),
+        cp_chunks=rng.choice([1, 3, 4]),
+        cp_table=rng.choice(["balanced", "zigzag", "contiguous"]),
+        cp_softmax=rng.choice(["ring", "allgather"]),
         tp=rng.choice([1, 2, 4, 8]),
         ep=rng.choice([1, 2, 4, 8]),
         etp=rng.choice([1, 2, 3, 4]),

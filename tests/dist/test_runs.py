@@ -187,6 +187,7 @@ def test_a_sweep_of_two_processes_runs_every_point(corpus: Path, tmp_path: Path)
     assert all(len(steps(tmp_path / name)) == 1 for name in ("s1", "s2"))
 
 
+@pytest.mark.slow
 def test_a_bad_corpus_is_refused_before_anything_is_written(corpus: Path, tmp_path: Path) -> None:
     run = [*SMALL, f"run.dir={tmp_path}/runs", "run.name=x"]
     cut = tmp_path / "cut"
@@ -204,6 +205,7 @@ def test_a_bad_corpus_is_refused_before_anything_is_written(corpus: Path, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(reference: Path, corpus: Path, tmp_path: Path) -> None:
     line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", "model.ffn_hidden_size=40",
                    f"run.init_from={reference}")  # fmt: skip

@@ -164,6 +164,7 @@ def test_a_second_signal_ends_a_run_at_once(corpus: Path, tmp_path: Path) -> Non
     assert process.returncode == -signal.SIGINT and "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_a_run(corpus: Path, tmp_path: Path) -> None:
     options = run_options(corpus, tmp_path, "data.packing=best_fit")  # padding counts in no budget
     command = " ".join([sys.executable, "launch/pretrain.py", *(f"'{o}'" for o in options)])

@@ -19,6 +19,7 @@ def train_with_the_third(job: Job) -> Outcome:
         return train(job)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(pool: Pool) -> None:
     job = Job(replace(MODEL, num_layers=3, layer_pattern="LMS"), ParallelConfig(tp=2), steps=2)
     one = pool.run(train_with_the_third, alone(job), world=1)[0]

@@ -140,6 +140,7 @@ def first_moments(config: PretrainConfig, runs: list[Path]) -> list[dict[str, to
         mesh.stop()
 
 
+@pytest.mark.slow
 def test_moments_of_another_run_arrive_unless_they_are_not_wanted(pool: Pool, corpus: Path, tmp_path: Path) -> None:
     """A first step's moments are beta1 times what it began with, and the rest its gradient, which is the same."""
     common = ["run.max_steps=1", f"run.init_from={tmp_path}/first"]

@@ -35,7 +35,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[Launch, Simulated]:
     return kernels
 
 
-@pytest.fixture(params=["one segment", "many segments"])
+@pytest.fixture(params=["one segment", pytest.param("many segments", marks=pytest.mark.slow)])
 def segments(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows scanned whole, and cut into many segments."""
     cut_rows(monkeypatch, into_chunks=request.param == "many segments")

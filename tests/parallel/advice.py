@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-AXES = ("pp", "tp", "ep", "etp")
+AXES = ("pp", "cp", "tp", "ep", "etp")
 
 
 def advised(fix: str) -> list[dict[str, int]]:

@@ -85,7 +85,6 @@ def test_refusals_name_the_option_show_the_arithmetic_and_advise_what_works(
 @pytest.mark.parametrize(
     ("options", "option", "text"),
     [
-        (dict(cp=2), "cp", "not available yet"),
         (dict(tp=0), "tp", "at least 1"),
         (dict(pp=2, pp_schedule="interleaved"), "pp_chunks", "needs more than one chunk"),
         (dict(pp=2, pp_chunks=2), "pp_chunks", "runs one chunk"),

@@ -18,10 +18,10 @@ def shares(total, ranks):
 
 # An independent account of what works: sizes of the remaining axes are tried one by one.
 def works(world, parallel, shape, seq_lens):
-    pp, tp, ep, etp = (getattr(parallel, axis) for axis in AXES)
+    pp, cp, tp, ep, etp = (getattr(parallel, axis) for axis in AXES)
     chunks, heads = parallel.pp_chunks, shape.num_kv_heads
     return all((
-        any(pp * dp * tp == world for dp in range(1, world + 1)),
+        any(pp * dp * cp * tp == world for dp in range(1, world + 1)),
         any(pp * edp * ep * etp == world for edp in range(1, world + 1)),
         pp * chunks in range(1, shape.num_layers + 1),
         chunks > 1 if parallel.pp_schedule == "interleaved" else True,
@@ -30,7 +30,8 @@ def works(world, parallel, shape, seq_lens):
         shares(heads, tp) or any(heads * copies == tp for copies in range(1, tp + 1)),
         shape.vocab_size >= tp,
         shares(shape.shared_ffn_hidden_size if shape.num_experts else shape.ffn_hidden_size, tp),
-        all(shares(length * parallel.micro_batch_rows, tp) for length in seq_lens),
+        all(shares(length * parallel.micro_batch_rows, cp * tp) for length in seq_lens),
+        cp == 1 or all(shares(length * parallel.micro_batch_rows, cp * parallel.cp_chunks) for length in seq_lens),
         shares(shape.num_experts, ep) if shape.num_experts else ep == 1,
         any(etp * held == shape.ffn_hidden_size for held in range(8, 1000, 8)) if shape.num_experts else etp == 1,
     ))  # fmt: skip
@@ -67,8 +68,10 @@ def draw(rng, worlds):
     shape.validate()
     schedule = rng.choice(["1f1b", "1f1b", "interleaved", "zero_bubble"])
     chunks = rng.choice({"1f1b": [1, 1, 1, 2], "interleaved": [2, 2, 3, 1], "zero_bubble": [1, 2]}[schedule])
-    parallel = ParallelConfig(tp=size(), pp=rng.choice([1, size()]), ep=size(), etp=rng.choice([1, size()]),
-                              pp_schedule=schedule, pp_chunks=chunks, micro_batch_rows=rng.choice([1, 2]))  # fmt: skip
+    parallel = ParallelConfig(
+        cp=rng.choice([1, size()]), cp_chunks=rng.choice([1, 2, 8]), tp=size(), pp=rng.choice([1, size()]), ep=size(),
+        etp=rng.choice([1, size()]), pp_schedule=schedule, pp_chunks=chunks, micro_batch_rows=rng.choice([1, 2]),
+    )  # fmt: skip
     return world, parallel, shape, rng.choice([[], [48], [16, 48], [18]])
 
 
@@ -88,7 +91,7 @@ def test_random_layouts_are_accepted_exactly_when_they_work():
         assert layout.pp * layout.edp * layout.ep * layout.etp == world
         assert tuple(getattr(layout, axis) for axis in AXES) == tuple(getattr(parallel, axis) for axis in AXES)
         accepted += 1
-    assert 750 < accepted < 2250
+    assert 500 < accepted < 2250
 
 
 def test_advice_is_complete_and_as_small_as_can_be():
@@ -105,7 +108,7 @@ def test_advice_is_complete_and_as_small_as_can_be():
             given = advised(error.fix)
         divisors = [size for size in range(1, world + 1) if world % size == 0]
         changes = []
-        for sizes in itertools.product(divisors, repeat=4):
+        for sizes in itertools.product(divisors, repeat=5):
             tried = dataclasses.replace(parallel, **dict(zip(AXES, sizes, strict=True)))
             if works(world, tried, shape, seq_lens):
                 changes.append({axis: size for axis, size in zip(AXES, sizes, strict=True)

@@ -8,6 +8,7 @@ Legend: T tokens, H heads, G key/value heads, K head dimension, X = 3 K.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -20,9 +21,10 @@ from mmtrain.model.packed_seq import Packing
 class AttentionCall(Protocol):
     """The kernels that mixers ask for, one method a kind of attention."""
 
-    def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
-        """Return decayed linear attention of q, k, v = SiLU(qkv), [T, H, K].
+    def begin_lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Callable[[], Tensor]:
+        """Begin decayed linear attention of q, k, v = SiLU(qkv), and return what ends it with the result, [T, H, K].
 
+        What does not need the result is to be computed in between: it hides what other ranks send.
         A head's 3 K columns of qkv are K of q, K of k, K of v; slopes are fp32.
         """
 
@@ -33,9 +35,10 @@ class AttentionCall(Protocol):
 class LocalAttention:
     """Both kinds of attention over tokens that all lie on this device."""
 
-    def lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Tensor:
-        """Return the output of the fused lightning kernels, [T, H, K]."""
-        return silu_lightning_attention(qkv_THX[None], slopes_H, cu_seqlens=packing.cu_seqlens).squeeze(0)
+    def begin_lightning(self, qkv_THX: Tensor, slopes_H: Tensor, packing: Packing) -> Callable[[], Tensor]:
+        """Run the fused lightning kernels; nothing is left to be ended."""
+        o_THK = silu_lightning_attention(qkv_THX[None], slopes_H, cu_seqlens=packing.cu_seqlens).squeeze(0)
+        return lambda: o_THK
 
     def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
         """Return the output of the softmax kernels, [T, H, K]."""

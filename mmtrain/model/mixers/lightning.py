@@ -98,10 +98,9 @@ class LightningAttention(nn.Module):
         qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         slopes_H = self.slopes_on(x_TD.device)
         if cache is None:
-            o_THK = self.attention.lightning(qkv_THX, slopes_H, packing)
-        else:
-            o_THK = _continue_document(qkv_THX, slopes_H, cache)
+            end_lightning = self.attention.begin_lightning(qkv_THX, slopes_H, packing)
         gate_TI = self.output_gate(x_TD)
+        o_THK = end_lightning() if cache is None else _continue_document(qkv_THX, slopes_H, cache)
         norm_weight_I = local(self.norm.weight)
         y_TI = norm_gate(
             o_THK.flatten(-2), gate_TI, norm_weight_I, self.norm.eps, width=self._norm_width, reduce=self._norm_reduce

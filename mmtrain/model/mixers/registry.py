@@ -44,6 +44,7 @@ class MixerSpec:
         placements: of every parameter, by its name in the mixer, for a size of tp. The output projection's columns
             are split, so that ranks' results are summed.
         tp_problem: why a size of tp cannot split the heads of a model, as text; empty if it can.
+        context_parallel: whether it meets other tokens through an attention call alone, so that ranks can share a row.
     """
 
     letter: str
@@ -55,6 +56,7 @@ class MixerSpec:
     attention_flops: Callable[[ModelConfig, Sequence[int]], int]
     placements: Callable[[ModelConfig, int], Mapping[str, Placement]]
     tp_problem: Callable[[ModelConfig, int], str]
+    context_parallel: bool = False
 
     def build(self, config: ModelConfig, layer: int) -> Mixer:
         """Make the mixer of a layer, counted from 0 over layers of all kinds."""
@@ -157,6 +159,7 @@ LIGHTNING = MixerSpec(
     attention_flops=_lightning_flops,
     placements=_lightning_placements,
     tp_problem=heads_problem,
+    context_parallel=True,
 )
 
 SOFTMAX = MixerSpec(
@@ -169,6 +172,7 @@ SOFTMAX = MixerSpec(
     attention_flops=_softmax_flops,
     placements=_softmax_placements,
     tp_problem=_softmax_problem,
+    context_parallel=True,
 )
 
 MIXERS: dict[str, MixerSpec] = {spec.letter: spec for spec in (LIGHTNING, SOFTMAX)}

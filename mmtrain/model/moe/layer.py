@@ -14,7 +14,7 @@ from mmtrain.model.ffn import SwiGLU
 from mmtrain.model.linear import Linear
 from mmtrain.model.moe.experts import Experts
 from mmtrain.model.moe.router import Router, RouterStats
-from mmtrain.model.packed_seq import RealTokens
+from mmtrain.model.packed_seq import Packing
 from mmtrain.model.weights import local
 
 
@@ -28,14 +28,14 @@ class MoE(nn.Module):
         self.experts = Experts(config.num_experts, config.hidden_size, config.ffn_hidden_size, config.beta)
         self.shared = SharedExpert(config) if config.shared_ffn_hidden_size else None
 
-    def forward(self, x_TD: Tensor, real: RealTokens | None = None) -> tuple[Tensor, RouterStats]:
+    def forward(self, x_TD: Tensor, packing: Packing | None = None) -> tuple[Tensor, RouterStats]:
         """Return the mixture's output for every token, [T, D], and what the router did.
 
         Args:
             x_TD: tokens of this process.
-            real: the tokens of the whole micro-batch that are routed, others get nothing of routed experts; None: all.
+            packing: says which tokens are padding, and get nothing of routed experts; None: there is none.
         """
-        plan, stats = self.router(x_TD, real)
+        plan, stats = self.router(x_TD, packing)
         out_TD = self.experts(x_TD, plan)
         return (out_TD if self.shared is None else self.shared(x_TD, out_TD)), stats
 

@@ -18,7 +18,7 @@ from mmkernels.router import balance_stats, router_logits
 from mmtrain.config import ModelConfig
 from mmtrain.model.initial import XAVIER, Initial
 from mmtrain.model.moe.padding import around_padding
-from mmtrain.model.packed_seq import RealTokens
+from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.model.weights import local
 
 
@@ -46,21 +46,21 @@ class RouterStats(NamedTuple):
 class MicroBatch(Protocol):
     """The tokens that are routed together, wherever they lie, and the part of their route that is used here."""
 
-    def gather(self, logits_TE: Tensor) -> Tensor:
-        """Logits of all N tokens that are routed together, [N, E], given this rank's."""
+    def gather(self, logits_TE: Tensor, packing: Packing | None) -> Tensor:
+        """Logits of all N tokens that are routed together, [N, E] in their order, given this rank's."""
 
-    def local_route(self, plan: Route) -> Route:
+    def local_route(self, plan: Route, packing: Packing | None) -> Route:
         """The route that this rank's experts are called with, given that of all N tokens."""
 
 
 class LocalMicroBatch:
     """A micro-batch all of whose tokens lie on this device."""
 
-    def gather(self, logits_TE: Tensor) -> Tensor:
+    def gather(self, logits_TE: Tensor, packing: Packing | None) -> Tensor:
         """The logits as they are."""
         return logits_TE
 
-    def local_route(self, plan: Route) -> Route:
+    def local_route(self, plan: Route, packing: Packing | None) -> Route:
         """The route as it is."""
         return plan
 
@@ -134,16 +134,17 @@ class Router(nn.Module):
             fresh_E = (assigned_E * self.top_k / assigned_E.sum()).to(self.fractions_E)
             self.fractions_E.copy_(torch.where(skipped.to(fresh_E.device), self.fractions_E, fresh_E))
 
-    def forward(self, x_TD: Tensor, real: RealTokens | None = None) -> tuple[Route, RouterStats]:
+    def forward(self, x_TD: Tensor, packing: Packing | None = None) -> tuple[Route, RouterStats]:
         """Route every token of x [T, D], together with those of the micro-batch that lie elsewhere.
 
         Returns the plan of the T tokens, and statistics of the whole micro-batch.
 
         Args:
             x_TD: tokens of this rank.
-            real: the tokens of the micro-batch that are no padding, which alone are routed and counted; None: all.
+            packing: of the micro-batch; its tokens that are no padding alone are routed and counted. None: all.
         """
-        logits_NE = self.scope.micro_batch.gather(router_logits(x_TD, local(self.weight).float()))
+        real = None if packing is None else packing.real
+        logits_NE = self.scope.micro_batch.gather(router_logits(x_TD, local(self.weight).float()), packing)
         logits_ME = logits_NE if real is None else logits_NE.index_select(0, real.index_M)
         capacity, pool = self._capacity(logits_ME.shape[0]), self.scope.pool
         pooled = pool is not None and capacity is not None
@@ -157,7 +158,7 @@ class Router(nn.Module):
             # Ranks agree on the capacity of all tokens, which is enough for any number of them.
             tokens = logits_NE.shape[0]
             plan = around_padding(plan, real.index_M, tokens, None if pooled else self._capacity(tokens))
-        return self.scope.micro_batch.local_route(plan), stats
+        return self.scope.micro_batch.local_route(plan, packing), stats
 
     def _capacity(self, tokens: int) -> int | None:
         """Capacity of so many tokens, at least 1; None drops nothing."""

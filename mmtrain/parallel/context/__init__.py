@@ -1,6 +1,6 @@
-"""Context parallelism: ranks that share a packed row.
+"""Context parallelism: ranks that share packed rows.
 
-Nothing is here yet, and `parallel.cp` above 1 is refused (`mmtrain/config/parallel.py`). It enters the model by the
-attention call (`mmtrain/model/mixers/attention.py`); rows are cut after their labels were counted
-(`mmtrain/train/step.py`).
+A row is cut into equal chunks, and a table says which rank owns which (`ownership`, `row_shard`), so that memory and
+the work of the softmax layers are even. Micro-batches are cut on their way into the model (`cut`), after their labels
+were counted; both mixers meet the rest of their documents behind the attention call (`context_parallel`).
 """

@@ -119,13 +119,13 @@ class ContextPacking(Packing):
     Attributes:
         whole: the row before it was cut.
         shard: how it was cut.
-        chunk_N: int64 [N], numbers of this rank's chunks, on the device.
+        index_S: int64 [S], places of this rank's tokens in the row, on the device.
         place_M: int64 [M], `RowShard.place_M` on the device.
     """
 
     whole: Packing | None = None
     shard: RowShard | None = None
-    chunk_N: Tensor | None = None
+    index_S: Tensor | None = None
     place_M: Tensor | None = None
 
     @property
@@ -138,6 +138,11 @@ class ContextPacking(Packing):
         """T, the tokens of the whole row."""
         return self.whole.row_tokens
 
+    @property
+    def balance(self) -> float:
+        """Softmax work of the busiest rank over the mean over ranks."""
+        return self.shard.balance
+
     @staticmethod
     def cut(whole: Packing, shard: RowShard) -> ContextPacking:
         """The part of a row that `shard` says; nothing waits for the device."""
@@ -145,22 +150,18 @@ class ContextPacking(Packing):
         cu_seqlens = torch.zeros(len(shard.piece_lengths) + 1, dtype=torch.int32)
         cu_seqlens[1:] = torch.tensor(shard.piece_lengths, dtype=torch.int64).cumsum(0)
         chunk_N = _to(torch.tensor(shard.chunks, dtype=torch.int64), device)
+        index_S = (chunk_N[:, None] * shard.chunk_tokens + torch.arange(shard.chunk_tokens, device=device)).flatten()
         return ContextPacking(
             _to(cu_seqlens, device),
-            take_chunks(whole.position_ids_T, shard, chunk_N),
+            whole.position_ids_T.index_select(0, index_S),
             max(shard.piece_lengths, default=0),
             shard.piece_lengths,
             whole.real,
             whole,
             shard,
-            chunk_N,
+            index_S,
             _to(torch.from_numpy(shard.place_M), device),
         )
-
-
-def take_chunks(x_T: Tensor, shard: RowShard, chunk_N: Tensor) -> Tensor:
-    """This rank's tokens of a row, [S, ...], of a tensor of all T."""
-    return x_T.unflatten(0, (shard.num_chunks, shard.chunk_tokens)).index_select(0, chunk_N).flatten(0, 1)
 
 
 def _to(x: Tensor, device: torch.device) -> Tensor:

@@ -136,10 +136,11 @@ class ExpertExchange:
         self._slot_layouts.clear()
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
-        """Weighted sum over each token's kept experts, [T, D]; `plan` is that of all N tokens."""
+        """Weighted sum over each token's kept experts, [T, D]; `plan` is that of all N tokens, or of these T."""
         chunks = chunks_per_expert(plan.count_E.numel() // self.groups.ep_size, self.token_groups)
         if plan.capacity is None:
-            mine = part_of(plan, self.groups.tp_group.rank(), self.groups.tp_group.size())
+            own = plan.row_TK.shape[0] == x_TD.shape[0]  # as context parallelism gives it
+            mine = plan if own else part_of(plan, self.groups.tp_group.rank(), self.groups.tp_group.size())
             return self._run_exact(experts, x_TD, split_into_chunks(mine, chunks), chunks)
         plan = plan._replace(capacity=min(plan.capacity, plan.row_TK.shape[0]))
         return self._run_slots(experts, x_TD, split_into_chunks(plan, chunks), chunks)

@@ -30,14 +30,16 @@ class MicroBatchResult(NamedTuple):
 class Schedule(Protocol):
     """Forward and backward of a step's micro-batches in some order."""
 
-    def train(self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor) -> Iterable[MicroBatchResult]:
+    def train(
+        self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor, aux_divisor: float
+    ) -> Iterable[MicroBatchResult]:
         """Run forward and backward of all micro-batches, as the results are asked for, and return those of each.
 
         Args:
             batches: `count` micro-batches.
             count: their number.
-            token_scale: the loss is `ce_sum` times this, a scalar, plus the mean over micro-batches of the auxiliary
-                losses of all layers.
+            token_scale: the loss is `ce_sum` times this, a scalar, plus the auxiliary losses of all layers.
+            aux_divisor: of the auxiliary losses, summed over micro-batches.
         """
 
     def forward(self, batch: ModelInputs) -> Tensor | None:
@@ -50,13 +52,15 @@ class SingleStage:
     def __init__(self, model: HybridLM, config: ParallelConfig) -> None:
         self.model, self.config = model, config
 
-    def train(self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor) -> Iterator[MicroBatchResult]:
+    def train(
+        self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor, aux_divisor: float
+    ) -> Iterator[MicroBatchResult]:
         """Yield each micro-batch's result after its backward; the next is taken from `batches` only then."""
         layers = range(self.model.config.num_layers)
         for number, batch in enumerate(batches):
             set_micro_batch(self.model, self.config, last=number == count - 1)
             out = self.model(*batch)
-            (out.ce_sum * token_scale + out.aux_loss / count).backward()
+            (out.ce_sum * token_scale + out.aux_loss / aux_divisor).backward()
             yield MicroBatchResult(batch.packing, layers, detached(out))
 
     def forward(self, batch: ModelInputs) -> Tensor:

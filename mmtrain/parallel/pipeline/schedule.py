@@ -60,18 +60,20 @@ class Pipeline:
         self.stages = {number: Stage(stage, config) for number, stage in stages.items()}
         self.schedules: dict[tuple[int, int], Schedule1F1B | ScheduleInterleaved1F1B] = {}
 
-    def train(self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor) -> list[MicroBatchResult]:
+    def train(
+        self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor, aux_divisor: float
+    ) -> list[MicroBatchResult]:
         """Run forward and backward of all micro-batches; returns the results of this rank's stages for each.
 
         Args:
             batches: the same on all ranks of the pipeline, all of T tokens.
             count: their number.
-            token_scale: the loss is `ce_sum` times this, a scalar, plus the mean over micro-batches of the auxiliary
-                losses of all stages.
+            token_scale: the loss is `ce_sum` times this, a scalar, plus the auxiliary losses of all stages.
+            aux_divisor: of the auxiliary losses, summed over micro-batches.
         """
         batches, results = list(batches), []
         for stage in self.stages.values():
-            stage.begin(batches, token_scale, 1 / count, results)
+            stage.begin(batches, token_scale, 1 / aux_divisor, results)
         schedule = self._schedule(count, batches[0].tokens_T.shape[0])
         schedule.step(micro_batch=torch.arange(count), target=torch.arange(count), return_outputs=False)
         return results

@@ -25,6 +25,12 @@ M = len(REAL.index_M)
 CONFIG = small_config(num_layers=3, layer_pattern="LSL", capacity_factor=0.7, aux_loss_coef=0.5)
 
 
+def packed(real: RealTokens) -> Packing:
+    """Rows whose documents do not matter to a router."""
+    rows = len(real.per_row)
+    return replace(Packing.from_lengths([real.row_length] * rows, real.index_M.device), real=real)
+
+
 def padded(seed: int) -> tuple[Tensor, Packing, Tensor]:
     """Real tokens that are always the same, and padding that depends on the seed."""
     tokens, labels = draw_tokens(3 * ROW, seed), torch.full((3 * ROW,), -100)
@@ -98,7 +104,7 @@ def router_of(**changes: object) -> Router:
 
 def test_capacity_and_figures_are_of_real_tokens() -> None:
     router, x = router_of(), draw(3 * ROW, 16, dtype=torch.float32)
-    plan, stats = router(x, REAL)
+    plan, stats = router(x, packed(REAL))
     prob = (x[REAL.index_M] @ router.weight.T).double().softmax(-1)
     wanted = torch.bincount(prob.topk(2).indices.flatten(), minlength=6)
     kept = wanted.clamp(max=math.ceil(M * 2 / 6 * 0.8))
@@ -111,7 +117,7 @@ def test_capacity_and_figures_are_of_real_tokens() -> None:
     # What is sent to other ranks has the size that all of them know.
     assert plan.capacity == expert_capacity(3 * ROW, 2, 6, 0.8) and plan.token_R.shape == (6 * plan.capacity,)
     with torch.no_grad():
-        assert router.eval()(x, REAL)[0].token_R.shape == (3 * ROW * 2,)
+        assert router.eval()(x, packed(REAL))[0].token_R.shape == (3 * ROW * 2,)
 
 
 @pytest.mark.parametrize("counts", [(37, 11, 60), (37, 0, 60)], ids=str)
@@ -119,7 +125,7 @@ def test_the_loss_over_sequences_is_the_mean_of_rows_that_have_tokens(counts: tu
     router, real = router_of(), RealTokens.from_rows(counts, ROW)
     x = draw(3 * ROW, 16, dtype=torch.float32).requires_grad_()
     router.scope = RoutingScope(parts=3)
-    stats = router(x, real)[1]
+    stats = router(x, packed(real))[1]
     losses, entropy = [], 0.0
     for row, count in zip(x.split(ROW), counts, strict=True):
         if count:
@@ -134,7 +140,7 @@ def test_the_loss_over_sequences_is_the_mean_of_rows_that_have_tokens(counts: tu
                            strict=True):  # fmt: skip
         assert relative(mine, exact) < 1e-5
     router.scope = RoutingScope()
-    assert stats.aux_loss.item() != pytest.approx(router(x, real)[1].aux_loss.item(), rel=1e-3)
+    assert stats.aux_loss.item() != pytest.approx(router(x, packed(real))[1].aux_loss.item(), rel=1e-3)
 
 
 def test_fractions_of_the_global_batch_meet_probabilities_of_real_tokens() -> None:
@@ -142,7 +148,7 @@ def test_fractions_of_the_global_batch_meet_probabilities_of_real_tokens() -> No
     router.fractions_E = torch.arange(6.0) * 2 / 15
     mean_E = (x[REAL.index_M] @ router.weight.T).softmax(-1).mean(0)
     expected = 0.03 * 6 / 2 * (mean_E * router.fractions_E).sum()
-    assert router(x, REAL)[1].aux_loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert router(x, packed(REAL))[1].aux_loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -153,7 +159,7 @@ def test_padding_alone(parts: int) -> None:
     for parameter in moe.parameters():
         nn.init.normal_(parameter)
     moe.router.scope = RoutingScope(parts=parts)
-    out, stats = moe(x, RealTokens.from_rows([0, 0], 4))
+    out, stats = moe(x, packed(RealTokens.from_rows([0, 0], 4)))
     (out.sum() + stats.aux_loss).backward()
     assert torch.count_nonzero(out) == 0 and torch.count_nonzero(x.grad) == 0
     assert all(torch.count_nonzero(p.grad) == 0 for p in moe.parameters())
@@ -199,12 +205,12 @@ def test_padding_on_a_gpu_without_waiting_for_it() -> None:
             parameter.data.copy_(draw(*parameter.shape, seed=i, dtype=torch.float32) * 0.3)
         moe.to(device).router.scope = RoutingScope(parts=3)
         real = RealTokens.from_rows(REAL.per_row, ROW, device)
-        out, stats = moe(x, real)
+        out, stats = moe(x, packed(real))
         found = torch.autograd.grad(out.square().sum() + stats.aux_loss, (x, *moe.parameters()))
         if device == "cuda":  # all is compiled now; torch's grouped product of fp32 waits, so routing is asked alone
             torch.cuda.set_sync_debug_mode("error")
             try:
-                moe.router(x, real)
+                moe.router(x, packed(real))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         results.append([t.detach().cpu() for t in (out, *stats, *found)])
