@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.lightning import ChunkPlan, chunks_backward, chunks_forward, states_between
+from mmkernels.lightning import ChunkPlan, chunks_backward, chunks_forward, lightning_segment_states, states_between
 from mmkernels.lightning.device.padded_chunks import pad_documents
-from mmkernels.lightning.triton import choice
+from mmkernels.lightning.triton import choice, tiling
 from mmkernels.lightning.triton import scan as launches
 from tests.kernels.chunk_cases import NAMES, TABLES, Row, chunk_inputs, whole_row
 from tests.kernels.lightning_cases import assert_close
@@ -87,7 +87,7 @@ def test_widths(widths: tuple[int, int]) -> None:
 
 def test_a_chunk_does_not_depend_on_who_has_it() -> None:
     """To the bit, although the tokens of a rank are fewer than those of a tile for one table, and more for another."""
-    for lengths in ((3, 66, 7), LENGTHS["spans whole chunks"]):
+    for lengths in ((3, 66, 7), (3, 265, 12)):
         inputs = chunk_inputs(sum(lengths), SLOPES[1:], (16, 16), torch.bfloat16)
         found = [Row(lengths, table, SLOPES[1:], "triton", DEVICE).run(*inputs) for table in TABLES.values()]
         for other in found[1:]:
@@ -188,3 +188,37 @@ def test_nothing_to_do() -> None:
     o, saved = chunks_forward(x, x, x, *rest, backend="triton")
     chunks_backward(x, x, x, x, *rest, lambda: states, saved, (x, x, x), backend="triton")
     assert o.shape == x.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", ["for Hopper", "others"])
+def test_tensors_of_more_than_2_to_the_31_numbers(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first and the last chunk of such a projection give what each gives alone, to the bit."""
+    if kernels == "for Hopper":
+        monkeypatch.setattr(choice, "capability", tiling.capability)
+    tokens, heads, width, count = 98304, 64, 128, 8
+    generator = torch.Generator(DEVICE).manual_seed(5)
+    raw = torch.randn(1, tokens, heads, 3 * width, generator=generator, device=DEVICE, dtype=torch.bfloat16)
+    do = torch.randn(1, tokens, heads, width, generator=generator, device=DEVICE, dtype=torch.bfloat16)
+    before = torch.randn(count, heads, width, width, generator=generator, device=DEVICE)
+    slopes, size = torch.logspace(-6, 0, heads, device=DEVICE), tokens // count
+    assert raw.numel() > 2**31
+
+    def run(part: slice, states: slice) -> list[Tensor]:
+        x, dy, own = raw[:, part], do[:, part], before[states]
+        act, grad = torch.nn.functional.silu(x), torch.empty_like(x)
+        pieces = sorted({*range(0, x.shape[1] + 1, size), *(n + 777 for n in range(0, x.shape[1], size))})
+        rest = (slopes, torch.tensor(pieces, device=DEVICE), own)
+        q, k, v = act.split(width, 3)
+        o, saved = chunks_forward(q, k, v, *rest, backend="triton")
+        grads, raws = grad.split(width, 3), x.split(width, 3)
+        chunks_backward(q, k, v, dy, *rest, lambda: own, saved, grads, raw=raws, backend="triton")
+        cut = {"segments": len(own), "cu_seqlens": rest[1], "backend": "triton"}
+        left = [lightning_segment_states(*pair, slopes, reverse=r, **cut) for r, pair in enumerate(((k, v), (q, dy)))]
+        return [o, grad, *(x.transpose(0, 1) for x in left)]
+
+    whole = run(slice(None), slice(None))
+    for n in (0, count - 1):
+        alone = run(slice(n * size, (n + 1) * size), slice(n, n + 1))
+        for i, (x, y) in enumerate(zip(whole, alone, strict=True)):
+            assert torch.equal(x[n : n + 1] if i > 1 else x[:, n * size : (n + 1) * size], y), (n, i)
