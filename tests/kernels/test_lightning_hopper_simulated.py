@@ -126,11 +126,14 @@ def test_chunks_with_states_of_their_own(width: int, silu: bool, simulated: dict
     assert launches == ([2, 2, 2] if silu else [4, 0, 2]) and simulated[Launch.STATES].launches == 4
 
 
-def test_a_chunk_does_not_depend_on_who_has_it(simulated: dict[Launch, Simulated]) -> None:
-    lengths, slopes = (3, 170, 7), torch.tensor([1e-6])
-    inputs = chunk_inputs(180, slopes, (64, 64), torch.bfloat16)
+@pytest.mark.parametrize("lengths", [(3, 170, 7), (3, 30, 7)], ids=str)
+def test_a_chunk_does_not_depend_on_who_has_it(lengths: tuple[int, ...], simulated: dict[Launch, Simulated]) -> None:
+    """Chunks of 90 tokens go to the kernels for Hopper, chunks of 20 do not, however many a rank has."""
+    slopes = torch.tensor([1e-6])
+    inputs = chunk_inputs(sum(lengths), slopes, (64, 64), torch.bfloat16)
     found = [Row(lengths, table, slopes, "triton").run(*inputs) for table in ([[0, 1]], [[1], [0]])]
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+    assert (simulated[Launch.SCAN].launches > 0) == (sum(lengths) > 64)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
