@@ -28,11 +28,11 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.optim.optimizer import check_optimizer
     from mmtrain.output import say
     from mmtrain.parallel import mesh
-    from mmtrain.parallel.layout import plan_layout
     from mmtrain.train.curriculum import RunPlan, scaled_phases
     from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.epochs import tokens_by_phase
     from mmtrain.train.inputs import RunInputs
+    from mmtrain.train.phase_layouts import plan_phase_layouts
     from mmtrain.train.resume import check_corpora, decide_start, start_position
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer, check_batches
@@ -43,9 +43,9 @@ def pretrain(config: PretrainConfig) -> None:
     if read_processes().rank == 0:
         wandb_mode(config.log)  # refuses what cannot be
     phases = scaled_phases(config.stage)
-    layout = plan_layout(mesh.world_size(), config.parallel, config.model, [phase.seq_len for phase in phases])
-    plan = RunPlan(phases, layout.dp, config.parallel.micro_batch_rows)
-    check_batches(config, layout.dp, plan)
+    layouts = plan_phase_layouts(mesh.world_size(), config.parallel, config.model, phases)
+    plan = RunPlan.laid_out(phases, layouts)
+    check_batches(config, plan)
     folder = RunFolder(config)
     start = decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
     inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_note)
@@ -53,11 +53,12 @@ def pretrain(config: PretrainConfig) -> None:
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
     trained = None if start.weights is None else trained_length(read_meta(start.weights))
     notes += (f"warning: {line}" for line in stage_warnings(config, phases, trained))
-    inputs.prepare(plan.next(start_position(start)))
+    first = plan.next(start_position(start))
+    inputs.prepare(first)
 
     if device.type == "cpu":
         keep_freed_memory()
-    context = mesh.start(config.cluster, layout)
+    context = mesh.start(config.cluster, layouts[-1 if first is None else first.phase_index].layout)
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
             start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder

@@ -157,7 +157,7 @@ def _type(hint: Any) -> str:
         return "list of groups" if dataclasses.is_dataclass(item) else f"list of {_type(item)}"
     if args:
         return " or ".join(_type(arg) for arg in args)
-    return _TYPE_NAMES[hint]
+    return "group" if dataclasses.is_dataclass(hint) else _TYPE_NAMES[hint]
 
 
 def _allowed(field: dataclasses.Field[Any]) -> str:

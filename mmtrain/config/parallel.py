@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from dataclasses import dataclass, field
 
 from mmtrain.config.allowed import at_least, check_allowed, one_of
@@ -97,3 +99,28 @@ class ParallelConfig:
         )  # fmt: skip
         require(self.exchange != "direct" or why is None, "parallel.exchange", self.exchange, str(why),
                  "give parallel.exchange=auto, which takes what works")  # fmt: skip
+
+
+@dataclass
+class PhaseParallelConfig:
+    """Options of the layout that a phase has of its own; null takes the run's `parallel` option of the same name."""
+
+    def over(self, run: ParallelConfig) -> ParallelConfig:
+        """Return the layout of a phase of a run with these options."""
+        own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return dataclasses.replace(run, **own)
+
+
+def _with_optional_fields(cls: type, of: type) -> type:
+    """Return `cls` with every option of the dataclass `of`, each null unless given, with the same allowed values."""
+    hints = typing.get_type_hints(of)
+    fields = [
+        (one.name, hints[one.name] | None, field(default=None, metadata=one.metadata)) for one in dataclasses.fields(of)
+    ]
+    made = dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), namespace={"__module__": cls.__module__})
+    attributes = (of.__doc__ or "").partition("    Attributes:")[2]
+    made.__doc__ = f"{cls.__doc__}\n\n    Attributes:{attributes}"
+    return made
+
+
+PhaseParallelConfig = _with_optional_fields(PhaseParallelConfig, ParallelConfig)  # type: ignore[misc]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from mmtrain.config.allowed import above, at_least, check_allowed, key_of
 from mmtrain.config.checks import require
 from mmtrain.config.option_marks import FREE_ON_RESUME
+from mmtrain.config.parallel import PhaseParallelConfig
 from mmtrain.config.schema import Count
 
 LR_KINDS: dict[str, Callable[[float, float, float], float]] = {
@@ -82,6 +83,7 @@ class PhaseConfig:
         batch: batch-size ramp by tokens consumed in the phase; the first entry starts at 0.
         lr: learning-rate segments by tokens consumed in the phase; the last one's end value holds on.
         sources: mixture for this phase; null takes `data.sources`.
+        parallel: options of the group `parallel` that this phase has of its own, as {cp: 4}; others are the run's.
     """
 
     name: str
@@ -91,6 +93,7 @@ class PhaseConfig:
     batch: list[BatchStep]
     lr: list[LrSegment]
     sources: list[SourceConfig] | None = None
+    parallel: PhaseParallelConfig | None = None
 
     def validate(self, option: str) -> None:
         """Refuse phases that cannot run."""

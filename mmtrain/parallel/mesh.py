@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import _redistribute
+from torch.distributed.tensor import debug as _debug
 
 from mmtrain.config import ClusterConfig
 from mmtrain.config.process_env import join_launcher, read_processes
@@ -32,6 +35,7 @@ class ParallelContext:
         dense: mesh of all processes with axes pp, dp, cp, tp.
         expert: mesh of the same processes with axes pp, edp, ep, etp.
         replicas: dp and cp as one axis: the ranks that hold the same part of the dense parameters.
+        world: the processes, which outlive a layout.
     """
 
     device: torch.device
@@ -39,6 +43,7 @@ class ParallelContext:
     dense: DeviceMesh
     expert: DeviceMesh
     replicas: DeviceMesh
+    world: World
 
     @property
     def rank(self) -> int:
@@ -101,39 +106,75 @@ def pick_device(cluster: ClusterConfig) -> torch.device:
     return torch.device("cuda", processes.local_rank)
 
 
-def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelContext:
-    """Join the process group (one process forms a group of its own) and make the meshes.
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, which lay themselves out in groups, one layout after another.
 
-    NCCL connects GPUs and gloo CPUs; everything above is the same code.
-
-    Args:
-        layout: sizes of all axes, of `plan_layout`; None is data parallelism over all processes.
+    Attributes:
+        device: of this process.
+        timeout_minutes: of collectives.
+        store: in which the processes meet; None for a process that is alone. The heartbeat meets in it too, so it must
+            live as long as the run.
     """
+
+    device: torch.device
+    timeout_minutes: float
+    store: dist.Store | None
+
+    def lay_out(self, layout: Layout | None = None) -> ParallelContext:
+        """Make the process group and the meshes of a layout, after :func:`stop` if there was one before. Collective.
+
+        NCCL connects GPUs and gloo CPUs; everything above is the same code.
+
+        Args:
+            layout: sizes of all axes, of `plan_layout`; None is data parallelism over all processes.
+        """
+        if self.store is None:
+            place: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        else:
+            rank, world = read_processes().rank, world_size()
+            # One store serves all layouts, and all points of a sweep: addresses of the last one's group are not this
+            # one's.
+            store = dist.PrefixStore(f"group{self.store.add(f'starts/{rank}', 1)}", self.store)
+            place = {"store": store, "rank": rank, "world_size": world}
+        timeout = timedelta(minutes=self.timeout_minutes)
+        dist.init_process_group(
+            backend=_backend(self.device), timeout=timeout, device_id=_device_id(self.device), **place
+        )
+        world = dist.get_world_size()
+        layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
+        dense, expert = _meshes(self.device, layout, self.timeout_minutes)
+        replicas = dense["dp", "cp"]._flatten("replicas")
+        return ParallelContext(self.device, layout, dense, expert, replicas, self)
+
+
+def join(cluster: ClusterConfig) -> World:
+    """Meet the other processes that the launcher started; a process that is alone meets nobody."""
     device = pick_device(cluster)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    timeout = timedelta(minutes=cluster.timeout_minutes)
     if join_launcher().address is None:  # plain `python launch/pretrain.py`
-        dist.init_process_group(
-            backend=_backend(device), store=dist.HashStore(), rank=0, world_size=1, device_id=_device_id(device)
-        )
-    else:
-        store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        # torchrun keeps one store for all points of a sweep: addresses of the last point's group are not this one's.
-        store = dist.PrefixStore(f"group{store.add(f'starts/{rank}', 1)}", store)
-        dist.init_process_group(backend=_backend(device), timeout=timeout, store=store, rank=rank, world_size=world,
-                                device_id=_device_id(device))  # fmt: skip
-    world = dist.get_world_size()
-    layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
-    dense, expert = _meshes(device, layout, cluster.timeout_minutes)
-    return ParallelContext(device, layout, dense, expert, dense["dp", "cp"]._flatten("replicas"))
+        return World(device, cluster.timeout_minutes, None)
+    timeout = timedelta(minutes=cluster.timeout_minutes)
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    return World(device, cluster.timeout_minutes, store)
+
+
+def start(cluster: ClusterConfig, layout: Layout | None = None) -> ParallelContext:
+    """Join the other processes and lay them out: :func:`join` and :meth:`World.lay_out`."""
+    return join(cluster).lay_out(layout)
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, and all that knows it: another layout may follow in the same processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    # DTensor's caches take a mesh of destroyed groups for an equal new one, and would use its groups.
+    for owner, name in ((_debug, "_clear_sharding_prop_cache"), (_redistribute, "clear_redistribute_planner_cache")):
+        getattr(owner, name, lambda: None)()
+    if (infos := getattr(_redistribute, "_gen_transform_infos", None)) is not None:
+        infos.cache_clear()
 
 
 def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tuple[DeviceMesh, DeviceMesh]:

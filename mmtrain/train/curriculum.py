@@ -19,6 +19,7 @@ from mmtrain.config import BatchStep, PhaseConfig, StageConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
 from mmtrain.train.lr_schedule import lr_at
+from mmtrain.train.phase_layouts import PhaseLayout
 from mmtrain.train.warmup_floor import keep_warmup
 
 
@@ -80,6 +81,7 @@ class PhasePlan:
         dp_size: processes that share a batch.
         micro_batch_rows: rows that a process runs at once.
         option: name of the phase in messages.
+        laid: the phase's layout, where the run has layouts.
 
     Attributes:
         rows: rows of a step's batch, for each ramp point.
@@ -88,8 +90,15 @@ class PhasePlan:
         ConfigError: the rows of a batch are not a multiple of `dp_size` x `micro_batch_rows`.
     """
 
-    def __init__(self, phase: PhaseConfig, dp_size: int, micro_batch_rows: int, option: str = "phase") -> None:
-        self.phase = phase
+    def __init__(
+        self,
+        phase: PhaseConfig,
+        dp_size: int,
+        micro_batch_rows: int,
+        option: str = "phase",
+        laid: PhaseLayout | None = None,
+    ) -> None:
+        self.phase, self.laid = phase, laid
         self.rows = [max(1, round(Fraction(point.tokens, phase.seq_len))) for point in phase.batch]
         for i, (point, rows) in enumerate(zip(phase.batch, self.rows, strict=True)):
             if rows in self.used_rows():
@@ -176,6 +185,20 @@ class RunPlan:
         self.phases = [
             PhasePlan(phase, dp_size, micro_batch_rows, f"stage.phases[{i}]") for i, phase in enumerate(phases)
         ]
+
+    @classmethod
+    def laid_out(cls, phases: Sequence[PhaseConfig], layouts: Sequence[PhaseLayout]) -> RunPlan:
+        """Plan phases that have a layout each.
+
+        Raises:
+            ConfigError: a batch cannot be shared out.
+        """
+        plan = cls([], 1, 1)
+        plan.phases = [
+            PhasePlan(phase, laid.layout.dp, laid.parallel.micro_batch_rows, f"stage.phases[{i}]", laid)
+            for i, (phase, laid) in enumerate(zip(phases, layouts, strict=True))
+        ]
+        return plan
 
     def next(self, progress: Progress) -> RunStep | None:
         """Return the step that follows a position; None at the end of the last phase."""

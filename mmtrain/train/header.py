@@ -70,8 +70,9 @@ def _model(config: PretrainConfig) -> str:
 
 def _phase(plan: PhasePlan) -> str:
     phase, (steps, tokens) = plan.phase, plan.left()
+    own = f"; {plan.laid.layout}" if phase.parallel is not None and plan.laid is not None else ""
     batches = " -> ".join(count_text(rows * phase.seq_len) for rows in dict.fromkeys(plan.rows))
     return (
         f"phase   {phase.name}: rows of {phase.seq_len:,} tokens, RoPE base {phase.rope_base:g}, "
-        f"{count_text(tokens)} tokens in {steps:,} steps of {batches}"
+        f"{count_text(tokens)} tokens in {steps:,} steps of {batches}{own}"
     )

@@ -17,6 +17,7 @@ from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.summary import summary_lines
 from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
+from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
 from mmtrain.train.statistics import StepResult
@@ -81,7 +82,7 @@ class Report:
             record["skipped"] = True
         if result.memory:
             record["memory_gib"] = round(result.memory / 2**30, 3)
-        self._add_routing(record, result)
+        self._add_routing(record, result, step.phase_index)
         self.folder.check_lock()
         self.writer.write(record)
         for tracker in self.trackers:
@@ -92,14 +93,36 @@ class Report:
             self.note(f"step {after.step:,} skipped: its loss or gradient is not finite; the weights were left alone "
                       f"(rows {step.first_row} to {last} of phase {phase.name})")  # fmt: skip
 
+    def new_layout(self, step: RunStep, before: Layout, now: Layout, seconds: float, held_gib: float) -> None:
+        """Record that the run has gone over to another layout, before a step.
+
+        Args:
+            step: the first one under the new layout.
+            before: the layout that was left.
+            now: the new one.
+            seconds: from the end of the step before, with the checkpoint in between.
+            held_gib: device memory that torch held in between, in GiB.
+        """
+        if not self.enabled:
+            return
+        record = {"step": step.number, "tokens": step.before.tokens, "layout": str(now), "layout_before": str(before),
+                  "layout_s": seconds, "layout_held_gib": round(held_gib, 3)}  # fmt: skip
+        self.writer.write(record)
+        for tracker in self.trackers:
+            tracker.log(record, step.number)
+        self.note(f"layout from step {step.number:,} on: {now} (was {before}; {seconds:.1f} s with its checkpoint)")
+
     def _ends(self, at: Progress) -> tuple[int, int]:
         """Step and tokens that the run will end at, seen from a position: an estimate where rows have padding."""
         most = self.config.run.max_steps
         steps, tokens = self.plan.left(at, sys.maxsize if most is None else max(0, most - at.step))
         return at.step + steps, at.tokens + tokens
 
-    def _add_routing(self, record: dict[str, Any], result: StepResult) -> None:
-        pooled = self.config.parallel.global_router  # without it, the next two figures say nothing new
+    def _add_routing(self, record: dict[str, Any], result: StepResult, phase_index: int) -> None:
+        laid = self.plan.phases[phase_index].laid
+        pooled = (
+            self.config.parallel if laid is None else laid.parallel
+        ).global_router  # without it, the next two figures say nothing new
         if pooled:
             record["drop_rate_alone"] = _mean(result.drop_rate_alone)
         if result.cp_balance is not None:

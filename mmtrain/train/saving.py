@@ -30,6 +30,9 @@ class Saver:
         config: every option of the run.
         inputs: the run's corpora and tokenizer; a checkpoint keeps a record of the former and the latter itself.
         report: where it is told.
+
+    Attributes:
+        newest: step and folder of the newest checkpoint that holds what the run has now, or had when it was saved.
     """
 
     def __init__(
@@ -43,7 +46,16 @@ class Saver:
     ) -> None:
         self._folder, self._model, self._optimizer = folder, model, optimizer
         self._config, self._inputs, self._report = config, inputs, report
+        self.newest: tuple[int, Path] | None = None
         self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
+
+    def save_from(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Save these from now on: the model and its optimizer under another layout."""
+        self._model, self._optimizer = model, optimizer
+
+    def release(self) -> None:
+        """Let go of the model and the optimizer, so that their memory can be given back."""
+        self._model = self._optimizer = None
 
     def save(self, progress: Progress, rope_base: float, last: bool) -> None:
         """Write a checkpoint, or report that it could not be written. Collective.
@@ -74,7 +86,7 @@ class Saver:
                 raise
             self._report.note(f"step {progress.step}: {error}; the run goes on, the older checkpoints stay")
             return
-        self._unconfirmed = True
+        self._unconfirmed, self.newest = True, (progress.step, path)
         self._report.note(f"saved {path}")
 
     def remove_old(self) -> None:

@@ -9,41 +9,37 @@ import torch.distributed as dist
 
 from mmdata.rows.loader import micro_batches
 from mmtrain.checkpoint.corpora import write_corpora
-from mmtrain.checkpoint.dcp import load_checkpoint
 from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
-from mmtrain.errors import ConfigError, RunStopped
+from mmtrain.errors import RunStopped
 from mmtrain.health.watchdog import Watchdog
 from mmtrain.log.gradients import GradientRecord
-from mmtrain.model.init import meta_model
-from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.pipeline.schedule import check_schedule
-from mmtrain.train.batches import BatchReader
 from mmtrain.train.curriculum import RunPlan, RunStep
-from mmtrain.train.device import compute_dtype, peak_rate
+from mmtrain.train.device import peak_rate
 from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
+from mmtrain.train.resume import start_position
 from mmtrain.train.saving import Saver
+from mmtrain.train.session import Session
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 from mmtrain.train.stop_signals import StopSignals
-from mmtrain.train.warmup import plan_attention
 
 
 class Trainer:
     """Runs the phases of a stage on the processes of `context`.
 
     Everything that happens in a step follows from the configuration and the position before it alone, so a resumed run
-    is the same run.
+    is the same run. So is one at a boundary between layouts: it goes on from the checkpoint that is saved there.
     """
 
     def __init__(
@@ -55,43 +51,35 @@ class Trainer:
         folder: RunFolder,
         start: Start,
     ) -> None:
-        self.config, self.context, self.plan, self.inputs, self.folder = config, context, plan, inputs, folder
+        self.config, self.plan, self.inputs, self.folder = config, plan, inputs, folder
         self.start = start
-        self.dtype = compute_dtype(config.optim.precision, context.device)
-        offload = config.optim.name == "cpu_offload"
-        longest = max(plan.phases, key=lambda phase: phase.phase.tokens)  # where most of the work is
-        seq_len = longest.phase.seq_len
-        self.model = apply_parallel(meta_model(config.model), context, config.parallel, self.dtype, offload, seq_len)
-        self.model.initialise(config.run.seed)
-        self.optimizer = build_optimizer(self.model.module, config.optim)
+        step = plan.next(start_position(start))
+        self._open(context, len(plan.phases) - 1 if step is None else step.phase_index)
         if config.log.gradient_fingerprints:
-            precision = str(self.dtype).removeprefix("torch.")
+            precision = str(self.session.dtype).removeprefix("torch.")
             self.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
-        self.batches = BatchReader(
-            inputs, context.dp_rank, context.dp_size, config.parallel.micro_batch_rows, config.data.num_workers
-        )
+
+    def _open(self, context: ParallelContext, phase_index: int) -> None:
+        """Lay the model out for a phase."""
+        self.session = Session(self.config, context, self.plan, phase_index, self.inputs)
+        self.context, self.model, self.optimizer = self.session.context, self.session.model, self.session.optimizer
+        self.batches = self.session.batches
 
     def _load(self) -> Progress:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
         if self.start.resume is not None:
-            self._read(self.start.resume, with_optimizer=True)
+            self.session.load(self.start.resume, with_optimizer=True)
             progress = checkpoint_position(self.start.resume)
             self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
             return progress
         if self.start.weights is not None:
             moments = self.config.run.init_optimizer
-            self._read(self.start.weights, moments)
+            self.session.load(self.start.weights, moments)
             self.origin = f"weights{' and moments' if moments else ''} of {self.start.weights}"
         return Progress()
-
-    def _read(self, checkpoint: Path, with_optimizer: bool) -> None:
-        load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None)
-        if not self.model.weights_are_finite():
-            raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
-                              "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip
 
     def run(self, watchdog: Watchdog) -> list[str]:
         """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines.
@@ -103,18 +91,19 @@ class Trainer:
             RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
         notes = [*self.start.notes, *self.folder.claim(self.start, self._record_inputs)]
-        peak = peak_rate(self.context.device, self.dtype) * dist.get_world_size()
+        peak = peak_rate(self.context.device, self.session.dtype) * dist.get_world_size()
         with (
             StopSignals(speaks=self.context.is_main) as signals,
             Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report,
         ):
-            header = header_lines(self.config, self.context, self.dtype, self.plan, self.progress, self.origin)
-            for line in [*header, *report.places(), *notes]:
+            header = header_lines(self.config, self.context, self.session.dtype, self.plan, self.progress, self.origin)
+            for line in [*header, *report.places(), *notes, *self.session.prepare()]:
                 report.note(line)
-            self._prepare(report)
             saver = Saver(self.folder, self.model.module, self.optimizer, self.config, self.inputs, report)
+            if self.start.resume is not None:
+                saver.newest = self.progress.step, self.start.resume
             stopped = self._train(watchdog, report, saver, signals)
-            self.model.close()  # collective: never where a rank may be lost
+            self.session.close()
             if stopped is not None:
                 raise stopped
             return report.close()
@@ -129,6 +118,8 @@ class Trainer:
             with collected_in_step():
                 while (step := self._next()) is not None:
                     watchdog.step = step.number
+                    if self.plan.phases[step.phase_index].laid not in (None, self.session.laid):
+                        self._cross(step, report, saver)
                     self._step(step, report, saver, signals)
                     collect(step.number)
         except RunStopped as stopped:
@@ -142,14 +133,24 @@ class Trainer:
         limit = self.config.run.max_steps
         return None if limit is not None and self.progress.step >= limit else self.plan.next(self.progress)
 
-    def _prepare(self, report: Report) -> None:
-        """Choose what is to be measured on this machine, and build what steps would otherwise wait for."""
-        parallel, lengths = self.config.parallel, [phase.phase.seq_len for phase in self.plan.phases]
-        for choice in self.model.tune(parallel.micro_batch_rows * lengths[0] // (parallel.tp * parallel.cp)):
-            report.note(choice)
-        recompute = parallel.activation_checkpoint
-        if planned := plan_attention(self.model.module, self.context, self.dtype, max(lengths), recompute):
-            report.note(planned)
+    def _cross(self, step: RunStep, report: Report, saver: Saver) -> None:
+        """Go over to the layout of the next step's phase, through a checkpoint, in the same processes.
+
+        Whoever is killed in here goes on from that checkpoint, or from the one before, to the same end.
+        """
+        began, before = time.perf_counter(), self.context.layout
+        if saver.newest is None or saver.newest[0] != self.progress.step:
+            self._save(self.plan.phases[self.progress.phase].phase, saver, last=True)
+        _, checkpoint = saver.newest
+        saver.release()
+        self.model = self.optimizer = self.batches = None
+        held = self.session.close()
+        self._open(self.context, step.phase_index)
+        self.session.load(checkpoint, with_optimizer=True)
+        saver.save_from(self.model.module, self.optimizer)
+        for line in self.session.prepare():
+            report.note(line)
+        report.new_layout(step, before, self.context.layout, time.perf_counter() - began, held)
 
     def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
         phase = self.plan.phases[step.phase_index].phase
@@ -223,17 +224,19 @@ class Trainer:
         return found
 
 
-def check_batches(config: PretrainConfig, dp_size: int, plan: RunPlan) -> None:
-    """Refuse, before anything is started, batches that the layout cannot run (ConfigError)."""
-    parallel = config.parallel
-    rows = dp_size * parallel.micro_batch_rows
+def check_batches(config: PretrainConfig, plan: RunPlan) -> None:
+    """Refuse, before anything is started, batches that the layouts of their phases cannot run (ConfigError)."""
     for i, phase in enumerate(plan.phases):
-        seq_len = phase.phase.seq_len
-        require(config.data.valid_rows == 0 or seq_len % parallel.tp == 0, "parallel.tp", parallel.tp,
-                f"validation runs one row at a time: {seq_len} tokens / tp {parallel.tp} is not whole",
-                "give another parallel.tp, or data.valid_rows=0")  # fmt: skip
+        assert phase.laid is not None
+        parallel, dp, seq_len = phase.laid.parallel, phase.laid.layout.dp, phase.phase.seq_len
+        chunks = parallel.cp * parallel.cp_chunks if parallel.cp > 1 else 1
+        for name, parts in (("tp", parallel.cp * parallel.tp), ("cp", chunks)):
+            require(config.data.valid_rows == 0 or seq_len % parts == 0, f"parallel.{name}", getattr(parallel, name),
+                    f"validation runs one row at a time: {seq_len} tokens / {name} {parts} is not whole",
+                    f"give another parallel.{name}, or data.valid_rows=0")  # fmt: skip
         for num_rows in phase.used_rows():
-            check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * seq_len, num_rows // rows)
+            micro_batches = num_rows // (dp * parallel.micro_batch_rows)
+            check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * seq_len, micro_batches)
 
 
 def _is_due(step: int, interval: int) -> bool:

@@ -64,7 +64,12 @@ def test_every_number_has_a_range_that_holds_its_default(option: str, field: dat
 @pytest.fixture(scope="module")
 def values() -> dict:
     """A whole configuration with an entry in every list."""
-    given = ["run.name=a", "data.sources=[{path: b}]", "stage.phases[0].sources=[{path: b}]"]
+    given = [
+        "run.name=a",
+        "data.sources=[{path: b}]",
+        "stage.phases[0].sources=[{path: b}]",
+        "stage.phases[0].parallel={tp: 1}",
+    ]
     return dataclasses.asdict(compose(given, CONFIGS))
 
 

@@ -23,8 +23,8 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import _redistribute
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+from mmtrain.parallel import mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 # Read while a worker starts. The store of a process group looks up a name for every peer's address, 127.0.0.1 too, and
@@ -185,15 +185,8 @@ def _work(pipe: Connection) -> None:
 
 
 def _leave_group() -> None:
-    """Leave nothing to the next task: no group, and no mesh of this one's groups in DTensor's caches.
-
-    Their keys take a mesh of destroyed groups for an equal new one.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    _clear_sharding_prop_cache()
-    _redistribute._gen_transform_infos.cache_clear()
-    getattr(_redistribute, "clear_redistribute_planner_cache", lambda: None)()
+    """Leave nothing to the next task: no group, and no mesh of this one's groups in DTensor's caches."""
+    mesh.stop()
 
 
 def free_port() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,8 +23,16 @@ SHALLOW = replace(MODEL, num_layers=2, layer_pattern="LS")
 LARGEST = 0.01
 
 
-def clipped(parallel: ParallelConfig) -> tuple[float, dict[str, tuple[float, float]]]:
-    """The norm before, and each gradient's share of its former self: how long, and how far from parallel to it."""
+class Clipped(NamedTuple):
+    """What became of a whole gradient: its norm before, its share of that, and how far from parallel it is."""
+
+    norm: float
+    scale: float
+    apart: float
+
+
+def clipped(parallel: ParallelConfig) -> tuple[float, dict[str, Clipped]]:
+    """The global norm as clipping reports it, and this rank's gradients."""
     context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, SHALLOW, [SEQ]))
     try:
         model = apply_parallel(meta_model(SHALLOW), context, parallel, torch.float32)
@@ -33,17 +43,22 @@ def clipped(parallel: ParallelConfig) -> tuple[float, dict[str, tuple[float, flo
         before = whole(model.module, gradient=True)
         norm = clip_gradients(model.module.parameters(), LARGEST)[0].item()
         after = whole(model.module, gradient=True)
-        scale = {name: (after[name].norm() / before[name].norm()).item() for name in before}
-        apart = {name: (after[name] - before[name] * scale[name]).norm().item() for name in before}
-        return norm, {name: (scale[name], apart[name] / after[name].norm().item()) for name in before}
+        found = {}
+        for name, was in before.items():
+            scale = (after[name].norm() / was.norm()).item()
+            apart = (after[name] - was * scale).norm() / after[name].norm()
+            found[name] = Clipped(was.double().norm().item(), scale, apart.item())
+        return norm, found
     finally:
         mesh.stop()
 
 
 @pytest.mark.parametrize(("options", "world"), [({"ep": 2}, 2), ({"pp": 2}, 2), ({"tp": 2, "ep": 2}, 2)], ids=str)
 def test_every_gradient_is_scaled_by_the_same_factor(pool: Pool, options: dict[str, int], world: int) -> None:
-    for norm, found in pool.run(clipped, ParallelConfig(**options), world=world):
-        assert norm > 10 * LARGEST
+    ranks = pool.run(clipped, ParallelConfig(**options), world=world)
+    whole_norm = math.hypot(*{name: one.norm for _, found in ranks for name, one in found.items()}.values())
+    for norm, found in ranks:
+        assert norm == pytest.approx(whole_norm, rel=1e-6) and norm > 10 * LARGEST
         assert any("experts" in name for name in found) and any("mixer" in name for name in found)
-        for name, (scale, apart) in found.items():
-            assert scale == pytest.approx(LARGEST / norm, rel=1e-4) and apart < 1e-5, name
+        for name, one in found.items():
+            assert one.scale == pytest.approx(LARGEST / norm, rel=1e-4) and one.apart < 1e-5, name

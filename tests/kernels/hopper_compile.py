@@ -121,6 +121,7 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     from mmkernels.peers import PeerMemory, meet, take_from_peers
     from mmkernels.rope import partial_rope
     from mmkernels.router import balance_stats, router_logits
+    from mmkernels.softmax import softmax_merge
     from mmkernels.swiglu import swiglu, swiglu_grad
 
     tokens, heads, width, eps = TOKENS, HEADS, WIDTH, 1e-5
@@ -131,6 +132,11 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     with torch.no_grad():
         q, k, v = (tensor(2, heads, width) for _ in range(3))
         lightning_decode_step(q, k, v, slopes, states, **triton)
+
+    for wide in (torch.bfloat16, torch.float32):
+        lse, part_lse = torch.zeros(64, tokens), torch.zeros(64, tokens)
+        o, part = torch.zeros(tokens, 64, 128, dtype=wide), torch.zeros(tokens, 64, 128, dtype=torch.bfloat16)
+        softmax_merge(o, lse, part, part_lse, **triton)
 
     rows = 8
     o, gate, weight = tensor(rows, 8192), tensor(rows, 8192), tensor(8192)

@@ -34,6 +34,7 @@ STREAMING = [
     "router.kernels.input_grad_kernel",
     "router.kernels.logits_kernel",
     "router.kernels.weight_grad_kernel",
+    "softmax.merge_kernel.merge_kernel",
     "swiglu.kernels.backward_kernel",
     "swiglu.kernels.forward_kernel",
 ]

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_the_header_says_where_what_how_far_and_from_what() -> None:
     config = compose(["stage=quickstart", "data.path=x", "run.name=r", "parallel.tp=2"], CONFIGS)
     layout = Layout(pp=1, dp=2, cp=1, tp=2, edp=4, ep=1, etp=1)
-    context = ParallelContext(torch.device("cpu"), layout, None, None, None)
+    context = ParallelContext(torch.device("cpu"), layout, None, None, None, None)
     plan = RunPlan(scaled_phases(config.stage), 2, 1)
     at = Progress(20, 20 * 8192, 0, 320, 20 * 8192)
     lines = header_lines(config, context, torch.bfloat16, plan, at, "resumed from c after step 20")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmdata.corpus import documents, kept_split, token_range
 from mmdata.corpus import open as registry
+from mmdata.corpus.array_cache import FOLDER
+from mmdata.corpus.indexed import IndexedCorpus
 from mmdata.errors import DataError
+from mmdata.rows import orders
 from mmtrain.config import DataConfig, PhaseConfig, SourceConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
@@ -47,6 +52,8 @@ def phase(name: str = "p", seq_len: int = 16, sources: list[SourceConfig] | None
 def test_a_prepared_folder_gives_its_tokenizer_and_held_out_rows(prepared: Path) -> None:
     inputs = RunInputs(DataConfig(path=str(prepared)), [phase()], 257)
     assert inputs.tokenizer.vocab_size == 257 and inputs.token_bytes.tolist() == [1] * 256 + [0]
+    wider = RunInputs(DataConfig(path=str(prepared)), [phase()], 260)  # a vocabulary padded beyond the tokenizer's
+    assert wider.token_bytes.tolist() == [1] * 256 + [0] * 4
     valid = inputs.valid_stream(16)
     assert valid is not None and valid.corpus.prefix == prepared / "valid"
     assert inputs.valid_stream(100_000)[0].tokens.shape == (100_000,)  # less than a row of text: padded
@@ -60,6 +67,38 @@ def test_a_megatron_corpus_is_split_by_hash(megatron: Path) -> None:
     assert valid is not None
     assert train.num_documents + valid.num_documents == 40 and 1 <= valid.num_documents <= 20
     assert RunInputs(DataConfig(path=f"{megatron}.bin", tokenizer="bytes"), [phase()], 257).train_stream(0)
+
+
+def test_both_parts_of_a_corpus_have_a_fingerprint(prepared: Path, megatron: Path) -> None:
+    """A held-out part that is chosen from the corpus has none of its own."""
+    sources = [SourceConfig(str(prepared), 1.0), SourceConfig(str(megatron), 1.0)]
+    inputs = RunInputs(DataConfig(sources=sources, tokenizer="bytes", valid_fraction=0.2), [phase()], 257)
+    own, chosen = inputs.fingerprints()["sources"]
+    parts = {side: IndexedCorpus(prepared / side).fingerprint()["files"]["bin"] for side in ("train", "valid")}
+    assert {side: own[side]["files"]["bin"] for side in parts} == parts and parts["train"] != parts["valid"]
+    assert chosen["train"]["documents"] == 40 and chosen["valid"] is None
+
+
+def test_every_corpus_has_a_cache_of_its_own(
+    prepared: Path, megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((kept_split, "LARGE_DOCUMENTS"), (orders, "LARGE"), (documents, "LARGE")):
+        monkeypatch.setattr(module, name, 1)
+    sources = [SourceConfig(str(prepared), 1.0), SourceConfig(str(megatron), 1.0)]
+
+    def entries(folder: Path, cache_dir: Path | None) -> list[str]:
+        data = DataConfig(sources=sources, tokenizer="bytes", cache_dir=cache_dir and str(cache_dir))
+        stream = RunInputs(data, [phase()], 257).train_stream(0)
+        for i in range(8):
+            stream[i]
+        return sorted(path.name.split("-")[0] for path in folder.iterdir())
+
+    assert entries(prepared / FOLDER, None) == ["bounds", "order"]
+    assert entries(megatron.parent / FOLDER, None) == ["bounds", "order", "split"]
+    for folder in (prepared / FOLDER, megatron.parent / FOLDER):
+        shutil.rmtree(folder)
+    assert entries(tmp_path / "told", tmp_path / "told") == ["bounds", "bounds", "order", "order", "split"]
+    assert not (prepared / FOLDER).exists() and not (megatron.parent / FOLDER).exists()
 
 
 def test_phases_have_orders_and_mixtures_of_their_own(prepared: Path, megatron: Path) -> None:
@@ -105,7 +144,9 @@ def test_what_does_not_fit_the_model_is_refused(prepared: Path, megatron: Path) 
         RunInputs(DataConfig(path=str(prepared)), [phase(seq_len=10**6)], 257)
 
 
-def test_a_corpus_with_ids_beyond_the_model_is_refused(megatron: Path, tmp_path: Path) -> None:
+def test_a_corpus_with_ids_beyond_the_model_is_refused(
+    megatron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for suffix in (".bin", ".idx"):
         (tmp_path / f"wrong{suffix}").write_bytes(Path(f"{megatron}{suffix}").read_bytes())
     tokens = np.fromfile(tmp_path / "wrong.bin", dtype=np.int32)
@@ -113,3 +154,9 @@ def test_a_corpus_with_ids_beyond_the_model_is_refused(megatron: Path, tmp_path:
     tokens.tofile(tmp_path / "wrong.bin")
     with pytest.raises(DataError, match="5000"):
         RunInputs(DataConfig(path=str(tmp_path / "wrong"), tokenizer="bytes"), [phase()], 257)
+    monkeypatch.setattr(token_range, "SCAN_TOKENS", 30)  # the id lies beyond what is read before training starts
+    data = DataConfig(path=str(tmp_path / "wrong"), tokenizer="bytes", valid_fraction=0.0)
+    stream = RunInputs(data, [phase()], 257).train_stream(0)
+    with pytest.raises(DataError, match="5000"):
+        for i in range(stream.rows_per_epoch(0)):
+            stream[i]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,10 @@ from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.evaluate import evaluate
 from mmtrain.train.statistics import NamedSums, StepStatistics
+from mmtrain.train.step import model_inputs
+from tests.dist.layouts import micro_batch
 from tests.model.small import small_config
 
 BASES = (1e4, 5e6)
@@ -59,6 +64,20 @@ def test_validation_is_in_evaluation_mode_and_training_goes_on_in_its_own(model:
         assert not any(module.training for module in model.module.modules())
         raise KeyError
     assert all(module.training for module in model.module.modules())
+
+
+def test_rows_that_only_keep_step_with_other_ranks_do_not_count(model: ParallelModel) -> None:
+    """A validation of two rows and a surplus one: nats a labelled token, bits a byte of their labels."""
+    batches = [micro_batch(row, 1) for row in range(3)]
+    bytes_V = np.arange(CONFIG.vocab_size)
+    plain, nats, labels = build_model(CONFIG).eval(), 0.0, []
+    for batch in batches[:2]:
+        with torch.no_grad():
+            nats += plain(*model_inputs(batch, 1e4, torch.device("cpu"))).ce_sum.item()
+        labels += batch.labels_BS[batch.loss_mask_BS].tolist()
+    found = evaluate(model, zip(batches, (True, True, False), strict=True), bytes_V, 1e4)
+    assert found.loss == pytest.approx(nats / len(labels), rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(nats * math.log2(math.e) / sum(labels), rel=1e-6)
 
 
 def test_the_loss_is_the_mean_over_labelled_tokens_and_micro_batches(model: ParallelModel) -> None:

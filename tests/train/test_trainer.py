@@ -15,9 +15,11 @@ from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError, RunStopped
+from mmtrain.train import session
 from mmtrain.train import trainer as module
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.evaluate import Validation
+from mmtrain.train.session import Session
 from mmtrain.train.trainer import Trainer
 from tests.checkpoint.fake import config
 from tests.train.test_batches import Stream
@@ -180,12 +182,12 @@ def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    monkeypatch.setattr(module, "load_checkpoint", lambda path, model, optimizer: read.append(optimizer))
-    run = loop(tmp_path)
-    run.model.module, run.optimizer = None, "moments"
-    run._read(tmp_path, with_optimizer=False)
-    run._read(tmp_path, with_optimizer=True)
-    run.finite = False
+    monkeypatch.setattr(session, "load_checkpoint", lambda path, model, optimizer: read.append(optimizer))
+    one, finite = Session.__new__(Session), [True, True, False]
+    one.model = SimpleNamespace(module=None, weights_are_finite=lambda: finite.pop(0))
+    one.optimizer = "moments"
+    one.load(tmp_path, with_optimizer=False)
+    one.load(tmp_path, with_optimizer=True)
     with pytest.raises(ConfigError, match="holds weights that are infinite or not numbers"):
-        run._read(tmp_path, with_optimizer=True)
+        one.load(tmp_path, with_optimizer=True)
     assert read == [None, "moments", "moments"]

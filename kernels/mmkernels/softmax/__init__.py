@@ -1,6 +1,21 @@
 """Causal softmax attention of packed rows, and of one block for a ring of ranks. See README.md beside this file."""
 
-from mmkernels.softmax.api import softmax_attention, softmax_attention_with_lse, softmax_backward, softmax_forward
+from mmkernels.softmax.api import (
+    softmax_attention,
+    softmax_attention_with_lse,
+    softmax_backward,
+    softmax_forward,
+    softmax_merge,
+    softmax_packed_backward,
+)
 from mmkernels.softmax.backends.cudnn_plans import build_plans
 
-__all__ = ["build_plans", "softmax_attention", "softmax_attention_with_lse", "softmax_backward", "softmax_forward"]
+__all__ = [
+    "build_plans",
+    "softmax_attention",
+    "softmax_attention_with_lse",
+    "softmax_backward",
+    "softmax_forward",
+    "softmax_merge",
+    "softmax_packed_backward",
+]

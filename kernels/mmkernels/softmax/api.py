@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmkernels.softmax.checks import check_causal, check_lengths, check_qkv, check_results
+from mmkernels.common.checks import use_triton
+from mmkernels.softmax import merge
+from mmkernels.softmax.checks import check_causal, check_lengths, check_parts, check_qkv, check_results
 from mmkernels.softmax.dispatch import block_for, pieces_of
-from mmkernels.softmax.packed import PackedAttention
+from mmkernels.softmax.packed import PackedAttention, packed_gradients
 
 
 def softmax_attention(
@@ -73,13 +75,85 @@ def softmax_attention_with_lse(
     return PackedAttention.apply(*rows, pieces, _scale(scale, q_THD))
 
 
+def softmax_packed_backward(
+    do_THD: Tensor,
+    q_THD: Tensor,
+    k_TGD: Tensor,
+    v_TGD: Tensor,
+    o_THD: Tensor,
+    lse_HT: Tensor,
+    cu_seqlens: Tensor,
+    lengths: Sequence[int] | None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients that the keys of a packed row add, given the output and log-sum-exp over *all* keys of its queries.
+
+    With the output and log-sum-exp of :func:`softmax_attention_with_lse` these are its gradients; where queries have
+    seen further keys (:func:`softmax_merge`), they are the row's part of them.
+
+    Args:
+        do_THD: gradient of the output, shape and dtype of q.
+        q_THD: as in :func:`softmax_attention`, as are all others that are not named here.
+        k_TGD: see there.
+        v_TGD: see there.
+        o_THD: joined output of the queries, shape and dtype of q.
+        lse_HT: joined log-sum-exp, float32 (float64 for float64 inputs).
+        cu_seqlens: see there.
+        lengths: see there.
+        scale: see there.
+        backend: see there.
+
+    Returns:
+        ``(dq_THD, dk_TGD, dv_TGD)`` in the dtype of q; no autograd.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_qkv(q_THD, k_TGD, v_TGD, ("q_THD", "k_TGD", "v_TGD"))
+    check_results(do_THD, q_THD, o_THD, lse_HT)
+    host_lengths = check_lengths(q_THD, k_TGD, cu_seqlens, lengths)
+    pieces = pieces_of(backend, q_THD, cu_seqlens, host_lengths)
+    if not pieces:
+        return tuple(torch.zeros_like(x) for x in (q_THD, k_TGD, v_TGD))
+    rows = [_tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_TGD, v_TGD, o_THD)]
+    return packed_gradients(rows, lse_HT.detach(), pieces, _scale(scale, q_THD))
+
+
+def softmax_merge(
+    o_THD: Tensor, lse_HT: Tensor, part_THD: Tensor, part_lse_HT: Tensor, *, backend: str = "auto"
+) -> None:
+    """Join the results that a block of keys has (`part`) to those of other keys, in place.
+
+    ``lse = log(exp(lse_1) + exp(lse_2))``, ``o = exp(lse_1 - lse) o_1 + exp(lse_2 - lse) o_2``, in float32 (float64 if
+    anything is). A log-sum-exp of -inf adds nothing; two of them stay -inf and leave 0.
+
+    Args:
+        o_THD: output [T, H, D], float32, bfloat16, float16 or float64; any strides with a contiguous last dimension.
+            Rounded once a call: where many parts follow one another, keep it wider than they are.
+        lse_HT: log-sum-exp [H, T], float32 (float64 for float64 outputs); any strides.
+        part_THD: output of the block, of the same shape and device.
+        part_lse_HT: log-sum-exp of the block, of the shape and dtype of `lse_HT`.
+        backend: "triton", "torch", or "auto": Triton on CUDA, except for float64, else torch.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_parts(o_THD, lse_HT, part_THD, part_lse_HT)
+    run = merge.merge
+    if use_triton(backend, "o_THD", o_THD) and part_THD.dtype != torch.float64:
+        from mmkernels.softmax.merge_launch import merge as run  # only this path needs Triton
+    if o_THD.numel():
+        run(o_THD, lse_HT, part_THD.detach(), part_lse_HT.detach())
+
+
 def softmax_forward(
     q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention of one block of queries and one of keys of the same document, without autograd: a ring's step.
 
-    Results of several blocks of keys join by their log-sum-exp: ``lse = logaddexp(lse_1, lse_2)``,
-    ``o = exp(lse_1 - lse) o_1 + exp(lse_2 - lse) o_2``.
+    Results of several blocks of keys join by :func:`softmax_merge`.
 
     Args:
         q_THD: queries [T, H, D], dtypes as for :func:`softmax_attention`.
@@ -97,7 +171,7 @@ def softmax_forward(
     check_qkv(q_THD, k_SGD, v_SGD, ("q_THD", "k_SGD", "v_SGD"))
     check_causal(q_THD, k_SGD, causal)
     q, k, v = (_tokens_outermost(x.detach()) for x in (q_THD, k_SGD, v_SGD))
-    return block_for(q, k).forward(q, k, v, causal, _scale(scale, q))
+    return block_for(q, k, causal).forward(q, k, v, causal, _scale(scale, q))
 
 
 def softmax_backward(
@@ -134,7 +208,7 @@ def softmax_backward(
     check_causal(q_THD, k_SGD, causal)
     check_results(do_THD, q_THD, o_THD, lse_HT)
     do, q, k, v, o = (_tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_SGD, v_SGD, o_THD))
-    return block_for(q, k).backward(do, q, k, v, o, lse_HT.detach(), causal, _scale(scale, q))
+    return block_for(q, k, causal).backward(do, q, k, v, o, lse_HT.detach(), causal, _scale(scale, q))
 
 
 def _scale(scale: float | None, q_THD: Tensor) -> float:

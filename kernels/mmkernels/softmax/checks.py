@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mmkernels.common.checks import check_kind
+from mmkernels.common.checks import check_beside, check_kind, check_tensor
 from mmkernels.common.errors import KernelArgumentError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -85,6 +85,20 @@ def check_results(do_THD: Tensor, q_THD: Tensor, o_THD: Tensor, lse_HT: Tensor) 
     shape = [q_THD.shape[1], q_THD.shape[0]]
     if list(lse_HT.shape) != shape or lse_HT.device != q_THD.device:
         raise KernelArgumentError("lse_HT", f"{list(lse_HT.shape)} on {lse_HT.device}", f"{shape} on {q_THD.device}")
+
+
+def check_parts(o_THD: Tensor, lse_HT: Tensor, part_THD: Tensor, part_lse_HT: Tensor) -> None:
+    """Refuse results of two blocks of keys that do not belong to the same queries."""
+    check_tensor("o_THD", o_THD, 3, DTYPES)
+    if o_THD.requires_grad:
+        raise KernelArgumentError("o_THD", "requires_grad=True", "a tensor outside autograd, which is written to")
+    check_beside("part_THD", part_THD, o_THD.shape, DTYPES, "o_THD", o_THD)
+    wide = torch.promote_types(torch.promote_types(o_THD.dtype, part_THD.dtype), torch.float32)
+    shape = [o_THD.shape[1], o_THD.shape[0]]
+    for name, x in (("lse_HT", lse_HT), ("part_lse_HT", part_lse_HT)):
+        check_kind(name, x, 2, (wide,))
+        if list(x.shape) != shape or x.device != o_THD.device:
+            raise KernelArgumentError(name, f"{list(x.shape)} on {x.device}", f"{shape} on {o_THD.device}")
 
 
 def _check_beside(name: str, x: Tensor, q_name: str, q: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.softmax import eager
+from mmkernels.softmax import eager, full_block
 from mmkernels.softmax.backends import cpu, cudnn
 
 BACKENDS = ("auto", "cudnn", "flash", "torch")
@@ -25,7 +25,7 @@ FLASH_MAX_WIDTH = 256
 
 
 class Block(Protocol):
-    """A backend that computes one block: ``cpu``, ``cudnn`` or ``eager``."""
+    """A backend that computes one block: ``cpu``, ``cudnn``, ``eager`` or :class:`FullBlock`."""
 
     def forward(self, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """Output [T, H, D] and log-sum-exp [H, T]."""
@@ -53,12 +53,31 @@ class Piece(NamedTuple):
     longest: int = 0
 
 
-def block_for(q_THD: Tensor, k_SGD: Tensor) -> Block:
+class FullBlock:
+    """Any sizes of queries and keys, all of which see each other: cuDNN, where it takes them, and FlashAttention-2."""
+
+    @staticmethod
+    def forward(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+        """Output [T, H, D] and log-sum-exp [H, T]."""
+        return full_block.forward(q_THD, k_SGD, v_SGD, cudnn_fits(q_THD), scale)
+
+    @staticmethod
+    def backward(
+        do_THD: Tensor, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, o_THD: Tensor, lse_HT: Tensor, causal: bool,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """dq, dk and dv."""
+        return full_block.backward(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, cudnn_fits(q_THD), scale)
+
+
+def block_for(q_THD: Tensor, k_SGD: Tensor, causal: bool = True) -> Block:
     """The backend for one block of these queries and keys."""
     if q_THD.shape[0] == 0 or k_SGD.shape[0] == 0:
         return eager
     if q_THD.device.type == "cpu":
         return cpu
+    if not causal and flash_fits(q_THD):
+        return FullBlock
     return cudnn if cudnn_fits(q_THD) and k_SGD.shape[0] >= CUDNN_LEAST_KEYS else eager
 
 

@@ -35,9 +35,16 @@ class PackedAttention(Function):
     def backward(ctx: FunctionCtx, do_THD: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """Each piece by the same kernel, from the log-sum-exp."""
         *rows, lse_HT = ctx.saved_tensors
-        parts = [_backward(piece, [do_THD, *rows], lse_HT, ctx.scale) for piece in ctx.pieces]
-        dq_THD, dk_TGD, dv_TGD = (_join(list(grads)) for grads in zip(*parts, strict=True))
-        return dq_THD, dk_TGD, dv_TGD, None, None
+        return *packed_gradients([do_THD, *rows], lse_HT, ctx.pieces, ctx.scale), None, None
+
+
+def packed_gradients(
+    rows: list[Tensor], lse_HT: Tensor, pieces: list[Piece], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of a row, from do, q, k, v and o; the probabilities are ``exp(score - lse)`` with the lse given."""
+    parts = [_backward(piece, rows, lse_HT, scale) for piece in pieces]
+    dq_THD, dk_TGD, dv_TGD = (_join(list(grads)) for grads in zip(*parts, strict=True))
+    return dq_THD, dk_TGD, dv_TGD
 
 
 def _forward(piece: Piece, qkv: list[Tensor], scale: float) -> tuple[Tensor, Tensor]:

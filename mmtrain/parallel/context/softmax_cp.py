@@ -1,33 +1,118 @@
-"""Stand-in until the ring is merged: gathers the whole row."""
+"""Softmax attention of a packed row whose chunks lie on several ranks.
+
+A rank computes what its own tokens have in common by the packed kernels, as if there were no others, and then, for each
+document that came from another chunk, the rectangle of its queries there and its earlier tails (`tails.py`). Outputs
+join by their log-sum-exp; gradients of keys go back to their owners, in float32. Two ways to bring the tails:
+`softmax_gather.py` and `softmax_ring.py`.
+
+Legend: S tokens here, H heads, G key/value heads, K head width.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
-from mmtrain.parallel.collectives import gather_rows
+from mmtrain.parallel.context import softmax_gather, softmax_ring
 from mmtrain.parallel.context.row_shard import ContextPacking
+from mmtrain.parallel.context.softmax_parts import LocalPart
+from mmtrain.parallel.context.tail_plan import TailPlan
+
+WAYS = ("auto", "allgather", "ring")
+BUDGET = 2**30
+"""Bytes of the buffers of one group of key/value heads."""
 
 
 def context_softmax(
-    q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, packing: ContextPacking, group: ProcessGroup, way: str
+    q_SHK: Tensor,
+    k_SGK: Tensor,
+    v_SGK: Tensor,
+    packing: ContextPacking,
+    group: ProcessGroup,
+    way: str = "auto",
+    budget: int = BUDGET,
 ) -> Tensor:
-    """This rank's part of the attention, from keys and values of the whole row."""
-    shard = packing.shard
+    """Causal softmax attention within each document of a row that the ranks of `group` share, scale 1 / sqrt(K).
 
-    def row(x: Tensor) -> Tensor:
-        return (
-            gather_rows(x, group)
-            .unflatten(0, (shard.num_chunks, shard.chunk_tokens))
-            .index_select(0, packing.place_M)
-            .flatten(0, 1)
-        )
+    Every rank calls it, and runs its backward, in the same order; one that needs nothing of others gives what they
+    need. Which rank has which chunk changes outputs by rounding alone.
 
-    k, v = row(k_SGK), row(v_SGK)
-    rep = q_SHK.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(rep, 1), v.repeat_interleave(rep, 1)
-    doc = torch.bucketize(torch.arange(k.shape[0]), packing.whole.cu_seqlens[1:].long(), right=True)
-    ok = (doc[packing.index_S][:, None] == doc[None]) & (packing.index_S[:, None] >= torch.arange(k.shape[0])[None])
-    s = torch.einsum("qhd,khd->hqk", q_SHK, k) * q_SHK.shape[2] ** -0.5
-    return torch.einsum("hqk,khd->qhd", s.masked_fill(~ok, -torch.inf).softmax(-1), v)
+    Args:
+        q_SHK: queries of this rank's tokens, float32, bfloat16, float16 or float64.
+        k_SGK: keys, in the dtype of q; G divides H, and is free otherwise.
+        v_SGK: values, likewise.
+        packing: the part of the row that lies here.
+        group: its ranks. With NCCL, a collective has run in it before.
+        way: "allgather" brings all tails that this rank needs, a group of key/value heads at a time; "ring" passes the
+            tails of one rank after another, of all heads; "auto" chooses.
+        budget: bytes that the buffers of a group of heads may take; one head is brought at least.
+
+    Returns:
+        o_SHK in the dtype of q. Gradients flow to q, k and v; there are no second derivatives.
+
+    Raises:
+        ValueError: the way is unknown, or the group has another size than the row was shared out to.
+    """
+    if way not in WAYS:
+        raise ValueError(f"way={way!r}: allowed are {', '.join(WAYS)}")
+    if group.size() != len(packing.shard.table):
+        raise ValueError(f"a group of {group.size()} ranks for a row of {len(packing.shard.table)}")
+    return _ContextSoftmax.apply(q_SHK, k_SGK, v_SGK, packing, group, way, budget)
+
+
+def choose_way(plan: TailPlan, kv_heads: int, width: int, dtype: torch.dtype, budget: int) -> str:
+    """The way of "auto": the same on all ranks.
+
+    All-gather, because each tail goes straight to whoever needs it, a rectangle has all its keys at once, and one join
+    follows. A ring passes tails on through ranks that do not need them, cuts each rectangle into one for every rank,
+    joins as often, and waits for the slowest rank at every step. It is taken for memory alone: where one head of all
+    needed tails is over the budget, and all heads of one rank's tails are less than that. For a document of 1M tokens
+    on 4 ranks, 8 heads of 128 in bfloat16, that is 4.3 GiB for one head at a time, and 12 GiB for the ring; for a
+    single head on 16 ranks 4.1 and 0.4 GiB. (Arithmetic; the times are to be measured.)
+    """
+    gather = softmax_gather.head_bytes(plan, width, dtype, backward=True)
+    ring = softmax_ring.buffer_bytes(plan, kv_heads, width, dtype)
+    return "ring" if gather > budget and ring < gather else "allgather"
+
+
+def plan_of(packing: ContextPacking) -> tuple[TailPlan, LocalPart]:
+    """What the row's layers all need, planned by the first of them and kept with the row."""
+    found = packing.__dict__.get("_softmax_plan")  # as a cached property of that class would
+    if found is None:
+        plan = TailPlan.of(packing.shard)
+        found = packing.__dict__["_softmax_plan"] = plan, LocalPart.of(plan, packing)
+    return found
+
+
+class _ContextSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, packing: ContextPacking, group: ProcessGroup,
+        way: str, budget: int,
+    ) -> Tensor:  # fmt: skip
+        plan, local = plan_of(packing)
+        if way == "auto":
+            way = choose_way(plan, *k_SGK.shape[1:], k_SGK.dtype, budget)
+        if not plan.crosses:
+            o_SHK, lse_HS = local.forward(q_SHK, k_SGK, v_SGK)
+        elif way == "allgather":
+            o_SHK, lse_HS = softmax_gather.forward(q_SHK, k_SGK, v_SGK, plan, local, group, budget)
+        else:
+            o_SHK, lse_HS = softmax_ring.forward(q_SHK, k_SGK, v_SGK, plan, local, group)
+        ctx.save_for_backward(q_SHK, k_SGK, v_SGK, o_SHK, lse_HS)
+        ctx.plan, ctx.local, ctx.group, ctx.way, ctx.budget = plan, local, group, way, budget
+        return o_SHK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do_SHK: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = (do_SHK.contiguous(), *ctx.saved_tensors)
+        if not ctx.plan.crosses:
+            grads = ctx.local.backward(*tensors)
+        elif ctx.way == "allgather":
+            grads = softmax_gather.backward(*tensors, ctx.plan, ctx.local, ctx.group, ctx.budget)
+        else:
+            grads = softmax_ring.backward(*tensors, ctx.plan, ctx.local, ctx.group)
+        return *grads, None, None, None, None

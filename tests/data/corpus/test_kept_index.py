@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmdata.corpus import documents, indexed, kept_split, token_range
-from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.array_cache import ArrayCache, Entry
 from mmdata.corpus.document_hashes import document_hashes
 from mmdata.corpus.indexed import IndexedCorpus
 from mmdata.corpus.open import open_corpus
@@ -107,8 +107,9 @@ def test_rows_are_the_same_with_a_cache_and_without(
         stream = stream_of(Split(kept[0].corpus), packing, cache)
         assert all(equal(stream[i], row) for i, row in zip(numbers, whole, strict=True))
     assert isinstance(kept[0].corpus.doc_lengths.base, np.memmap)
-    sent = pickle.dumps(stream_of(kept[0], packing, cache))
-    assert len(sent) < 3000 and equal(pickle.loads(sent)[300], want[0][4])  # by path, not by content
+    for side, rows in zip(kept, want, strict=True):
+        sent = pickle.dumps(stream_of(side, packing, cache))
+        assert len(sent) < 3000 and equal(pickle.loads(sent)[300], rows[4])  # by path, not by content
     batch = next(micro_batches(stream_of(kept[0], packing, cache), [[0, 300]], num_workers=1))
     assert np.array_equal(batch.tokens_BS[1].numpy(), want[0][4].tokens)
 
@@ -154,11 +155,22 @@ def test_the_order_of_data_is_the_one_of_the_first_version(
 @pytest.mark.parametrize("n", [1, 10, 1000])
 def test_places_are_shuffled_in_parts_as_they_are_at_once(n: int) -> None:
     want = shuffled(np.arange(n), 3, 1, 0)
-    done: list[float] = []
     for part in (1, 7, 250, 999, 1000, 5000):
+        done: list[float] = []
         places = shuffled_places(n, (3, 1, 0), part, done.append) if n // part < 200 else want
         assert np.array_equal(places, want)
-    assert not done or (done[-1] == 1 and places.dtype == np.uint32)
+        assert not done or (done[-1] == 1 and places.dtype == np.uint32)
+        assert n // part >= 200 or len(done) == (-(-n // part) if n > part else 0)  # as many slices as bound the memory
+
+
+def test_keys_at_the_edges_of_slices_are_each_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three slices of all keys: documents whose keys are the first and the last of each."""
+    second, third = (1 << 64) // 3, (1 << 65) // 3
+    first_and_last = [(0, second - 1), (second, third - 1), (third, (1 << 64) - 1)]
+    keys = np.array([key for pair in first_and_last for key in pair], dtype=np.uint64)[[3, 0, 5, 2, 4, 1]]
+    monkeypatch.setattr(orders, "mix_array", lambda x: keys[x] if x.dtype == np.int64 else x)
+    monkeypatch.setattr(orders, "salt_of", lambda *parts: 0)
+    assert shuffled_places(6, (3, 1, 0), 2, lambda done: None).tolist() == [1, 5, 3, 0, 4, 2]
 
 
 @pytest.mark.usefixtures("everything_is_large")
@@ -169,6 +181,15 @@ def test_a_resumed_stream_of_best_fit_plans_few_windows(
     monkeypatch.setattr(packing, "WINDOW_ROWS", 1)
     cache = ArrayCache([tmp_path / "cache"])
     split = Split(IndexedCorpus(written(megatron_corpus), cache))
+    looked: list[str] = []
+    find = cache.find
+
+    def bounded(name: str, key: dict) -> Entry | None:
+        looked.append(name)
+        assert len(looked) < 500, "what is kept of windows brings no stream forward"
+        return find(name, key)
+
+    monkeypatch.setattr(cache, "find", bounded)
     planned: list[int] = []
     best_fit = packing.best_fit
     monkeypatch.setattr(packing, "best_fit", lambda *args: planned.append(0) or best_fit(*args))
@@ -181,6 +202,31 @@ def test_a_resumed_stream_of_best_fit_plans_few_windows(
     assert equal(stream_of(split, "best_fit", None)[3000], row)
     other = stream_of(split, "best_fit", cache, row=48)  # other rows have other windows
     assert equal(other[3000], stream_of(split, "best_fit", None, row=48)[3000])
+
+
+def test_the_order_of_rows_in_windows_stays(
+    megatron_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of each window are shuffled by its own number in the epoch: what a resumed run goes on with."""
+    monkeypatch.setattr(packing, "WINDOW_DOCUMENTS", 16)
+    monkeypatch.setattr(packing, "WINDOW_ROWS", 1)
+    stream = stream_of(Split(IndexedCorpus(written(megatron_corpus))), "best_fit", None)
+    found = hashlib.sha256(np.concatenate([stream[i].tokens for i in range(3000)]).tobytes())
+    assert found.hexdigest()[:16] == "387806b87aed62e8"
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_choices_that_nothing_names_are_not_kept(
+    tmp_path: Path, megatron_corpus: Callable[..., Path], packing: str
+) -> None:
+    """Two choices of as many documents, each by its ids: one's order is never taken for the other's."""
+    corpus, cache = IndexedCorpus(written(megatron_corpus, [5, 6] * 40)), ArrayCache([tmp_path / "cache"])
+    for first in (0, 1):
+        split = Split(corpus, np.arange(first, 80, 2))
+        given, plain = (stream_of(split, packing, kept, row=16) for kept in (cache, None))
+        assert all(equal(given[i], plain[i]) for i in range(10))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.usefixtures("everything_is_large")

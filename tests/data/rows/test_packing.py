@@ -158,9 +158,9 @@ def test_best_fit_fills_rows_as_the_definition_does():
 def test_best_fit_windows_cover_the_corpus(numbered_corpus, monkeypatch):
     monkeypatch.setattr("mmdata.rows.packing.WINDOW_DOCUMENTS", 4)
     monkeypatch.setattr("mmdata.rows.packing.WINDOW_ROWS", 1)
-    corpus = numbered_corpus(LENGTHS * 3)
+    corpus = numbered_corpus([*LENGTHS * 3, 6, 2])
     stream = stream_of(corpus, "best_fit")
-    assert stream._plan._windows > 3
+    assert stream._plan._windows > 3 and stream.num_documents % stream._plan._windows  # windows of unequal sizes
     rows = stream.rows_per_epoch(0) + stream.rows_per_epoch(1)
     counts = np.bincount(np.concatenate([stream[i].tokens for i in range(rows)]))
     assert (counts[1:] == 2).all() and len(counts) == corpus.num_tokens + 1

@@ -1,0 +1,62 @@
+"""The layout that each phase of a run is trained under, decided for all phases before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmtrain.config import ModelConfig, ParallelConfig, PhaseConfig
+from mmtrain.errors import ConfigError
+from mmtrain.parallel.layout import Layout, plan_layout
+
+
+@dataclass(frozen=True)
+class PhaseLayout:
+    """Options of the layout of a phase, and the sizes of all axes that follow.
+
+    Attributes:
+        parallel: the run's options under the phase's own.
+        layout: sizes of all axes.
+    """
+
+    parallel: ParallelConfig
+    layout: Layout
+
+
+def plan_phase_layouts(
+    world: int, run: ParallelConfig, model: ModelConfig, phases: Sequence[PhaseConfig]
+) -> list[PhaseLayout]:
+    """Lay out every phase over `world` processes.
+
+    Args:
+        world: number of processes.
+        run: options of the run.
+        model: a validated model.
+        phases: with their scales applied.
+
+    Raises:
+        ConfigError: the first option that cannot work, and in its problem those of the other phases.
+    """
+    made: list[PhaseLayout] = []
+    refused: list[ConfigError] = []
+    for i, phase in enumerate(phases):
+        parallel = run if phase.parallel is None else phase.parallel.over(run)
+        try:
+            made.append(PhaseLayout(parallel, plan_layout(world, parallel, model, [phase.seq_len])))
+        except ConfigError as error:
+            refused.append(_of_phase(error, phase, i))
+    if not refused:
+        return made
+    first, others = refused[0], {f"{one.option}={one.value}: {one.problem}" for one in refused[1:]}
+    others.discard(f"{first.option}={first.value}: {first.problem}")
+    more = "".join(f"; and {one}" for one in sorted(others))
+    raise ConfigError(first.option, first.value, f"{first.problem}{more}", first.fix)
+
+
+def _of_phase(error: ConfigError, phase: PhaseConfig, index: int) -> ConfigError:
+    """The same error, naming the phase's own option where the value is the phase's."""
+    group, _, name = error.option.partition(".")
+    if group != "parallel" or phase.parallel is None or getattr(phase.parallel, name, None) is None:
+        return error
+    option = f"stage.phases[{index}].parallel"
+    return ConfigError(f"{option}.{name}", error.value, error.problem, error.fix.replace("parallel.", f"{option}."))

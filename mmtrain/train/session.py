@@ -1,0 +1,103 @@
+"""What a run holds for as long as its layout stays the same: groups of processes, the model over them, its optimizer
+and its reader of rows. At a boundary between layouts one is closed and the next opened in the same processes.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+
+from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.config import PretrainConfig
+from mmtrain.errors import ConfigError
+from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.batches import BatchReader
+from mmtrain.train.curriculum import RunPlan
+from mmtrain.train.device import compute_dtype
+from mmtrain.train.inputs import RunInputs
+from mmtrain.train.phase_layouts import PhaseLayout
+from mmtrain.train.warmup import plan_attention
+
+
+class Session:
+    """One layout at work; opening and closing it are collective.
+
+    Attributes:
+        laid: the layout, and the options that it follows from.
+        context: the processes in it.
+        dtype: of the products.
+        model: the model over the processes.
+        optimizer: of the model.
+        batches: this rank's rows.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, context: ParallelContext, plan: RunPlan, phase_index: int, inputs: RunInputs
+    ) -> None:
+        """Lay the model out as a phase wants it.
+
+        Args:
+            config: every option of the run.
+            context: the processes, in any layout; left for another if the phase wants another.
+            plan: phases with their layouts.
+            phase_index: the phase that is trained next.
+            inputs: of the run.
+        """
+        self.laid: PhaseLayout = plan.phases[phase_index].laid or PhaseLayout(config.parallel, context.layout)
+        if context.layout != self.laid.layout:
+            mesh.stop()
+            context = context.world.lay_out(self.laid.layout)
+        self.context, parallel = context, self.laid.parallel
+        self.dtype = compute_dtype(config.optim.precision, context.device)
+        phases = [one.phase for one in plan.phases if one.laid in (None, self.laid)]
+        self._lengths = [phase.seq_len for phase in phases]
+        longest = max(phases, key=lambda phase: phase.tokens)  # where most of the work is
+        offload = config.optim.name == "cpu_offload"
+        self.model = apply_parallel(meta_model(config.model), context, parallel, self.dtype, offload, longest.seq_len)
+        self.model.initialise(config.run.seed)
+        self.optimizer = build_optimizer(self.model.module, config.optim)
+        self.batches = BatchReader(
+            inputs, context.dp_rank, context.dp_size, parallel.micro_batch_rows, config.data.num_workers
+        )
+
+    def load(self, checkpoint: Path, with_optimizer: bool) -> None:
+        """Read weights, and moments if wanted, from a checkpoint of any layout.
+
+        Raises:
+            ConfigError: the checkpoint is damaged, or its weights are not finite.
+        """
+        load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None)
+        if not self.model.weights_are_finite():
+            raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
+                              "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip
+
+    def prepare(self) -> list[str]:
+        """Choose what is to be measured on this machine, and build what steps would otherwise wait for.
+
+        Returns a line on each choice.
+        """
+        parallel = self.laid.parallel
+        lines = self.model.tune(parallel.micro_batch_rows * self._lengths[0] // (parallel.tp * parallel.cp))
+        recompute, longest = parallel.activation_checkpoint, max(self._lengths)
+        planned = plan_attention(self.model.module, self.context, self.dtype, longest, recompute)
+        return [*lines, *([planned] if planned else [])]
+
+    def close(self) -> float:
+        """Give back all that the layout holds but the process group, never where a rank may be lost.
+
+        Returns the GiB of device memory that torch still holds.
+        """
+        self.batches.close()
+        self.model.close()
+        del self.model, self.optimizer
+        gc.collect()  # modules under FSDP refer to each other
+        if self.context.device.type != "cuda":
+            return 0.0
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(self.context.device) / 2**30
