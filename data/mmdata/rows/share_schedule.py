@@ -53,7 +53,7 @@ class ShareSchedule:
     Args:
         segments: in order; the last is endless.
         window_rows: rows of a window, about; the windows of a segment are of one size, to a row.
-        row_tokens: tokens of documents in a row, on average over a window: the row's length, or less where it is padded.
+        row_tokens: tokens of documents in a row, on average: the row's length, or less where rows are padded.
 
     Raises:
         DataError: shares that are negative or not 1 in sum, or segments that do not end in an endless one.
