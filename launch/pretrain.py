@@ -49,7 +49,9 @@ def pretrain(config: PretrainConfig) -> None:
     folder = RunFolder(config)
     start = decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
     inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_note)
-    notes = inputs.header_lines(tokens_by_phase(plan, config.run.max_steps))
+    phase_tokens = tokens_by_phase(plan, config.run.max_steps)
+    inputs.check_epochs(phase_tokens)
+    notes = inputs.header_lines(phase_tokens)
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
     trained = None if start.weights is None else trained_length(read_meta(start.weights))
     notes += (f"warning: {line}" for line in stage_warnings(config, phases, trained))

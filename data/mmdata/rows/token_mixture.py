@@ -23,12 +23,12 @@ from mmdata.rows.assemble import Row, assemble
 from mmdata.rows.cache import cached
 from mmdata.rows.pieces import Pieces, TokenRanges
 from mmdata.rows.share_schedule import Segment, ShareSchedule
+from mmdata.rows.spread import spread_evenly
 from mmdata.rows.window_layout import Parts, lay_best_fit, lay_end_to_end
 
 WINDOW_ROWS = 256  # at least, and as many as hold
 WINDOW_DOCUMENTS = 16_384  # documents
 _LAYOUTS: dict[str, Callable[[np.ndarray, int, int], Parts]] = {"concat": lay_end_to_end, "best_fit": lay_best_fit}
-_GOLDEN = 2_654_435_769  # nearest odd number to 2^32 over the golden ratio
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class TokenMixture:
     A window of rows takes from each component the next tokens of its endless shuffled sequence, as many as the
     integral of its share says (`ShareSchedule`), so that shares are exact to a token at every window's end. A document
     across the end of a window is cut there. The window's pieces are laid into its rows together. Then its rows are put
-    in an order in which every stretch of them holds nearly the window's mixture: sorted by what they hold, and drawn
-    from there at the steps of a golden-ratio rotation.
+    in an order in which every stretch of them holds nearly the window's mixture (`spread_evenly`).
 
     ``concat`` lays pieces end to end, without padding. ``best_fit`` keeps them whole: of the tokens of a window of R
     rows, half a row is padding, a share of 1 / 2R, and what does not fit whole is cut (`lay_best_fit`).
@@ -153,7 +152,9 @@ class TokenMixture:
         order = np.argsort(mix_array(np.arange(len(components)) ^ np.int64(salt >> 1)), kind="stable")
         components, pieces = components[order], Pieces(*(array[order] for array in pieces))
         parts = _LAYOUTS[self.packing](pieces.lengths, self.seq_len, window.num_rows)
-        rows = _evenly(parts, components, len(self.components), window.num_rows, salt)
+        shape = (window.num_rows, len(self.components))
+        held = np.bincount(parts.rows * shape[1] + components[parts.pieces], parts.lengths, shape[0] * shape[1])
+        rows = spread_evenly(held.reshape(shape).astype(np.int64), salt)[parts.rows]
         order = np.argsort(rows, kind="stable")
         bounds = np.zeros(window.num_rows + 1, dtype=np.int64)
         np.cumsum(np.bincount(rows, minlength=window.num_rows), out=bounds[1:])
@@ -180,26 +181,6 @@ def window_rows(components: Sequence[Component], shares: Sequence[Fraction], seq
 def row_tokens(packing: str, seq_len: int, rows: int) -> Fraction:
     """Tokens of documents in a row on average: all but half a row a window, where the packing pads."""
     return seq_len * (1 - Fraction(1, 2 * rows)) if packing == "best_fit" else Fraction(seq_len)
-
-
-def _evenly(parts: Parts, components: np.ndarray, num_components: int, num_rows: int, salt: int) -> np.ndarray:
-    """Rows that the parts come to lie in, int64[n], once the window's rows are in an order that spreads components.
-
-    Rows are sorted by the component that has most of each, and how much, those that are alike by a hash. The row at
-    place j of the window is then the one whose rank is that of point j of a golden-ratio rotation among all R points.
-    """
-    held = np.bincount(
-        parts.rows * num_components + components[parts.pieces], parts.lengths, num_rows * num_components
-    ).reshape(num_rows, num_components)
-    most = held.argmax(axis=1)
-    share = held[np.arange(num_rows), most] / np.maximum(held.sum(axis=1), 1)
-    ties = mix_array(np.arange(num_rows) ^ np.int64(salt >> 2))
-    share = np.where(most % 2 == 0, share, -share)  # neighbours in the order are alike where the component changes too
-    by_content = np.lexsort((ties, share, most))
-    points = (np.uint64(salt) + np.arange(num_rows, dtype=np.uint64) * np.uint64(_GOLDEN)) & np.uint64((1 << 32) - 1)
-    place = np.empty(num_rows, dtype=np.int64)
-    place[by_content] = np.argsort(points, kind="stable")  # rank r goes to the place of the r-th smallest point
-    return place[parts.rows]
 
 
 def _rebuild(
