@@ -27,7 +27,8 @@ from mmdata.rows.spread import spread_evenly
 from mmdata.rows.window_layout import Parts, lay_best_fit, lay_end_to_end
 
 WINDOW_ROWS = 256  # at least, and as many as hold
-WINDOW_DOCUMENTS = 16_384  # documents
+WINDOW_DOCUMENTS = 16_384  # documents, but no more than
+MOST_ROWS = 4096  # rows: more of them pack no better, and take longer to put in order
 _LAYOUTS: dict[str, Callable[[np.ndarray, int, int], Parts]] = {"concat": lay_end_to_end, "best_fit": lay_best_fit}
 
 
@@ -170,12 +171,12 @@ class TokenMixture:
 
 
 def window_rows(components: Sequence[Component], shares: Sequence[Fraction], seq_len: int) -> int:
-    """Rows of a window: 256, or as many more as hold 16,384 documents of a mixture of these shares."""
+    """Rows of a window: as many as hold 16,384 documents of a mixture of these shares, between 256 and 4,096."""
     a_row = sum(
         seq_len * share * len(part.documents) / Fraction(part.documents.num_tokens)
         for part, share in zip(components, shares, strict=True)
     )
-    return max(WINDOW_ROWS, -int(-WINDOW_DOCUMENTS // a_row))
+    return min(MOST_ROWS, max(WINDOW_ROWS, -int(-WINDOW_DOCUMENTS // a_row)))
 
 
 def row_tokens(packing: str, seq_len: int, rows: int) -> Fraction:
