@@ -4,8 +4,8 @@
 
 Lengths are log-normal (median 600 tokens, sigma 1.3), as pages of the web are, and one document in 200 is of a tail:
 Pareto from 16K tokens on with exponent 1.1, up to 4M, as books and repositories are. Packed are all documents alike
-(`RowStream`'s packing, an epoch), and mixtures by length of the shares of MiniMax-01 Table 6 (`TokenMixture`, 16
-windows). No token is read. A JSON line each: rows, share of padding, and documents that are cut though a row holds
+(`RowStream`'s packing, an epoch), mixtures by length of the shares of MiniMax-01 Table 6 (`TokenMixture`, 16 windows)
+and, for comparison, the longest bucket of each such mixture in rows of its own. No token is read. A JSON line each: rows, share of padding, and documents that are cut though a row holds
 them, beside those that `concat` cuts.
 """
 
@@ -40,7 +40,7 @@ def lengths_of(count: int) -> np.ndarray:
     return np.clip(np.where(rng.random(count) < 1 / 200, tail, body), 8, 4 << 20).astype(np.int64)
 
 
-def plain(lengths: np.ndarray, row: int, packing: str) -> dict[str, object]:
+def plain(lengths: np.ndarray, row: int, packing: str, which: str = "all documents") -> dict[str, object]:
     """An epoch of all documents alike."""
     documents = Documents(None, lengths, int(lengths.sum()))
     start = time.perf_counter()
@@ -51,7 +51,14 @@ def plain(lengths: np.ndarray, row: int, packing: str) -> dict[str, object]:
         padding += row - int(pieces.lengths.sum())
         whole[pieces.documents[pieces.lengths == lengths[pieces.documents]]] = True
     fits = lengths <= row
-    return told(f"{packing}, all documents", row, rows, padding, int((fits & ~whole).sum()), int(fits.sum()), start)
+    return told(f"{packing}, {which}", row, rows, padding, int((fits & ~whole).sum()), int(fits.sum()), start)
+
+
+def alone(lengths: np.ndarray, row: int, shares: tuple[int, ...]) -> dict[str, object]:
+    """An epoch of the longest bucket that has a share, in rows of its own."""
+    low, below = [limits for limits, share in zip(LIMITS, shares, strict=True) if share][-1]
+    own = lengths[(lengths >= low) & (lengths < (below or 1 << 62))]
+    return plain(own, row, "best_fit", f"documents from {low} tokens on alone")
 
 
 def mixed(lengths: np.ndarray, row: int, shares: tuple[int, ...], packing: str) -> dict[str, object]:
@@ -108,11 +115,12 @@ def main() -> None:
     print(json.dumps(lines[0]), flush=True)
     cases = [(plain, (row, packing)) for row in (8192, 131072) for packing in ("best_fit", "concat")]
     cases += [(mixed, (*case, packing)) for case in SHARES.values() for packing in ("best_fit", "concat")]
+    cases += [(alone, case) for case in SHARES.values()]
     for measure, options in cases:
         lines.append(measure(lengths, *options))  # type: ignore[operator]
         print(json.dumps(lines[-1]), flush=True)
     if args.out is not None:
-        args.out.write_text("\n".join(json.dumps(line) for line in lines) + "\n", encoding="utf-8")
+        args.out.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
