@@ -5,8 +5,8 @@
 Lengths are log-normal (median 600 tokens, sigma 1.3), as pages of the web are, and one document in 200 is of a tail:
 Pareto from 16K tokens on with exponent 1.1, up to 4M, as books and repositories are. Packed are all documents alike
 (`RowStream`'s packing, an epoch), mixtures by length of the shares of MiniMax-01 Table 6 (`TokenMixture`, 16 windows)
-and, for comparison, the longest bucket of each such mixture in rows of its own. No token is read. A JSON line each: rows, share of padding, and documents that are cut though a row holds
-them, beside those that `concat` cuts.
+and, for comparison, the longest bucket of each such mixture in rows of its own. No token is read. A JSON line each:
+rows, share of padding, and documents that are cut though a row holds them, beside those that `concat` cuts.
 """
 
 from __future__ import annotations

@@ -166,6 +166,9 @@ def test_a_bucket_is_the_documents_of_its_lengths(corpora: list[IndexedCorpus]) 
         assert found.id_of(np.arange(len(found))).tolist() == want and len(want) > 5
         assert found.lengths.tolist() == [text.doc_lengths[d] for d in want]
     assert in_bucket(text, some, 0, None) is some
+    limit = int(text.doc_lengths[0])  # a document of this very length belongs to the bucket from it on
+    for found, inside in ((in_bucket(text, some, 0, limit), False), (in_bucket(text, some, limit, None), True)):
+        assert (0 in found.id_of(np.arange(len(found)))) is inside
 
 
 def test_layouts_hold_every_token_once_and_cut_little() -> None:
@@ -188,6 +191,8 @@ def test_layouts_hold_every_token_once_and_cut_little() -> None:
     assert set(lay_best_fit(np.full(8, 10), 30, 3).rows.tolist()) == {0, 1, 2}
     parts = lay_best_fit(np.array([60] * 4 + [15]), 100, 3)  # a fourth row is dissolved
     assert sorted(parts.lengths.tolist()) == [15, 20, 40, 60, 60, 60]
+    parts = lay_best_fit(np.array([75, 60, 60, 55, 50]), 100, 3)  # two are, and no token of a gap is lost
+    assert sorted(parts.lengths.tolist()) == [10, 15, 40, 40, 60, 60, 75]
     with pytest.raises(DataError, match="do not fit"):
         lay_best_fit(np.array([60, 60]), 100, 1)
 
