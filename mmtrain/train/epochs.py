@@ -96,11 +96,15 @@ def epoch_lines(uses: Sequence[SourceUse], phase_names: Sequence[str]) -> list[s
     lines = []
     for one in readings(uses):
         first = one.uses[0]
+        if one.lengths:
+            by_phase = {use.phase: 0.0 for use in one.uses}  # the whole corpus and a bucket of it, in a transition
+            for use in one.uses:
+                by_phase[use.phase] += use.epochs
+            detail = ", ".join(f"{phase_names[phase]} {_times(epochs)}" for phase, epochs in by_phase.items())
+            lines.append(f"corpus {first.path}, {one.lengths}: {_times(one.epochs)} epochs ({detail})")
+            continue
         parts = [f"{phase_names[use.phase]} {_times(use.epochs)}" for use in one.uses]
         detail = f" ({', '.join(parts)})" if len(one.uses) > 1 else ""
-        if one.lengths:
-            lines.append(f"corpus {first.path}, {one.lengths}: {_times(one.epochs)} epochs{detail}")
-            continue
         total = f"{_count(sum(use.consumed for use in one.uses))} of its {_count(first.tokens)} training tokens"
         lines.append(f"corpus {first.path}: {_times(one.epochs)} epochs, {total}{detail}")
     return lines

@@ -75,6 +75,8 @@ def test_documents_of_a_bucket_count_for_themselves() -> None:
     assert epoch_lines(uses, ["x", "y", "z"])[1] == (
         "corpus path/a, documents of 64 to 255 tokens: 2.5 epochs (x 0.5, y 2)"
     )
+    twice = [use(0, "a", 500, 1000), use(0, "a", 300, 600, below=64)]  # in a transition of one phase
+    assert epoch_lines(twice, ["x"])[0] == "corpus path/a, documents below 64 tokens: 1 epochs (x 1)"
     limited = [replace(one, limit=3.0, limit_option="data.sources[0].max_epochs") for one in uses]
     (line,) = epoch_warnings(limited, ["x", "y", "z"])
     assert "3.5 times over (documents of 256 tokens or more), more than data.sources[0].max_epochs=3, in z" in line
