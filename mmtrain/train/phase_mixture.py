@@ -115,14 +115,13 @@ def mixture_lines(
     lines = []
     for i, (phase, mixture) in enumerate(zip(phases, mixtures, strict=True)):
         if mixture is not None:
-            parts = [_told(mixture.own)]
+            line = f"mixture of {phase.name}: {_told(mixture.own)}"
             if mixture.before:
-                parts.insert(0, f"over its first {phase.transition:.0%} from {_told(mixture.before)} to")
+                origin = f"the end of {phases[i - 1].name}" if i else "documents of data.sources as they come"
+                line += f"; reached over its first {phase.transition:.0%} from {origin}"
             if mixture.late:
-                parts.append(
-                    f"of which {phase.long_share:.0%} give way to data.long_sources in its last {mixture.last:.0%}"
-                )
-            lines.append(f"mixture of {phase.name}: {' '.join(parts)}")
+                line += f"; in its last {mixture.last:.0%}, {phase.long_share:.0%} are of data.long_sources"
+            lines.append(line)
             read = {part.path for part in mixture.own}
             unread = [source.path for _, source in _named(phase, i, data) if source.path not in read]
             lines += [f"mixture of {phase.name}: none of its buckets takes documents of {path}" for path in unread]

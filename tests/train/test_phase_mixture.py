@@ -141,7 +141,8 @@ def test_epochs_and_lines_follow_the_mixture(corpora: dict[str, str]) -> None:
     assert counted["qa"] == pytest.approx(sum(float(held[:, 30].sum()) for held in rows), abs=2 * S)
     assert counted["long"] == pytest.approx(float(rows[1][:, 13].sum()), abs=2 * S)
     lines = inputs.header_lines(tokens)
-    assert any(line.startswith("mixture of long: over its first 25% from ") and "last 20%" in line for line in lines)
+    long = next(line for line in lines if line.startswith("mixture of long: 0.225 "))
+    assert "reached over its first 25% from the end of medium; in its last 20%, 10% are of data.long_sources" in long
     assert any("(documents of 64 tokens or more), more than data.max_epochs=0.2, in long" in line for line in lines)
     (warned,) = [line for line in lines if "data.long_sources[0].max_epochs=0.05" in line]
     assert warned.startswith("warning: data.long_sources[0].path=")
