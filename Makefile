@@ -87,6 +87,7 @@ bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this m
 	$(PY) -m mmtrain.bench.loss_cpu
 	$(PY) data/bench/bench_prepare.py
 	$(PY) data/bench/bench_loader.py
+	$(PY) data/bench/bench_packing.py
 	$(PY) kernels/bench/lightning_cpu.py --quick
 
 bench-kernels: $(READY)  ## every kernel on this machine's GPU beside its peers and its floor

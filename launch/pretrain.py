@@ -53,7 +53,9 @@ def pretrain(config: PretrainConfig) -> None:
     source = config.data.all_sources[0].path
     units = [laid.row_unit for laid in layouts]
     needles = needle_evaluation(config, phases, units, inputs.held_out, inputs.tokenizer, source)
-    notes = inputs.header_lines(tokens_by_phase(plan, config.run.max_steps))
+    phase_tokens = tokens_by_phase(plan, config.run.max_steps)
+    inputs.check_epochs(phase_tokens)
+    notes = inputs.header_lines(phase_tokens)
     notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
     trained = None if start.weights is None else trained_length(read_meta(start.weights))

@@ -23,10 +23,11 @@ from mmtrain.config.run import (
     RunConfig,
 )
 from mmtrain.config.schema import build
-from mmtrain.config.stage import BatchStep, LrSegment, PhaseConfig, SourceConfig, StageConfig
+from mmtrain.config.stage import BatchStep, BucketConfig, LrSegment, PhaseConfig, SourceConfig, StageConfig
 
 __all__ = [
     "BatchStep",
+    "BucketConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
