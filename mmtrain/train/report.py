@@ -19,9 +19,9 @@ from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.summary import summary_lines
 from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
-from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
+from mmtrain.train.phase_layouts import PhaseLayout, changes
 from mmtrain.train.statistics import StepResult
 
 LOAD_RECORDS = 100  # router loads are tables: about this many of them are kept over a run
@@ -95,7 +95,7 @@ class Report:
             self.note(f"step {after.step:,} skipped: its loss or gradient is not finite; the weights were left alone "
                       f"(rows {step.first_row} to {last} of phase {phase.name})")  # fmt: skip
 
-    def new_layout(self, step: RunStep, before: Layout, now: Layout, seconds: float, held_gib: float) -> None:
+    def new_layout(self, step: RunStep, before: PhaseLayout, now: PhaseLayout, seconds: float, held_gib: float) -> None:
         """Record that the run has gone over to another layout, before a step.
 
         Args:
@@ -107,12 +107,14 @@ class Report:
         """
         if not self.enabled:
             return
-        record = {"step": step.number, "tokens": step.before.tokens, "layout": str(now), "layout_before": str(before),
-                  "layout_s": seconds, "layout_held_gib": round(held_gib, 3)}  # fmt: skip
+        changed = changes(before.parallel, now.parallel)
+        record = {"step": step.number, "tokens": step.before.tokens, "layout": str(now.layout),
+                  "layout_before": str(before.layout), "layout_changed": changed, "layout_s": seconds,
+                  "layout_held_gib": round(held_gib, 3)}  # fmt: skip
         self.writer.write(record)
         for tracker in self.trackers:
             tracker.log(record, step.number)
-        self.note(f"layout from step {step.number:,} on: {now} (was {before}; {seconds:.1f} s with its checkpoint)")
+        self.note(f"layout from step {step.number:,} on: {changed}: {now.layout} ({seconds:.1f} s with its checkpoint)")
 
     def _ends(self, at: Progress) -> tuple[int, int]:
         """Step and tokens that the run will end at, seen from a position: an estimate where rows have padding."""

@@ -140,7 +140,7 @@ class Trainer:
 
         Whoever is killed in here goes on from that checkpoint, or from the one before, to the same end.
         """
-        began, before = time.perf_counter(), self.context.layout
+        began, before = time.perf_counter(), self.session.laid
         if saver.newest is None or saver.newest[0] != self.progress.step:
             self._save(self.plan.phases[self.progress.phase].phase, saver, last=True)
         _, checkpoint = saver.newest
@@ -152,7 +152,7 @@ class Trainer:
         saver.save_from(self.model.module, self.optimizer)
         for line in self.session.prepare():
             report.note(line)
-        report.new_layout(step, before, self.context.layout, time.perf_counter() - began, held)
+        report.new_layout(step, before, self.session.laid, time.perf_counter() - began, held)
 
     def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
         phase = self.plan.phases[step.phase_index].phase
