@@ -5,7 +5,8 @@
     torchrun --standalone --nproc-per-node 2 -m mmtrain.bench.context_gpu --out FOLDER --only softmax --tables balanced
 
 All GPUs share each row. Medians, of the slowest rank. What fails, or finds no time left, is a row that says so.
-`context-N.json` and `.md` are written after each part; a later run with `--only` replaces the parts that it measures.
+`context-N.json` and `.md` are written after each measurement; a later run with `--only` replaces the parts that it
+measures.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="of model or parallel, in step"
     )
     parser.add_argument("--seconds", type=float, default=0.4, help="of the repetitions of one measurement")
-    parser.add_argument("--limit", type=float, default=150.0, help="seconds, after which nothing more is begun")
+    parser.add_argument("--limit", type=float, default=125.0, help="seconds, after which nothing more is begun")
+    parser.add_argument("--trace", type=int, default=0, metavar="TOKENS", help="draw the lightning layer's timeline")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on a CPU")
     options = parser.parse_args(arguments)
     if options.smoke:
@@ -79,7 +81,7 @@ def parts(
     return {
         "planning": lambda: measure_planning(bench, rows, ranks, repeats),
         "softmax": lambda: measure_softmax(bench, "softmax", heads, options.softmax_tokens, tables),
-        "lightning": lambda: measure_lightning(bench, layer, dtype, options.lightning_tokens),
+        "lightning": lambda: measure_lightning(bench, layer, dtype, options.lightning_tokens, options.trace),
         "step": lambda: measure_step(bench, model, parallel, options.step_tokens),
         "softmax_long": lambda: measure_softmax(bench, "softmax_long", heads, options.long_tokens, ["balanced"]),
     }
@@ -107,7 +109,6 @@ def main(arguments: list[str] | None = None) -> None:
                 measures[name]()
             except Exception:  # outside of a measurement; those keep theirs in their rows
                 traceback.print_exc()
-            bench.write()
     finally:
         mesh.stop()
 

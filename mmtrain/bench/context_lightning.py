@@ -19,6 +19,7 @@ from mmkernels.lightning import silu_lightning_attention
 from mmtrain.bench.context_peers import HeadExchange
 from mmtrain.bench.context_report import Bench, Figures, check
 from mmtrain.bench.context_rows import cut_row, first_tokens, short_documents
+from mmtrain.bench.timeline import record
 from mmtrain.bench.timing import Clock, slowest, timed_apart
 from mmtrain.config import ModelConfig
 from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
@@ -98,16 +99,19 @@ class Row:
 
     def layer(self, name: str) -> Figures:
         """The layer with its projections, whose gradients stay on each rank."""
-        self.mixer.attention, packing, _ = self.way(name)
-        weights = list(self.mixer.parameters())
-        x_SD = torch.randn(self.tokens, self.mixer.qkv_proj.weight.shape[1], device=self.bench.device,
-                           dtype=weights[0].dtype).requires_grad_()  # fmt: skip
-        rope = x_SD.new_empty(self.tokens, 0), x_SD.new_empty(self.tokens, 0)
-        *times, found = timed_apart(
-            lambda: self.mixer(x_SD, packing, rope), [x_SD, *weights], torch.randn_like(x_SD), self.bench.seconds
-        )
+        call, leaves, y_SD = self.layer_call(name)
+        *times, found = timed_apart(call, leaves, torch.randn_like(y_SD), self.bench.seconds)
         self.mixer.attention = LocalAttention()
         return self._figures("layer", name, times, found, None) | self._gather(name)
+
+    def layer_call(self, name: str) -> tuple[Callable[[], Tensor], list[Tensor], Tensor]:
+        """The layer's forward, what it is differentiated by, and its input."""
+        self.mixer.attention, packing, _ = self.way(name)
+        weights = list(self.mixer.parameters())
+        width, device = self.mixer.qkv_proj.weight.shape[1], self.bench.device
+        x_SD = torch.randn(self.tokens, width, device=device, dtype=weights[0].dtype).requires_grad_()
+        rope = x_SD.new_empty(self.tokens, 0), x_SD.new_empty(self.tokens, 0)  # which it does not use
+        return lambda: self.mixer(x_SD, packing, rope), [x_SD, *weights], x_SD
 
     def _figures(
         self, what: str, name: str, times: Sequence[float], found: list[Tensor], wanted: list[Tensor] | None
@@ -147,14 +151,36 @@ def build_mixer(config: ModelConfig, device: torch.device, dtype: torch.dtype) -
     return mixer
 
 
-def measure_lightning(bench: Bench, config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int]) -> None:
-    """Measure core and layer each way at each number of tokens a GPU."""
+def measure_lightning(
+    bench: Bench, config: ModelConfig, dtype: torch.dtype, lengths: Sequence[int], trace: int = 0
+) -> None:
+    """Measure core and layer each way at each number of tokens a GPU; draw the layer's timeline at `trace` of them."""
     mixer = build_mixer(config, bench.device, dtype)
     for tokens in lengths:
         for documents in ("many", "one"):
             row = Row(bench, mixer, tokens, documents)
-            measures: dict[str, Callable[[str], Figures]] = {"layer": row.layer, "core": row.core}
+            measures: dict[str, Callable[[str], Figures]] = {"core": row.core}
+            if documents == "many":
+                measures["layer"] = row.layer
             for what, measure in measures.items():
                 for name in (ALONE, *WAYS, PEER):
                     label = {"tokens": tokens, "what": what, "way": name, "documents": documents}
                     bench.case("lightning", label, partial(measure, name))
+    if trace:
+        _draw_timeline(Row(bench, mixer, trace, "many"))
+
+
+def _draw_timeline(row: Row) -> None:
+    """The main process's kernels in forward and backward of a layer, as a picture."""
+    bench, name = row.bench, next(iter(WAYS))
+    run, _, _ = row.layer_call(name)
+
+    def both() -> None:
+        y = run()
+        y.backward(torch.ones_like(y))
+
+    for _ in range(3):
+        both()
+    path = bench.out / f"lightning-{bench.ranks}-{row.tokens}.png" if bench.context.is_main else None
+    record(both, path, f"lightning layer, {row.tokens} tokens a GPU, {bench.ranks} GPUs, {name}")
+    row.mixer.zero_grad(set_to_none=True)

@@ -77,19 +77,20 @@ class Bench:
                 found, failure = None, failure or "another rank failed"
             elif self.device.type == "cuda":
                 found.setdefault("peak_gib", round(peak / 2**30, 2))
-        self._keep({"part": part, **label, **(found or {"note": failure})})
+        self._keep({"part": part, **label, **({"note": failure} if found is None else found)})
         return found
 
     def _keep(self, row: Figures) -> None:
-        """Print a row on the main process, below the head of its table if it is the first of it."""
+        """Print a row on the main process, below the head of its table if it is the first of it, and write all."""
         columns = _columns(row["part"])
         if self.context.is_main:
             if not self.rows or self.rows[-1]["part"] != row["part"]:
                 print(f"\n{row['part']}\n{_head(columns)}", flush=True)
             print(_line(row, columns), flush=True)
         self.rows.append(row)
+        self._write()
 
-    def write(self) -> None:
+    def _write(self) -> None:
         """Write `context-N.json` and `.md`, with what other runs left there of parts that this one has no rows of."""
         if not self.context.is_main:
             return
