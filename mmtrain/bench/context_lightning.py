@@ -166,7 +166,7 @@ def measure_lightning(
                 for name in (ALONE, *WAYS, PEER):
                     label = {"tokens": tokens, "what": what, "way": name, "documents": documents}
                     bench.case("lightning", label, partial(measure, name))
-    if trace:
+    if trace and bench.device.type == "cuda":
         _draw_timeline(Row(bench, mixer, trace, "many"))
 
 

@@ -68,8 +68,9 @@ class Bench:
             except Exception as error:
                 traceback.print_exc()
                 failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if failure:
+                gc.collect()  # what the traceback held
             peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-            gc.collect()  # what the traceback held
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             failed, peak = slowest([float(found is None), float(peak)], self.device)

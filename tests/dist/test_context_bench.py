@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmtrain.bench.context_rows import MIXTURES, first_tokens, mixture, short_documents
 from tests.dist.pool import Pool
@@ -36,7 +37,7 @@ def test_every_way_is_measured_and_agrees_with_one_process(pool: Pool, tmp_path:
 
 def fail_on_one(out: str) -> list[object]:
     from mmtrain.bench.context_gpu import SMOKE
-    from mmtrain.bench.context_report import Bench
+    from mmtrain.bench.context_report import Bench, check
     from mmtrain.config import ClusterConfig, ParallelConfig
     from mmtrain.parallel import mesh
     from mmtrain.parallel.layout import plan_layout
@@ -51,6 +52,8 @@ def fail_on_one(out: str) -> list[object]:
 
     try:
         found = [bench.case("step", {}, measure), bench.case("step", {}, lambda: {"loss": 2})]
+        value = torch.tensor([float("nan") if bench.rank else 1.0])
+        found.append(bench.case("step", {}, lambda: check([value], None)))
         bench._stop = 0.0
         found.append(bench.case("planning", {}, dict))
         return [*found, [row.get("note") for row in bench.rows]]
@@ -62,11 +65,12 @@ def test_what_fails_on_a_rank_is_a_row_and_the_next_is_measured(pool: Pool, tmp_
     old = {"rows": [{"part": "softmax", "note": "kept"}, {"part": "step", "note": "gone"}], "documents": {"a": [1]}}
     (tmp_path / "context-2.json").write_text(json.dumps(old))
     first, second = pool.run(fail_on_one, str(tmp_path), world=2)
-    assert first == [None, {"loss": 2}, None, ["another rank failed", None, "no time left"]]
-    assert second == [None, {"loss": 2}, None, ["ValueError: no", None, "no time left"]]
+    nan = "FloatingPointError: a result is not finite"
+    assert first == [None, {"loss": 2}, None, None, ["another rank failed", None, nan, "no time left"]]
+    assert second == [None, {"loss": 2}, None, None, ["ValueError: no", None, nan, "no time left"]]
     found = json.loads((tmp_path / "context-2.json").read_text())
     assert [(row["part"], row.get("note")) for row in found["rows"]] == [
-        ("softmax", "kept"), ("step", "another rank failed"), ("step", None), ("planning", "no time left"),
+        ("softmax", "kept"), ("step", "another rank failed"), ("step", None), ("step", nan), ("planning", "no time left"),
     ]  # fmt: skip
     assert found["documents"] == {"a": [1]}
 
