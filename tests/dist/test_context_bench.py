@@ -70,7 +70,8 @@ def test_what_fails_on_a_rank_is_a_row_and_the_next_is_measured(pool: Pool, tmp_
     assert second == [None, {"loss": 2}, None, None, ["ValueError: no", None, nan, "no time left"]]
     found = json.loads((tmp_path / "context-2.json").read_text())
     assert [(row["part"], row.get("note")) for row in found["rows"]] == [
-        ("softmax", "kept"), ("step", "another rank failed"), ("step", None), ("step", nan), ("planning", "no time left"),
+        ("softmax", "kept"), ("step", "another rank failed"), ("step", None), ("step", nan),
+        ("planning", "no time left"),
     ]  # fmt: skip
     assert found["documents"] == {"a": [1]}
 
