@@ -1,0 +1,100 @@
+"""Whole training steps of rows that all GPUs share, with the same documents under two tables."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+import torch
+
+from mmdata.rows.loader import PackedBatch
+from mmtrain.bench.context_report import Bench, Figures
+from mmtrain.bench.context_rows import mixture
+from mmtrain.bench.timing import Clock, slowest
+from mmtrain.config import ModelConfig, OptimConfig, ParallelConfig
+from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel.context.cut import RowCutter
+from mmtrain.parallel.parallel_model import ParallelModel
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.device import compute_dtype
+from mmtrain.train.statistics import StepResult
+from mmtrain.train.step import train_step
+
+TABLES = {"zigzag": 2, "balanced": 8}
+"""Tables with their chunks a rank."""
+ROWS, WARMUP, REPEATS = 2, 1, 2
+"""Rows with documents of their own; how often each is trained on before and while it is timed."""
+MIXTURE = "128K"
+
+
+def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatch:
+    """A row of random tokens in documents of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(vocabulary, (sum(lengths) + 1,), generator=generator)
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    mask_BS = torch.ones(1, sum(lengths), dtype=torch.bool)
+    mask_BS[0, bounds[1:].long() - 1] = False
+    positions_BS = torch.cat([torch.arange(n) for n in lengths])[None]
+    return PackedBatch(tokens[None, :-1], tokens[None, 1:], mask_BS, positions_BS, bounds, (seed,))
+
+
+class Training:
+    """A model that all processes share, with its optimizer."""
+
+    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig) -> None:
+        self.bench, self.config, self.parallel = bench, config, parallel
+        dtype = compute_dtype("auto", bench.device)
+        self.model: ParallelModel = apply_parallel(meta_model(config), bench.context, parallel, dtype)
+        self.model.initialise(0)
+        self.optimizer = build_optimizer(self.model.module, OptimConfig())
+        self.zigzag: dict[int, float] = {}
+
+    def run(self, tokens: int, table: str) -> Figures:
+        """Steps of one row each."""
+        bench = self.bench
+        options = replace(self.parallel, cp_table=table, cp_chunks=TABLES[table])
+        self.model.cut = RowCutter(bench.ranks, bench.rank, options)
+        lengths = [mixture(tokens, MIXTURE, seed) for seed in range(ROWS)]
+        bench.documents |= {f"step, {tokens} tokens, row {i}": list(one) for i, one in enumerate(lengths)}
+        rows = [packed_row(one, self.config.vocab_size, seed) for seed, one in enumerate(lengths)]
+        for row in rows * WARMUP:
+            self._step(row)
+        seconds, results = zip(*(self._step(row) for row in rows * REPEATS), strict=True)
+        if any(result.skipped for result in results):
+            raise FloatingPointError("loss or gradient is not finite")
+        mean = slowest([statistics.mean(seconds)], bench.device)[0]
+        if table == "zigzag":
+            self.zigzag[tokens] = mean
+        found = {"step_s": round(mean, 4), "tokens_s": round(tokens / mean / bench.ranks, 1),
+                 "balance": round(statistics.mean(result.cp_balance or 1.0 for result in results), 4),
+                 "loss": round(results[-1].loss, 4)}  # fmt: skip
+        return found | ({"of_zigzag": round(self.zigzag[tokens] / mean, 3)} if tokens in self.zigzag else {})
+
+    def _step(self, row: PackedBatch) -> tuple[float, StepResult]:
+        clock = Clock(self.bench.device)
+        clock.wait()
+        began = time.perf_counter()
+        result = train_step(self.model, self.optimizer, [row], 1e-5, self.config.rope_base, clip_grad=1.0)
+        clock.wait()
+        return time.perf_counter() - began, result
+
+
+def measure_step(bench: Bench, config: ModelConfig, parallel: ParallelConfig, lengths: Sequence[int]) -> None:
+    """Measure steps at each number of tokens a row."""
+    training: list[Training] = []
+
+    def build() -> Figures:
+        training.append(Training(bench, config, parallel))
+        return {}
+
+    if bench.case("step", {"table": f"{config.name}, built"}, build) is None:
+        return
+    for tokens in lengths:
+        for table in TABLES:
+            bench.case("step", {"tokens": tokens, "table": table}, partial(training[0].run, tokens, table))
+    training.pop().model.close()

@@ -1,0 +1,91 @@
+"""The bench of context parallelism, tiny, on two processes: its ways agree, failures are told, rows are as said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtrain.bench.context_rows import MIXTURES, first_tokens, mixture, short_documents
+from tests.dist.pool import Pool
+
+PARTS = "planning,softmax,lightning,step,softmax_long"
+
+
+def measure(out: str, only: str) -> None:
+    from mmtrain.bench.context_gpu import main
+
+    main(["--smoke", "--out", out, "--only", only])
+
+
+def test_every_way_is_measured_and_agrees_with_one_process(pool: Pool, tmp_path: Path) -> None:
+    pool.run(measure, str(tmp_path), PARTS, world=2)
+    found = json.loads((tmp_path / "context-2.json").read_text())
+    rows = found["rows"]
+    assert list(dict.fromkeys(row["part"] for row in rows)) == PARTS.split(",")
+    assert not [row for row in rows if "note" in row]
+    shared = [row for row in rows if row["part"].startswith("softmax") and "balance" in row]
+    shared += [row for row in rows if row.get("what") == "core" and row["way"] != "one GPU alone"]
+    assert len(shared) == 8 + 4 + 2 * 3 and all(row["error"] < 2e-5 for row in shared)
+    assert {row["way"] for row in shared} > {"allgather", "ring", "plain all-gather", "Ulysses", "head all-to-all"}
+    lines = (tmp_path / "context-2.md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == len(rows) + len(PARTS.split(","))
+    assert found["documents"]["softmax, 64 tokens a GPU, 2 GPUs"] == list(short_documents(128))
+
+
+def fail_on_one(out: str) -> list[object]:
+    from mmtrain.bench.context_gpu import SMOKE
+    from mmtrain.bench.context_report import Bench, check
+    from mmtrain.config import ClusterConfig, ParallelConfig
+    from mmtrain.parallel import mesh
+    from mmtrain.parallel.layout import plan_layout
+
+    layout = plan_layout(mesh.world_size(), ParallelConfig(cp=2), SMOKE, [128])
+    bench = Bench(mesh.start(ClusterConfig(device="cpu"), layout), Path(out), "title", 0.0, limit=60.0)
+
+    def measure() -> dict[str, int]:
+        if bench.rank == 1:
+            raise ValueError("no\nroom")
+        return {"loss": 1}
+
+    try:
+        found = [bench.case("step", {}, measure), bench.case("step", {}, lambda: {"loss": 2})]
+        value = torch.tensor([float("nan") if bench.rank else 1.0])
+        found.append(bench.case("step", {}, lambda: check([value], None)))
+        bench._stop = 0.0
+        found.append(bench.case("planning", {}, dict))
+        return [*found, [row.get("note") for row in bench.rows]]
+    finally:
+        mesh.stop()
+
+
+def test_what_fails_on_a_rank_is_a_row_and_the_next_is_measured(pool: Pool, tmp_path: Path) -> None:
+    old = {"rows": [{"part": "softmax", "note": "kept"}, {"part": "step", "note": "gone"}], "documents": {"a": [1]}}
+    (tmp_path / "context-2.json").write_text(json.dumps(old))
+    first, second = pool.run(fail_on_one, str(tmp_path), world=2)
+    nan = "FloatingPointError: a result is not finite"
+    assert first == [None, {"loss": 2}, None, None, ["another rank failed", None, nan, "no time left"]]
+    assert second == [None, {"loss": 2}, None, None, ["ValueError: no", None, nan, "no time left"]]
+    found = json.loads((tmp_path / "context-2.json").read_text())
+    assert [(row["part"], row.get("note")) for row in found["rows"]] == [
+        ("softmax", "kept"), ("step", "another rank failed"), ("step", None), ("step", nan),
+        ("planning", "no time left"),
+    ]  # fmt: skip
+    assert found["documents"] == {"a": [1]}
+
+
+def test_rows_of_documents() -> None:
+    lengths = short_documents(2**16)
+    assert sum(lengths) == 2**16 and max(lengths) <= 2**14 and min(lengths[:-1]) >= 2**10
+    assert lengths == short_documents(2**16) != short_documents(2**16, seed=1)
+    assert first_tokens((5, 3, 4), 7) == (5, 2) and first_tokens((5, 3), 5) == (5,)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_a_mixture_has_its_shares_of_tokens(name: str) -> None:
+    lengths = mixture(2**28, name, 0)
+    assert sum(lengths) == 2**28
+    for share, low, high in MIXTURES[name]:
+        assert sum(n for n in lengths if low <= n < high) / 2**28 == pytest.approx(share, abs=0.05)
