@@ -54,7 +54,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--long-tokens", type=numbers, default="131072", help="tokens a GPU of softmax_long")
     parser.add_argument("--tables", default=",".join(TABLES), help="of the part softmax")
     parser.add_argument("--lightning-tokens", type=numbers, default="4096,16384,65536", help="tokens a GPU")
-    parser.add_argument("--step-tokens", type=numbers, default="65536,262144", help="tokens a row")
+    parser.add_argument("--step-tokens", type=numbers, default="131072,262144", help="tokens a row")
     parser.add_argument("--model", default="hybrid_410m", help="of the part step: a file of configs/model")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="of model or parallel, in step"

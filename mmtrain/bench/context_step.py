@@ -27,7 +27,7 @@ from mmtrain.train.step import train_step
 
 TABLES = {"zigzag": 2, "balanced": 8}
 """Tables with their chunks a rank."""
-ROWS, WARMUP, REPEATS = 2, 1, 2
+ROWS, WARMUP, REPEATS = 3, 1, 1
 """Rows with documents of their own; how often each is trained on before and while it is timed."""
 MIXTURE = "128K"
 
