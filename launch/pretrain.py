@@ -58,8 +58,9 @@ def pretrain(config: PretrainConfig) -> None:
     notes = inputs.header_lines(phase_tokens)
     notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
-    trained = None if start.weights is None else trained_length(read_meta(start.weights))
-    notes += (f"warning: {line}" for line in stage_warnings(config, phases, trained))
+    record = {} if start.weights is None else read_meta(start.weights)
+    warned = stage_warnings(config, phases, trained_length(record), record.get("rope_base"))
+    notes += (f"warning: {line}" for line in warned)
     first = plan.next(start_position(start))
     inputs.prepare(first)
 

@@ -13,21 +13,33 @@ from mmtrain.train.position import recorded_phases, recorded_position
 from mmtrain.train.warmup_floor import MIN_WARMUP_STEPS, is_warmup, step_ends, warmup_steps
 
 
-def stage_warnings(config: PretrainConfig, phases: Sequence[PhaseConfig], trained: int | None = None) -> list[str]:
+def stage_warnings(
+    config: PretrainConfig,
+    phases: Sequence[PhaseConfig],
+    trained: int | None = None,
+    trained_base: float | None = None,
+) -> list[str]:
     """Return a line for each fault of a run's stage.
 
     Args:
         config: of the run.
         phases: its phases with their scales applied.
         trained: longest rows that the weights which the run starts from were trained with; None if unknown.
+        trained_base: RoPE base that they were trained with; None if unknown.
     """
     found: list[str] = []
+    base, whose = trained_base or 0.0, "the weights it starts from were trained with"
     longest, before = trained or 0, "the weights it starts from were trained with"
     for i, phase in enumerate(phases):
         option = f"stage.phases[{i}]"
         if phase.seq_len < longest:
             found.append(f"{option}.seq_len={phase.seq_len}: shorter than the {longest} tokens that {before}; raise "
                          f"stage.scale={config.stage.scale:g} or the length, if the context is to grow")  # fmt: skip
+        if phase.rope_base < base:
+            found.append(f"{option}.rope_base={phase.rope_base:g}: lower than the {base:g} that {whose}, though longer "
+                         "rows want a higher one; give that or more")  # fmt: skip
+        if phase.rope_base > base:
+            base, whose = phase.rope_base, f"{option} is trained with"
         if phase.seq_len > longest:
             longest, before = phase.seq_len, f"{option} is trained with"
         found += [*_batch_warnings(option, phase), *_warmup_warnings(option, phase), *_lr_warnings(option, phase)]

@@ -21,9 +21,9 @@ def config(*overrides: str) -> PretrainConfig:
     return compose(["run.name=a", "data.path=b", *overrides], CONFIGS)
 
 
-def warnings(*overrides: str, trained: int | None = None) -> list[str]:
+def warnings(*overrides: str, trained: int | None = None, base: float | None = None) -> list[str]:
     made = config(*overrides)
-    return stage_warnings(made, scaled_phases(made.stage), trained)
+    return stage_warnings(made, scaled_phases(made.stage), trained, base)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "long_ctx", "quickstart"])
@@ -72,6 +72,14 @@ def test_lengths_below_the_checkpoint_s() -> None:
     assert warnings(QUICK, trained=512) == [] and warnings(QUICK, trained=None) == []
     (line,) = warnings(QUICK, trained=2048)
     assert line.startswith("stage.phases[0].seq_len=512: shorter than the 2048 tokens that the weights it starts from")
+
+
+def test_rope_bases_below_the_checkpoint_s_and_the_phase_s_before() -> None:
+    assert warnings("stage=long_ctx", base=1e4) == []
+    (one,) = warnings("stage=long_ctx_128k", base=1e7)
+    assert one.startswith("stage.phases[0].rope_base=5e+06: lower than the 1e+07 that the weights it starts from")
+    (two,) = warnings("stage=long_ctx", "stage.phases.2.rope_base=6e6")
+    assert two.startswith("stage.phases[2].rope_base=6e+06: lower than the 1e+07 that stage.phases[1] is trained with")
 
 
 def test_the_length_that_a_checkpoint_was_trained_with() -> None:
