@@ -27,9 +27,10 @@ from mmtrain.train.step import train_step
 
 TABLES = {"zigzag": 2, "balanced": 8}
 """Tables with their chunks a rank."""
-ROWS, WARMUP, REPEATS = 3, 1, 1
-"""Rows with documents of their own; how often each is trained on before and while it is timed."""
-MIXTURE = "128K"
+WARMUP, REPEATS = 1, 1
+"""How often each row is trained on before and while it is timed."""
+LONG = 2**19
+"""Tokens of a row from which on it has the mixture of 1M tokens, not that of 128K."""
 
 
 def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatch:
@@ -46,8 +47,8 @@ def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatc
 class Training:
     """A model that all processes share, with its optimizer."""
 
-    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig) -> None:
-        self.bench, self.config, self.parallel = bench, config, parallel
+    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig, rows: int) -> None:
+        self.bench, self.config, self.parallel, self.rows = bench, config, parallel, rows
         dtype = compute_dtype("auto", bench.device)
         self.model: ParallelModel = apply_parallel(meta_model(config), bench.context, parallel, dtype)
         self.model.initialise(0)
@@ -59,7 +60,8 @@ class Training:
         bench = self.bench
         options = replace(self.parallel, cp_table=table, cp_chunks=TABLES[table])
         self.model.cut = RowCutter(bench.ranks, bench.rank, options)
-        lengths = [mixture(tokens, MIXTURE, seed) for seed in range(ROWS)]
+        name = "1M" if tokens >= LONG else "128K"
+        lengths = [mixture(tokens, name, seed) for seed in range(self.rows)] if self.rows else [(tokens,)]
         bench.documents |= {f"step, {tokens} tokens, row {i}": list(one) for i, one in enumerate(lengths)}
         rows = [packed_row(one, self.config.vocab_size, seed) for seed, one in enumerate(lengths)]
         for row in rows * WARMUP:
@@ -70,7 +72,8 @@ class Training:
         mean = slowest([statistics.mean(seconds)], bench.device)[0]
         if table == "zigzag":
             self.zigzag[tokens] = mean
-        found = {"step_s": round(mean, 4), "tokens_s": round(tokens / mean / bench.ranks, 1),
+        found = {"step_s": round(mean, 4), "gpu_s": round(mean * bench.ranks, 1),
+                 "tokens_s": round(tokens / mean / bench.ranks, 1),
                  "balance": round(statistics.mean(result.cp_balance or 1.0 for result in results), 4),
                  "loss": round(results[-1].loss, 4)}  # fmt: skip
         return found | ({"of_zigzag": round(self.zigzag[tokens] / mean, 3)} if tokens in self.zigzag else {})
@@ -84,17 +87,29 @@ class Training:
         return time.perf_counter() - began, result
 
 
-def measure_step(bench: Bench, config: ModelConfig, parallel: ParallelConfig, lengths: Sequence[int]) -> None:
-    """Measure steps at each number of tokens a row."""
+def measure_step(
+    bench: Bench,
+    config: ModelConfig,
+    parallel: ParallelConfig,
+    lengths: Sequence[int],
+    rows: int = 3,
+    tables: Sequence[str] = tuple(TABLES),
+) -> None:
+    """Measure steps at each number of tokens a row.
+
+    Args:
+        rows: with documents of their own; 0 is one row of one document.
+        tables: of `TABLES`.
+    """
     training: list[Training] = []
 
     def build() -> Figures:
-        training.append(Training(bench, config, parallel))
+        training.append(Training(bench, config, parallel, rows))
         return {}
 
     if bench.case("step", {"table": f"{config.name}, built"}, build) is None:
         return
     for tokens in lengths:
-        for table in TABLES:
+        for table in tables:
             bench.case("step", {"tokens": tokens, "table": table}, partial(training[0].run, tokens, table))
     training.pop().model.close()
