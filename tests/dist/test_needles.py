@@ -88,8 +88,8 @@ def figures(parallel: ParallelConfig, best_T: Tensor | None, folder: str, model:
 
 
 def test_layouts_score_like_one_process(pool: Pool, tmp_path: Path) -> None:
-    """Tensor, data, pipeline and expert parallelism, each over two ranks."""
-    check(pool, tmp_path, SMALL, [{"tp": 2}, {}, {"pp": 2}, {"tp": 2, "ep": 2}], world=2)
+    """Tensor, data, pipeline, expert and context parallelism, each over two ranks."""
+    check(pool, tmp_path, SMALL, [{"tp": 2}, {}, {"pp": 2}, {"tp": 2, "ep": 2}, {"cp": 2, "cp_chunks": 2}], world=2)
 
 
 @pytest.mark.slow
@@ -106,8 +106,12 @@ def check(pool: Pool, folder: Path, model: ModelConfig, layouts: list[dict], wor
     for options in layouts:
         ranks = pool.run(figures, ParallelConfig(**options), one["best"], str(folder), model, world=world)
         assert ("pp" in options) == any(rank["row"] is None for rank in ranks)
+        if "cp" in options:  # each has the labels of its own tokens
+            assert [sum(figure) for figure in zip(*(rank["row"] for rank in ranks), strict=True)] == pytest.approx(
+                one["row"], rel=1e-5
+            )
         for rank in ranks:
-            assert rank["row"] is None or rank["row"] == pytest.approx(one["row"], rel=1e-5), options
+            assert "cp" in options or rank["row"] is None or rank["row"] == pytest.approx(one["row"], rel=1e-5), options
             for mine, theirs in zip(rank["cells"], one["cells"], strict=True):
                 assert astuple(mine)[:3] == astuple(theirs)[:3], options
                 assert mine.nats == pytest.approx(theirs.nats, rel=1e-4), options
