@@ -199,8 +199,8 @@ def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tup
         expert_tensor_parallel_size=layout.etp,
         order="tp-cp-ep-dp-pp",
         distributed_timeout_minutes=max(1, round(timeout_minutes)),
-        # Products take all multiprocessors: NCCL's copies, which they are to hide, would begin only when they end. On two
-        # H200s the states of a lightning layer waited for the gate's product, and the layer then for the states.
+        # Products take all multiprocessors: NCCL's copies, which they are to hide, would begin only when they end. On
+        # two H200s the states of a lightning layer waited for the gate's product, and the layer then for the states.
         high_priority_stream_groups=["cp"] if device.type == "cuda" else None,
     )
     dense_groups = [

@@ -72,6 +72,7 @@ def test_what_follows_a_boundary_is_a_fresh_start_under_that_layout(
     assert mine == theirs  # that launch began in the layout of the third phase: it met no boundary there
 
 
+@pytest.mark.slow
 def test_no_layout_changes_what_is_learned(whole: tuple[Path, str], corpus: Path, tmp_path: Path) -> None:
     plain = [*OPTIONS]
     for i in range(4):
@@ -81,8 +82,8 @@ def test_no_layout_changes_what_is_learned(whole: tuple[Path, str], corpus: Path
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-4), mine["step"]
 
 
-@pytest.mark.parametrize("after", ["saved step-4", pytest.param("step 3", marks=pytest.mark.slow),
-                                   pytest.param("layout from step 9", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["saved step-4", "step 3", "layout from step 9"])
 def test_a_kill_around_a_boundary_changes_nothing(
     whole: tuple[Path, str], corpus: Path, tmp_path: Path, after: str
 ) -> None:
