@@ -46,7 +46,7 @@ def apply_parallel(
     if layout.cp > 1:
         apply_context_parallel(model, context.dense["cp"].get_group(), config.cp_softmax)
     for block in model.layers:
-        block.recompute = config.activation_checkpoint
+        block.recompute = config.recomputes
     if layout.pp > 1:  # after parameters were placed, which asks for all parts of the model
         rank = context.dense["pp"].get_local_rank()
         stages = split_stages(model, rank, layout.pp, config.pp_chunks, seq_len)
