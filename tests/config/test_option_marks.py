@@ -14,7 +14,8 @@ FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
     "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.tokenizer",
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
-    "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.reshard_after_forward",
+    "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint",
+    "parallel.offload_block_inputs", "parallel.reshard_after_forward",
     "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.resume",
 }  # fmt: skip
 BOUND = {

@@ -30,9 +30,9 @@ PARTS = ("parameters", "optimizer", "gradients", "gathered", "block inputs", "mi
 WORKSPACE = 96 * 2**20
 """Bytes of cuBLAS workspaces, tables of positions and other small things. Ours: to be measured."""
 CONTEXT_GIB, NCCL_GIB, FRAGMENTS = 0.7, 2.3, 0.03
-"""Memory that torch's allocator does not hand out: of CUDA and loaded kernels, of NCCL's channels (2.3 GiB for the first
-all-to-all at 64 channels: `mmtrain/bench/results/2026-11-22-moe-h200x4/nccl.md`), and the share that lies in fragments.
-The first and the last are ours: to be measured."""
+"""Memory that torch's allocator does not hand out: of CUDA and loaded kernels, of NCCL's channels (2.3 GiB for the
+first all-to-all at 64 channels: `mmtrain/bench/results/2026-11-22-moe-h200x4/nccl.md`), and the share that lies in
+fragments. The first and the last are ours: to be measured."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Rank:
     def _gradients(self, before: list[Parameters], after: list[Parameters], last: bool, reduces: bool) -> float:
         """Bytes of gradients of layers that are still to be differentiated in this micro-batch, and of those done."""
         work = self.work
-        zero, layout = Parameters(0, 0), work.layout
+        zero = Parameters(0, 0)
         todo, done = sum(before, zero), sum(after, zero)
         several, root = work.micro_batches > 1, self.root
         if work.zero_bubble or (work.accumulates and not last):
