@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain docs test test-all test-gpu lint format bench bench-kernels bench-moe clean
+.PHONY: help setup pretrain long-ctx docs test test-all test-gpu lint format bench bench-kernels bench-moe clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -10,6 +10,8 @@ BOOTSTRAP ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 py
 TORCH ?= 2.13.0
 RUN ?= quickstart
 QUICKSTART_STEPS ?= null
+LONG_RUN ?= long_ctx
+LONG_STEPS ?= null
 # A process a GPU, 16 at most and a power of two, as the quickstart's batch is 16 rows; else two on a CPU, one on one core.
 GPUS_HERE := $(shell if [ -n "$${CUDA_VISIBLE_DEVICES+set}" ]; then echo "$$CUDA_VISIBLE_DEVICES" | tr , '\n' | grep -c '^[^-]'; \
 	else nvidia-smi -L 2>/dev/null | grep -c '^GPU '; fi)
@@ -62,6 +64,16 @@ pretrain: $(READY) $(CORPUS)/manifest.json  ## the quickstart on all GPUs, else 
 	@echo; echo "a continuation of 'def __init__(self':"
 	@$(PY) launch/generate.py runs/$(RUN) --prompt "def __init__(self" --tokens 48 --temperature 0.5
 
+# A first phase of data parallelism, then rows that all processes share: 16 rows of 1,024, 4 of 4,096, 2 of 8,192 a step.
+# 16 rows take so many processes at most.
+CP := $(shell echo $$(( $(PROCESSES) > 16 ? 16 : $(PROCESSES) )))
+long-ctx: $(READY) $(CORPUS)/manifest.json  ## rows of 512 to 8,192 tokens: the three phases of long_ctx from the quickstart's weights
+	@test -d runs/$(RUN)/checkpoints || $(MAKE) pretrain
+	$(LAUNCH) launch/pretrain.py +stage=long_ctx stage.scale=1/128 stage.batch_scale=1/16 stage.token_scale=1/8000 model=tiny \
+		data.path=$(CORPUS) data.num_workers=0 data.valid_rows=16 parallel.reshard_after_forward=false \
+		'stage.phases.1.parallel={cp: $(CP)}' 'stage.phases.2.parallel={cp: $(CP), activation_checkpoint: true}' \
+		run.name=$(LONG_RUN) run.resume=auto run.init_from=runs/$(RUN) run.init_optimizer=false run.max_steps=$(LONG_STEPS)
+
 docs: $(READY)  ## docs/options.md, from the code
 	$(PY) -m mmtrain.config.options_page configs docs/options.md
 
@@ -87,6 +99,7 @@ bench: $(READY) $(CORPUS)/manifest.json  ## the figures of the README, on this m
 	$(PY) -m mmtrain.bench.loss_cpu
 	$(PY) data/bench/bench_prepare.py
 	$(PY) data/bench/bench_loader.py
+	$(PY) data/bench/bench_packing.py
 	$(PY) kernels/bench/lightning_cpu.py --quick
 
 bench-kernels: $(READY)  ## every kernel on this machine's GPU beside its peers and its floor

@@ -22,6 +22,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.checkpoint.agreement import on_main
     from mmtrain.checkpoint.progress import read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
+    from mmtrain.evals.needles import needle_evaluation
     from mmtrain.health.watchdog import Watchdog
     from mmtrain.log.tensorboard_tracker import check_tensorboard
     from mmtrain.log.wandb_tracker import wandb_mode
@@ -49,7 +50,13 @@ def pretrain(config: PretrainConfig) -> None:
     folder = RunFolder(config)
     start = decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
     inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_note)
-    notes = inputs.header_lines(tokens_by_phase(plan, config.run.max_steps))
+    source = config.data.all_sources[0].path
+    units = [laid.row_unit for laid in layouts]
+    needles = needle_evaluation(config, phases, units, inputs.held_out, inputs.tokenizer, source)
+    phase_tokens = tokens_by_phase(plan, config.run.max_steps)
+    inputs.check_epochs(phase_tokens)
+    notes = inputs.header_lines(phase_tokens)
+    notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
     trained = None if start.weights is None else trained_length(read_meta(start.weights))
     notes += (f"warning: {line}" for line in stage_warnings(config, phases, trained))
@@ -63,7 +70,7 @@ def pretrain(config: PretrainConfig) -> None:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
             start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder
             start = replace(start, notes=(*notes, *start.notes))
-            for line in Trainer(config, context, plan, inputs, folder, start).run(watchdog):
+            for line in Trainer(config, context, plan, inputs, folder, start, needles).run(watchdog):
                 say(line)
     finally:
         mesh.stop()

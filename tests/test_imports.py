@@ -38,6 +38,7 @@ LAYERS = Layers(
         ["model"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
+        ["evals"],
         ["train"],
         ["runs"],
         ["__main__"],

@@ -1,7 +1,7 @@
 """Every option of a run, typed, with the checks that need no data and no device.
 
-The groups mirror `configs/`: model, stage, parallel, data, optim, log, checkpoint, cluster, and `run`. Checks raise
-:class:`~mmtrain.errors.ConfigError` before anything is touched.
+The groups mirror `configs/`: model, stage, parallel, data, optim, log, evals, checkpoint, cluster, and `run`. Checks
+raise :class:`~mmtrain.errors.ConfigError` before anything is touched.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmtrain.config.evals import EvalsConfig, NeedlesConfig
 from mmtrain.config.model import ModelConfig
 from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.parallel import ParallelConfig
@@ -22,16 +23,19 @@ from mmtrain.config.run import (
     RunConfig,
 )
 from mmtrain.config.schema import build
-from mmtrain.config.stage import BatchStep, LrSegment, PhaseConfig, SourceConfig, StageConfig
+from mmtrain.config.stage import BatchStep, BucketConfig, LrSegment, PhaseConfig, SourceConfig, StageConfig
 
 __all__ = [
     "BatchStep",
+    "BucketConfig",
     "CheckpointConfig",
     "ClusterConfig",
     "DataConfig",
+    "EvalsConfig",
     "LogConfig",
     "LrSegment",
     "ModelConfig",
+    "NeedlesConfig",
     "OptimConfig",
     "ParallelConfig",
     "PhaseConfig",
@@ -54,6 +58,7 @@ class PretrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     log: LogConfig = field(default_factory=LogConfig, metadata=FREE_ON_RESUME)
+    evals: EvalsConfig = field(default_factory=EvalsConfig, metadata=FREE_ON_RESUME)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=FREE_ON_RESUME)
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=FREE_ON_RESUME)
 
@@ -64,7 +69,7 @@ class PretrainConfig:
             ConfigError: the first option that cannot work.
         """
         for group in (self.model, self.stage, self.data, self.run, self.parallel, self.optim, self.log,
-                      self.checkpoint, self.cluster):  # fmt: skip
+                      self.evals, self.checkpoint, self.cluster):  # fmt: skip
             group.validate()
 
 

@@ -86,16 +86,24 @@ def check_allowed(options: Any, path: str) -> None:
         for i, item in enumerate(value if isinstance(value, list) else ()):
             if dataclasses.is_dataclass(item):
                 check_allowed(item, f"{option}[{i}]")
-        limits, names = field.metadata.get("range"), field.metadata.get("one_of")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if limits is not None and number:
-            default = field.default if isinstance(field.default, int | float) else None
-            words = f"{limits}" if math.isfinite(value) else f"a finite number, {limits}"
-            require(value in limits, option, value, f"must be {words}", limits.fix or _example(limits, default))
-        elif names is not None and value is not None and limits is not None:
-            require(value in names, option, value, f"must be {limits}, or {' or '.join(names)}", "for example 1")
-        elif names is not None and value is not None:
-            choose(option, value, names)
+            else:
+                _check_value(field, item, f"{option}[{i}]")
+        if not isinstance(value, list):
+            _check_value(field, value, option)
+
+
+def _check_value(field: dataclasses.Field[Any], value: Any, option: str) -> None:
+    """Refuse a value, or an entry of a list, that the field's metadata does not allow."""
+    limits, names = field.metadata.get("range"), field.metadata.get("one_of")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if limits is not None and number:
+        default = field.default if isinstance(field.default, int | float) else None
+        words = f"{limits}" if math.isfinite(value) else f"a finite number, {limits}"
+        require(value in limits, option, value, f"must be {words}", limits.fix or _example(limits, default))
+    elif names is not None and value is not None and limits is not None:
+        require(value in names, option, value, f"must be {limits}, or {' or '.join(names)}", "for example 1")
+    elif names is not None and value is not None:
+        choose(option, value, names)
 
 
 def _example(limits: Range, default: float | None) -> str:

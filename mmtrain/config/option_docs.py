@@ -125,6 +125,9 @@ def _options(kind: type, path: str, defaults: dict[str, Any] | None) -> Iterator
         item = typing.get_args(without_none(hint))[0] if typing.get_origin(without_none(hint)) is list else None
         if dataclasses.is_dataclass(item):
             inner.append((typing.cast("type", item), f"{name}[0]"))
+        if dataclasses.is_dataclass(hint):
+            yield from _options(typing.cast("type", hint), name, (defaults or {}).get(field.name))
+            continue
         default = _default(field, defaults)
         yield OptionDoc(name, _type(hint), default, _allowed(field), _plain(texts[field.name]))
     for item, name in inner:
@@ -136,7 +139,9 @@ def _default(field: dataclasses.Field[Any], defaults: dict[str, Any] | None) -> 
     if defaults is not None and field.name in defaults:
         value = defaults[field.name]
         if isinstance(value, list) and value:
-            return f"{len(value)} in the stage's file"
+            if isinstance(value[0], dict):
+                return f"{len(value)} in the stage's file"
+            return f"[{', '.join(map(_yaml, value))}]"
         return None if value == "???" else _yaml(value)
     if field.default is not dataclasses.MISSING:
         return _yaml(field.default)

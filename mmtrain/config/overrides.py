@@ -166,7 +166,7 @@ def read_overrides(texts: Sequence[str]) -> list[Given]:
     given = [read_override(text) for text in texts]
     lists: dict[str, list[Given]] = {}
     for one in given:
-        if match := re.fullmatch(r"(.*\bsources)\.\d+\.\w+", one.option):
+        if match := re.fullmatch(r"(.*\b(?:long_)?sources)\.\d+\.\w+", one.option):
             lists.setdefault(match[1], []).append(one)
     for path, parts in lists.items():
         if not any(one.option == path for one in given):

@@ -28,8 +28,12 @@ class DataConfig:
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
         valid_fraction: share of tokens held out (whole documents, by hash) where a corpus holds out none itself.
         num_workers: loader processes a rank.
-        max_epochs: a warning names each corpus whose tokens the run reads more often than this; null never warns.
-            (MiniMax-01: good text bears 4 epochs, poor text degrades the model after 2.)
+        max_epochs: a warning names each corpus, or bucket of one, that the run reads more often than this, unless the
+            source has a limit of its own; null never warns. (MiniMax-01: good text bears 4 epochs, poor text degrades
+            the model after 2.)
+        strict_epochs: refuse a run that reads a corpus more often than its limit, instead of warning.
+        long_sources: corpora of long-context text that phases with a `long_share` mix into their last part; empty
+            leaves it out.
         cache_dir: where indices of large corpora are kept; null: `.mmdata-index` beside each corpus or, where that
             cannot be written, `$XDG_CACHE_HOME/mmdata`.
         allow_changed: resume on corpora that have changed since the checkpoint, or start (`run.init_from`) from weights
@@ -45,6 +49,8 @@ class DataConfig:
     valid_fraction: float = field(default=0.01, metadata=share())
     num_workers: int = field(default=1, metadata={**FREE_ON_RESUME, **at_least(0, fix="0 loads in the rank itself")})
     max_epochs: float | None = field(default=4.0, metadata={**FREE_ON_RESUME, **above(0, fix="null never warns")})
+    strict_epochs: bool = field(default=False, metadata=FREE_ON_RESUME)
+    long_sources: list[SourceConfig] = field(default_factory=list)
     cache_dir: str | None = field(default=None, metadata=FREE_ON_RESUME)
     allow_changed: bool = field(default=False, metadata=FREE_ON_RESUME)
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mmtrain.config.allowed import above, at_least, check_allowed, key_of
-from mmtrain.config.checks import require
+from mmtrain.config.allowed import above, at_least, check_allowed, key_of, share
+from mmtrain.config.checks import choose, require
 from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.parallel import PhaseParallelConfig
 from mmtrain.config.schema import Count
@@ -64,11 +64,36 @@ class SourceConfig:
     Attributes:
         path: its folder, or the prefix of Megatron's .bin and .idx files. A run may be resumed with the corpus moved:
             its fingerprint is compared, not its path.
-        weight: its share of the rows, beside the weights of the other sources.
+        weight: its share of the tokens, beside the weights of the other sources; in a phase with buckets, of the tokens
+            of each bucket that it supplies.
+        buckets: names of the phase's buckets that it supplies, which must hold documents of it; null: all of which it
+            has documents. A phase without buckets takes all its documents.
+        max_epochs: how often a run may read it, any bucket of it included; null takes `data.max_epochs`. (MiniMax-01:
+            good text bears 4 epochs, poor text degrades the model after 2.)
     """
 
     path: str = field(metadata=FREE_ON_RESUME)
     weight: float = field(default=1.0, metadata=above(0, fix="leave the corpus out"))
+    buckets: list[str] | None = None
+    max_epochs: float | None = field(
+        default=None, metadata={**FREE_ON_RESUME, **above(0, fix="null takes data.max_epochs")}
+    )
+
+
+@dataclass
+class BucketConfig:
+    """Documents of a range of lengths, and their share of a phase (MiniMax-01 Table 6).
+
+    Attributes:
+        name: of the bucket, for records and for the `buckets` of sources.
+        share: of the phase's tokens, beside the shares of the other buckets; 0 leaves its documents out.
+        below: its documents have fewer tokens, and as many as the bucket before it stops at, or more; null, in the last
+            bucket: any number. `stage.scale` shrinks it.
+    """
+
+    name: str
+    share: float = field(metadata=at_least(0, fix="0 leaves the documents out"))
+    below: Count | None = field(default=None, metadata=at_least(1, fix="null is any number"))
 
 
 @dataclass
@@ -84,6 +109,13 @@ class PhaseConfig:
         lr: learning-rate segments by tokens consumed in the phase; the last one's end value holds on.
         sources: mixture for this phase; null takes `data.sources`.
         parallel: options of the group `parallel` that this phase has of its own, as {cp: 4}; others are the run's.
+        buckets: shares of the phase's tokens by length of document, from the shortest on; empty takes documents as they
+            come.
+        transition: share of the phase's tokens, from its start, over which the weights of sources and buckets go
+            linearly from those of the phase before, at its end, to its own; the first phase's go from `data.sources`
+            as they are without buckets. 0 changes them at once.
+        long_share: share of `data.long_sources` among the tokens of the phase's last part; the rest keep their ratio.
+        long_last: share of the phase's tokens that this last part is.
     """
 
     name: str
@@ -94,6 +126,10 @@ class PhaseConfig:
     lr: list[LrSegment]
     sources: list[SourceConfig] | None = None
     parallel: PhaseParallelConfig | None = None
+    buckets: list[BucketConfig] = field(default_factory=list)
+    transition: float = field(default=0.0, metadata=share())
+    long_share: float = field(default=0.0, metadata=share())
+    long_last: float = field(default=0.2, metadata=share())
 
     def validate(self, option: str) -> None:
         """Refuse phases that cannot run."""
@@ -105,6 +141,24 @@ class PhaseConfig:
         require(bool(self.lr), f"{option}.lr", self.lr, "needs at least one segment", "add {kind: constant, ...}")
         for i, segment in enumerate(self.lr):
             segment.validate(f"{option}.lr[{i}]")
+        self._validate_mixture(option)
+
+    def _validate_mixture(self, option: str) -> None:
+        limits = [bucket.below for bucket in self.buckets]
+        known = [limit for limit in limits[:-1] if limit is not None]
+        ordered = len(known) == len(limits[:-1]) and known == sorted(set(known)) and limits[-1:] in ([], [None])
+        require(ordered, f"{option}.buckets", limits, "`below` must increase from bucket to bucket and be null in the "
+                "last", "for example [32Ki, 128Ki, null]")  # fmt: skip
+        names = [bucket.name for bucket in self.buckets]
+        require(len(set(names)) == len(names), f"{option}.buckets", names, "names must differ", "rename one")
+        shares = [bucket.share for bucket in self.buckets]
+        require(not names or any(shares), f"{option}.buckets", shares, "no bucket has a share", "give one above 0")
+        for j, source in enumerate(self.sources or []):
+            for name in source.buckets or []:
+                choose(f"{option}.sources[{j}].buckets", name, names)
+        require(not self.long_share or self.transition + self.long_last <= 1, f"{option}.transition", self.transition,
+                f"the transition must end before the last part begins, of long_last={self.long_last:g}",
+                "lower one of both")  # fmt: skip
 
 
 @dataclass
@@ -114,8 +168,8 @@ class StageConfig:
     Attributes:
         name: of the stage, for records.
         phases: stretches of training, one after another.
-        scale: multiplies sequence lengths, tokens, batches and schedule lengths alike, so that the number of steps and
-            of rows in a batch stay as they are.
+        scale: multiplies sequence lengths, limits of buckets, tokens, batches and schedule lengths alike, so that the
+            number of steps and of rows in a batch stay as they are.
         token_scale: multiplies tokens and schedule lengths again, for fewer steps.
         batch_scale: multiplies batches again, for fewer rows.
     """

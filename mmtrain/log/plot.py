@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mmtrain.log.metrics import FILE_NAME, read_metrics
+from mmtrain.log.plot_context import context_grows, draw_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,22 +50,28 @@ def plot_run(run_dir: Path, out: Path | None = None) -> Path:
 
 
 def _draw(records: Records, steps: Records, title: str) -> Figure:
-    """Lay the panels out: loss alone for a dense model, with the router's three panels for a mixture."""
+    """Lay the panels out: loss, the context where it grows, and the router's three panels for a mixture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     routed = [record for record in steps if record.get("router_load")]
-    figure = Figure(figsize=(11, 8 if routed else 4.2), layout="constrained")
+    rows, heights = [["loss", "loss"]], [1.5]
+    if context_grows(steps):
+        rows, heights = [*rows, ["context", "context"]], [*heights, 0.7]
+    if routed:
+        rows, heights = [*rows, ["time", "drop"], ["end", "end"]], [*heights, 1, 1.1]
+    figure = Figure(figsize=(11, max(4.2, 2.2 * sum(heights))), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
-    if not routed:
-        _draw_loss(figure.subplots(), records, steps)
-        return figure
-    panels = figure.subplot_mosaic([["loss", "loss"], ["time", "drop"], ["end", "end"]], height_ratios=[1.5, 1, 1.1])
+    panels = figure.subplot_mosaic(rows, height_ratios=heights)
     _draw_loss(panels["loss"], records, steps)
-    _draw_load_over_time(panels["time"], routed)
-    _draw_drop_rate(panels["drop"], steps)
-    _draw_load_at_end(panels["end"], routed[-1])
+    if "context" in panels:
+        _style(panels["context"], "Context", "tokens a row")
+        draw_context(panels["context"], steps)
+    if routed:
+        _draw_load_over_time(panels["time"], routed)
+        _draw_drop_rate(panels["drop"], steps)
+        _draw_load_at_end(panels["end"], routed[-1])
     return figure
 
 

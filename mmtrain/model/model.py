@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
 from mmtrain.model.embedding import Embedding
+from mmtrain.model.label_score import LabelScore, ScoreCall, score_labels
 from mmtrain.model.linear import Linear
 from mmtrain.model.loss import LossCall, linear_cross_entropy
 from mmtrain.model.mixers.cache import DecodeCache
@@ -76,6 +77,7 @@ class HybridLM(nn.Module):
     Attributes:
         token_loss: turns final hidden states, the head's weight and labels into a sum; vocabulary parallelism puts
             another in its place.
+        label_score: turns the same into the score of the labels; vocabulary parallelism replaces it likewise.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -87,6 +89,7 @@ class HybridLM(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.token_loss: LossCall = linear_cross_entropy
+        self.label_score: ScoreCall = score_labels
 
     def forward(
         self,
@@ -95,7 +98,8 @@ class HybridLM(nn.Module):
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
         cache: DecodeCache | None = None,
-    ) -> LossOutput | StageOutput | Tensor:
+        score: bool = False,
+    ) -> LossOutput | StageOutput | LabelScore | Tensor:
         """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
 
         Without norm and head it returns hidden states.
@@ -106,6 +110,7 @@ class HybridLM(nn.Module):
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
             cache: what decoding remembers; the tokens continue its one document, and it is updated in place.
+            score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
         """
         h_TD = tokens_T if self.embed_tokens is None else self.embed_tokens(tokens_T)
         rope = rope_table(packing.position_ids_T, self.config.rotary_dim, rope_base or self.config.rope_base)
@@ -121,7 +126,10 @@ class HybridLM(nn.Module):
         h_TD = self.norm(h_TD)
         if labels_T is None:
             return self.lm_head(h_TD)
-        ce_sum = self.token_loss(h_TD, local(self.lm_head.weight), labels_T, self.config.loss_chunk_tokens)
+        head = local(self.lm_head.weight), labels_T, self.config.loss_chunk_tokens
+        if score:
+            return self.label_score(h_TD, *head)
+        ce_sum = self.token_loss(h_TD, *head)
         return LossOutput(ce_sum, _total(router, torch.zeros_like(ce_sum)), router)
 
     def prune(self, layers: set[int], *, embedding: bool, head: bool) -> None:

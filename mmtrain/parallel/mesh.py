@@ -6,6 +6,7 @@ section 3, eqs. 15 and 16).
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -185,7 +186,9 @@ def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tup
         return init_device_mesh(device.type, dense, mesh_dim_names=DENSE), init_device_mesh(
             device.type, expert, mesh_dim_names=EXPERT
         )
-    from megatron.core import parallel_state
+    with warnings.catch_warnings():  # on optimizers of its own, which are not used here
+        warnings.simplefilter("ignore")
+        from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(

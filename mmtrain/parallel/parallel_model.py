@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmtrain.config import ParallelConfig
 from mmtrain.model.init import initialise
+from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, ModelInputs
 from mmtrain.parallel.context.cut import RowCutter
 from mmtrain.parallel.expert.autotune import tune_token_groups
@@ -121,6 +122,14 @@ class ParallelModel:
         """
         with torch.no_grad():
             return self._schedule.forward(self.cut(batch))
+
+    def score_labels(self, batch: ModelInputs) -> LabelScore | None:
+        """Score of one micro-batch's labels without gradients; None on ranks of a pipeline that do not learn it.
+
+        Figures summed with :meth:`sum_over_ranks` are those of all rows, each counted once.
+        """
+        with torch.no_grad():
+            return self._schedule.score(self.cut(batch))
 
     def sum_over_batches(self, x: Tensor) -> Tensor:
         """Sum in place over the ranks that have other rows, and return it: figures of whole rows."""

@@ -26,8 +26,9 @@ from mmtrain.train.warmup_floor import keep_warmup
 def scaled_phases(stage: StageConfig) -> list[PhaseConfig]:
     """Apply the stage's three scales to its phases.
 
-    `scale` shrinks the sequence length, tokens, batches and schedule alike: the length is rounded to whole tokens and
-    the ratio that this makes is applied to the rest, so that steps and rows a step stay exactly as they were.
+    `scale` shrinks the sequence length, the limits of buckets, tokens, batches and schedule alike: the length is
+    rounded to whole tokens and the ratio that this makes is applied to the rest, so that steps and rows a step stay
+    exactly as they were.
     `token_scale` multiplies tokens, ramp points and schedule lengths again, `batch_scale` batches. A warm-up keeps some
     steps (:func:`~mmtrain.train.warmup_floor.keep_warmup`).
 
@@ -56,6 +57,12 @@ def _scaled_phase(stage: StageConfig, phase: PhaseConfig, option: str) -> PhaseC
         lr=[
             replace(segment, tokens=_scaled(segment.tokens, length, f"{option}.lr[{i}].tokens", fix))
             for i, segment in enumerate(phase.lr)
+        ],
+        buckets=[
+            replace(bucket, below=_scaled(bucket.below, ratio, f"{option}.buckets[{i}].below", "raise stage.scale"))
+            if bucket.below is not None
+            else bucket
+            for i, bucket in enumerate(phase.buckets)
         ],
     )
     made.validate(option)
@@ -221,6 +228,11 @@ class RunPlan:
             more, length = phase.left(at.phase_tokens if i == 0 else 0, limit - steps)
             steps, tokens = steps + more, tokens + length
         return steps, tokens
+
+    def left_in_phase(self, progress: Progress, max_steps: int | None = None) -> int:
+        """Return the steps from a position to the end of its phase, or of `max_steps` in all: 0 exactly at the end."""
+        steps, _ = self.phases[progress.phase].left(progress.phase_tokens)
+        return steps if max_steps is None else min(steps, max(0, max_steps - progress.step))
 
     def position(self, step: int, tokens: int) -> Progress:
         """Return the position after so many steps and tokens of this very plan, whose rows have no padding.

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mmdata.corpus.array_cache import cache_beside
-from mmdata.corpus.fingerprint import digest_of
 from mmdata.corpus.open import open_corpus, tokenizer_path
 from mmdata.corpus.split import Split
 from mmdata.errors import DataError
@@ -22,8 +21,16 @@ from mmdata.tokenizer import load_tokenizer
 from mmdata.tokenizer_identity import identity_of_path
 from mmtrain.config import DataConfig, PhaseConfig
 from mmtrain.errors import ConfigError
-from mmtrain.train.curriculum import RunStep, phase_seed
-from mmtrain.train.epochs import SourceUse, epoch_lines, epoch_warnings, held_out_warning, shared_out
+from mmtrain.train.curriculum import RunStep
+from mmtrain.train.epochs import (
+    SourceUse,
+    check_epochs,
+    epoch_lines,
+    epoch_warnings,
+    held_out_warning,
+)
+from mmtrain.train.phase_mixture import mixture_lines
+from mmtrain.train.phase_rows import PhaseRows
 from mmtrain.train.source_tokenizers import check_tokenizers, named_sources
 
 
@@ -41,7 +48,8 @@ class RunInputs:
         notes: lines about what could not be checked.
 
     Raises:
-        ConfigError: the tokenizer has more tokens than the model, or a corpus was made with another one.
+        ConfigError: the tokenizer has more tokens than the model, a corpus was made with another one, or there are no
+            documents for a bucket.
         DataError: a corpus or tokenizer is missing, truncated, corrupt or empty, or holds ids beyond the vocabulary.
     """
 
@@ -66,15 +74,12 @@ class RunInputs:
             )
             for path, cache in self._caches.items()
         }
-        for index in range(len(phases)):  # too little text for a row is found here
-            self.train_stream(index)
+        training = {path: train for path, (train, _) in self._splits.items()}
+        self._rows = PhaseRows(data, phases, training, self._caches, self.tokenizer.eod_id, vocab_size)
 
     def train_stream(self, phase_index: int) -> Rows:
         """Rows of a phase: a mixture where it has several sources; every phase has an order of its own."""
-        phase, seed = self.phases[phase_index], phase_seed(self.data.seed, phase_index)
-        sources = phase.sources or self.data.all_sources
-        streams = [self._stream(source.path, 0, phase.seq_len, seed, self.data.packing) for source in sources]
-        return streams[0] if len(streams) == 1 else Mixture(streams, [source.weight for source in sources], seed)
+        return self._rows.stream(phase_index)
 
     def valid_stream(self, seq_len: int) -> RowStream | None:
         """Held-out rows of the first source, or None where there are none; the same rows at each validation."""
@@ -83,9 +88,14 @@ class RunInputs:
         if valid is None or valid.is_empty or self.data.valid_rows == 0:
             return None
         try:
-            return self._stream(first, 1, seq_len, self.data.seed, "concat")
+            return self._valid_stream(first, seq_len, "concat")
         except DataError:  # less than a row of held-out text: pad it
-            return self._stream(first, 1, seq_len, self.data.seed, "best_fit")
+            return self._valid_stream(first, seq_len, "best_fit")
+
+    @property
+    def held_out(self) -> Split | None:
+        """Held-out documents of the first source; None where the corpus has none."""
+        return self._splits[self.data.all_sources[0].path][1]
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
@@ -142,22 +152,28 @@ class RunInputs:
         Args:
             phase_tokens: tokens that each phase consumes (`epochs.tokens_by_phase`).
         """
-        uses = []
-        common = named_sources(self.data, [])
-        for index, (phase, tokens) in enumerate(zip(self.phases, phase_tokens, strict=True)):
-            own = [(f"stage.phases[{index}].sources[{j}].path", source) for j, source in enumerate(phase.sources or [])]
-            named = own or common
-            shares = shared_out(tokens, [source.weight for _, source in named])
-            for (option, source), share in zip(named, shares, strict=True):
-                split = self._splits[source.path][0]
-                corpus = digest_of(split.corpus.fingerprint())
-                uses.append(SourceUse(index, option, source.path, corpus, share, split.num_tokens))
-        return uses
+        return self._rows.uses(phase_tokens)
+
+    def check_epochs(self, phase_tokens: Sequence[int]) -> None:
+        """Refuse a run that reads a corpus more often than its limit, where limits are strict (`data.strict_epochs`).
+
+        Args:
+            phase_tokens: as `epochs` takes them.
+
+        Raises:
+            ConfigError: naming every corpus, of all phases, in one line.
+        """
+        if self.data.strict_epochs:
+            check_epochs(self.epochs(phase_tokens))
 
     def header_lines(self, phase_tokens: Sequence[int]) -> list[str]:
-        """Return the lines that a run starts with: epochs of each corpus, then what could not be checked or warns."""
+        """Return the lines that a run starts with.
+
+        Mixtures that change over a phase or go by length, epochs of each corpus, what could not be checked, warnings.
+        """
         uses, names = self.epochs(phase_tokens), [phase.name for phase in self.phases]
-        lines = [*epoch_lines(uses, names), *self.notes, *epoch_warnings(uses, self.data.max_epochs)]
+        lines = mixture_lines(self.data, self.phases, self._rows.mixtures)
+        lines += [*epoch_lines(uses, names), *self.notes, *epoch_warnings(uses, names)]
         if self.data.valid_rows:
             option, source = self._sources[0]
             valid = self._splits[source.path][1]
@@ -165,12 +181,11 @@ class RunInputs:
             lines += filter(None, [held_out_warning(f"{option}={source.path}", held, longest)])
         return lines
 
-    def _stream(self, path: str, side: int, seq_len: int, seed: int, packing: str) -> RowStream:
-        """Rows of one side (0 training, 1 held out) of a corpus."""
-        split = self._splits[path][side]
-        if split is None:
-            raise DataError(f"{path} has no held-out part")
+    def _valid_stream(self, path: str, seq_len: int, packing: str) -> RowStream:
+        """Held-out rows of a corpus."""
+        valid = self._splits[path][1]
+        assert valid is not None
         return RowStream(
-            split.corpus, seq_len=seq_len, seed=seed, packing=packing, eod_id=self.tokenizer.eod_id,
-            documents=split.kept or split.documents, vocab_size=self.vocab_size, cache=self._caches[path],
+            valid.corpus, seq_len=seq_len, seed=self.data.seed, packing=packing, eod_id=self.tokenizer.eod_id,
+            documents=valid.kept or valid.documents, vocab_size=self.vocab_size, cache=self._caches[path],
         )  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from mmtrain.config import ModelConfig, ParallelConfig, PhaseConfig
 from mmtrain.errors import ConfigError
@@ -21,6 +22,12 @@ class PhaseLayout:
 
     parallel: ParallelConfig
     layout: Layout
+
+    @property
+    def row_unit(self) -> int:
+        """What the tokens of a row that is run by itself must be a multiple of."""
+        cp, tp = self.layout.cp, self.layout.tp
+        return math.lcm(cp * tp, cp * self.parallel.cp_chunks if cp > 1 else 1)
 
 
 def plan_phase_layouts(
@@ -51,6 +58,16 @@ def plan_phase_layouts(
     others.discard(f"{first.option}={first.value}: {first.problem}")
     more = "".join(f"; and {one}" for one in sorted(others))
     raise ConfigError(first.option, first.value, f"{first.problem}{more}", first.fix)
+
+
+def changes(before: ParallelConfig, now: ParallelConfig) -> str:
+    """Return the options that differ between two layouts: "cp 1 -> 2, tp 2 -> 1"."""
+    pairs = ((one.name, getattr(before, one.name), getattr(now, one.name)) for one in fields(ParallelConfig))
+    return ", ".join(f"{name} {_word(old)} -> {_word(new)}" for name, old, new in pairs if old != new)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _of_phase(error: ConfigError, phase: PhaseConfig, index: int) -> ConfigError:

@@ -12,14 +12,16 @@ from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.errors import RunStopped
+from mmtrain.evals.heat_map import PLOT_NAME, draw_heat_maps
+from mmtrain.evals.result import NeedleResult
 from mmtrain.log.console import LOG_NAME, RunConsole
 from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.summary import summary_lines
 from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
-from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
+from mmtrain.train.phase_layouts import PhaseLayout, changes
 from mmtrain.train.statistics import StepResult
 
 LOAD_RECORDS = 100  # router loads are tables: about this many of them are kept over a run
@@ -93,7 +95,7 @@ class Report:
             self.note(f"step {after.step:,} skipped: its loss or gradient is not finite; the weights were left alone "
                       f"(rows {step.first_row} to {last} of phase {phase.name})")  # fmt: skip
 
-    def new_layout(self, step: RunStep, before: Layout, now: Layout, seconds: float, held_gib: float) -> None:
+    def new_layout(self, step: RunStep, before: PhaseLayout, now: PhaseLayout, seconds: float, held_gib: float) -> None:
         """Record that the run has gone over to another layout, before a step.
 
         Args:
@@ -105,12 +107,14 @@ class Report:
         """
         if not self.enabled:
             return
-        record = {"step": step.number, "tokens": step.before.tokens, "layout": str(now), "layout_before": str(before),
-                  "layout_s": seconds, "layout_held_gib": round(held_gib, 3)}  # fmt: skip
+        changed = changes(before.parallel, now.parallel)
+        record = {"step": step.number, "tokens": step.before.tokens, "layout": str(now.layout),
+                  "layout_before": str(before.layout), "layout_changed": changed, "layout_s": seconds,
+                  "layout_held_gib": round(held_gib, 3)}  # fmt: skip
         self.writer.write(record)
         for tracker in self.trackers:
             tracker.log(record, step.number)
-        self.note(f"layout from step {step.number:,} on: {now} (was {before}; {seconds:.1f} s with its checkpoint)")
+        self.note(f"layout from step {step.number:,} on: {changed}: {now.layout} ({seconds:.1f} s with its checkpoint)")
 
     def _ends(self, at: Progress) -> tuple[int, int]:
         """Step and tokens that the run will end at, seen from a position: an estimate where rows have padding."""
@@ -148,6 +152,21 @@ class Report:
         self.console.note(
             f"step {progress.step}: held-out loss {found.loss:.4f}, {found.bits_per_byte:.4f} bits per byte"
         )
+
+    def needles(self, progress: Progress, result: NeedleResult) -> None:
+        """Record an evaluation of needles after a step, and draw its heat maps."""
+        if not self.enabled:
+            return
+        record = {"step": progress.step, "tokens": progress.tokens, **result.record()}
+        self.writer.write(record)
+        for tracker in self.trackers:
+            tracker.log(record, progress.step)
+        self.note(f"step {progress.step:,}: {result.line()}")
+        if self.config.log.plot:
+            try:
+                draw_heat_maps(record, self.folder.path / PLOT_NAME)
+            except OSError as error:  # a full disk costs a picture, not the run
+                self.note(f"{self.folder.path / PLOT_NAME} cannot be written ({error.strerror})")
 
     def note(self, text: str) -> None:
         """Print a line that stays."""

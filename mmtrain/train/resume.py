@@ -114,6 +114,8 @@ def _trained_already(
         for name in dict.fromkeys([*before, *now]):
             one = Difference(f"stage.phases[{index}].{name}", before.get(name, NOTHING), now.get(name, NOTHING))
             later = index == phase and now and name.partition("[")[0].partition(".")[0] in FROM_HERE_ON
+            if name == "tokens" and (now.get("transition") or now.get("long_share")):
+                later = False  # where its shares change follows from its length
             cut_off = later and name == "tokens" and one.now < consumed
             if one.before != one.now and (not later or cut_off):
                 return one
@@ -151,7 +153,8 @@ def _effective(phases: Sequence[PhaseConfig], data: DataConfig) -> list[dict[str
     made = []
     for phase in phases:
         # A corpus may lie elsewhere now: `check_corpora` knows it by its content.
-        sources = [{"weight": source.weight} for source in phase.sources or data.all_sources]
+        given = phase.sources or data.all_sources
+        sources = [{"weight": source.weight, "buckets": source.buckets} for source in given]
         values = dataclasses.asdict(phase) | {"sources": sources}
         del values["name"]
         made.append(flat_options(values, ""))

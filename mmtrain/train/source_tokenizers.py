@@ -11,11 +11,16 @@ from mmtrain.errors import ConfigError
 
 
 def named_sources(data: DataConfig, phases: Sequence[PhaseConfig]) -> list[tuple[str, SourceConfig]]:
-    """Return every source of a run with the option that names it, those of `data` first, then the phases' own."""
-    named = [("data.path" if data.path else f"data.sources[{i}].path", s) for i, s in enumerate(data.all_sources)]
+    """Return every source of a run with the option that names it: those of `data`, the phases' own, the long ones."""
+    named = common_sources(data)
     for i, phase in enumerate(phases):
         named += [(f"stage.phases[{i}].sources[{j}].path", source) for j, source in enumerate(phase.sources or [])]
-    return named
+    return [*named, *((f"data.long_sources[{i}].path", source) for i, source in enumerate(data.long_sources))]
+
+
+def common_sources(data: DataConfig) -> list[tuple[str, SourceConfig]]:
+    """Return the sources of phases that name none, with the option that names each."""
+    return [("data.path" if data.path else f"data.sources[{i}].path", s) for i, s in enumerate(data.all_sources)]
 
 
 def check_tokenizers(

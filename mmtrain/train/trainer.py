@@ -15,6 +15,7 @@ from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.errors import RunStopped
+from mmtrain.evals.needles import NeedleEvaluation
 from mmtrain.health.watchdog import Watchdog
 from mmtrain.log.gradients import GradientRecord
 from mmtrain.parallel.mesh import ParallelContext
@@ -50,9 +51,10 @@ class Trainer:
         inputs: RunInputs,
         folder: RunFolder,
         start: Start,
+        needles: NeedleEvaluation | None = None,
     ) -> None:
         self.config, self.plan, self.inputs, self.folder = config, plan, inputs, folder
-        self.start = start
+        self.start, self.needles = start, needles
         step = plan.next(start_position(start))
         self._open(context, len(plan.phases) - 1 if step is None else step.phase_index)
         if config.log.gradient_fingerprints:
@@ -138,7 +140,7 @@ class Trainer:
 
         Whoever is killed in here goes on from that checkpoint, or from the one before, to the same end.
         """
-        began, before = time.perf_counter(), self.context.layout
+        began, before = time.perf_counter(), self.session.laid
         if saver.newest is None or saver.newest[0] != self.progress.step:
             self._save(self.plan.phases[self.progress.phase].phase, saver, last=True)
         _, checkpoint = saver.newest
@@ -150,7 +152,7 @@ class Trainer:
         saver.save_from(self.model.module, self.optimizer)
         for line in self.session.prepare():
             report.note(line)
-        report.new_layout(step, before, self.context.layout, time.perf_counter() - began, held)
+        report.new_layout(step, before, self.session.laid, time.perf_counter() - began, held)
 
     def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
         phase = self.plan.phases[step.phase_index].phase
@@ -165,13 +167,14 @@ class Trainer:
             stop=lambda: signals.received is not None,
         )
         self.progress = step.after(result.tokens)
-        report.step(step, self.progress, phase, result, time.perf_counter() - began)
-        self._after_step(phase, result, report, saver)
+        seconds = time.perf_counter() - began
+        report.step(step, self.progress, phase, result, seconds)
+        self._after_step(phase, result, seconds, report, saver)
         if result.stop and self._next() is not None:
             self._stop_as_asked(signals)
 
-    def _after_step(self, phase: PhaseConfig, result: StepResult, report: Report, saver: Saver) -> None:
-        """Validate and save where it is due. Weights that a step could not use are never saved."""
+    def _after_step(self, phase: PhaseConfig, result: StepResult, seconds: float, report: Report, saver: Saver) -> None:
+        """Validate, evaluate and save where it is due. Weights that a step could not use are never saved."""
         step, last = self.progress.step, self._next() is None
         self.skipped_in_row = self.skipped_in_row + 1 if result.skipped else 0
         if result.skipped and (last or self.skipped_in_row >= self.config.optim.max_skipped):
@@ -182,6 +185,9 @@ class Trainer:
             found = self._validate(phase, report)
             if last and found is not None and not found.is_finite:
                 raise self._not_finite("the held-out loss of the last weights is not finite")
+        if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
+            left = self.plan.left_in_phase(self.progress, self.config.run.max_steps)
+            self.needles.after_step(self.model, phase, self.progress, left, seconds, report)
         due = (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval)
         if (due or result.stop) and not result.skipped:
             self._save(phase, saver, last or result.stop)

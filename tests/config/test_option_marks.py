@@ -12,14 +12,17 @@ from mmtrain.config.option_tree import option_paths
 
 FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
-    "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.tokenizer",
+    "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.strict_epochs",
+    "data.tokenizer",
+    "evals.max_share", "evals.needles.depths", "evals.needles.enabled", "evals.needles.every", "evals.needles.kinds",
+    "evals.needles.lengths", "evals.needles.samples",
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
     "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint",
     "parallel.offload_block_inputs", "parallel.reshard_after_forward",
     "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.resume",
 }  # fmt: skip
 BOUND = {
-    "data.packing", "data.seed", "data.sources", "data.valid_fraction",
+    "data.long_sources", "data.packing", "data.seed", "data.sources", "data.valid_fraction",
     "data.valid_rows", "model.aux_loss_coef", "model.capacity_factor", "model.deepnorm_alpha", "model.deepnorm_beta",
     "model.drop_policy", "model.ffn_hidden_size", "model.head_dim", "model.hidden_size", "model.layer_pattern",
     "model.lightning_norm_eps", "model.loss_chunk_tokens", "model.name", "model.norm_eps", "model.num_experts",
@@ -43,7 +46,7 @@ def test_each_option_is_free_on_resume_or_bound() -> None:
 
 
 def test_paths_of_corpora_are_free_wherever_they_stand() -> None:
-    for sources in ("data.sources[1]", "stage.phases[2].sources[0]"):
+    for sources in ("data.sources[1]", "stage.phases[2].sources[0]", "data.long_sources[0]"):
         assert is_marked(PretrainConfig, f"{sources}.path", FREE_ON_RESUME)
         assert not is_marked(PretrainConfig, f"{sources}.weight", FREE_ON_RESUME)
     assert not is_marked(PretrainConfig, "stage.phases[2].seq_len", FREE_ON_RESUME)

@@ -67,6 +67,8 @@ def test_null_is_null_where_text_may_be_missing_and_quoted_text_where_it_is_quot
 def test_text_in_lists_and_positions_as_errors_spell_them(overrides: list[str]) -> None:
     sources = compose(["run.name=a", *overrides], CONFIGS).data.sources
     assert sources == [SourceConfig("20_26", 2.0), SourceConfig("b/1e5", 1.0)]
+    long = ["data.path=d", *(one.replace("data.sources", "data.long_sources") for one in overrides)]
+    assert compose(["run.name=a", *long], CONFIGS).data.long_sources == sources
 
 
 def test_positions_of_phases() -> None:

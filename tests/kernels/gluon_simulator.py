@@ -144,6 +144,7 @@ class Machine:
             where=lambda c, a, b: torch.where(wide(c), wide(a), wide(b)),
             minimum=lambda a, b: torch.minimum(wide(a), wide(b)),
             maximum=lambda a, b: torch.maximum(wide(a), wide(b)),
+            max=lambda x, axis: x.amax(axis),
             exp2=lambda x: torch.exp2(wide(x).float()),
             cast=lambda x, dtype: wide(x).to(dtype),
             load=lambda pointer, mask=None, other=0: pointer.load(mask, other),

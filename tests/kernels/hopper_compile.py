@@ -65,7 +65,15 @@ def attention(
     tokens: int, heads: int, width: int, slopes: Tensor, documents: Tensor, capability: tuple[int, int]
 ) -> Iterator[Tensor | tuple[Tensor, ...]]:
     """Lightning attention as a GPU of that compute capability gets it."""
-    from mmkernels.lightning import lightning_attention, silu_lightning_attention
+    from mmkernels.lightning import (
+        ChunkPlan,
+        chunks_backward,
+        chunks_forward,
+        lightning_attention,
+        lightning_segment_states,
+        silu_lightning_attention,
+        states_between,
+    )
     from mmkernels.lightning.triton import autograd, choice
 
     autograd.processors = lambda device: 132  # rows are cut into segments as they are on an H100
@@ -81,6 +89,15 @@ def attention(
     for cu_seqlens in (None, documents):  # SiLU inside the forward scan, its derivative inside the others
         raw = tensor(1, tokens, heads, 3 * width)
         yield silu_lightning_attention(raw, slopes, cu_seqlens=cu_seqlens, recompute=True, **triton)
+    given = (slopes, documents, states)
+    chunks_forward(q, k, v, *given, check_values=False, **triton)
+    saved = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in (
+        ((2, 99), torch.int64), ((2, 98), torch.int64), ((3,), torch.int32)))  # fmt: skip
+    for raw in (None, (q, k, v)):
+        chunks_backward(q, k, v, v, *given, lambda: states, saved, (q, k, v), raw=raw, **triton)
+    for reverse in (False, True):
+        lightning_segment_states(k, v, slopes, segments=2, cu_seqlens=documents, reverse=reverse, **triton)
+    states_between(states, slopes, ChunkPlan.of(1024, [True, False], [False, True], [0, 1], [0, 1]), **triton)
 
 
 def hopper() -> Iterator[Tensor]:
@@ -97,7 +114,7 @@ def lightning_sizes() -> tuple[Tensor, Tensor]:
 def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
     from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
-    from mmkernels.lightning import lightning_decode_step, lightning_segment_states
+    from mmkernels.lightning import lightning_decode_step
     from mmkernels.moe import permute, route, sort_received, take_rows, to_slots, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
     from mmkernels.norm_gate import norm_gate
@@ -111,10 +128,7 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     triton = {"backend": "triton"}
     slopes, documents = lightning_sizes()
     yield from attention(tokens, heads, width, slopes, documents, (0, 0))
-    k, v = (tensor(1, tokens, heads, width) for _ in range(2))
     states = tensor(2, heads, width, width, dtype=torch.float32)
-    for reverse in (False, True):
-        lightning_segment_states(k, v, slopes, segments=2, cu_seqlens=documents, reverse=reverse, **triton)
     with torch.no_grad():
         q, k, v = (tensor(2, heads, width) for _ in range(3))
         lightning_decode_step(q, k, v, slopes, states, **triton)

@@ -5,15 +5,13 @@ Legend: T tokens, H heads, D width of q and k, E width of v, M chunks of the row
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import pytest
 import torch
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.lightning import chunks_backward, chunks_forward, lightning_segment_states, states_between
-from mmkernels.lightning.naive import naive_lightning_attention
+from mmkernels.lightning import ChunkPlan, chunks_backward, chunks_forward, states_between
+from tests.kernels.chunk_cases import NAMES, TABLES, Row, chunk_inputs, whole_row
 
 ROWS = {
     "short documents": (3, 1, 2, 7, 0, 5, 6),
@@ -26,113 +24,89 @@ SLOPES = torch.tensor([1.0, 0.004, 0.0])
 
 
 def _inputs(lengths: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(sum(lengths) + len(lengths))
-    tokens, heads = sum(lengths), len(SLOPES)
-    return [torch.randn(1, tokens, heads, width, generator=generator, dtype=dtype) for width in (4, 4, 5, 5)]
-
-
-def _reference(lengths: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> list[Tensor]:
-    """Output, dq, dk and dv of the recurrence in float64."""
-    leaves = [x.double().detach().requires_grad_() for x in (q, k, v)]
-    cu_seqlens = torch.tensor([0, *accumulate(lengths)])
-    o, _ = naive_lightning_attention(*leaves, SLOPES.double(), cu_seqlens, None)
-    return [o.detach(), *torch.autograd.grad(o, leaves, do.double())]
-
-
-class Row:
-    """A row cut into chunks; each rank's part is worked on by itself."""
-
-    def __init__(self, lengths: tuple[int, ...], chunks: int, table: list[list[int]], backend: str = "auto") -> None:
-        self.size, self.table, self.backend = sum(lengths) // chunks, table, backend
-        self.starts = sorted({*accumulate(lengths, initial=0)} - {sum(lengths)})
-        edges = [self.size * c for c in range(chunks)]
-        self.enters = [edge not in self.starts for edge in edges]
-        self.through = [
-            self.enters[c] and (c + 1 < chunks and self.enters[c + 1])
-            and not any(edges[c] < s < edges[c] + self.size for s in self.starts) for c in range(chunks)
-        ]  # fmt: skip
-        place = [chunk for mine in table for chunk in mine]
-        self.place = [place.index(c) for c in range(chunks)]
-
-    def part(self, x: Tensor, mine: list[int]) -> Tensor:
-        return torch.cat([x[:, c * self.size : (c + 1) * self.size] for c in mine], 1)
-
-    def offsets(self, mine: list[int]) -> Tensor:
-        found, at = [0], 0
-        for c in mine:
-            found += [at + s - c * self.size for s in self.starts if c * self.size < s < (c + 1) * self.size]
-            at += self.size
-            found.append(at)
-        return torch.tensor(found, dtype=torch.int32)
-
-    def states(self, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
-        """Those of all ranks, one after another."""
-        found = [
-            lightning_segment_states(
-                self.part(b, mine), self.part(c, mine), SLOPES, segments=len(mine), cu_seqlens=self.offsets(mine),
-                reverse=reverse, backend=self.backend,
-            )[0] for mine in self.table
-        ]  # fmt: skip
-        return torch.cat(found)
-
-    def between(self, states: Tensor, mine: list[int], reverse: bool) -> Tensor:
-        return states_between(states, SLOPES, self.size, self.through, self.enters, mine, self.place, reverse=reverse)
-
-    def run(self, q: Tensor, k: Tensor, v: Tensor, do: Tensor) -> list[Tensor]:
-        states, dstates = self.states(k, v, False), self.states(q, do, True)
-        results = [torch.full_like(x, torch.nan) for x in (v, q, k, v)]
-        for mine in self.table:
-            parts, offsets = [self.part(x, mine) for x in (q, k, v)], self.offsets(mine)
-            before = self.between(states, mine, False)
-            o, saved = chunks_forward(*parts, SLOPES, offsets, before, backend=self.backend)
-            grads = tuple(torch.full_like(x, torch.nan) for x in parts)
-            chunks_backward(
-                *parts, self.part(do, mine), SLOPES, offsets, before,
-                lambda mine=mine: self.between(dstates, mine, True), saved, grads, backend=self.backend,
-            )  # fmt: skip
-            for whole, part in zip(results, (o, *grads), strict=True):
-                for n, c in enumerate(mine):
-                    whole[:, c * self.size : (c + 1) * self.size] = part[:, n * self.size : (n + 1) * self.size]
-        return results
-
-
-TABLES = {"contiguous": [[0, 1], [2, 3]], "zigzag": [[0, 3], [1, 2]], "alone": [[0], [1], [2], [3]]}
+    return chunk_inputs(sum(lengths), SLOPES, (4, 5), dtype, seed=len(lengths))
 
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("lengths", ROWS.values(), ids=ROWS)
 def test_chunks_are_the_row(lengths: tuple[int, ...], table: str) -> None:
     inputs = _inputs(lengths)
-    found = Row(lengths, 4, TABLES[table]).run(*inputs)
-    for name, x, y in zip(("o", "dq", "dk", "dv"), found, _reference(lengths, *inputs), strict=True):
+    found = Row(lengths, TABLES[table], SLOPES).run(*inputs)
+    for name, x, y in zip(NAMES, found, whole_row(lengths, SLOPES, *inputs), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_a_chunk_does_not_depend_on_who_has_it() -> None:
     inputs = _inputs(ROWS["spans all but one"], torch.float32)
-    found = [Row(ROWS["spans all but one"], 4, table).run(*inputs) for table in TABLES.values()]
+    found = [Row(ROWS["spans all but one"], table, SLOPES).run(*inputs) for table in TABLES.values()]
     for other in found[1:]:
         for x, y in zip(found[0], other, strict=True):
             assert torch.equal(x, y)
 
 
 def test_gradients_are_those_of_the_projection_before_its_silu() -> None:
-    q, k, v, do = _inputs(ROWS["one document"])
-    act = tuple(torch.nn.functional.silu(x) for x in (q, k, v))
-    cu_seqlens, before = torch.tensor([0, 24]), torch.zeros(1, 3, 4, 5, dtype=torch.float64)
-    _, saved = chunks_forward(*act, SLOPES, cu_seqlens, before)
-    grads = tuple(torch.full_like(x, torch.nan) for x in act)
-    chunks_backward(*act, do, SLOPES, cu_seqlens, before, lambda: torch.zeros_like(before), saved, grads, raw=(q, k, v))
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    o, _ = naive_lightning_attention(*map(torch.nn.functional.silu, leaves), SLOPES.double(), cu_seqlens, None)
-    for x, y in zip(grads, torch.autograd.grad(o, leaves, do), strict=True):
+    lengths = ROWS["spans all but one"]
+    inputs = _inputs(lengths)
+    found = Row(lengths, TABLES["zigzag"], SLOPES).run(*inputs, silu=True)
+    for x, y in zip(found, whole_row(lengths, SLOPES, *inputs, silu=True), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
 def test_chunks_that_do_not_fit_are_refused() -> None:
-    q, k, v, _ = _inputs((24,))
+    q, k, v, do = _inputs((24,))
     states = torch.zeros(5, 3, 4, 5, dtype=torch.float64)
     with pytest.raises(KernelArgumentError, match="5 chunks"):
         chunks_forward(q, k, v, SLOPES, torch.tensor([0, 24]), states)
     with pytest.raises(KernelArgumentError, match="edge of a chunk of 6"):
         chunks_forward(q, k, v, SLOPES, torch.tensor([0, 12, 24]), states[:4])
+    cu_seqlens, before = torch.tensor([0, 24]), states[:1]
+    _, saved = chunks_forward(q, k, v, SLOPES, cu_seqlens, before)
+    for grads, problem in (
+        ((q, k, v.mT.contiguous().mT), r"grads\[2\]: got strides"),
+        ((q, k.float(), v), r"grads\[1\]: got \[\[1, 24, 3, 4\], torch.float32"),
+        ((q, k, q), r"grads\[2\]: got \[\[1, 24, 3, 4\]"),
+    ):
+        with pytest.raises(KernelArgumentError, match=problem):
+            chunks_backward(q, k, v, do, SLOPES, cu_seqlens, before, lambda: before, saved, grads)
+
+
+THROUGH, ENTERS = [False, True, True, False, False, False], [False, True, True, True, False, True]
+
+
+def test_a_plan_says_which_states_are_read_and_where_they_go() -> None:
+    """One document runs through chunks 0 to 3, another through 4 and 5; nobody wants what enters 2."""
+    plan = ChunkPlan.of(7, THROUGH, ENTERS, [3, 1], [5, 4, 3, 2, 1, 0])
+    ahead = [(-1, 5, 0), (1, 4, 1), (-1, 3, 1), (0, -1, 0)]
+    back = [(-1, -1, 0), (-1, -1, 0), (0, 2, 0), (-1, 3, 1), (1, -1, 0)]
+    assert [[tuple(step) for step in way] for way in plan.steps] == [ahead, back]
+    assert (plan.chunk_tokens, plan.num_chunks, plan.num_wanted) == (7, 6, 2)
+    assert plan.steps_2L3.tolist() == [[*map(list, way), *[[-1, -1, 0]] * (7 - len(way))] for way in (ahead, back)]
+
+
+def test_a_state_is_the_decayed_sum_as_far_as_its_document_reaches() -> None:
+    states = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    plan = ChunkPlan.of(7, THROUGH, ENTERS, range(6), range(6))
+    decay = torch.exp(-SLOPES.double() * 7)[:, None, None]
+    s = states
+    ahead = [s[0] * 0, s[0], s[1] + decay * s[0], s[2] + decay * (s[1] + decay * s[0]), s[0] * 0, s[4]]
+    back = [s[1] + decay * (s[2] + decay * s[3]), s[2] + decay * s[3], s[3], s[0] * 0, s[5], s[0] * 0]
+    for reverse, want in enumerate((ahead, back)):
+        got = states_between(states, SLOPES, plan, reverse=bool(reverse))
+        torch.testing.assert_close(got, torch.stack(want), rtol=1e-14, atol=1e-14)
+
+
+def test_plans_and_states_that_do_not_fit_are_refused() -> None:
+    for change, problem in (
+        ({"enters_M": ENTERS[1:]}, "enters_M: got 5 flags"),
+        ({"place_M": [0, 1, 2, 3, 4, 4]}, "place_M"),
+        ({"wanted_N": [6]}, "wanted_N"),
+        ({"wanted_N": [1, 1]}, "wanted_N"),
+    ):
+        given = {"through_M": THROUGH, "enters_M": ENTERS, "wanted_N": [0], "place_M": range(6)}
+        with pytest.raises(KernelArgumentError, match=problem):
+            ChunkPlan.of(7, **{**given, **change})
+    plan = ChunkPlan.of(7, THROUGH, ENTERS, range(6), range(6))
+    with pytest.raises(KernelArgumentError, match="states_MHDE: got 5 states"):
+        states_between(torch.zeros(5, 3, 4, 5), SLOPES, plan)
+    with pytest.raises(KernelArgumentError, match="slopes_H"):
+        states_between(torch.zeros(6, 2, 4, 5), SLOPES, plan)

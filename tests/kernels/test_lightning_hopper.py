@@ -9,6 +9,7 @@ import torch
 
 from mmkernels import silu_lightning_attention
 from mmkernels.lightning.triton import choice
+from tests.kernels.chunk_cases import NAMES, TABLES, Row, chunk_inputs, whole_row
 from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
 pytestmark = [
@@ -116,3 +117,23 @@ def test_what_it_cannot_take_goes_to_the_other_scan(spied: list[bool]) -> None:
     got = lightning_attention(q, k, v, SLOPES.cuda())[0]
     want = lightning_attention(q.double(), k.double(), v.double(), SLOPES.cuda(), backend="chunked")[0]
     assert not any(spied) and (got - want).norm() < BOUND * want.norm()
+
+
+@pytest.mark.parametrize("table", [*TABLES.values(), [[6, 0, 3, 5, 1, 7, 2, 4]]], ids=str)
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("width", [64, 128])
+def test_chunks_with_states_of_their_own(width: int, silu: bool, table: list[list[int]], spied: list[bool]) -> None:
+    """Chunks of 45 and 90 tokens; documents of one token, of prime length, of whole chunks, ending at an edge."""
+    for lengths in ((1, 2, 61, 1, 0, 7, 66, 37, 7, 1, 97, 80), (3, 340, 17), (180, 90, 89, 1)):
+        inputs = chunk_inputs(360, SLOPES, (width, width), torch.bfloat16)
+        found = Row(lengths, table, SLOPES, "triton", "cuda").run(*inputs, silu=silu)
+        want = whole_row(lengths, SLOPES, *inputs, silu=silu)
+        results = ({n: x.double() for n, x in zip(NAMES, xs, strict=True)} for xs in (found, want))
+        assert_close(*results, 2 * BOUND)
+    assert spied and all(spied)
+
+
+def test_a_chunk_does_not_depend_on_who_has_it() -> None:
+    inputs = chunk_inputs(360, SLOPES, (128, 128), torch.bfloat16)
+    found = [Row((3, 340, 17), table, SLOPES, "triton", "cuda").run(*inputs) for table in TABLES.values()]
+    assert all(torch.equal(x, y) for other in found[1:] for x, y in zip(found[0], other, strict=True))

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmkernels import silu_lightning_attention
+from mmkernels import lightning_segment_states, silu_lightning_attention
 from mmkernels.lightning.triton import autograd, choice
 from mmkernels.lightning.triton.choice import Launch
+from tests.kernels.chunk_cases import NAMES, Row, chunk_inputs, whole_row
 from tests.kernels.gluon_simulator import Simulated
 from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, cut_rows, make_problem, run
 
@@ -110,3 +111,39 @@ def test_silu(
     assert_close(*results, BOUND)
     scans = simulated[Launch.SCAN].launches + simulated[Launch.SCAN_PACKED_SILU_GRAD].launches
     assert scans == 2 and simulated[Launch.DK_DV].launches == 1
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("width", [64, 128])
+def test_chunks_with_states_of_their_own(width: int, silu: bool, simulated: dict[Launch, Simulated]) -> None:
+    """A rank's chunks, far apart in the row, whose length is no multiple of 64; one lies inside a document."""
+    lengths, slopes = (1, 2, 75, 1, 131), torch.tensor([0.03])
+    inputs = chunk_inputs(210, slopes, (width, width), torch.bfloat16)
+    found = Row(lengths, [[2, 0], [1]], slopes, "triton").run(*inputs, silu=silu)
+    want = whole_row(lengths, slopes, *inputs, silu=silu)
+    assert_close(*({n: x.double() for n, x in zip(NAMES, xs, strict=True)} for xs in (found, want)), BOUND)
+    launches = [simulated[launch].launches for launch in (Launch.SCAN, Launch.SCAN_PACKED_SILU_GRAD, Launch.DK_DV)]
+    assert launches == ([2, 2, 2] if silu else [4, 0, 2]) and simulated[Launch.STATES].launches == 4
+
+
+@pytest.mark.parametrize("lengths", [(3, 170, 7), (3, 30, 7)], ids=str)
+def test_a_chunk_does_not_depend_on_who_has_it(lengths: tuple[int, ...], simulated: dict[Launch, Simulated]) -> None:
+    """Chunks of 90 tokens go to the kernels for Hopper, chunks of 20 do not, however many a rank has."""
+    slopes = torch.tensor([1e-6])
+    inputs = chunk_inputs(sum(lengths), slopes, (64, 64), torch.bfloat16)
+    found = [Row(lengths, table, slopes, "triton").run(*inputs) for table in ([[0, 1]], [[1], [0]])]
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+    assert (simulated[Launch.SCAN].launches > 0) == (sum(lengths) > 64)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_states_of_segments_of_a_packed_row(reverse: bool, simulated: dict[Launch, Simulated]) -> None:
+    """Documents that cross the segments' edges, and more of them than a program looks at at a time."""
+    k, v, _, _ = (x.bfloat16() for x in chunk_inputs(1300, SLOPES[:2], (64, 64)))
+    cu_seqlens = torch.tensor([*range(1100), 1250, 1250, 1300])
+    got, want = (
+        lightning_segment_states(*pair, SLOPES[:2], segments=4, cu_seqlens=cu_seqlens, reverse=reverse, backend=backend)
+        for backend, pair in (("triton", (k, v)), ("chunked", (k.double(), v.double())))
+    )
+    assert simulated[Launch.STATES].launches == 1
+    assert (got - want).norm(dim=(3, 4)).div(want.norm(dim=(3, 4))).max() < BOUND

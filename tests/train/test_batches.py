@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from mmdata.rows.assemble import Row
 from mmdata.rows.loader import PackedBatch
-from mmdata.rows.stream import Row
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.train.batches import BatchReader
 from mmtrain.train.curriculum import RunStep

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmtrain.config import BatchStep, DataConfig, LrSegment, PhaseConfig, SourceConfig
 from mmtrain.config.schema import Count
+from mmtrain.errors import ConfigError
 from mmtrain.train.curriculum import RunPlan
-from mmtrain.train.epochs import SourceUse, epoch_lines, epoch_warnings, held_out_warning, shared_out, tokens_by_phase
+from mmtrain.train.epochs import (
+    SourceUse,
+    check_epochs,
+    epoch_lines,
+    epoch_warnings,
+    held_out_warning,
+    readings,
+    shared_out,
+    tokens_by_phase,
+)
 from mmtrain.train.inputs import RunInputs
 from tests.train.test_inputs import megatron, prepared
 
@@ -21,8 +32,8 @@ def phase(name: str, tokens: int, sources: list[SourceConfig] | None = None) -> 
     return PhaseConfig(name, Count(16), 1e4, Count(tokens), batch, lr, sources)
 
 
-def use(phase: int, corpus: str, consumed: float, tokens: int = 1000) -> SourceUse:
-    return SourceUse(phase, "data.path", f"path/{corpus}", corpus, consumed, tokens)
+def use(phase: int, corpus: str, consumed: float, tokens: int = 1000, **more) -> SourceUse:
+    return SourceUse(phase, "data.path", f"path/{corpus}", corpus, consumed, tokens, **more)
 
 
 def test_tokens_of_each_phase_are_those_of_its_steps() -> None:
@@ -42,9 +53,40 @@ def test_a_corpus_of_several_phases_adds_up() -> None:
         "corpus path/a: 4.5 epochs, 4,500 of its 1,000 training tokens (first 2.5, second 2)",
         "corpus path/b: 0.4 epochs, 400 of its 1,000 training tokens",
     ]
-    assert len(epoch_warnings(uses, 4.0)) == 1 and "data.path=path/a is read 4.5 times" in epoch_warnings(uses, 4.0)[0]
-    assert not epoch_warnings(uses, 4.5) and not epoch_warnings(uses, None)
+    names = ["first", "second"]
+    (line,) = epoch_warnings([replace(one, limit=4.0) for one in uses], names)
+    assert "data.path=path/a is read 4.5 times over, more than data.max_epochs=4, in second: " in line
+    assert not epoch_warnings([replace(one, limit=4.5) for one in uses], names) and not epoch_warnings(uses, names)
     assert "614 epochs, 982,400 of" in epoch_lines([use(0, "a", 982_400, 1600)], ["p"])[0]
+
+
+def test_documents_of_a_bucket_count_for_themselves() -> None:
+    """Every document's own epochs, by hand: phase 0 reads all, phase 1 by buckets, phase 2 by other buckets."""
+    uses = [
+        use(0, "a", 500, 1000),
+        use(1, "a", 300, 600, below=64), use(1, "a", 800, 400, from_tokens=64),
+        use(2, "a", 100, 100, from_tokens=256), use(2, "a", 0, 900, below=256),
+    ]  # fmt: skip
+    assert [(one.lengths, one.epochs) for one in readings(uses)] == [
+        ("documents below 64 tokens", 1.0),
+        ("documents of 64 to 255 tokens", 2.5),
+        ("documents of 256 tokens or more", 3.5),
+    ]
+    assert epoch_lines(uses, ["x", "y", "z"])[1] == (
+        "corpus path/a, documents of 64 to 255 tokens: 2.5 epochs (x 0.5, y 2)"
+    )
+    twice = [use(0, "a", 500, 1000), use(0, "a", 300, 600, below=64)]  # in a transition of one phase
+    assert epoch_lines(twice, ["x"])[0] == "corpus path/a, documents below 64 tokens: 1 epochs (x 1)"
+    limited = [replace(one, limit=3.0, limit_option="data.sources[0].max_epochs") for one in uses]
+    (line,) = epoch_warnings(limited, ["x", "y", "z"])
+    assert "3.5 times over (documents of 256 tokens or more), more than data.sources[0].max_epochs=3, in z" in line
+    both = [*limited, use(0, "b", 5000, 1000, limit=4.0)]
+    with pytest.raises(ConfigError) as refused:
+        check_epochs(both)
+    told = str(refused.value)
+    assert told.startswith("data.path=path/a: is read 3.5 times over") and "\n" not in told
+    assert "data.path=path/b is read 5 times over, more than data.max_epochs=4" in told and "strict_epochs" in told
+    check_epochs([replace(one, limit=3.5) for one in uses])
 
 
 def test_epochs_of_a_run_follow_from_weights_and_phases(prepared: Path, megatron: Path) -> None:

@@ -56,6 +56,20 @@ def test_what_was_trained_stays_under_any_name(saved: Path, option: str) -> None
         assert line.startswith(f"{name}={value}: {saved} was trained with ") and "run.init_from" in line
 
 
+def test_a_phase_whose_shares_change_keeps_its_length_and_its_long_sources(tmp_path: Path) -> None:
+    changing = ["stage.phases.0.long_share=0.1", "data.long_sources=[{path: qa}]"]
+    path, options = tmp_path / "a/checkpoints/step-00000005", made(tmp_path, "run.name=a", *changing)
+    saved = checkpoint(path, options, 5, **CONSUMED)
+    line = refusal(saved, *changing, "stage.phases.0.tokens=2M", CHANGE)
+    assert line.startswith(f"stage.phases[0].tokens=2000000: {saved} was trained with 983040;")
+    assert refusal(saved, changing[0], CHANGE).startswith("data.long_sources")
+    assert refusal(saved, *changing, "stage.phases.0.buckets=[{name: a, share: 1}]", CHANGE).startswith(
+        "stage.phases[0].buckets"
+    )
+    moved = "data.long_sources=[{path: elsewhere, max_epochs: 2}]"
+    assert start(tmp_path, "run.name=a", "run.resume=auto", changing[0], moved).resume == saved
+
+
 def test_the_checkpoint_s_own_options_count_not_the_folder_s(tmp_path: Path, saved: Path) -> None:
     RunFolder(made(tmp_path, "run.name=r", "stage.phases.0.lr.1.end=1e-5")).claim(Start())
     assert start(tmp_path, "run.name=r", f"run.resume={saved}").resume == saved

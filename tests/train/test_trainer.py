@@ -38,7 +38,7 @@ class Loop(Trainer):
         self.config, self.plan = options, RunPlan(scaled_phases(options.stage), 1, 1)
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
         self.model = SimpleNamespace(weights_are_finite=lambda: self.finite)
-        self.finite, self.held_out, self.optimizer = True, 1.0, None
+        self.finite, self.held_out, self.optimizer, self.needles = True, 1.0, None, None
         self.batches = SimpleNamespace(read=lambda step: [])
         self.done: list[tuple[Any, ...]] = []
 
@@ -109,6 +109,27 @@ def test_the_last_weights_are_validated_saved_and_only_then_confirmed(
     unsaved = loop(tmp_path, "run.max_steps=1", "checkpoint.save_final=false", "data.valid_rows=0")
     unsaved.steps([GOOD], monkeypatch)
     assert unsaved.done == [("validate", 1)]
+
+
+def test_needles_follow_each_step_with_what_is_left_of_its_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(model: object, phase: Any, progress: Progress, left: int, seconds: float, report: object) -> None:
+        run.done.append((phase.name, progress.step, left))
+
+    run = loop(tmp_path, "run.max_steps=7")
+    run.needles = SimpleNamespace(after_step=look)
+    run.steps([replace(GOOD, tokens=32)] * 7, monkeypatch)
+    told = [what for what in run.done if what[0] in ("a", "b")]
+    assert told == [("a", 1, 3), ("a", 2, 2), ("a", 3, 1), ("a", 4, 0), ("b", 5, 2), ("b", 6, 1), ("b", 7, 0)]
+    needles, saved = run.done.index(("b", 7, 0)), run.done.index(("save", 7, 1e6, True))
+    assert needles < saved  # a run that dies in them does them again
+    run = loop(tmp_path)
+    run.needles = SimpleNamespace(after_step=look)
+    with pytest.raises(RunStopped):
+        run.steps([replace(STOPS, tokens=32)], monkeypatch)
+    assert "save" in [what[0] for what in run.done]
+    assert "a" not in [what[0] for what in run.done]  # who asks for a stop does not wait
 
 
 @pytest.mark.parametrize("overrides", [["checkpoint.interval=1"], ["run.max_steps=1"]])

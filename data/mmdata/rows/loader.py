@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmdata.errors import DataError
-from mmdata.rows.stream import Row
+from mmdata.rows.assemble import Row
 
 _ORPHAN_SECONDS = 120
 

@@ -8,8 +8,9 @@ import numpy as np
 
 from mmdata.errors import DataError
 from mmdata.hashing import salt_of
+from mmdata.rows.assemble import Row
 from mmdata.rows.cache import cached
-from mmdata.rows.stream import Row, RowStream
+from mmdata.rows.stream import RowStream
 
 _BITS = 32
 _CIRCLE = 1 << _BITS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,18 +17,11 @@ from mmdata.corpus.documents import Documents
 from mmdata.hashing import permuted, salt_of, shuffled
 from mmdata.rows.cache import cached
 from mmdata.rows.orders import Orders
+from mmdata.rows.pieces import Pieces, TokenRanges
 
 WINDOW_DOCUMENTS = 16_384  # documents that best_fit packs together, at least
 WINDOWS_KEPT = 16  # windows whose numbers of rows are kept on disk together
 WINDOW_ROWS = 256  # and rows' worth of tokens, at least: few half-empty rows are left at a window's end
-
-
-class Pieces(NamedTuple):
-    """Pieces of documents, in order: int64[n] each. A piece is tokens start to start + length of its document."""
-
-    documents: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
 
 
 class Plan(Protocol):
@@ -69,21 +62,13 @@ class ConcatPlan:
     pads = False
 
     def __init__(self, documents: Documents, row: int, seed: int, cache: ArrayCache | None = None) -> None:
-        self._documents, self._row, self._seed = documents, row, seed
-        self._total = documents.num_tokens
-        self._orders = Orders(documents, seed, cache)
+        self._row, self._seed, self._total = row, seed, documents.num_tokens
+        self._ranges = TokenRanges(documents, seed, cache)
 
     def pieces(self, i: int) -> Pieces:
         """Pieces of row i, for any i >= 0."""
         place = self._place(i)
-        position, stop = place * self._row, (place + 1) * self._row
-        parts = []
-        while position < stop:
-            epoch, offset = divmod(position, self._total)
-            end = min(stop - epoch * self._total, self._total)
-            parts.append(self._range(epoch, offset, end))
-            position += end - offset
-        return parts[0] if len(parts) == 1 else Pieces(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return self._ranges.pieces(place * self._row, (place + 1) * self._row)
 
     def rows_per_epoch(self, epoch: int) -> int:
         """Rows that end within an epoch (one more in some epochs than in others, as the tail is carried on)."""
@@ -98,17 +83,6 @@ class ConcatPlan:
         epoch = ((i + 1) * self._row - 1) // self._total
         first = epoch * self._total // self._row
         return first + permuted(i - first, self.rows_per_epoch(epoch), salt_of(self._seed, epoch, 1))
-
-    def _range(self, epoch: int, start: int, stop: int) -> Pieces:
-        """Pieces that hold tokens `start` to `stop` of an epoch."""
-        places, bounds = self._orders.places(epoch), self._orders.bounds(epoch)
-        first = int(np.searchsorted(bounds, start, side="right")) - 1
-        last = int(np.searchsorted(bounds, stop, side="left"))
-        cuts = bounds[first : last + 1].copy()
-        starts = np.zeros(last - first, dtype=np.int64)
-        starts[0] = start - cuts[0]
-        cuts[0], cuts[-1] = start, stop
-        return Pieces(self._documents.id_of(places[first:last]), starts, np.diff(cuts))
 
 
 class BestFitPlan:

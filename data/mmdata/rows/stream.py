@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,30 +10,10 @@ from mmdata.corpus.array_cache import ArrayCache
 from mmdata.corpus.documents import Documents, choose
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
-from mmdata.rows.packing import BestFitPlan, ConcatPlan, Pieces, Plan
+from mmdata.rows.assemble import Row, assemble
+from mmdata.rows.packing import BestFitPlan, ConcatPlan, Plan
 
 PACKINGS: dict[str, type[ConcatPlan] | type[BestFitPlan]] = {"concat": ConcatPlan, "best_fit": BestFitPlan}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One packed row of s tokens.
-
-    Attributes:
-        tokens: int32[s].
-        labels: int32[s], the next token of the same document, even where that is in a later row.
-        loss_mask: bool[s], False at each document's last token and in padding (where labels are EOD).
-        position_ids: int32[s], from 0 in each piece of a document, and in the padding.
-        cu_seqlens: int32[n + 1], where each piece begins, then s. Padding is a piece of its own, the last.
-        real_tokens: tokens before the padding, at least 1; None if rows of this packing never have any.
-    """
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    loss_mask: np.ndarray
-    position_ids: np.ndarray
-    cu_seqlens: np.ndarray
-    real_tokens: int | None = None
 
 
 class RowStream:
@@ -95,7 +74,11 @@ class RowStream:
         """
         if i < 0:
             raise IndexError(f"row {i}: rows are numbered from 0")
-        return self._assemble(self._plan.pieces(i))
+        pieces = self._plan.pieces(i)
+        return assemble(
+            [(self.corpus, slice(None))], pieces, seq_len=self.seq_len, eod_id=self.eod_id,
+            vocab_size=self.vocab_size, pads=self._plan.pads,
+        )  # fmt: skip
 
     def rows_per_epoch(self, epoch: int = 0) -> int:
         """Number of rows that end within an epoch; epoch 0 is the rows from 0 up to this number."""
@@ -111,46 +94,6 @@ class RowStream:
             self.corpus, self.seq_len, self.seed, self.packing, self.eod_id, self._documents, self.vocab_size,
             self._cache,
         )  # fmt: skip
-
-    def _assemble(self, pieces: Pieces) -> Row:
-        s, data = self.seq_len, self.corpus.data
-        stops = pieces.starts + pieces.lengths
-        closed = stops == self.corpus.doc_lengths[pieces.documents]  # pieces that end their document
-        edges = np.zeros(len(stops) + 1, dtype=np.int64)
-        np.cumsum(pieces.lengths, out=edges[1:])
-        real = int(edges[-1])
-        sources = self.corpus.doc_offsets[pieces.documents] + pieces.starts
-        steps = np.arange(real)
-        index = steps + np.repeat(sources - edges[:-1], pieces.lengths)
-        stored = data[index]
-        self._check(stored, index)  # before narrowing to int32, which could hide an id out of range
-        tokens = np.full(s, self.eod_id, dtype=np.int32)
-        tokens[:real] = stored
-        labels = np.full(s, self.eod_id, dtype=np.int32)
-        labels[: real - 1] = tokens[1:real]
-        last = edges[1:] - 1
-        labels[last[closed]] = self.eod_id
-        if not closed[-1]:  # only a row's last piece can go on, in a later row
-            following = index[-1:] + 1
-            self._check(data[following], following)
-            labels[real - 1] = data[following[0]]
-        mask = np.ones(s, dtype=np.bool_)
-        mask[last[closed]] = False
-        mask[real:] = False
-        positions = np.empty(s, dtype=np.int32)
-        positions[:real] = steps - np.repeat(edges[:-1], pieces.lengths)
-        if real < s:
-            positions[real:] = np.arange(s - real)
-            edges = np.append(edges, s)
-        return Row(tokens, labels, mask, positions, edges.astype(np.int32), real if self._plan.pads else None)
-
-    def _check(self, values: np.ndarray, index: np.ndarray) -> None:
-        """Raise the DataError for the first of `values` (from `index` of the corpus) that is out of range."""
-        if self.vocab_size is None:
-            return
-        if values.max() >= self.vocab_size or values.min() < 0:
-            bad = int(np.flatnonzero((values >= self.vocab_size) | (values < 0))[0])
-            self.corpus.refuse_token(int(index[bad]), self.vocab_size)
 
 
 def _rebuild(

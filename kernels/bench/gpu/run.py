@@ -28,6 +28,7 @@ from bench.gpu import (  # noqa: E402
     errors,
     layer,
     lightning,
+    lightning_chunks,
     machine,
     million,
     moe,
@@ -46,6 +47,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "few_heads": lightning.few_heads,
     "varlen": lightning.varlen,
     "short": lightning.short_rows,
+    "chunks": lightning_chunks.chunks,
     "million": million.million,
     "layer": layer.layer,
     "softmax": softmax.softmax,
@@ -57,7 +59,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "norms": norms.norms,
     "loss": cross_entropy.cross_entropy,
 }
-TUNED = GROUPS.keys() - {"decode", "moe", "swiglu", "norms", "softmax", "loss"}
+TUNED = GROUPS.keys() - {"chunks", "decode", "moe", "swiglu", "norms", "softmax", "loss"}
 """Groups in which FLA's chunked kernels run."""
 QUICK_LIMIT = 32768
 

@@ -94,6 +94,45 @@ def check_chunks(
         raise KernelArgumentError("cu_seqlens", got, "a document's part that begins with every chunk")
 
 
+def check_chunk_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor],
+    do_1THE: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    raw: tuple[Tensor, Tensor, Tensor] | None,
+) -> None:
+    """Refuse tensors of ``chunks_backward`` whose shape, dtype or device is not that of q, k and v.
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    pairs = [("do_1THE", do_1THE, inputs[2])]
+    pairs += [(f"grads[{i}]", x, inputs[i]) for i, x in enumerate(grads)]
+    pairs += [(f"raw[{i}]", x, inputs[i]) for i, x in enumerate(raw or ())]
+    for name, x, like in pairs:
+        if (x.shape, x.dtype, x.device) != (like.shape, like.dtype, like.device):
+            got, want = ([list(y.shape), y.dtype, str(y.device)] for y in (x, like))
+            raise KernelArgumentError(name, got, f"shape, dtype and device {want}")
+    for i, x in enumerate(grads):
+        if x.numel() and x.stride(3) != 1:
+            raise KernelArgumentError(f"grads[{i}]", f"strides {x.stride()}", "a last stride of 1")
+
+
+def check_states(states_MHDE: Tensor, slopes_H: Tensor, chunks: int, steps: Tensor) -> None:
+    """Refuse states that are not those of the plan's chunks (shapes, dtypes and devices only).
+
+    Raises:
+        KernelArgumentError: names the argument, what it was, and what is allowed.
+    """
+    _check_tensor("states_MHDE", states_MHDE, 4, "[M, H, D, E]")
+    if states_MHDE.shape[0] != chunks:
+        raise KernelArgumentError("states_MHDE", f"{states_MHDE.shape[0]} states", f"those of {chunks} chunks")
+    if states_MHDE.dtype not in (torch.float32, torch.float64):
+        raise KernelArgumentError("states_MHDE", f"dtype {states_MHDE.dtype}", "float32 or float64")
+    if steps.device != states_MHDE.device:
+        raise KernelArgumentError("plan", f"device {steps.device}", f"the device of the states, {states_MHDE.device}")
+    _check_slopes(slopes_H, states_MHDE.transpose(1, 2), values=False)
+
+
 def check_decode(q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor) -> None:
     """Refuse arguments of ``lightning_decode_step`` that do not fit together (shapes, dtypes and devices only).
 

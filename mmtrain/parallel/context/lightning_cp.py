@@ -71,10 +71,7 @@ class _Gathered:
             return self._states_MHKK.new_zeros(len(shard.chunks), *self._states_MHKK.shape[1:])
         self._work.wait()
         states_MHKK, self._states_MHKK = self._states_MHKK, self._states_MHKK[:0]
-        return states_between(
-            states_MHKK, self._slopes_H, shard.chunk_tokens, shard.through_M, shard.head_M > 0, shard.chunks,
-            shard.place_M, reverse=reverse,
-        )  # fmt: skip
+        return states_between(states_MHKK, self._slopes_H, self._packing.chunk_plan, reverse=reverse)
 
 
 class _ContextLightning(torch.autograd.Function):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmkernels.lightning import ChunkPlan
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.context.ownership import TABLES, Table, causal_work, imbalance
 
@@ -121,12 +122,14 @@ class ContextPacking(Packing):
         shard: how it was cut.
         index_S: int64 [S], places of this rank's tokens in the row, on the device.
         place_M: int64 [M], `RowShard.place_M` on the device.
+        chunk_plan: how states go from chunk to chunk, for all lightning layers.
     """
 
     whole: Packing | None = None
     shard: RowShard | None = None
     index_S: Tensor | None = None
     place_M: Tensor | None = None
+    chunk_plan: ChunkPlan | None = None
 
     @property
     def real_lengths(self) -> tuple[int, ...]:
@@ -161,7 +164,11 @@ class ContextPacking(Packing):
             shard,
             index_S,
             _to(torch.from_numpy(shard.place_M), device),
-        )
+            ChunkPlan.of(
+                shard.chunk_tokens, shard.through_M.tolist(), (shard.head_M > 0).tolist(), shard.chunks,
+                shard.place_M.tolist(), device,
+            ),
+        )  # fmt: skip
 
 
 def _to(x: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from mmtrain.config import ParallelConfig
+from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.fsdp import set_micro_batch
@@ -45,6 +46,9 @@ class Schedule(Protocol):
     def forward(self, batch: ModelInputs) -> Tensor | None:
         """Summed loss of one micro-batch; None on ranks that do not learn it."""
 
+    def score(self, batch: ModelInputs) -> LabelScore | None:
+        """Score of one micro-batch's labels; None on ranks that do not learn it."""
+
 
 class SingleStage:
     """All layers on this rank: micro-batches one after another, each forward and backward."""
@@ -66,6 +70,10 @@ class SingleStage:
     def forward(self, batch: ModelInputs) -> Tensor:
         """Summed loss of one micro-batch."""
         return self.model(*batch).ce_sum
+
+    def score(self, batch: ModelInputs) -> LabelScore:
+        """Score of one micro-batch's labels."""
+        return self.model(*batch, score=True)
 
 
 def detached(out: LossOutput | StageOutput) -> LossOutput | StageOutput:

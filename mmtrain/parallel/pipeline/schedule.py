@@ -17,6 +17,7 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B, 
 
 from mmtrain.config import ParallelConfig
 from mmtrain.config.checks import require
+from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
@@ -80,18 +81,28 @@ class Pipeline:
 
     def forward(self, batch: ModelInputs) -> Tensor | None:
         """Summed loss of one micro-batch, where the last stage is; None elsewhere. Collective over the pipeline."""
+        out = self._forward(batch, score=False)
+        return out.ce_sum if isinstance(out, LossOutput) else None
+
+    def score(self, batch: ModelInputs) -> LabelScore | None:
+        """Score of one micro-batch's labels, where the last stage is; None elsewhere. Collective over the pipeline."""
+        out = self._forward(batch, score=True)
+        return out if isinstance(out, LabelScore) else None
+
+    def _forward(self, batch: ModelInputs, *, score: bool) -> LossOutput | StageOutput | LabelScore | None:
+        """Output of this rank's last stage for one micro-batch."""
         ranks, rank = self.group.size(), self.group.rank()
         peer = [dist.get_global_rank(self.group, (rank + step) % ranks) for step in (-1, 1)]
-        out: LossOutput | StageOutput | None = None
+        out: LossOutput | StageOutput | LabelScore | None = None
         for number, stage in self.stages.items():
             inputs = batch.tokens_T
             if number > 0:
                 inputs = self._hidden(batch.tokens_T.shape[0], self.context.device)
                 dist.recv(inputs, src=peer[0], group=self.group)
-            out = stage.model(*batch._replace(tokens_T=inputs))
+            out = stage.model(*batch._replace(tokens_T=inputs), score=score)
             if number < self.count - 1:
                 dist.send(out.h_TD.contiguous(), dst=peer[1], group=self.group)
-        return out.ce_sum if isinstance(out, LossOutput) else None
+        return out
 
     def _schedule(self, micro_batches: int, tokens: int) -> Schedule1F1B | ScheduleInterleaved1F1B:
         """A schedule for so many micro-batches of so many tokens; it has the buffers for them."""

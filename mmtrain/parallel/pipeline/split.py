@@ -68,7 +68,7 @@ def split_stages(model: HybridLM, rank: int, ranks: int, chunks: int, seq_len: i
 def _clone(model: HybridLM) -> HybridLM:
     """Another model of the same modules, which can be pruned on its own."""
     clone = meta_model(model.config)
-    clone.token_loss = model.token_loss
+    clone.token_loss, clone.label_score = model.token_loss, model.label_score
     for name, module in model.named_children():
         if name != "layers":
             setattr(clone, name, module)

@@ -25,6 +25,7 @@ from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_place
 from mmtrain.parallel.dtensor_params import shard_parameter
 from mmtrain.parallel.tensor.vocab_parallel import VocabParallelLookup, vocab_parallel_cross_entropy
+from mmtrain.parallel.tensor.vocab_score import VocabParallelScore
 
 PLACEMENTS = {
     Placement.ROWS: (Shard(0),),
@@ -74,6 +75,7 @@ def apply_tensor_parallel(model: HybridLM, mesh: DeviceMesh) -> None:
     first = _first_row(model.config.vocab_size, mesh)
     model.embed_tokens.lookup = VocabParallelLookup(first, group)
     model.token_loss = partial(_loss, first=first, group=group)
+    model.label_score = VocabParallelScore(first, group)
 
 
 def _loss(

@@ -4,7 +4,7 @@ A document of n tokens takes ceil(n / BT) chunks of BT positions. Its last chunk
 one begins ``pad`` positions before the document, and those positions are never read or written. So a scan over padded
 chunks is a scan over whole chunks of one document after the other, whatever their lengths.
 
-Shape letters: T tokens, BT positions of a chunk, N chunks (at most), two directions of a scan.
+Shape letters: T tokens, BT positions of a chunk, N chunks (at most), S segments, two directions of a scan.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ class PaddedChunks:
             document's.
         starts_2N: int64 [2, N], for each chunk ``start << 32 | document_begin``: the position of the scan at which it
             starts (below 0 where a row begins with padding), and the index of the first chunk of its document.
+        segment_firsts_S1: int32 [S+1], the first chunk of each of S equal segments of the row, in token order, then the
+            number of chunks; where a document begins with every segment, and was asked for.
     """
 
     ends_2N: Tensor
     starts_2N: Tensor
+    segment_firsts_S1: Tensor | None = None
 
 
 @triton.jit
@@ -78,9 +81,23 @@ def count_padded_chunks(chunk_ends, segments):
 
 
 @triton.jit
+def segment_range(chunk_ends, segment_firsts, segment, REVERSE: tl.constexpr):
+    """Half-open range of the padded chunks of a segment, numbered in token order, in scan order; and their number in
+    the row. Offsets that lie leave ``segment_firsts`` unwritten: it must not lead out of the row either.
+    """
+    num_chunks = tl.load(chunk_ends).to(tl.int32)
+    lo = tl.minimum(tl.maximum(tl.load(segment_firsts + segment), 0), num_chunks)
+    hi = tl.minimum(tl.maximum(tl.load(segment_firsts + segment + 1), lo), num_chunks)
+    if REVERSE:
+        return num_chunks - hi, num_chunks - lo, num_chunks
+    else:
+        return lo, hi, num_chunks
+
+
+@triton.jit
 def padded_chunks_kernel(
-    cu_seqlens, chunk_ends, chunk_starts, T, documents, capacity,
-    BT: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_DOCUMENTS: tl.constexpr,
+    cu_seqlens, chunk_ends, chunk_starts, segment_firsts, T, documents, capacity, segments,
+    BT: tl.constexpr, BLOCK_CHUNKS: tl.constexpr, BLOCK_DOCUMENTS: tl.constexpr, CUT_SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """Write `PaddedChunks`, BLOCK_CHUNKS chunks a program in both directions; each counts all documents' chunks."""
     chunk = tl.program_id(0) * BLOCK_CHUNKS + tl.arange(0, BLOCK_CHUNKS)
@@ -100,12 +117,17 @@ def padded_chunks_kernel(
     if tl.program_id(0) == 0:
         tl.store(chunk_ends, num_chunks.to(tl.int64))
         tl.store(chunk_ends + capacity + 1, num_chunks.to(tl.int64))
+        if CUT_SEGMENTS:
+            tl.store(segment_firsts + segments, num_chunks)
     lo, hi = document_bounds(cu_seqlens, document, documents, T)
     document_chunks = (hi - lo + BT - 1) // BT
     document_pad = document_chunks * BT - (hi - lo)
     nth = chunk - begin
     pad = tl.where(nth == 0, document_pad, 0).to(tl.int64)
     ok = (chunk < num_chunks) & (document < documents)
+    if CUT_SEGMENTS:  # a segment begins with the document that begins where it does
+        length = T // segments
+        tl.store(segment_firsts + lo // length, chunk, mask=ok & (nth == 0) & (lo % length == 0))
     tl.store(chunk_ends + 1 + chunk, ((begin + document_chunks).to(tl.int64) << 6) | pad, mask=ok)
     tl.store(chunk_starts + chunk, ((lo - document_pad + nth * BT).to(tl.int64) << 32) | begin.to(tl.int64), mask=ok)
     mirrored = num_chunks - begin - document_chunks
@@ -115,20 +137,22 @@ def padded_chunks_kernel(
     tl.store(chunk_starts, ((T - hi - document_pad + nth * BT).to(tl.int64) << 32) | mirrored.to(tl.int64), mask=ok)
 
 
-def pad_documents(cu_seqlens: Tensor, tokens: int, chunk: int) -> PaddedChunks:
+def pad_documents(cu_seqlens: Tensor, tokens: int, chunk: int, segments: int = 0) -> PaddedChunks:
     """Padded chunks of a packed row, by one small kernel, without a host wait.
 
     Args:
         cu_seqlens: int32 or int64 offsets of the documents, on a CUDA device.
         tokens: length T of the row, at least 1.
         chunk: positions BT of a chunk, at most 64.
+        segments: S, a divisor of the tokens, to find where each of S equal segments begins.
     """
     documents = cu_seqlens.shape[0] - 1
     capacity = tokens // chunk + documents
     ends_2N = torch.empty(2, capacity + 1, dtype=torch.int64, device=cu_seqlens.device)
     starts_2N = torch.empty(2, capacity, dtype=torch.int64, device=cu_seqlens.device)
+    firsts_S1 = torch.empty(segments + 1, dtype=torch.int32, device=cu_seqlens.device) if segments else None
     padded_chunks_kernel[(-(-capacity // CHUNKS_PER_PROGRAM),)](
-        cu_seqlens.contiguous(), ends_2N, starts_2N, tokens, documents, capacity,
-        BT=chunk, BLOCK_CHUNKS=CHUNKS_PER_PROGRAM, BLOCK_DOCUMENTS=DOCUMENTS_PER_STEP,
+        cu_seqlens.contiguous(), ends_2N, starts_2N, firsts_S1, tokens, documents, capacity, segments,
+        BT=chunk, BLOCK_CHUNKS=CHUNKS_PER_PROGRAM, BLOCK_DOCUMENTS=DOCUMENTS_PER_STEP, CUT_SEGMENTS=segments > 0,
     )  # fmt: skip
-    return PaddedChunks(ends_2N, starts_2N)
+    return PaddedChunks(ends_2N, starts_2N, firsts_S1)

@@ -18,6 +18,7 @@ from mmkernels.lightning.device.padded_chunks import (
     document_bounds,
     document_end_of,
     pad_of,
+    segment_range,
     start_of,
 )
 from mmkernels.lightning.device.tile import (
@@ -36,8 +37,9 @@ from mmkernels.lightning.device.tile import (
 
 @triton.jit
 def unit_of_work(
-    unit, cu_seqlens, chunk_starts, chunk_ends, segments, chunks_per_segment, T,
+    unit, cu_seqlens, chunk_starts, chunk_ends, segment_firsts, segments, chunks_per_segment, T,
     BT: tl.constexpr, REVERSE: tl.constexpr, PADDED_CHUNKS: tl.constexpr, IS_VARLEN: tl.constexpr,
+    STATE_PER_SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Batch row of a unit, its half-open range of chunks, position at which the first one starts, padding of that one,
     and whether the unit ends its row (or is a document).
@@ -50,9 +52,12 @@ def unit_of_work(
         pad = chunks * BT - (end - begin)
         return batch * 0, unit * 0, chunks, first - pad, pad, unit >= 0
     elif PADDED_CHUNKS:
-        num_chunks, chunks_per_segment = count_padded_chunks(chunk_ends, segments)
-        lo = segment * chunks_per_segment
-        hi = tl.minimum(lo + chunks_per_segment, num_chunks)
+        if STATE_PER_SEGMENT:
+            lo, hi, num_chunks = segment_range(chunk_ends, segment_firsts, segment, REVERSE)
+        else:
+            num_chunks, chunks_per_segment = count_padded_chunks(chunk_ends, segments)
+            lo = segment * chunks_per_segment
+            hi = tl.minimum(lo + chunks_per_segment, num_chunks)
         at = tl.maximum(tl.minimum(lo, num_chunks - 1), 0)
         start, pad = start_of(tl.load(chunk_starts + at)), pad_of(tl.load(chunk_ends + 1 + at))
         return batch, lo, hi, start, pad, (lo < hi) & (hi == num_chunks)
@@ -62,6 +67,12 @@ def unit_of_work(
         lo = segment * chunks_per_segment
         hi = tl.minimum(lo + chunks_per_segment, chunks)
         return batch, lo, hi, lo * BT - pad, tl.where(segment == 0, pad, 0), hi == chunks
+
+
+@triton.jit
+def load_state(h0, state_index, head, H, kv, kv_ok, SIZE: tl.constexpr):
+    """State ``state_index`` of a head; ``kv`` are places in a state of SIZE numbers."""
+    return tl.load(h0 + (tl.cast(state_index, tl.int64) * H + head) * SIZE + kv, mask=kv_ok, other=0.0)
 
 
 @triton.jit
@@ -84,9 +95,8 @@ def add_entering_state(
     if USE_INITIAL_STATE:
         reaches = (lo == 0) | (first < 0) if PADDED_CHUNKS else lo >= 0
         if reaches:
-            at = (tl.cast(state_index, tl.int64) * H + head) * SIZE
             weight = tl.exp2(-slope * LOG2E * tl.maximum(lo * BT - pad, 0))
-            state += weight * tl.load(h0 + at + kv, mask=kv_ok, other=0.0)
+            state += weight * load_state(h0, state_index, head, H, kv, kv_ok, SIZE)
     if USE_SEGMENT_STATES:
         segment = lo // tl.maximum(chunks_per_segment, 1)
         for back in range(0, segment):
@@ -128,18 +138,19 @@ def chunk_step(
 @triton.jit
 def scan_unit(
     a_operand, b_operand, c_operand, out_operand, raw_operand, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
-    h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment, part, head, unit,
-    stores_final_state, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    segment_firsts, h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
+    part, head, unit, stores_final_state,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     REVERSE: tl.constexpr, MASKED: tl.constexpr, PADDED_CHUNKS: tl.constexpr, IS_VARLEN: tl.constexpr,
-    USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr, STORE_FINAL_STATE: tl.constexpr,
-    SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
+    STATE_PER_SEGMENT: tl.constexpr, USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr,
+    STORE_FINAL_STATE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """``out = scan(a, b, c)`` over one unit of work, for BV columns of the state, which stays in registers."""
     batch, lo, hi, start, pad, is_last = unit_of_work(
-        unit, cu_seqlens, chunk_starts, chunk_ends, segments, chunks_per_segment, T, BT, REVERSE, PADDED_CHUNKS,
-        IS_VARLEN,
+        unit, cu_seqlens, chunk_starts, chunk_ends, segment_firsts, segments, chunks_per_segment, T, BT, REVERSE,
+        PADDED_CHUNKS, IS_VARLEN, STATE_PER_SEGMENT,
     )  # fmt: skip
-    state_index = unit if IS_VARLEN else batch
+    state_index = unit if IS_VARLEN or STATE_PER_SEGMENT else batch
     a, a_step = scan_pointer(a_operand, batch, head, T, start, REVERSE)
     b, b_step = scan_pointer(b_operand, batch, head, T, start, REVERSE)
     c, c_step = scan_pointer(c_operand, batch, head, T, start, REVERSE)
@@ -149,11 +160,14 @@ def scan_unit(
     i, k, v = tl.arange(0, BT), tl.arange(0, BK), part * BV + tl.arange(0, BV)
     k_ok, v_ok = k < K, v < V
     kv, kv_ok = k[:, None] * state_stride_k + v[None, :] * state_stride_v, k_ok[:, None] & v_ok[None, :]
-    state = add_entering_state(
-        tl.zeros([BK, BV], tl.float32), h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo, head, H,
-        segments, chunks_per_segment, slope, T, kv, kv_ok, USE_INITIAL_STATE, USE_SEGMENT_STATES, PADDED_CHUNKS,
-        K * V, BT,
-    )  # fmt: skip
+    state = tl.zeros([BK, BV], tl.float32)
+    if STATE_PER_SEGMENT:
+        state += load_state(h0, state_index, head, H, kv, kv_ok, K * V)
+    else:
+        state = add_entering_state(
+            state, h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo, head, H, segments,
+            chunks_per_segment, slope, T, kv, kv_ok, USE_INITIAL_STATE, USE_SEGMENT_STATES, PADDED_CHUNKS, K * V, BT,
+        )  # fmt: skip
     # A reversed scan counts one step more when a token enters its state and one less when the state is read: then the
     # state before the scan is the gradient of the final state, and the one after it that of the initial state.
     SHIFT: tl.constexpr = 1 if REVERSE else 0

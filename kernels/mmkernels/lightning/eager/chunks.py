@@ -1,16 +1,18 @@
 """Chunks of a row with a state each, in torch: one pass of the row's own code for every chunk.
 
-Shape letters: T tokens, H heads, D width of q and k, E width of v, N chunks here, M chunks of the row.
+Shape letters: T tokens, H heads, D width of q and k, E width of v, N chunks here, M chunks of the
+row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from mmkernels.lightning.checks import state_dtype
+from mmkernels.lightning.chunk_plan import ChunkPlan
 from mmkernels.lightning.eager.autograd import backward_pass, forward_pass
 from mmkernels.lightning.eager.documents import document_ids
 from mmkernels.lightning.eager.plan import Plan, make_plan
@@ -54,27 +56,20 @@ def eager_chunks_backward(
                 grads[i][:, part] = grad
 
 
-def eager_states_between(
-    states_MHDE: Tensor, slopes_H: Tensor, chunk_tokens: int, through_M: Sequence[bool], enters_M: Sequence[bool],
-    wanted: Sequence[int], place_M: Sequence[int], *, reverse: bool,
-) -> Tensor:  # fmt: skip
+def eager_states_between(states_MHDE: Tensor, slopes_H: Tensor, plan: ChunkPlan, reverse: bool) -> Tensor:
     """States that enter the wanted chunks, one chunk of the row after another; see ``states_between``."""
-    chunks, dtype = len(through_M), states_MHDE.dtype
-    decay_H11 = torch.exp(-slopes_H.double() * chunk_tokens).to(dtype)[:, None, None]
-    out_NHDE = states_MHDE.new_zeros(len(wanted), *states_MHDE.shape[1:])
-    where = {chunk: n for n, chunk in enumerate(wanted)}
+    decay_H11 = torch.exp(-slopes_H.double() * plan.chunk_tokens).to(states_MHDE.dtype)[:, None, None]
+    out_NHDE = states_MHDE.new_zeros(plan.num_wanted, *states_MHDE.shape[1:])
     entering: Tensor | None = None  # state that enters the chunk; None is zero
-    for chunk in reversed(range(chunks)) if reverse else range(chunks):
-        if entering is not None and chunk in where:
-            out_NHDE[where[chunk]] = entering
-        # Backward in time a state goes on to the chunk before where this one's first document came from there.
-        goes_on = enters_M[chunk] if reverse else chunk + 1 < chunks and enters_M[chunk + 1]
-        if not goes_on:
+    for out, place, keeps in plan.steps[int(reverse)]:
+        if entering is not None and out >= 0:
+            out_NHDE[out] = entering
+        if place < 0:
             entering = None
-        elif through_M[chunk] and entering is not None:
-            entering = torch.addcmul(states_MHDE[place_M[chunk]], entering, decay_H11.expand_as(entering))
+        elif keeps and entering is not None:
+            entering = torch.addcmul(states_MHDE[place], entering, decay_H11.expand_as(entering))
         else:
-            entering = states_MHDE[place_M[chunk]]
+            entering = states_MHDE[place]
     return out_NHDE
 
 

@@ -15,39 +15,41 @@ from mmkernels.lightning.hopper.scan_unit import scan_unit_hopper
 
 @gluon.jit
 def scan_hopper_kernel(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
+    segment_firsts, h0, h_segments, ht,
     a_head, b_head, c_head, out_head, raw_head, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
     a_token: gl.constexpr, b_token: gl.constexpr, c_token: gl.constexpr,
     out_token: gl.constexpr, raw_token: gl.constexpr,
     K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
     REVERSE: gl.constexpr, MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr,
-    USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr, STORE_FINAL_STATE: gl.constexpr,
-    SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr, APPLY_SILU: gl.constexpr = False,
+    STATE_PER_SEGMENT: gl.constexpr, USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr,
+    STORE_FINAL_STATE: gl.constexpr, SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
+    APPLY_SILU: gl.constexpr = False,
 ):  # fmt: skip
     """One scan, launched as `triton.scan.scan_kernel` is."""
     pid = gl.program_id(0)
     PARTS: gl.constexpr = K // BV
     scan_unit_hopper(
         (a_ptr, a_head, a_token), (b_ptr, b_head, b_token), (c_ptr, c_head, c_token), (out_ptr, out_head, out_token),
-        (raw_ptr, raw_head, raw_token), slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
-        state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
+        (raw_ptr, raw_head, raw_token), slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, segment_firsts,
+        h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
         pid % PARTS, pid // PARTS % H, pid // (PARTS * H), pid >= 0, K, BT, BV,
-        REVERSE, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE, USE_SEGMENT_STATES, STORE_FINAL_STATE,
-        SILU_GRAD, NUM_STAGES, WARPGROUPS, APPLY_SILU,
+        REVERSE, MASKED, PADDED_CHUNKS, IS_VARLEN, STATE_PER_SEGMENT, USE_INITIAL_STATE, USE_SEGMENT_STATES,
+        STORE_FINAL_STATE, SILU_GRAD, NUM_STAGES, WARPGROUPS, APPLY_SILU,
     )  # fmt: skip
 
 
 @gluon.jit
 def dk_dv_hopper_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr, slopes_ptr,
-    cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+    cu_seqlens, chunk_starts, chunk_ends, segment_firsts, h0, h_segments, ht,
     q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head, T, H, segments, chunks_per_segment,
     q_token: gl.constexpr, k_token: gl.constexpr, v_token: gl.constexpr, do_token: gl.constexpr,
     dk_token: gl.constexpr, dv_token: gl.constexpr, k_raw_token: gl.constexpr, v_raw_token: gl.constexpr,
     K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
     MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr,
-    USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr, STORE_FINAL_STATE: gl.constexpr,
-    SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
+    STATE_PER_SEGMENT: gl.constexpr, USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr,
+    STORE_FINAL_STATE: gl.constexpr, SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
 ):  # fmt: skip
     """Both reversed scans, launched as `triton.scan.dk_dv_kernel` is."""
     pid = gl.program_id(0)
@@ -66,8 +68,8 @@ def dk_dv_hopper_kernel(
         (a_ptr, a_head, select(is_dk, v_token, k_token)), (b_ptr, b_head, select(is_dk, do_token, q_token)),
         (c_ptr, c_head, select(is_dk, q_token, do_token)), (out_ptr, out_head, select(is_dk, dk_token, dv_token)),
         (raw_ptr, raw_head, select(is_dk, k_raw_token, v_raw_token)), slopes_ptr,
-        cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht, state_stride_k, state_stride_v,
+        cu_seqlens, chunk_starts, chunk_ends, segment_firsts, h0, h_segments, ht, state_stride_k, state_stride_v,
         T, H, segments, chunks_per_segment, part, head, unit, stores_final_state, K, BT, BV,
-        True, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE, USE_SEGMENT_STATES, STORE_FINAL_STATE,
-        SILU_GRAD, NUM_STAGES, WARPGROUPS, False, True,
+        True, MASKED, PADDED_CHUNKS, IS_VARLEN, STATE_PER_SEGMENT, USE_INITIAL_STATE, USE_SEGMENT_STATES,
+        STORE_FINAL_STATE, SILU_GRAD, NUM_STAGES, WARPGROUPS, False, True,
     )  # fmt: skip

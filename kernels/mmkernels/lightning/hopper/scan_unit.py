@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from mmkernels.lightning.device.padded_chunks import document_end_of, pad_of
-from mmkernels.lightning.device.scan import add_entering_state, unit_of_work
+from mmkernels.lightning.device.scan import add_entering_state, load_state, unit_of_work
 from mmkernels.lightning.device.tile import (
     LOG2E,
     one_minus_decay_over,
@@ -81,11 +81,12 @@ def chunk_decay(
 @gluon.jit
 def scan_unit_hopper(
     a_operand, b_operand, c_operand, out_operand, raw_operand, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
-    h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment, part, head, unit,
-    stores_final_state, K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
+    segment_firsts, h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
+    part, head, unit, stores_final_state,
+    K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
     REVERSE: gl.constexpr, MASKED: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr,
-    USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr, STORE_FINAL_STATE: gl.constexpr,
-    SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
+    STATE_PER_SEGMENT: gl.constexpr, USE_INITIAL_STATE: gl.constexpr, USE_SEGMENT_STATES: gl.constexpr,
+    STORE_FINAL_STATE: gl.constexpr, SILU_GRAD: gl.constexpr, NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
     APPLY_SILU: gl.constexpr = False, DECAY_B: gl.constexpr = False,
 ):  # fmt: skip
     """``out = scan(a, b, c)`` over one unit of work, as `device.scan.scan_unit`, for BV columns of the state.
@@ -116,10 +117,10 @@ def scan_unit_hopper(
         )
 
     batch, lo, hi, start, pad, is_last = unit_of_work(
-        unit, cu_seqlens, chunk_starts, chunk_ends, segments, chunks_per_segment, T, BT, REVERSE, PADDED_CHUNKS,
-        IS_VARLEN,
+        unit, cu_seqlens, chunk_starts, chunk_ends, segment_firsts, segments, chunks_per_segment, T, BT, REVERSE,
+        PADDED_CHUNKS, IS_VARLEN, STATE_PER_SEGMENT,
     )  # fmt: skip
-    state_index = unit if IS_VARLEN else batch
+    state_index = unit if IS_VARLEN or STATE_PER_SEGMENT else batch
     a, a_step = scan_pointer(a_operand, batch, head, T, start, REVERSE)
     b, b_step = scan_pointer(b_operand, batch, head, T, start, REVERSE)
     c, c_step = scan_pointer(c_operand, batch, head, T, start, REVERSE)
@@ -140,11 +141,14 @@ def scan_unit_hopper(
     kv = k[:, None] * state_stride_k + (part * BV + v)[None, :] * state_stride_v
     none = gl.zeros([BT, BV], gl.float32, OUT_LAYOUT)
     no_scores = gl.zeros([BT, BT], gl.float32, SCORES_LAYOUT)
-    state = add_entering_state(
-        gl.zeros([K, BV], gl.float32, STATE_LAYOUT), h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo,
-        head, H, segments, chunks_per_segment, slope, T, kv, kv >= 0, USE_INITIAL_STATE, USE_SEGMENT_STATES,
-        PADDED_CHUNKS, K * K, BT,
-    )  # fmt: skip
+    state = gl.zeros([K, BV], gl.float32, STATE_LAYOUT)
+    if STATE_PER_SEGMENT:
+        state += load_state(h0, state_index, head, H, kv, kv >= 0, K * K)
+    else:
+        state = add_entering_state(
+            state, h0, h_segments, chunk_starts, chunk_ends, state_index, batch, lo, head, H, segments,
+            chunks_per_segment, slope, T, kv, kv >= 0, USE_INITIAL_STATE, USE_SEGMENT_STATES, PADDED_CHUNKS, K * K, BT,
+        )  # fmt: skip
 
     SHIFT: gl.constexpr = 1 if REVERSE else 0
     i = gl.arange(0, BT, layout=gl.SliceLayout(1, SCORES_LAYOUT))

@@ -22,16 +22,16 @@ from mmkernels.lightning.hopper.copies import activate, copy_rows
 
 @gluon.jit
 def states_hopper_kernel(
-    b_ptr, c_ptr, slopes_ptr, chunk_starts, chunk_ends, h_segments, b_head, c_head,
-    T, H, segments, computed_segments, length, pad,
+    b_ptr, c_ptr, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h_segments, b_head, c_head,
+    T, H, segments, computed_segments, length, pad, documents,
     b_token: gl.constexpr, c_token: gl.constexpr, K: gl.constexpr, BT: gl.constexpr, BV: gl.constexpr,
-    REVERSE: gl.constexpr, PADDED_CHUNKS: gl.constexpr, APPLY_SILU: gl.constexpr, NUM_STAGES: gl.constexpr,
-    WARPGROUPS: gl.constexpr,
+    REVERSE: gl.constexpr, PADDED_CHUNKS: gl.constexpr, IS_VARLEN: gl.constexpr, APPLY_SILU: gl.constexpr,
+    NUM_STAGES: gl.constexpr, WARPGROUPS: gl.constexpr,
 ):  # fmt: skip
     """States of segments, as `triton.states.states_kernel` computes them.
 
-    Segments are equal numbers of PADDED_CHUNKS, or ``length`` positions of a row that is not packed. With APPLY_SILU, b
-    and c are SiLU of the tensors in memory.
+    Segments are equal numbers of PADDED_CHUNKS, or ``length`` positions of a row; then IS_VARLEN says that the row has
+    documents, at ``cu_seqlens``. With APPLY_SILU, b and c are SiLU of the tensors in memory.
 
     One side of each pair takes the decay, and is rounded once more: the side that the scan weighs, which goes on from
     the states. That is b of a reversed scan, else c.
@@ -51,8 +51,9 @@ def states_hopper_kernel(
     batch, segment = unit // computed_segments, unit % computed_segments
     slope = gl.load(slopes_ptr + head).to(gl.float32)
     first, end, chunks = segment_span(
-        None, chunk_starts, chunk_ends, segment, segments, length, pad, 0, slope, T, BT, REVERSE, PADDED_CHUNKS, False
-    )
+        cu_seqlens, chunk_starts, chunk_ends, segment, segments, length, pad, documents, slope, T,
+        gl.arange(0, 1024, layout=gl.BlockedLayout([8], [32], [4], [0])), BT, REVERSE, PADDED_CHUNKS, IS_VARLEN, 1024,
+    )  # fmt: skip
     SHIFT: gl.constexpr = 1 if REVERSE else 0
     begin = end - chunks * BT  # chunks end where the segment ends; the first one may begin before ``first``
     b, b_step = scan_pointer((b_ptr, b_head, b_token), batch, head, T, begin, REVERSE)

@@ -89,25 +89,47 @@ def differentiate(
     ``states`` are the forward pass's segment states: dq is a scan with their transpose. ``raw`` are the tensors whose
     SiLU q, k and v are; then the gradients are those of the raw tensors.
     """
-    slopes, partition, tile = call.slopes_H, call.partition, call.tile
     dq, dk, dv = grads
-    q_raw, k_raw, v_raw = raw or (None, None, None)
-    scan(
-        do, v, k, dq, slopes, partition, tile, transposed=True, raw=q_raw, initial_state=initial, segment_states=states
-    )
+    q_raw, *kv_raw = raw or (None,)
+    differentiate_q(call, k, v, do, dq, initial=initial, states=states, raw=q_raw)
     dinitial = torch.empty_like(initial) if want_dinitial and initial is not None else None
-    dstates = {"initial_state": dfinal, "segment_states": call.segment_states(q, do, reverse=True)}
+    differentiate_kv(
+        call, q, k, v, do, (dk, dv),
+        dfinal=dfinal, dstates=call.segment_states(q, do, reverse=True), dinitial=dinitial, raw=tuple(kv_raw) or None,
+    )  # fmt: skip
+    return dinitial
+
+
+def differentiate_q(
+    call: Call, k: Tensor, v: Tensor, do: Tensor, dq: Tensor,
+    *, initial: Tensor | None, states: Tensor | None = None, raw: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write the gradient of q, or of ``raw`` if q is its SiLU; states are those of the forward pass."""
+    scan(
+        do, v, k, dq, call.slopes_H, call.partition, call.tile,
+        transposed=True, raw=raw, initial_state=initial, segment_states=states,
+    )  # fmt: skip
+
+
+def differentiate_kv(
+    call: Call, q: Tensor, k: Tensor, v: Tensor, do: Tensor, grads: tuple[Tensor, Tensor],
+    *, dfinal: Tensor | None, dstates: Tensor | None = None, dinitial: Tensor | None = None,
+    raw: tuple[Tensor, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write the gradients of k and v, or of the ``raw`` tensors whose SiLU they are, and that of the initial state."""
+    slopes, partition, tile = call.slopes_H, call.partition, call.tile
+    dk, dv = grads
+    states = {"initial_state": dfinal, "segment_states": dstates}
     if q.shape[3] == v.shape[3]:
-        pair = None if raw is None else (k_raw, v_raw)
         scan_dk_dv(
-            q, k, v, do, dk, dv, slopes, partition, pair_tile(tile, raw is not None), raw=pair, final_state=dinitial,
-            **dstates,
+            q, k, v, do, dk, dv, slopes, partition, pair_tile(tile, raw is not None), raw=raw, final_state=dinitial,
+            **states,
         )  # fmt: skip
     else:
-        scan(k, q, do, dv, slopes, partition, tile, reverse=True, raw=v_raw, final_state=dinitial, **dstates)
+        k_raw, v_raw = raw or (None, None)
+        scan(k, q, do, dv, slopes, partition, tile, reverse=True, raw=v_raw, final_state=dinitial, **states)
         other = scan_tile(q.dtype, v.shape[3], q.shape[3], tile.chunk)
-        scan(v, do, q, dk, slopes, partition, other, reverse=True, transposed=True, raw=k_raw, **dstates)
-    return dinitial
+        scan(v, do, q, dk, slopes, partition, other, reverse=True, transposed=True, raw=k_raw, **states)
 
 
 class _Attention(torch.autograd.Function):
@@ -214,11 +236,11 @@ def triton_segment_states(
     """
     check_triton(k_BTHD, v_BTHE)
     k, v = rows_in_line(k_BTHD), rows_in_line(v_BTHE)
-    tokens = k.shape[1]
-    tile = scan_tile(k.dtype, k.shape[3], v.shape[3], tokens)
+    length = k.shape[1] // segments
+    tile = scan_tile(k.dtype, k.shape[3], v.shape[3], length)  # not by the row: a state is that of its segment alone
     with on_device(k):
         states = segment_states(
-            k, v, slopes_H.float(), tile, segments=segments, length=tokens // segments, computed_segments=segments,
+            k, v, slopes_H.float(), tile, segments=segments, length=length, computed_segments=segments,
             cu_seqlens=cu_seqlens, reverse=reverse,
         )  # fmt: skip
     return states.flip(1) if reverse else states  # a reversed scan meets the last segment first

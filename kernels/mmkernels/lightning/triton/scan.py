@@ -24,39 +24,40 @@ from mmkernels.lightning.triton.tiling import Partition, Tile, block_width, ceil
 
 @triton.jit
 def scan_kernel(
-    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+    a_ptr, b_ptr, c_ptr, out_ptr, raw_ptr, slopes_ptr, cu_seqlens, chunk_starts, chunk_ends,
+    segment_firsts, h0, h_segments, ht,
     a_head, b_head, c_head, out_head, raw_head, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
     a_token: tl.constexpr, b_token: tl.constexpr, c_token: tl.constexpr,
     out_token: tl.constexpr, raw_token: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     REVERSE: tl.constexpr, MASKED: tl.constexpr, PADDED_CHUNKS: tl.constexpr, IS_VARLEN: tl.constexpr,
-    USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr, STORE_FINAL_STATE: tl.constexpr,
-    SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
+    STATE_PER_SEGMENT: tl.constexpr, USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr,
+    STORE_FINAL_STATE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """One scan. Program = (unit, head, part of V), parts side by side: they share a and b through the L2 cache."""
     pid = tl.program_id(0)
     PARTS: tl.constexpr = (V + BV - 1) // BV
     scan_unit(
         (a_ptr, a_head, a_token), (b_ptr, b_head, b_token), (c_ptr, c_head, c_token), (out_ptr, out_head, out_token),
-        (raw_ptr, raw_head, raw_token), slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
-        state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
+        (raw_ptr, raw_head, raw_token), slopes_ptr, cu_seqlens, chunk_starts, chunk_ends, segment_firsts,
+        h0, h_segments, ht, state_stride_k, state_stride_v, T, H, segments, chunks_per_segment,
         pid % PARTS, pid // PARTS % H, pid // (PARTS * H), pid >= 0, K, V, BT, BK, BV,
-        REVERSE, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE, USE_SEGMENT_STATES, STORE_FINAL_STATE,
-        SILU_GRAD, PRECISION, NUM_STAGES,
+        REVERSE, MASKED, PADDED_CHUNKS, IS_VARLEN, STATE_PER_SEGMENT, USE_INITIAL_STATE, USE_SEGMENT_STATES,
+        STORE_FINAL_STATE, SILU_GRAD, PRECISION, NUM_STAGES,
     )  # fmt: skip
 
 
 @triton.jit
 def dk_dv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, k_raw_ptr, v_raw_ptr, slopes_ptr,
-    cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht,
+    cu_seqlens, chunk_starts, chunk_ends, segment_firsts, h0, h_segments, ht,
     q_head, k_head, v_head, do_head, dk_head, dv_head, k_raw_head, v_raw_head, T, H, segments, chunks_per_segment,
     q_token: tl.constexpr, k_token: tl.constexpr, v_token: tl.constexpr, do_token: tl.constexpr,
     dk_token: tl.constexpr, dv_token: tl.constexpr, k_raw_token: tl.constexpr, v_raw_token: tl.constexpr,
     K: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     MASKED: tl.constexpr, PADDED_CHUNKS: tl.constexpr, IS_VARLEN: tl.constexpr,
-    USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr, STORE_FINAL_STATE: tl.constexpr,
-    SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
+    STATE_PER_SEGMENT: tl.constexpr, USE_INITIAL_STATE: tl.constexpr, USE_SEGMENT_STATES: tl.constexpr,
+    STORE_FINAL_STATE: tl.constexpr, SILU_GRAD: tl.constexpr, PRECISION: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Both reversed scans in one launch: programs of a head run side by side, sharing q and do in the L2 cache."""
     pid = tl.program_id(0)
@@ -75,10 +76,10 @@ def dk_dv_kernel(
         (a_ptr, a_head, select(is_dk, v_token, k_token)), (b_ptr, b_head, select(is_dk, do_token, q_token)),
         (c_ptr, c_head, select(is_dk, q_token, do_token)), (out_ptr, out_head, select(is_dk, dk_token, dv_token)),
         (raw_ptr, raw_head, select(is_dk, k_raw_token, v_raw_token)), slopes_ptr,
-        cu_seqlens, chunk_starts, chunk_ends, h0, h_segments, ht, state_stride_k, state_stride_v,
+        cu_seqlens, chunk_starts, chunk_ends, segment_firsts, h0, h_segments, ht, state_stride_k, state_stride_v,
         T, H, segments, chunks_per_segment, part, head, unit, stores_final_state, K, K, BT, BK, BV,
-        True, MASKED, PADDED_CHUNKS, IS_VARLEN, USE_INITIAL_STATE, USE_SEGMENT_STATES, STORE_FINAL_STATE,
-        SILU_GRAD, PRECISION, NUM_STAGES,
+        True, MASKED, PADDED_CHUNKS, IS_VARLEN, STATE_PER_SEGMENT, USE_INITIAL_STATE, USE_SEGMENT_STATES,
+        STORE_FINAL_STATE, SILU_GRAD, PRECISION, NUM_STAGES,
     )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def scan(
         reverse: from the last token to the first.
         transposed: the states in memory are [.., E, D], the transpose of the state that this scan carries.
         raw: [B, T, H, E] tensor whose SiLU the output is a gradient of: multiply by SiLU's derivative there.
-        initial_state: fp32 state before each row or document.
+        initial_state: fp32 state before each row or document, or segment of given chunks.
         segment_states: fp32 [B, N, H, ..] states that the segments leave on their own.
         final_state: fp32 state after each row or document, written.
         silu: a, b and c are SiLU of the tensors given; only where ``hopper_takes`` them.
@@ -114,7 +115,7 @@ def scan(
     kernel, shape = _kernel(launch, tensors, tile)
     kernel[(partition.units(batch) * heads * ceil_div(e, shape["BV"]),)](
         *tensors, slopes_H, partition.cu_seqlens, partition.chunk_starts(reverse), partition.chunk_ends(reverse),
-        initial_state, segment_states, final_state, *(x.stride(2) for x in tensors),
+        partition.segment_firsts, initial_state, segment_states, final_state, *(x.stride(2) for x in tensors),
         1 if transposed else e, d if transposed else 1,
         tokens, heads, partition.segments, partition.chunks_per_segment, *(x.stride(1) for x in tensors),
         REVERSE=reverse, **_modes(partition, tokens, tile), USE_INITIAL_STATE=initial_state is not None,
@@ -141,7 +142,7 @@ def scan_dk_dv(
         partition: how units of work share the tokens out.
         tile: block shape.
         raw: the tensors whose SiLU k and v are; then the gradients are those of the raw tensors.
-        initial_state: fp32 gradient of the state after each row or document.
+        initial_state: fp32 gradient of the state after each row or document, or segment of given chunks.
         segment_states: fp32 [B, N, H, D, D] gradients that the segments, reversed, leave on their own.
         final_state: fp32 gradient of the state before each row or document, written.
     """
@@ -151,7 +152,7 @@ def scan_dk_dv(
     kernel, shape = _kernel(Launch.DK_DV, tensors, tile)
     kernel[(partition.units(batch) * heads * 2 * ceil_div(d, shape["BV"]),)](
         *tensors, slopes_H, partition.cu_seqlens, partition.chunk_starts(True), partition.chunk_ends(True),
-        initial_state, segment_states, final_state, *(x.stride(2) for x in tensors),
+        partition.segment_firsts, initial_state, segment_states, final_state, *(x.stride(2) for x in tensors),
         tokens, heads, partition.segments, partition.chunks_per_segment, *(x.stride(1) for x in tensors),
         **_modes(partition, tokens, tile), USE_INITIAL_STATE=initial_state is not None,
         USE_SEGMENT_STATES=segment_states is not None, STORE_FINAL_STATE=final_state is not None,
@@ -179,5 +180,6 @@ def _modes(partition: Partition, tokens: int, tile: Tile) -> dict[str, bool]:
     return {
         "PADDED_CHUNKS": padded,
         "IS_VARLEN": partition.per_document,
+        "STATE_PER_SEGMENT": partition.segment_firsts is not None,
         "MASKED": padded or partition.per_document or tokens % tile.chunk != 0,
     }

@@ -56,7 +56,7 @@ def states_kernel(
     slope = tl.load(slopes_ptr + head).to(tl.float32)
     first, end, chunks = segment_span(
         cu_seqlens, chunk_starts, chunk_ends, segment, segments, length, pad, documents, slope, T,
-        BT, REVERSE, PADDED_CHUNKS, IS_VARLEN,
+        tl.arange(0, 1024), BT, REVERSE, PADDED_CHUNKS, IS_VARLEN, 1024,
     )  # fmt: skip
     b, b_step = scan_pointer((b_ptr, b_head, b_token), batch, head, T, 0, REVERSE)
     c, c_step = scan_pointer((c_ptr, c_head, c_token), batch, head, T, 0, REVERSE)
@@ -114,17 +114,19 @@ def segment_states(
         (padded_chunks.starts_2N[int(reverse)], padded_chunks.ends_2N[int(reverse)]) if padded else (None, None)
     )
     grid = (batch * computed_segments * heads * ceil_div(e, tile.columns),)
-    if cu_seqlens is None and choice.hopper_takes((b, c), tile):
+    documents = 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if choice.hopper_takes((b, c), tile):
         kernel, shape = choice.hopper_launch(Launch.STATES, d, tile.chunk)
         kernel[grid](
-            b, c, slopes_H, starts, ends, states_BNHDE, b.stride(2), c.stride(2),
-            tokens, heads, segments, computed_segments, length, pad, b_token=b.stride(1), c_token=c.stride(1),
-            REVERSE=reverse, PADDED_CHUNKS=padded, APPLY_SILU=silu, **shape,
+            b, c, slopes_H, cu_seqlens, starts, ends, states_BNHDE, b.stride(2), c.stride(2),
+            tokens, heads, segments, computed_segments, length, pad, documents, b_token=b.stride(1),
+            c_token=c.stride(1), REVERSE=reverse, PADDED_CHUNKS=padded, IS_VARLEN=cu_seqlens is not None,
+            APPLY_SILU=silu, **shape,
         )  # fmt: skip
         return states_BNHDE
     states_kernel[grid](
         b, c, slopes_H, cu_seqlens, starts, ends, states_BNHDE, b.stride(1), b.stride(2), c.stride(1), c.stride(2),
-        tokens, heads, segments, computed_segments, length, pad, 0 if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        tokens, heads, segments, computed_segments, length, pad, documents,
         K=d, V=e, BT=tile.chunk, BK=block_width(d), BV=tile.columns, REVERSE=reverse, PADDED_CHUNKS=padded,
         IS_VARLEN=cu_seqlens is not None, PRECISION=precision(b.dtype),
         NUM_STAGES=tile.stages, num_warps=tile.warps, num_stages=tile.stages,

@@ -35,7 +35,8 @@ class Partition:
         segments: number of segments of a row; or of documents, each scanned on its own with its own state.
         chunks_per_segment: chunks of a segment; the last may have fewer. Counted on the device if ``padded_chunks`` are
             given.
-        padded_chunks: the chunks of a packed row, scanned across documents.
+        padded_chunks: the chunks of a packed row, scanned across documents. If they say where segments begin, these
+            go on from states that are given (context parallelism), else from what earlier segments leave.
         cu_seqlens: int32 or int64 offsets of documents that are scanned on their own.
     """
 
@@ -56,6 +57,11 @@ class Partition:
     def chunk_ends(self, reverse: bool) -> Tensor | None:
         """Number of padded chunks, then where the document of each ends, int64 [N+1], in scan order."""
         return None if self.padded_chunks is None else self.padded_chunks.ends_2N[int(reverse)]
+
+    @property
+    def segment_firsts(self) -> Tensor | None:
+        """First padded chunk of each segment, where segments are given and have states of their own, int32 [N+1]."""
+        return None if self.padded_chunks is None else self.padded_chunks.segment_firsts_S1
 
     def units(self, batch: int) -> int:
         """Units of work of a launch for one head."""

@@ -1,0 +1,1 @@
+"""Evaluations that run inside training, under its layout."""
