@@ -43,14 +43,16 @@ class KeptResult:
 
     def run(self, attention: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         """Run attention on q, k and v, and keep nothing of their memory."""
+        # Numbers alone: the graph holds `pack`, and would hold tensors with it.
         storages = [tensor.untyped_storage()._cdata for tensor in inputs]
+        offsets = [tensor.storage_offset() for tensor in inputs]
 
         def pack(saved: Tensor) -> Any:
             storage = saved.untyped_storage()._cdata
-            if storage not in storages or (saved.requires_grad is False and saved.dtype != inputs[0].dtype):
+            if storage not in storages:
                 return saved.detach()
             place = storages.index(storage)
-            return place, saved.shape, saved.stride(), saved.storage_offset() - inputs[place].storage_offset()
+            return place, saved.shape, saved.stride(), saved.storage_offset() - offsets[place]
 
         def unpack(packed: Any) -> Tensor:
             if isinstance(packed, Tensor):
@@ -106,7 +108,7 @@ class _Entrance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, seed: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.view_as(tensor) for tensor in inputs)
+        return tuple(tensor.detach() for tensor in inputs)  # no views, whose graph would hold their memory
 
     @staticmethod
     @once_differentiable
