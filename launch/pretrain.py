@@ -34,19 +34,29 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.epochs import tokens_by_phase
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.phase_layouts import plan_phase_layouts
+    from mmtrain.train.phase_memory import PhaseMemory
+    from mmtrain.train.plan_table import plan_lines
     from mmtrain.train.resume import check_corpora, decide_start, start_position
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer, check_batches
 
     device = mesh.pick_device(config.cluster)
-    check_optimizer(config.optim, device.type)
+    if not config.run.plan:
+        check_optimizer(config.optim, device.type)
     check_tensorboard(config.log)
-    if read_processes().rank == 0:
+    if read_processes().rank == 0 and not config.run.plan:
         wandb_mode(config.log)  # refuses what cannot be
     phases = scaled_phases(config.stage)
-    layouts = plan_phase_layouts(mesh.world_size(), config.parallel, config.model, phases)
+    world = config.run.plan_processes if config.run.plan and config.run.plan_processes else mesh.world_size()
+    layouts = plan_phase_layouts(world, config.parallel, config.model, phases)
     plan = RunPlan.laid_out(phases, layouts)
     check_batches(config, plan)
+    memory = PhaseMemory.of(config, plan, device)
+    if config.run.plan:
+        if read_processes().rank == 0:
+            say("\n".join(plan_lines(config, plan, memory)))
+        return
+    memory.check()
     folder = RunFolder(config)
     start = decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
     inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_note)
@@ -71,8 +81,10 @@ def pretrain(config: PretrainConfig) -> None:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
             start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder
             start = replace(start, notes=(*notes, *start.notes))
-            for line in Trainer(config, context, plan, inputs, folder, start, needles).run(watchdog):
-                say(line)
+            with memory.told():
+                trainer = Trainer(config, context, plan, inputs, folder, start, needles, memory)
+                for line in trainer.run(watchdog):
+                    say(line)
     finally:
         mesh.stop()
 

@@ -1,11 +1,11 @@
-"""Errors that a user is told in one line: a wrong input, the loss of another rank, and a run that was stopped."""
+"""Errors that a user is told in one line: a wrong input, a lost rank, a run that was stopped, a device that is full."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -66,6 +66,29 @@ class RunStopped(Exception):
         """Print the message on stderr, on one rank: it is the same on all."""
         if os.environ.get("RANK", "0") == "0":
             print(self, file=sys.stderr, flush=True)
+
+
+class OutOfDeviceMemory(UserError):
+    """Lack of memory on this rank's device: how much was held and predicted, and which options save most.
+
+    The other ranks end as they do for any rank that stops on an error.
+
+    Args:
+        message: one line.
+        lines: the prediction of all phases, and advice.
+    """
+
+    EXIT_CODE = 5
+    exit_code = EXIT_CODE
+
+    def __init__(self, message: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+    def tell(self) -> None:
+        """Print message and lines on stderr, on every rank that it happens on."""
+        text = "\n".join([f"error on rank {os.environ.get('RANK', '0')}: {self}", *self.lines])
+        print(text, file=sys.stderr, flush=True)
 
 
 def is_user_error(error: BaseException) -> bool:

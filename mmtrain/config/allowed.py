@@ -102,7 +102,7 @@ def _check_value(field: dataclasses.Field[Any], value: Any, option: str) -> None
         require(value in limits, option, value, f"must be {words}", limits.fix or _example(limits, default))
     elif names is not None and value is not None and limits is not None:
         require(value in names, option, value, f"must be {limits}, or {' or '.join(names)}", "for example 1")
-    elif names is not None and value is not None:
+    elif names is not None and value is not None and not isinstance(value, bool):
         choose(option, value, names)
 
 

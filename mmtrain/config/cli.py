@@ -21,7 +21,7 @@ from mmtrain.config.essentials import check_essentials
 from mmtrain.config.overrides import Given, read_overrides, with_text
 from mmtrain.config.process_env import Processes, join_launcher
 from mmtrain.config.telling import leave_for_torchrun, tell
-from mmtrain.errors import ConfigError, RankLost, RunStopped, is_user_error
+from mmtrain.errors import ConfigError, OutOfDeviceMemory, RankLost, RunStopped, is_user_error
 from mmtrain.output import say
 
 if typing.TYPE_CHECKING:
@@ -29,6 +29,7 @@ if typing.TYPE_CHECKING:
 
 DEFAULT_STAGE = "pretrain"
 SWEEP_FLAGS = ("-m", "--multirun")
+PLAN_FLAG = "--plan"
 
 
 def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_name: str = "pretrain") -> None:
@@ -43,7 +44,8 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
 
     Raises:
         SystemExit: after one line on stderr: code 1 for a run that could not save its end, 2 for a wrong input, 3 for
-            one that lost a rank, 4 for one whose loss stayed not finite, 128 + n for one that signal n stopped.
+            one that lost a rank, 4 for one whose loss stayed not finite, 5 (with a table) for one whose device is full,
+            128 + n for one that signal n stopped.
     """
     config_dir = Path(config_dir).resolve()
     texts, flags = _split(sys.argv[1:])
@@ -57,6 +59,8 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
         processes = join_launcher()
         check_flags(flags)
         given = _with_stage(read_overrides(texts))
+        if PLAN_FLAG in flags:
+            flags, given = [flag for flag in flags if flag != PLAN_FLAG], _to_plan(given)
         for one in given:
             check_name(one, config_dir)
     except ConfigError as error:
@@ -83,7 +87,11 @@ def _run_hydra(
             config = _typed(composed, given)
             composing = False
             run(config)
-        except (RankLost, RunStopped) as error:  # a sweep ends too: its other points need the same ranks
+        except (
+            RankLost,
+            RunStopped,
+            OutOfDeviceMemory,
+        ) as error:  # a sweep ends too: others need the ranks
             error.tell()
             leave_for_torchrun(str(error))
             sys.exit(error.exit_code)
@@ -111,6 +119,14 @@ def _run_hydra(
         if not sweeping:
             tell(*failures[-1], processes)
         sys.exit(2)
+
+
+def _to_plan(given: list[Given]) -> list[Given]:
+    """Ask for the plan alone, for which neither a name nor a corpus has to be given."""
+    named = {one.option for one in given}
+    missing = [] if "run.name" in named else [("run.name", "plan")]
+    missing += [] if {"data.path", "data.sources"} & named else [("data.path", "unknown")]
+    return [*given, *(Given(option, value, f"{option}={value}") for option, value in [("run.plan", "true"), *missing])]
 
 
 def compose(arguments: list[str], config_dir: Path, config_name: str = "pretrain") -> PretrainConfig:

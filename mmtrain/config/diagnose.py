@@ -20,8 +20,8 @@ from mmtrain.errors import ConfigError, nearest
 
 _WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                "--experimental-rerun"}  # fmt: skip
-_ALONE = {"--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--info", "-i",
-          "--shell-completion", "-sc"}  # fmt: skip
+_ALONE = {"--help", "-h", "--plan", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m",
+          "--info", "-i", "--shell-completion", "-sc"}  # fmt: skip
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 

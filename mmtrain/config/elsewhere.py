@@ -39,7 +39,7 @@ _LIVES = {
     "parallel.ep=N": "expert_parallel expert_parallel_size expert_model_parallel_size ep_size ep_degree",
     "parallel.cp=N": "context_parallel context_parallel_size cp_size cp_degree",
     "it comes with parallel.tp": "sequence_parallel sp",
-    "parallel.activation_checkpoint=true": "recompute gradient_checkpointing activation_checkpointing "
+    "parallel.activation_checkpoint=block": "recompute gradient_checkpointing activation_checkpointing "
     "recompute_granularity",
     "optim.precision=bf16 or fp32": "dtype bf16 fp16 mixed_precision amp torch_dtype",
     "optim.clip_grad=1.0": "clip grad_clip max_grad_norm gradient_clip_val clip_norm grad_norm_clip",

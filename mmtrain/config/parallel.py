@@ -17,7 +17,11 @@ class ParallelConfig:
 
     Attributes:
         micro_batch_rows: rows that one process runs at once.
-        activation_checkpoint: recompute each block in backward.
+        activation_checkpoint: activations that are computed again in backward: ``none``; ``block``, all of each block
+            but its input; ``selective``, those but the output of softmax attention, whose cost grows with the length of
+            documents. true is ``block``, false ``none``.
+        offload_block_inputs: hold the inputs of blocks in host memory between forward and backward; needs
+            `activation_checkpoint`.
         reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
             step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next).
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
@@ -48,7 +52,10 @@ class ParallelConfig:
     """
 
     micro_batch_rows: int = field(default=1, metadata=at_least(1))
-    activation_checkpoint: bool = field(default=False, metadata=FREE_ON_RESUME)
+    activation_checkpoint: bool | str = field(
+        default="none", metadata={**FREE_ON_RESUME, **one_of("none", "selective", "block")}
+    )
+    offload_block_inputs: bool = field(default=False, metadata=FREE_ON_RESUME)
     reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
     sync_every_micro_batch: bool = False
     tp: int = field(default=1, metadata=at_least(1))
@@ -66,6 +73,15 @@ class ParallelConfig:
     global_router: bool = False
     aux_loss_over: str = field(default="micro_batch", metadata=one_of("micro_batch", "sequence", "global_batch"))
 
+    def __post_init__(self) -> None:
+        if isinstance(self.activation_checkpoint, bool):  # as it was written before there were three choices
+            self.activation_checkpoint = "block" if self.activation_checkpoint else "none"
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks are computed again in backward, in whole or in part."""
+        return self.activation_checkpoint != "none"
+
     def validate(self) -> None:
         """Refuse sizes below 1, unknown choices, and chunks that the schedule cannot run."""
         check_allowed(self, "parallel")
@@ -77,9 +93,12 @@ class ParallelConfig:
                  "pp_schedule=1f1b runs one chunk a rank",
                  "give parallel.pp_chunks=1 or parallel.pp_schedule=interleaved")  # fmt: skip
         zero_bubble = self.pp > 1 and self.pp_schedule == "zero_bubble"
-        require(not (zero_bubble and self.activation_checkpoint), "parallel.activation_checkpoint",
+        require(not (zero_bubble and self.recomputes), "parallel.activation_checkpoint",
                  self.activation_checkpoint, "zero_bubble would run every block again for each of its weights",
                  "turn it off, or choose another parallel.pp_schedule")  # fmt: skip
+        require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs", True,
+                 "without recomputation blocks hold more than their inputs",
+                 "give parallel.activation_checkpoint=block or selective too")  # fmt: skip
         senders, sharers = self.ep * self.etp, self.cp * self.tp
         require(not self.global_router or (senders % sharers == 0 and senders > sharers), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "

@@ -158,10 +158,13 @@ class ClusterConfig:
         device: ``auto`` (CUDA when there is one), ``cuda`` or ``cpu``.
         timeout_minutes: how long a collective may wait for a missing rank; a rank that shows no sign of life for half
             of it ends the run.
+        device_memory_gib: memory of a device that predictions are held against; null asks the device. Give it to plan
+            for a device that is not here, or a larger one than there is to start a run that is refused.
     """
 
     device: str = field(default="auto", metadata=one_of("auto", "cuda", "cpu"))
     timeout_minutes: float = field(default=10.0, metadata=above(0, A_YEAR_OF_MINUTES))
+    device_memory_gib: float | None = field(default=None, metadata=above(0, fix="null asks the device"))
 
     def validate(self) -> None:
         """Refuse unknown devices."""
@@ -182,6 +185,8 @@ class RunConfig:
             may get other tokens, batches and learning rates, later phases may become anything.
         max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
         seed: of the initial weights.
+        plan: print the table of all phases, with their memory, and start nothing; `--plan` is the same.
+        plan_processes: number of processes to plan for; null: those that were started.
     """
 
     name: str = field(metadata=FREE_ON_RESUME)
@@ -194,6 +199,10 @@ class RunConfig:
         default=None, metadata={**FREE_ON_RESUME, **at_least(1, fix="null runs the stage to its end")}
     )
     seed: int = field(default=1234, metadata=at_least(0))
+    plan: bool = field(default=False, metadata=FREE_ON_RESUME)
+    plan_processes: int | None = field(
+        default=None, metadata={**FREE_ON_RESUME, **at_least(1, fix="null plans for the processes that are started")}
+    )
 
     def validate(self) -> None:
         """Refuse names that are not one folder."""

@@ -5,6 +5,7 @@ Legend: T tokens, D model width.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.ffn import SwiGLU
+from mmtrain.model.host_inputs import HostInputs
+from mmtrain.model.kept_attention import KeptAttention, KeptResult
 from mmtrain.model.mixers.mixer import Mixer
 from mmtrain.model.mixers.registry import mixer_spec
 from mmtrain.model.moe.layer import MoE
@@ -32,7 +35,8 @@ class Block(nn.Module):
     Attributes:
         spec: the kind of its mixer.
         sequence: brings the tokens of all ranks to the mixer, and sums its partial results over ranks.
-        recompute: run forward again in backward and keep only the block's input.
+        recompute: run forward again in backward and keep only the block's input, and what `keep_attention` says.
+        host_inputs: takes the block's input to host memory until then; None leaves it where it is.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -48,6 +52,11 @@ class Block(nn.Module):
         )
         self.sequence: SequenceRegion = WholeSequence()
         self.recompute = False
+        self.host_inputs: HostInputs | None = None
+
+    def keep_attention(self) -> None:
+        """Let recomputation spare softmax attention; after parallelism has put its own call in place."""
+        self.mixer.attention = KeptAttention(self.mixer.attention)
 
     def forward(
         self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any = None
@@ -61,8 +70,23 @@ class Block(nn.Module):
             cache: what the mixer remembers of a document that the tokens continue; None outside of decoding.
         """
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, h_TD, packing, rope, cache, use_reentrant=False, preserve_rng_state=False)
+            kept = KeptResult() if isinstance(self.mixer.attention, KeptAttention) else None
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            with contextlib.nullcontext() if self.host_inputs is None else self.host_inputs.hold():
+                return checkpoint(self._run_keeping, h_TD, packing, rope, cache, kept, **options)
         return self._run(h_TD, packing, rope, cache)
+
+    def _run_keeping(
+        self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any, kept: KeptResult | None
+    ) -> tuple[Tensor, RouterStats | None]:
+        """Run with a place for the result of softmax attention, which the first run fills and the second finds."""
+        if kept is None:
+            return self._run(h_TD, packing, rope, cache)
+        self.mixer.attention.result = kept
+        try:
+            return self._run(h_TD, packing, rope, cache)
+        finally:
+            self.mixer.attention.result = None
 
     def _run(self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any) -> tuple[Tensor, RouterStats | None]:
         x_TD = self.input_norm(h_TD)

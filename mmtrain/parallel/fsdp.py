@@ -15,6 +15,9 @@ from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.mesh import ParallelContext
 
+MOST_PADDING = 1.1
+"""A first dimension that grows by more when it is padded for all ranks is not the one to cut."""
+
 
 def apply_fsdp(
     model: HybridLM,
@@ -56,12 +59,19 @@ def apply_fsdp(
 
 
 def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
-    """Dimension along which FSDP cuts a parameter that is split already: the first other one that it divides evenly."""
-    if not isinstance(parameter, DTensor):
+    """Dimension along which FSDP cuts a parameter; None for its own choice, the first.
+
+    A parameter that is split already is cut along the first other dimension that the ranks divide evenly. So is one
+    whose first dimension, as the 2 of gate and up, would leave ranks with nothing, and gathered with padding.
+    """
+    taken: set[int] = set()
+    if isinstance(parameter, DTensor):
+        taken = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}
+    first = parameter.shape[0]
+    if not taken and -(-first // ranks) * ranks <= MOST_PADDING * first:
         return None
-    taken = {placement.dim for placement in parameter.placements if isinstance(placement, Shard)}
     free = [dim for dim, size in enumerate(parameter.shape) if dim not in taken and size % ranks == 0 and size > 1]
-    return Shard(free[0]) if taken and free else None
+    return Shard(free[0]) if free else None
 
 
 def set_micro_batch(model: FSDPModule, config: ParallelConfig, last: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from mmtrain.config import ParallelConfig
+from mmtrain.model.host_inputs import HostInputs
+from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.model import HybridLM
 from mmtrain.parallel.context.context_parallel import apply_context_parallel
 from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
@@ -45,8 +47,11 @@ def apply_parallel(
     apply_routing(model, context, config)
     if layout.cp > 1:
         apply_context_parallel(model, context.dense["cp"].get_group(), config.cp_softmax)
+    host_inputs = HostInputs() if config.offload_block_inputs else None
     for block in model.layers:
-        block.recompute = config.activation_checkpoint
+        block.recompute, block.host_inputs = config.recomputes, host_inputs
+        if config.activation_checkpoint == "selective" and block.spec is SOFTMAX:
+            block.keep_attention()
     if layout.pp > 1:  # after parameters were placed, which asks for all parts of the model
         rank = context.dense["pp"].get_local_rank()
         stages = split_stages(model, rank, layout.pp, config.pp_chunks, seq_len)

@@ -18,6 +18,7 @@ from mmtrain.checkpoint.progress import Progress
 from mmtrain.config import BatchStep, PhaseConfig, StageConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
+from mmtrain.parallel.memory.predict import MemoryPrediction
 from mmtrain.train.lr_schedule import lr_at
 from mmtrain.train.phase_layouts import PhaseLayout
 from mmtrain.train.warmup_floor import keep_warmup
@@ -92,6 +93,7 @@ class PhasePlan:
 
     Attributes:
         rows: rows of a step's batch, for each ramp point.
+        memory: predicted peak of a device's memory, once it is known.
 
     Raises:
         ConfigError: the rows of a batch are not a multiple of `dp_size` x `micro_batch_rows`.
@@ -106,6 +108,7 @@ class PhasePlan:
         laid: PhaseLayout | None = None,
     ) -> None:
         self.phase, self.laid = phase, laid
+        self.memory: MemoryPrediction | None = None
         self.rows = [max(1, round(Fraction(point.tokens, phase.seq_len))) for point in phase.batch]
         for i, (point, rows) in enumerate(zip(phase.batch, self.rows, strict=True)):
             if rows in self.used_rows():

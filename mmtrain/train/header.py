@@ -14,6 +14,12 @@ from mmtrain.model.flops import count_parameters
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train.curriculum import PhasePlan, RunPlan
 
+_RECOMPUTED = {
+    "none": "nothing recomputed",
+    "selective": "all but softmax attention recomputed in backward",
+    "block": "each block recomputed in backward",
+}
+
 
 def header_lines(
     config: PretrainConfig,
@@ -34,7 +40,7 @@ def header_lines(
         origin: what the weights come from.
     """
     parallel, layout = config.parallel, context.layout
-    recompute = "each block recomputed in backward" if parallel.activation_checkpoint else "nothing recomputed"
+    recompute = _RECOMPUTED[str(parallel.activation_checkpoint)]
     steps, tokens = plan.left(progress, _limit(config, progress))
     return [
         f"run     {config.run.name}: {origin}",

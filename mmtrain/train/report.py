@@ -38,6 +38,7 @@ class Report:
         if not enabled:
             return
         self.last_step, _ = self._ends(start)
+        self.measured = start.phase, 0.0  # phase, and its peak in GiB
         self.load_every = max(1, self.last_step // LOAD_RECORDS)
         self.console = RunConsole(log_file=folder.path / LOG_NAME, line_interval=config.log.line_interval)
         self.writer = MetricsWriter(folder.path / FILE_NAME, start.step, warn=self.console.note)
@@ -82,8 +83,7 @@ class Report:
         }  # fmt: skip
         if result.skipped:
             record["skipped"] = True
-        if result.memory:
-            record["memory_gib"] = round(result.memory / 2**30, 3)
+        self._add_memory(record, result, step.phase_index)
         self._add_routing(record, result, step.phase_index)
         self.folder.check_lock()
         self.writer.write(record)
@@ -94,6 +94,25 @@ class Report:
             last = step.first_row + step.num_rows - 1
             self.note(f"step {after.step:,} skipped: its loss or gradient is not finite; the weights were left alone "
                       f"(rows {step.first_row} to {last} of phase {phase.name})")  # fmt: skip
+
+    def _add_memory(self, record: dict[str, Any], result: StepResult, phase_index: int) -> None:
+        """Measured peak of the phase so far, and the predicted one."""
+        if phase_index != self.measured[0]:
+            self._tell_memory()
+        self.measured = phase_index, result.memory / 2**30
+        if result.memory:
+            record["memory_gib"] = round(result.memory / 2**30, 3)
+        if (predicted := self.plan.phases[phase_index].memory) is not None:
+            record["memory_predicted_gib"] = round(predicted.gib, 3)
+
+    def _tell_memory(self) -> None:
+        """Put the measured peak of the phase that has ended beside the predicted one."""
+        index, measured = self.measured
+        phase = self.plan.phases[index]
+        if measured and phase.memory is not None:
+            off = phase.memory.gib / measured - 1
+            self.note(f"memory  {phase.phase.name}: {measured:.2f} GiB measured, {phase.memory.gib:.2f} predicted "
+                      f"({off:+.1%})")  # fmt: skip
 
     def new_layout(self, step: RunStep, before: PhaseLayout, now: PhaseLayout, seconds: float, held_gib: float) -> None:
         """Record that the run has gone over to another layout, before a step.
@@ -177,6 +196,7 @@ class Report:
         """Draw the plot and return the lines that end a run; nothing on other ranks."""
         if not self.enabled:
             return []
+        self._tell_memory()
         if self.config.log.plot:
             from mmtrain.log.plot import plot_run  # matplotlib is slow to import
 

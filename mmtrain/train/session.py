@@ -84,7 +84,7 @@ class Session:
         """
         parallel = self.laid.parallel
         lines = self.model.tune(parallel.micro_batch_rows * self._lengths[0] // (parallel.tp * parallel.cp))
-        recompute, longest = parallel.activation_checkpoint, max(self._lengths)
+        recompute, longest = parallel.activation_checkpoint == "block", max(self._lengths)
         planned = plan_attention(self.model.module, self.context, self.dtype, longest, recompute)
         return [*lines, *([planned] if planned else [])]
 

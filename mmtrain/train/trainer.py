@@ -26,6 +26,7 @@ from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
+from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
 from mmtrain.train.resume import start_position
@@ -52,9 +53,10 @@ class Trainer:
         folder: RunFolder,
         start: Start,
         needles: NeedleEvaluation | None = None,
+        memory: PhaseMemory | None = None,
     ) -> None:
         self.config, self.plan, self.inputs, self.folder = config, plan, inputs, folder
-        self.start, self.needles = start, needles
+        self.start, self.needles, self.memory = start, needles, memory
         step = plan.next(start_position(start))
         self._open(context, len(plan.phases) - 1 if step is None else step.phase_index)
         if config.log.gradient_fingerprints:
@@ -99,7 +101,8 @@ class Trainer:
             Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report,
         ):
             header = header_lines(self.config, self.context, self.session.dtype, self.plan, self.progress, self.origin)
-            for line in [*header, *report.places(), *notes, *self.session.prepare()]:
+            predicted = self.memory.lines() if self.memory else []
+            for line in [*header, *predicted, *report.places(), *notes, *self.session.prepare()]:
                 report.note(line)
             saver = Saver(self.folder, self.model.module, self.optimizer, self.config, self.inputs, report)
             if self.start.resume is not None:
@@ -120,6 +123,8 @@ class Trainer:
             with collected_in_step():
                 while (step := self._next()) is not None:
                     watchdog.step = step.number
+                    if self.memory is not None:
+                        self.memory.enter(step.phase_index)
                     if self.plan.phases[step.phase_index].laid not in (None, self.session.laid):
                         self._cross(step, report, saver)
                     self._step(step, report, saver, signals)

@@ -11,14 +11,17 @@ from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marke
 from mmtrain.config.option_tree import option_paths
 
 FREE = {
-    "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.timeout_minutes",
+    "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "cluster.device", "cluster.device_memory_gib",
+    "cluster.timeout_minutes",
     "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.strict_epochs",
     "data.tokenizer",
     "evals.max_share", "evals.needles.depths", "evals.needles.enabled", "evals.needles.every", "evals.needles.kinds",
     "evals.needles.lengths", "evals.needles.samples",
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
-    "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.reshard_after_forward",
-    "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.resume",
+    "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint",
+    "parallel.offload_block_inputs", "parallel.reshard_after_forward",
+    "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.plan",
+    "run.plan_processes", "run.resume",
 }  # fmt: skip
 BOUND = {
     "data.long_sources", "data.packing", "data.seed", "data.sources", "data.valid_fraction",

@@ -29,6 +29,27 @@ class Placement(Enum):
 
 
 @dataclass(frozen=True)
+class MixerMemory:
+    """Elements a token that a layer's mixer holds, of the type that it computes in unless said otherwise.
+
+    Attributes:
+        kept: between forward and backward, beside the mixer's input.
+        kept_fp32: float32 elements likewise.
+        backward: the most that its backward takes beside those: gradients.
+        attention_output: the part of `kept` that is the result of attention whose cost grows with a document's length.
+        attention_fp32: the part of `kept_fp32` that belongs to it.
+        state: float32 elements of the state that a chunk of a row leaves; whoever shares rows holds one for each.
+    """
+
+    kept: int
+    backward: int
+    kept_fp32: int = 0
+    attention_output: int = 0
+    attention_fp32: int = 0
+    state: int = 0
+
+
+@dataclass(frozen=True)
 class MixerSpec:
     """A kind of mixer.
 
@@ -45,6 +66,7 @@ class MixerSpec:
             are split, so that ranks' results are summed.
         tp_problem: why a size of tp cannot split the heads of a model, as text; empty if it can.
         context_parallel: whether it meets other tokens through an attention call alone, so that ranks can share a row.
+        memory: what a layer of it holds on each of tp ranks; None: guessed from its matrices.
     """
 
     letter: str
@@ -57,6 +79,14 @@ class MixerSpec:
     placements: Callable[[ModelConfig, int], Mapping[str, Placement]]
     tp_problem: Callable[[ModelConfig, int], str]
     context_parallel: bool = False
+    memory: Callable[[ModelConfig, int], MixerMemory] | None = None
+
+    def memory_on(self, config: ModelConfig, tp: int) -> MixerMemory:
+        """Return what a layer holds on each of `tp` ranks."""
+        if self.memory is not None:
+            return self.memory(config, tp)
+        widths = -(-self.matrix_weights(config) // (config.hidden_size * tp))  # of all that its matrices take and give
+        return MixerMemory(kept=2 * widths, backward=2 * widths)
 
     def build(self, config: ModelConfig, layer: int) -> Mixer:
         """Make the mixer of a layer, counted from 0 over layers of all kinds."""
@@ -119,6 +149,34 @@ def _lightning_placements(model: ModelConfig, tp: int) -> Mapping[str, Placement
     }
 
 
+def _lightning_memory(model: ModelConfig, tp: int) -> MixerMemory:
+    """Kept: the projection of q, k and v (3 widths) and its SiLU (3), output, gate, and their product.
+
+    Backward: gradients of the output and the gate (2), of the projection (3), and of the product (1).
+    """
+    width = model.inner_size // tp
+    return MixerMemory(
+        kept=9 * width, kept_fp32=1, backward=6 * width, state=model.num_heads // tp * model.head_dim * model.head_dim
+    )
+
+
+def _softmax_memory(model: ModelConfig, tp: int) -> MixerMemory:
+    """Kept: q and output (2 widths), k and v, a float32 log-sum-exp a head.
+
+    Backward: gradients of output and q, and of q before it was rotated (3), of k and v likewise, and the kernel's
+    float32 sum of q's gradient (2).
+    """
+    width, kv_width = model.inner_size // tp, max(1, model.num_kv_heads // tp) * model.head_dim
+    heads = model.num_heads // tp
+    return MixerMemory(
+        kept=2 * width + 2 * kv_width,
+        kept_fp32=heads,
+        backward=5 * width + 4 * kv_width,
+        attention_output=width,
+        attention_fp32=heads,
+    )
+
+
 def _softmax_matrices(model: ModelConfig) -> int:
     """Elements of q and o over all heads, k and v over the grouped ones."""
     return 2 * (model.inner_size + model.num_kv_heads * model.head_dim) * model.hidden_size
@@ -160,6 +218,7 @@ LIGHTNING = MixerSpec(
     placements=_lightning_placements,
     tp_problem=heads_problem,
     context_parallel=True,
+    memory=_lightning_memory,
 )
 
 SOFTMAX = MixerSpec(
@@ -173,6 +232,7 @@ SOFTMAX = MixerSpec(
     placements=_softmax_placements,
     tp_problem=_softmax_problem,
     context_parallel=True,
+    memory=_softmax_memory,
 )
 
 MIXERS: dict[str, MixerSpec] = {spec.letter: spec for spec in (LIGHTNING, SOFTMAX)}

@@ -1,0 +1,116 @@
+"""Activations of a layer on a rank, in bytes: what stays from forward to backward, and what backward takes besides.
+
+Each count is read off what the modules' autograd functions save. Names of parts are those of the prediction's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmtrain.model.mixers.registry import mixer_spec
+from mmtrain.parallel.memory.expert_rows import expert_rows
+from mmtrain.parallel.memory.workload import FP32, Workload
+
+SEGMENTS = 264
+"""Heads times segments that a lightning kernel splits a row into, to fill a device: two for each multiprocessor."""
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes of one layer for one micro-batch.
+
+    Attributes:
+        block_input: the hidden states that enter.
+        mixer: the mixer's own.
+        feed_forward: those of the dense feed-forward, or of router and experts.
+        norms: the hidden states between the parts, and what norms keep.
+        mixer_input: the part of `norms` that is still needed when the mixer is differentiated.
+        attention_output: the part of `mixer` that `selective` keeps.
+        mixer_backward: gradients and buffers while the mixer is differentiated.
+        feed_forward_backward: likewise of the feed-forward.
+    """
+
+    block_input: float
+    mixer: float
+    feed_forward: float
+    norms: float
+    mixer_input: float
+    attention_output: float
+    mixer_backward: float
+    feed_forward_backward: float
+
+    @property
+    def whole(self) -> Mapping[str, float]:
+        """Everything that backward needs, by part."""
+        return {
+            "block inputs": self.block_input,
+            "mixers": self.mixer,
+            "feed-forward": self.feed_forward,
+            "norms": self.norms,
+        }
+
+    def kept(self, policy: str, on_host: bool) -> Mapping[str, float]:
+        """What stays on the device between forward and backward, by part.
+
+        Args:
+            policy: `parallel.activation_checkpoint`.
+            on_host: whether block inputs go to host memory.
+        """
+        if policy == "none":
+            return self.whole
+        attention = self.attention_output if policy == "selective" else 0.0
+        return {"block inputs": 0.0 if on_host else self.block_input, "mixers": attention}
+
+
+def layer_activations(work: Workload, letter: str) -> LayerActivations:
+    """Count the activations of a layer of a kind."""
+    model, layout, size = work.model, work.layout, work.compute_bytes
+    memory, tokens = mixer_spec(letter).memory_on(model, layout.tp), work.mixer_tokens
+    hidden = work.own_tokens * model.hidden_size * size
+    gathered = tokens * model.hidden_size * size  # hidden itself where tp is 1
+    states = memory.state * FP32 * work.parallel.cp_chunks if layout.cp > 1 else 0
+    if memory.state and layout.cp == 1:
+        states = min(SEGMENTS, model.num_heads * max(1, tokens // 256)) * model.head_dim**2 * FP32
+    mixer = tokens * (memory.kept * size + memory.kept_fp32 * FP32) + states
+    dense = not model.num_experts
+    feed_forward, forward_backward = _dense(work) if dense else _experts(work)
+    norms = gathered + hidden + (gathered if dense else hidden) + 2 * FP32 * work.own_tokens
+    arriving = gathered if layout.tp > 1 else 0  # a gradient that is gathered over tp
+    return LayerActivations(
+        block_input=hidden,
+        mixer=mixer,
+        feed_forward=feed_forward,
+        norms=norms,
+        mixer_input=gathered,
+        attention_output=tokens * (memory.attention_output * size + memory.attention_fp32 * FP32),
+        mixer_backward=tokens * memory.backward * size + 2 * hidden + gathered + arriving,
+        feed_forward_backward=forward_backward + 2 * hidden + arriving,
+    )
+
+
+def _dense(work: Workload) -> tuple[float, float]:
+    """Kept: the first product (2 widths) and the activation. Backward: the gradient of the first product, of tokens."""
+    model, tokens = work.model, work.mixer_tokens
+    width = model.ffn_hidden_size // work.layout.tp
+    return 3 * tokens * width * work.compute_bytes, (2 * width + model.hidden_size) * tokens * work.compute_bytes
+
+
+def _experts(work: Workload) -> tuple[float, float]:
+    """Kept: rows sorted by expert, the first product, the outputs; logits and route. Backward: their gradients."""
+    model, layout, size, rows = work.model, work.layout, work.compute_bytes, expert_rows(work)
+    hidden, width = model.hidden_size, model.ffn_hidden_size // layout.etp
+    kept = (rows.sent * hidden + rows.received * (hidden + 2 * width)) * size
+    kept += work.row_tokens * (model.num_experts * FP32 + model.top_k * 12) + rows.sent * 8
+    if not rows.travel:  # outputs are gone when the products are differentiated
+        backward = rows.received * (2 * width + max(width, hidden)) * size
+    else:
+        arriving = 0 if rows.direct else rows.received * hidden
+        sent = rows.sent * hidden * (1 if rows.direct else 2)
+        backward = (sent + arriving + rows.received * (2 * hidden + 3 * width)) * size
+    if model.shared_ffn_hidden_size:
+        shared = model.shared_ffn_hidden_size // layout.tp
+        tokens = work.mixer_tokens
+        kept += 3 * tokens * shared * size + 3 * work.own_tokens * hidden * FP32  # the blend is float32
+        backward += (2 * shared + hidden) * tokens * size
+    return kept, backward

@@ -1,0 +1,230 @@
+"""The peak of a device's memory in a step, found by walking through the moments of a step at which it may be.
+
+A moment is what lives at one time: weights and optimizer always, activations that grow through forward and shrink
+through backward, gradients that grow through backward, and the buffers of the work at hand. The peak is the largest
+moment of the worst rank. Bytes are those that torch's allocator hands out (`memory_gib` in metrics); what CUDA, NCCL
+and fragmentation take besides is the margin (:func:`margin_bytes`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from mmtrain.parallel.memory.activations import layer_activations
+from mmtrain.parallel.memory.communication import lasting_buffers, mixer_buffers
+from mmtrain.parallel.memory.workload import (
+    FP32,
+    Parameters,
+    Workload,
+    layer_parameters,
+    root_parameters,
+    stage_layers,
+)
+
+GIB = 2**30
+PARTS = ("parameters", "optimizer", "gradients", "gathered", "block inputs", "mixers", "feed-forward", "norms", "loss",
+         "communication", "transient")  # fmt: skip
+"""Parts of a prediction, in the order of the table."""
+WORKSPACE = 96 * 2**20
+"""Bytes of cuBLAS workspaces, tables of positions and other small things. Ours: to be measured."""
+CONTEXT_GIB, NCCL_GIB, FRAGMENTS = 0.7, 2.3, 0.03
+"""Memory that torch's allocator does not hand out: of CUDA and loaded kernels, of NCCL's channels (2.3 GiB for the
+first all-to-all at 64 channels: `mmtrain/bench/results/2026-11-22-moe-h200x4/nccl.md`), and the share that lies in
+fragments. The first and the last are ours: to be measured."""
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """Peak of the worst rank.
+
+    Attributes:
+        parts: bytes at the peak, by PARTS.
+        moment: when it is.
+    """
+
+    parts: Mapping[str, float]
+    moment: str
+
+    @property
+    def peak(self) -> float:
+        """Bytes that torch's allocator has handed out at the peak."""
+        return sum(self.parts.values())
+
+    @property
+    def gib(self) -> float:
+        """The peak in GiB."""
+        return self.peak / GIB
+
+
+def margin_bytes(peak: float, world: int) -> float:
+    """Bytes that a device needs beside those of the prediction: CUDA's context, NCCL, fragments."""
+    return (CONTEXT_GIB + (NCCL_GIB if world > 1 else 0.0)) * GIB + FRAGMENTS * peak
+
+
+def predict(work: Workload) -> MemoryPrediction:
+    """Predict the peak of the worst rank of a phase."""
+    moments = (moment for rank in range(work.layout.pp) for moment in _Rank(work, rank).moments())
+    name, parts = max(moments, key=lambda moment: sum(moment[1].values()))
+    return MemoryPrediction({part: parts.get(part, 0.0) for part in PARTS}, name)
+
+
+class _Rank:
+    """The moments of one rank of a pipeline (or the only one)."""
+
+    def __init__(self, work: Workload, pp_rank: int) -> None:
+        self.work, layout = work, work.layout
+        stages = stage_layers(work, pp_rank)
+        self.letters = [work.model.layer_types[layer] for stage in stages for layer in stage]
+        kinds = sorted(set(self.letters))
+        self.layer = {letter: layer_parameters(work.model, layout, letter) for letter in kinds}
+        self.activations = {letter: layer_activations(work, letter) for letter in kinds}
+        self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
+        self.root = root_parameters(work.model, layout, self.first, self.last)
+        self.flights = _micro_batches_in_flight(work, pp_rank)
+        # Gathering and reducing take a flat buffer besides, but for ranks that are alone.
+        self.flat = 1 if layout.replicas == layout.edp == 1 else 2
+
+    def moments(self) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """Every moment: its name, and bytes by part."""
+        for last in (False, True) if self.work.micro_batches > 1 else (True,):
+            yield from self._micro_batch(last)
+        held = self._lasting()
+        held["gradients"] += 0 if self.work.host_optimizer else FP32 * self._all.sharded(self.work.layout)
+        yield "the optimizer's step", held
+
+    @property
+    def _all(self) -> Parameters:
+        return sum((self.layer[letter] for letter in self.letters), self.root)
+
+    def _lasting(self) -> Counter[str]:
+        """What lives from step to step."""
+        work, held = self.work, Counter[str]()
+        if not work.host_optimizer:
+            sharded = FP32 * self._all.sharded(work.layout)
+            held["parameters"], held["optimizer"] = sharded, 2 * sharded
+        held["gathered"] = work.compute_bytes * self.root.whole
+        held["communication"] = lasting_buffers(work)
+        held["transient"] = WORKSPACE + work.row_tokens * 25 + work.mixer_tokens * work.model.rotary_dim * FP32
+        held["gradients"] = 0.0
+        return held
+
+    def _micro_batch(self, last: bool) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """Moments of the backward pass of the oldest micro-batch in flight, the last of a step or an earlier one."""
+        work, size = self.work, self.work.compute_bytes
+        reduces = (last or work.parallel.sync_every_micro_batch) and not work.zero_bubble
+        per_layer = [Counter(self.activations[letter].kept(self._policy, self._on_host)) for letter in self.letters]
+        all_kept = sum(per_layer, Counter[str]())
+        others = Counter({part: (self.flights - 1) * value for part, value in all_kept.items()})
+        held = self._lasting()
+        if self._on_host:
+            held["block inputs"] += 2 * self.activations[self.letters[0]].block_input  # one at work, one on its way
+        held += others
+        held += self._stage_outputs()
+        if self.last:
+            yield from self._loss(held + all_kept, last)
+            held["gradients"] += size * self._table  # of the head, until the stage's end
+        whole = [self.layer[letter] for letter in self.letters]
+        for number in range(len(self.letters) - 1, -1, -1):
+            letter, own = self.letters[number], whole[number]
+            before = sum(per_layer[:number], Counter[str]())
+            now = held + before
+            now["gradients"] += self._gradients(whole[:number], whole[number + 1 :], last, reduces)
+            now["gradients"] += size * own.whole + (FP32 * own.whole if self.flat > 1 or not reduces else 0)
+            now["gathered"] += self._gathered(whole[: number + 1], own, last)
+            yield from self._layer(f"backward of layer {number + 1} of {len(self.letters)} ({letter})", now, letter)
+        held["gradients"] += self._gradients([], whole, last, reduces) + size * (
+            self.root.whole - self.last * self._table
+        )
+        held["gradients"] += FP32 * self.root.whole * (1 + (1 / work.layout.replicas if reduces else 0))
+        yield "reduction of the embedding's gradient", held
+
+    def _layer(self, name: str, held: Counter[str], letter: str) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """The two halves of a layer's backward: all of its activations are there, computed again if need be."""
+        found = self.activations[letter]
+        half = held + Counter(found.whole)
+        half["transient"] += found.feed_forward_backward
+        yield f"{name}, feed-forward", half
+        half = held + Counter(
+            {"block inputs": found.block_input, "mixers": found.mixer, "norms": found.mixer_input,
+             "communication": mixer_buffers(self.work, letter)}
+        )  # fmt: skip
+        half["transient"] += found.mixer_backward
+        yield f"{name}, mixer", half
+
+    def _loss(self, held: Counter[str], last: bool) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """Forward and backward of the head, whose gradients are made in forward."""
+        work, size = self.work, self.work.compute_bytes
+        hidden, gathered = (n * work.model.hidden_size * size for n in (work.own_tokens, work.mixer_tokens))
+        chunk = min(work.model.loss_chunk_tokens, work.mixer_tokens)
+        logits = chunk * (-(-work.model.vocab_size // work.layout.tp) + work.model.hidden_size) * size
+        held = held + Counter()
+        held["gradients"] += self._gradients([self.layer[letter] for letter in self.letters], [], last, False)
+        held["gathered"] += self._gathered([self.layer[letter] for letter in self.letters], self._largest, last)
+        held["norms"] += 2 * hidden  # before and after the last norm
+        forward = held + Counter({"loss": FP32 * self._table + gathered + logits})
+        yield "forward of the loss", forward
+        yield "backward of the loss", held + Counter({"loss": (2 * FP32 + size) * self._table + 2 * hidden})
+
+    def _stage_outputs(self) -> Counter[str]:
+        """Hidden states that the stages of a pipeline pass on, kept by its schedule."""
+        if self.work.layout.pp == 1:
+            return Counter()
+        hidden = self.work.own_tokens * self.work.model.hidden_size * self.work.compute_bytes
+        return Counter({"communication": (self.flights + 2) * hidden})
+
+    def _gradients(self, before: list[Parameters], after: list[Parameters], last: bool, reduces: bool) -> float:
+        """Bytes of gradients of layers that are still to be differentiated in this micro-batch, and of those done."""
+        work = self.work
+        zero = Parameters(0, 0)
+        todo, done = sum(before, zero), sum(after, zero)
+        several, root = work.micro_batches > 1, self.root
+        if work.zero_bubble or (work.accumulates and not last):
+            found = done.whole + ((todo.whole + root.whole) if several else 0)
+        elif work.accumulates:
+            found = todo.whole + root.whole + self._on_device(done)
+        else:
+            found = self._on_device(done) + (self._on_device(todo + root) if several else 0)
+        return FP32 * found
+
+    def _on_device(self, parameters: Parameters) -> float:
+        """Elements of sharded gradients that stay on the device."""
+        return 0.0 if self.work.host_optimizer else parameters.sharded(self.work.layout)
+
+    def _gathered(self, todo: list[Parameters], own: Parameters, last: bool) -> float:
+        """Bytes of gathered parameters of blocks, with a layer at work and, where they come from others, the next."""
+        size = self.work.compute_bytes
+        if not self.work.keeps_gathered:
+            return self.flat * size * own.whole
+        if last and not self.work.zero_bubble:
+            return size * sum(parameters.whole for parameters in todo)
+        return size * sum(self.layer[letter].whole for letter in self.letters)
+
+    @property
+    def _largest(self) -> Parameters:
+        return max(self.layer.values(), key=lambda parameters: parameters.whole)
+
+    @property
+    def _table(self) -> int:
+        return -(-self.work.model.vocab_size // self.work.layout.tp) * self.work.model.hidden_size
+
+    @property
+    def _policy(self) -> str:
+        return str(self.work.parallel.activation_checkpoint)
+
+    @property
+    def _on_host(self) -> bool:
+        return self.work.parallel.offload_block_inputs
+
+
+def _micro_batches_in_flight(work: Workload, pp_rank: int) -> float:
+    """Micro-batches whose activations a rank holds when a backward begins, each counted over all of its layers."""
+    pp, chunks = work.layout.pp, work.parallel.pp_chunks
+    if pp == 1:
+        return 1.0
+    if work.parallel.pp_schedule == "1f1b":
+        return float(min(work.micro_batches, pp - pp_rank))
+    # Forward passes of chunks before the first backward (Megatron-LM's warm-up; torch's is the same number).
+    warm_up = (pp - pp_rank - 1) * 2 + (chunks - 1) * pp + 1
+    return max(1.0, min(work.micro_batches * chunks, warm_up) / chunks)

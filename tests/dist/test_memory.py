@@ -1,0 +1,86 @@
+"""The predicted peak beside the bytes that real processes hold, counted tensor by tensor, under each axis."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmdata.rows.loader import PackedBatch
+from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
+from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.memory.predict import WORKSPACE, predict
+from mmtrain.parallel.memory.workload import Workload
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.step import train_step
+from tests.dist.pool import Pool
+from tests.parallel.memory.storage_peak import StoragePeak
+
+SEQ = 512
+
+
+def model_config(**other: object) -> ModelConfig:
+    base = {"name": "small", "vocab_size": 512, "hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 2,
+            "head_dim": 32, "rotary_dim": 16, "ffn_hidden_size": 256, "num_experts": 8, "layer_pattern": "LS",
+            "loss_chunk_tokens": 64}  # fmt: skip
+    return ModelConfig(**(base | other))
+
+
+def batch(row: int) -> PackedBatch:
+    """A row that is one document."""
+    tokens = torch.arange(SEQ)[None] % 100
+    mask = torch.ones(1, SEQ, dtype=torch.bool)
+    cu_seqlens = torch.tensor([0, SEQ], dtype=torch.int32)
+    return PackedBatch(tokens, tokens, mask, torch.arange(SEQ)[None], cu_seqlens=cu_seqlens, rows=(row,))
+
+
+def measured(model: ModelConfig, parallel: ParallelConfig, micro_batches: int) -> float:
+    """Peak bytes of the second step on this rank."""
+    layout = plan_layout(mesh.world_size(), parallel, model, [SEQ])
+    context = mesh.start(ClusterConfig(device="cpu"), layout)
+    laid = apply_parallel(meta_model(model), context, parallel, torch.float32, seq_len=SEQ)
+    laid.initialise(7)
+    optimizer = build_optimizer(laid.module, OptimConfig())
+    batches = [batch(row) for row in range(micro_batches)]
+    train_step(laid, optimizer, batches, 1e-3, 1e4, clip_grad=1.0)
+    with StoragePeak() as found:
+        moments = (value for state in optimizer.state.values() for value in state.values())
+        lasting = [*laid.module.parameters(), *moments]
+        found.count(*(one.to_local() if hasattr(one, "to_local") else one for one in lasting))
+        train_step(laid, optimizer, batches, 1e-3, 1e4, clip_grad=1.0)
+    laid.close()
+    mesh.stop()
+    return found.peak
+
+
+def predicted(model: ModelConfig, parallel: ParallelConfig, world: int, micro_batches: int) -> float:
+    layout = plan_layout(world, parallel, model, [SEQ])
+    return predict(Workload(model, parallel, layout, SEQ, micro_batches, compute_bytes=4)).peak - WORKSPACE
+
+
+@pytest.mark.parametrize(
+    ("world", "options", "model", "micro_batches"),
+    [
+        (1, {}, {"num_experts": 0}, 1),
+        (1, {"activation_checkpoint": "block"}, {}, 2),
+        (2, {}, {"num_experts": 0}, 2),
+        (2, {"cp": 2}, {}, 1),
+        (4, {}, {"num_experts": 0}, 1),  # more ranks than gate and up are matrices
+        (1, {"activation_checkpoint": "selective"}, {"layer_pattern": "S", "num_experts": 0, "num_layers": 12}, 1),
+        pytest.param(1, {"sync_every_micro_batch": True}, {}, 2, marks=pytest.mark.slow),
+        pytest.param(2, {"reshard_after_forward": False}, {"num_experts": 0}, 1, marks=pytest.mark.slow),
+        pytest.param(2, {"tp": 2}, {"num_experts": 0}, 1, marks=pytest.mark.slow),
+        pytest.param(2, {"ep": 2, "activation_checkpoint": "block"}, {}, 1, marks=pytest.mark.slow),
+        pytest.param(2, {"ep": 2}, {}, 1, marks=pytest.mark.slow),
+        pytest.param(2, {"pp": 2}, {"num_experts": 0}, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_the_prediction_is_near_what_processes_hold(
+    pool: Pool, world: int, options: dict, model: dict, micro_batches: int
+) -> None:
+    """Within 8%: the plain torch of a CPU has scratch tensors that the kernels of a GPU do not have."""
+    config, parallel = model_config(**model), ParallelConfig(**options)
+    found = max(pool.run(measured, config, parallel, micro_batches, world=world))
+    assert predicted(config, parallel, world, micro_batches) == pytest.approx(found, rel=0.08)

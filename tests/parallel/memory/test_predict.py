@@ -1,0 +1,112 @@
+"""The prediction of peak memory: figures measured on GPUs, sums, and how it moves with each option."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmtrain.config.cli import compose
+from mmtrain.model.flops import count_parameters
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.memory.predict import GIB, PARTS, margin_bytes, predict
+from mmtrain.parallel.memory.workload import Workload, layer_parameters, root_parameters
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+def workload(*overrides: str, world: int = 1, seq_len: int = 8192, micro_batches: int = 1) -> Workload:
+    config = compose(["run.name=r", "data.path=d", *overrides], CONFIGS)
+    layout = plan_layout(world, config.parallel, config.model, [seq_len])
+    host = config.optim.name == "cpu_offload"
+    return Workload(config.model, config.parallel, layout, seq_len, micro_batches, 2, host)
+
+
+# mmtrain/bench/results/2026-11-28-first-week-h200/README.md: `memory_gib` of two runs on one H200.
+MEASURED = {
+    "rows of 8,192, four at a time": (23.9, {"seq_len": 8192, "micro_batches": 2}, ["parallel.micro_batch_rows=4"]),
+    "rows of 16,384, recomputed": (
+        8.1,
+        {"seq_len": 16384, "micro_batches": 16},
+        ["parallel.activation_checkpoint=true"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_prediction_is_within_5_percent_of_runs_on_a_gpu(name: str) -> None:
+    measured, sizes, options = MEASURED[name]
+    found = predict(workload("model=proxy_100m", *options, **sizes)).gib
+    assert found == pytest.approx(measured, rel=0.05)
+
+
+def test_parts_are_all_named_and_sum_to_the_peak() -> None:
+    found = predict(
+        workload("model=moe_28b", "parallel.tp=2", "parallel.ep=4", "parallel.cp=2", world=8, seq_len=2**17)
+    )
+    assert tuple(found.parts) == PARTS
+    assert sum(found.parts.values()) == pytest.approx(found.peak) and found.gib == pytest.approx(found.peak / GIB)
+    assert all(value >= 0 for value in found.parts.values())
+
+
+@pytest.mark.parametrize("model", ["tiny", "hybrid_410m", "moe_28b", "minimax_text_01"])
+def test_parameters_of_all_layers_are_those_of_the_model(model: str) -> None:
+    work = workload(f"model={model}")
+    layers = sum(layer_parameters(work.model, work.layout, letter).whole for letter in work.model.layer_types)
+    root = root_parameters(work.model, work.layout, embedding=True, head=True).whole
+    assert layers + root == count_parameters(work.model).total
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({}, {"parallel.micro_batch_rows": 2}),
+        ({"parallel.activation_checkpoint": "block"}, {"parallel.activation_checkpoint": "selective"}),
+        ({"parallel.activation_checkpoint": "selective"}, {"parallel.activation_checkpoint": "none"}),
+        ({"parallel.activation_checkpoint": "block", "parallel.offload_block_inputs": "true"},
+         {"parallel.activation_checkpoint": "block"}),
+        ({"parallel.cp": 2}, {}),
+        ({"parallel.cp": 4}, {"parallel.cp": 2}),
+        ({"parallel.tp": 2}, {}),
+        ({"parallel.ep": 4}, {"parallel.micro_batch_rows": 2, "parallel.ep": 4}),
+        ({"parallel.sync_every_micro_batch": "true"}, {}),
+        ({}, {"parallel.reshard_after_forward": "false"}),
+        ({"optim": "cpu_offload"}, {}),
+        ({"model.capacity_factor": 0.5}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_it_moves_the_right_way_with_each_option(less: dict, more: dict) -> None:
+    def gib(options: dict) -> float:
+        written = [f"{name}={value}" for name, value in options.items()]
+        return predict(workload("model=proxy_100m", "model.num_kv_heads=4", *written, world=8, micro_batches=4)).gib
+
+    assert gib(less) < gib(more)
+
+
+def test_it_grows_with_length_and_with_micro_batches_that_wait() -> None:
+    one, two = (predict(workload("model=proxy_100m", seq_len=length)).gib for length in (8192, 16384))
+    assert 1.5 * one < two + 5 < 3 * one
+    work = workload("model=proxy_100m", world=8)
+    waiting = predict(replace(work, micro_batches=2)).parts["gradients"] - predict(work).parts["gradients"]
+    assert waiting > 0.9 * 4 * count_parameters(work.model).total * (1 - 1 / 8)  # whole ones in place of an eighth
+
+
+def test_a_pipeline_is_as_large_as_its_worst_rank() -> None:
+    """The first rank of 1f1b holds as many micro-batches as there are stages: more stages save no activations."""
+    two, four = (
+        predict(workload("model=proxy_100m", f"parallel.pp={pp}", "parallel.micro_batch_rows=2", world=pp,
+                         micro_batches=8)) for pp in (2, 4)
+    )  # fmt: skip
+    assert four.parts["mixers"] > 0.8 * two.parts["mixers"]
+    assert four.parts["parameters"] < 0.7 * two.parts["parameters"]
+
+
+def test_an_optimizer_in_host_memory_leaves_nothing_of_it_on_the_device() -> None:
+    parts = predict(workload("model=proxy_100m", "optim=cpu_offload")).parts
+    assert parts["parameters"] == parts["optimizer"] == 0 and parts["gathered"] > 0
+
+
+def test_the_margin_has_room_for_nccl_only_with_other_processes() -> None:
+    assert margin_bytes(0, 2) - margin_bytes(0, 1) > GIB and margin_bytes(100 * GIB, 1) > margin_bytes(0, 1)
