@@ -21,9 +21,12 @@ def choices(group):
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
+STAGES = ["curriculum", "long_ctx", "long_ctx_128k", "long_ctx_1m", "long_ctx_512k", "pretrain", "quickstart"]
+
+
 def test_the_groups_hold_what_the_readme_names():
     assert choices("model") == MODELS
-    assert choices("stage") == ["long_ctx", "pretrain", "quickstart"]
+    assert choices("stage") == STAGES
     assert choices("optim") == ["adamw", "apex", "cpu_offload"]
 
 
@@ -35,7 +38,7 @@ def test_every_model_loads_under_its_own_name(model):
     assert config.rotary_dim * 2 == config.head_dim
 
 
-@pytest.mark.parametrize("stage", ["long_ctx", "pretrain", "quickstart"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_loads_and_plans(stage):
     config = compose([*GIVEN, f"stage={stage}"], CONFIGS)
     plan = RunPlan(scaled_phases(config.stage), dp_size=2, micro_batch_rows=1)

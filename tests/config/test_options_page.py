@@ -111,7 +111,7 @@ def test_help_names_every_option_and_every_file() -> None:
                  "data.sources[0].path"):  # fmt: skip
         assert f"\n  {name}  (" in text
     assert "optim.name  (text; adamw, apex, cpu_offload; default adamw)" in text
-    assert "stage=      pretrain, long_ctx, quickstart" in text and "${model.name}" in text
+    assert "stage=      pretrain, curriculum, long_ctx, long_ctx_128k" in text and "${model.name}" in text
     assert max(map(len, text.splitlines())) <= 120
     for doc in group_docs(CONFIGS):
         assert all(option.meaning for option in doc.options)
