@@ -1,4 +1,4 @@
-"""Softmax attention across GPUs through NCCL, in both ways, against float64 attention of the whole row."""
+"""Softmax attention across GPUs through NCCL, in every way, against float64 attention of the whole row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.dist.test_context_softmax import NAMES, Case, assemble, reference, ru
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 LENGTHS = (4096,), (500, 0, 1, 1500, 1025, 1070), (100,) * 40 + (96,)
-WAYS = ("allgather", "ring")
+WAYS = ("allgather", "ring", "varlen")
 BOUND = {torch.bfloat16: 1.5e-2, torch.float32: 1e-5}
 
 
