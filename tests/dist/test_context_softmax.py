@@ -80,7 +80,7 @@ def run_cases(cases: list[Case]) -> list[dict[str, object]]:
 
 
 def run_case(case: Case, device: str) -> dict[str, object]:
-    """Output, gradients, elements sent in forward, and messages in all."""
+    """Output, gradients, elements sent in forward, messages in all, and dtypes of those received."""
     group = dist.group.WORLD
     cu_seqlens = np.array([0, *accumulate(case.lengths)], dtype=np.int64)
     shard = RowShard.of_table(cu_seqlens, case.table, dist.get_rank())
@@ -92,10 +92,12 @@ def run_case(case: Case, device: str) -> dict[str, object]:
     fused = torch.cat([q, k, v], dim=1).requires_grad_()  # as a projection gives them: strided views
     sizes = [q.shape[1], k.shape[1], v.shape[1]]
     sent: list[int] = []
+    dtypes: list[torch.dtype] = []
     start = flights.dist.batch_isend_irecv
 
     def count(messages: list[dist.P2POp]) -> list[dist.Work]:
         sent.extend(m.tensor.numel() for m in messages if m.op is dist.isend)
+        dtypes.extend(m.tensor.dtype for m in messages if m.op is dist.irecv)
         return start(messages)
 
     with mock.patch.object(flights.dist, "batch_isend_irecv", count):
@@ -107,7 +109,7 @@ def run_case(case: Case, device: str) -> dict[str, object]:
         (grad,) = torch.autograd.grad(o, fused, do)
     tensors = dict(zip(NAMES, (o.detach(), *grad.split(sizes, dim=1)), strict=True))
     assert o.dtype == case.dtype and o.is_contiguous()
-    return {**tensors, "forward": forward, "messages": len(sent)}
+    return {**tensors, "forward": forward, "messages": len(sent), "received": dtypes}
 
 
 def assemble(case: Case, results: list[dict[str, object]]) -> dict[str, Tensor]:
@@ -233,16 +235,24 @@ def test_only_needed_tails_move_and_nothing_where_none_is(pool: Pool) -> None:
     number = 2 * 3 * 8  # elements of a token's keys and values
     cases = [Case((16, 40, 40), halves), Case((60, 36), halves, "ring"), Case((10, 9, 77), alternate, layers=2)]
     cases += [replace(case, way="varlen") for case in cases]
+    cases += [replace(cases[3], budget=1)]  # keys come again in backward
     first, second = pool.run(run_cases, cases, world=2)
     # The second document has 8 tokens in chunk 1 and 24 in chunks 2 and 3, and goes on in chunk 4 of the other rank.
     assert first[0]["forward"] == (8 + 24) * number and second[0]["forward"] == 0
     assert first[1]["forward"] == 4 * 12 * number and second[1]["forward"] == 0
     # Chunk 0 leaves 2 tokens of the second document to chunk 1, and chunks 1 to 6 leave 5 and 12s of the third.
     assert first[2]["forward"] == 2 * (2 + 3 * 12) * number and second[2]["forward"] == 2 * (5 + 2 * 12) * number
-    assert [[case["forward"] for case in rank[3:]] for rank in (first, second)] == [
+    assert [[case["forward"] for case in rank[3:6]] for rank in (first, second)] == [
         [case["forward"] for case in rank[:3]] for rank in (first, second)
     ]
-    assert first[3]["messages"] == 1 and second[3]["messages"] == 1  # the keys, and their gradients
+    assert [(rank[3]["messages"], rank[6]["messages"]) for rank in (first, second)] == [(1, 2), (1, 1)]
+
+
+def test_gradients_of_several_copies_come_home_in_float32(pool: Pool) -> None:
+    once, twice = ((0, 3), (1, 2)), ((0, 2), (1, 3))  # rank 1 needs chunk 0 for one piece, or for two
+    cases = [Case((96,), table, "varlen", dtype=torch.bfloat16) for table in (once, twice)]
+    owner, _ = pool.run(run_cases, cases, world=2)
+    assert [case["received"][-1] for case in owner] == [torch.bfloat16, torch.float32]
 
 
 def test_auto_takes_one_call_for_short_chunks_and_the_ring_for_memory() -> None:

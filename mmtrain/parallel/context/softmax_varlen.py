@@ -78,10 +78,15 @@ def bring(k_SGK: Tensor, v_SGK: Tensor, varlen: VarlenPlan, group: ProcessGroup)
 
 
 def buffer_bytes(plan: TailPlan, kv_heads: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of all buffers on the rank that has most, backward; without the workspace of the kernel."""
-    keys = 2 * plan.most_keys + plan.most_received + plan.most_returned
-    grads = 2 * plan.most_received + plan.most_returned + plan.most_shared
-    return 2 * kv_heads * width * (keys * dtype.itemsize + grads * wide(dtype).itemsize)
+    """Bytes of all buffers in backward on the rank that has most, without the workspace of the kernel.
+
+    Keys and their gradients, copies included; gradients of tails that leave and come back, with what they are copied
+    from; sums of those here, likewise.
+    """
+    keys, tails = 2 * plan.most_keys + plan.most_received, plan.most_received + plan.most_returned
+    sums, number = 2 * plan.most_shared, wide(dtype)
+    sizes = keys * dtype.itemsize + tails * (dtype if plan.single else number).itemsize + sums * number.itemsize
+    return 2 * kv_heads * width * sizes
 
 
 def keeps(plan: TailPlan, kv_heads: int, width: int, dtype: torch.dtype, budget: int) -> bool:
