@@ -26,6 +26,8 @@ from mmtrain.parallel.context.softmax_cp import context_softmax
 
 TABLES = {"balanced": 8, "zigzag": 2, "contiguous": 1}
 """Chunks a rank of each table."""
+LONGEST_ONE_CALL = 2**13
+"""Tokens of a chunk up to which the way of one call is measured: four times those up to which it is chosen."""
 CHECKED = 2**16
 """Tokens of a row up to which results are compared with those of one GPU."""
 
@@ -132,6 +134,11 @@ class Row:
         return self.measure(call, None, lengths, 1)
 
 
+def ways(chunk_tokens: int) -> tuple[str, ...]:
+    """Those that are measured with such chunks."""
+    return ("allgather", "ring", *(("varlen",) if chunk_tokens <= LONGEST_ONE_CALL else ()))
+
+
 def measure_softmax(bench: Bench, part: str, heads: Heads, lengths: Sequence[int], tables: Sequence[str]) -> None:
     """Measure every way at each number of tokens a GPU."""
     for tokens in lengths:
@@ -142,7 +149,7 @@ def measure_softmax(bench: Bench, part: str, heads: Heads, lengths: Sequence[int
             row = Row(bench, heads, tokens)
         bench.case(part, label | {"way": "one GPU alone"}, row.one_gpu)
         for table in tables:
-            for way in ("allgather", "ring"):
+            for way in ways(tokens // TABLES[table]):
                 bench.case(part, label | {"way": way, "table": table}, partial(row.ours, table, way))
         bench.case(part, label | {"way": "plain all-gather", "table": "contiguous"}, row.all_gather)
         bench.case(part, label | {"way": "Ulysses", "table": "heads"}, row.ulysses)

@@ -33,7 +33,8 @@ class ParallelConfig:
         cp_table: which rank owns which chunks: ``balanced``, from each row's documents, so that the work of the softmax
             layers is even; ``zigzag`` or ``contiguous``.
         cp_softmax: how keys and values of a document get to its later queries: ``allgather``, by groups of heads;
-            ``ring``, with the least memory; or ``auto``.
+            ``ring``, with the least memory; ``varlen``, all at once, copied to each piece of a document, which short
+            chunks want; or ``auto``.
         ep: expert parallelism; ranks that share the experts of a layer.
         etp: tensor parallelism inside an expert; free to differ from `tp`.
         pp_schedule: order of a pipeline's work: ``1f1b``, ``interleaved`` or ``zero_bubble``, which keeps parameters
@@ -63,7 +64,7 @@ class ParallelConfig:
     cp: int = field(default=1, metadata=at_least(1))
     cp_chunks: int = field(default=8, metadata=at_least(1))
     cp_table: str = field(default="balanced", metadata=one_of("balanced", "zigzag", "contiguous"))
-    cp_softmax: str = field(default="auto", metadata=one_of("auto", "ring", "allgather"))
+    cp_softmax: str = field(default="auto", metadata=one_of("auto", "ring", "allgather", "varlen"))
     ep: int = field(default=1, metadata=at_least(1))
     etp: int = field(default=1, metadata=at_least(1))
     pp_schedule: str = field(default="1f1b", metadata=one_of("1f1b", "interleaved", "zero_bubble"))

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from mmkernels.softmax.naive import naive_softmax_attention
 from mmtrain.model.packed_seq import Packing, RealTokens
-from mmtrain.parallel.context import flights
+from mmtrain.parallel.context import flights, softmax_gather
 from mmtrain.parallel.context.ownership import TABLES, Table, causal_work
 from mmtrain.parallel.context.row_shard import ContextPacking, RowShard
-from mmtrain.parallel.context.softmax_cp import choose_way, context_softmax
+from mmtrain.parallel.context.softmax_cp import choose_way, context_softmax, plan_of, varlen_of
 from mmtrain.parallel.context.tail_plan import TailPlan
 from tests.dist.pool import Pool
 
 T = 96  # of the rows on the CPU
+WAYS = ("allgather", "ring", "varlen")
 NAMES = ("o", "dq", "dk", "dv")
 ROWS = [
     (96,),  # one document on all ranks
@@ -79,7 +80,7 @@ def run_cases(cases: list[Case]) -> list[dict[str, object]]:
 
 
 def run_case(case: Case, device: str) -> dict[str, object]:
-    """Output, gradients, elements sent in forward, and messages in all."""
+    """Output, gradients, elements sent in forward, messages in all, and dtypes of those received."""
     group = dist.group.WORLD
     cu_seqlens = np.array([0, *accumulate(case.lengths)], dtype=np.int64)
     shard = RowShard.of_table(cu_seqlens, case.table, dist.get_rank())
@@ -91,10 +92,12 @@ def run_case(case: Case, device: str) -> dict[str, object]:
     fused = torch.cat([q, k, v], dim=1).requires_grad_()  # as a projection gives them: strided views
     sizes = [q.shape[1], k.shape[1], v.shape[1]]
     sent: list[int] = []
+    dtypes: list[torch.dtype] = []
     start = flights.dist.batch_isend_irecv
 
     def count(messages: list[dist.P2POp]) -> list[dist.Work]:
         sent.extend(m.tensor.numel() for m in messages if m.op is dist.isend)
+        dtypes.extend(m.tensor.dtype for m in messages if m.op is dist.irecv)
         return start(messages)
 
     with mock.patch.object(flights.dist, "batch_isend_irecv", count):
@@ -106,7 +109,7 @@ def run_case(case: Case, device: str) -> dict[str, object]:
         (grad,) = torch.autograd.grad(o, fused, do)
     tensors = dict(zip(NAMES, (o.detach(), *grad.split(sizes, dim=1)), strict=True))
     assert o.dtype == case.dtype and o.is_contiguous()
-    return {**tensors, "forward": forward, "messages": len(sent)}
+    return {**tensors, "forward": forward, "messages": len(sent), "received": dtypes}
 
 
 def assemble(case: Case, results: list[dict[str, object]]) -> dict[str, Tensor]:
@@ -155,25 +158,25 @@ def tables(lengths: tuple[int, ...], chunks: int, ranks: int, random: int) -> li
 
 
 def all_cases(ranks: int, random: int, rows: list[tuple[int, ...]] = ROWS) -> list[Case]:
-    """Both ways on every row and table, with chunks of several sizes; heads and budget vary along."""
+    """Every way on every row and table, with chunks of several sizes; heads and budget vary along."""
     heads = [(6, 3), (4, 1), (3, 3), (8, 2)]
     cases = []
     for number, lengths in enumerate(rows):
         chunks = ranks * (2, 4, 1)[number % 3]
         for place, table in enumerate(tables(lengths, chunks, ranks, random)):
-            for way in ("allgather", "ring"):
+            for way in WAYS:
                 budget = 1 if place % 2 else 2**30
                 cases.append(Case(lengths, table, way, heads[number % 4], budget=budget))
     return cases
 
 
-def test_every_row_and_table_in_both_ways(pool: Pool) -> None:
+def test_every_row_and_table_in_every_way(pool: Pool) -> None:
     run(pool, all_cases(4, random=1), 4)
 
 
 def test_two_ranks_and_one(pool: Pool) -> None:
     run(pool, all_cases(2, random=1, rows=ROWS[::3]), 2)
-    run(pool, [Case(ROWS[5], ((0, 1, 2, 3),), way) for way in ("allgather", "ring", "auto")], 1)
+    run(pool, [Case(ROWS[5], ((0, 1, 2, 3),), way) for way in (*WAYS, "auto")], 1)
 
 
 @pytest.mark.slow
@@ -185,7 +188,7 @@ def test_more_ranks_and_tables(pool: Pool, ranks: int) -> None:
 def test_other_dtypes_layers_and_padding(pool: Pool) -> None:
     table = tables(ROWS[5], 16, 4, 1)[-1]
     cases = []
-    for way in ("allgather", "ring"):
+    for way in WAYS:
         for budget in (1, 2**30):
             case = Case(ROWS[5], table, way, budget=budget)
             cases += [replace(case, dtype=torch.float32), replace(case, dtype=torch.bfloat16)]
@@ -198,7 +201,7 @@ def test_owners_change_nothing_but_rounding(pool: Pool) -> None:
         cases = [
             Case(lengths, table, way, dtype=torch.float32)
             for table in tables(lengths, 8, 4, 3)
-            for way in ("allgather", "ring")
+            for way in WAYS
         ]
         first, *others = run(pool, cases, 4)
         for other in others:
@@ -209,7 +212,7 @@ def test_owners_change_nothing_but_rounding(pool: Pool) -> None:
 def test_a_token_changes_no_other_document_and_nothing_earlier(pool: Pool) -> None:
     lengths = ROWS[5]
     places = [0, 8, 9, 40, 69, 72, 95]
-    for way in ("allgather", "ring"):
+    for way in WAYS:
         case = Case(lengths, tables(lengths, 8, 4, 1)[-1], way)
         base, *others = run(pool, [case, *(replace(case, perturb=place) for place in places)], 4)
         offsets = [0, *accumulate(lengths)]
@@ -225,25 +228,70 @@ def test_a_token_changes_no_other_document_and_nothing_earlier(pool: Pool) -> No
 
 def test_only_needed_tails_move_and_nothing_where_none_is(pool: Pool) -> None:
     edges = Case((12,) * 8, ((0, 7), (1, 6), (2, 5), (3, 4)))
-    results = pool.run(run_cases, [edges, replace(edges, way="ring")], world=4)
+    results = pool.run(run_cases, [replace(edges, way=way) for way in WAYS], world=4)
     assert all(result["messages"] == 0 for rank in results for result in rank)
 
     halves, alternate = ((0, 1, 2, 3), (4, 5, 6, 7)), ((0, 2, 4, 6), (1, 3, 5, 7))
     number = 2 * 3 * 8  # elements of a token's keys and values
     cases = [Case((16, 40, 40), halves), Case((60, 36), halves, "ring"), Case((10, 9, 77), alternate, layers=2)]
+    cases += [replace(case, way="varlen") for case in cases]
+    cases += [replace(cases[3], budget=1)]  # keys come again in backward
     first, second = pool.run(run_cases, cases, world=2)
     # The second document has 8 tokens in chunk 1 and 24 in chunks 2 and 3, and goes on in chunk 4 of the other rank.
     assert first[0]["forward"] == (8 + 24) * number and second[0]["forward"] == 0
     assert first[1]["forward"] == 4 * 12 * number and second[1]["forward"] == 0
     # Chunk 0 leaves 2 tokens of the second document to chunk 1, and chunks 1 to 6 leave 5 and 12s of the third.
     assert first[2]["forward"] == 2 * (2 + 3 * 12) * number and second[2]["forward"] == 2 * (5 + 2 * 12) * number
+    assert [[case["forward"] for case in rank[3:6]] for rank in (first, second)] == [
+        [case["forward"] for case in rank[:3]] for rank in (first, second)
+    ]
+    assert [(rank[3]["messages"], rank[6]["messages"]) for rank in (first, second)] == [(1, 2), (1, 1)]
 
 
-def test_auto_takes_the_ring_where_one_head_is_over_the_budget_and_a_part_is_less() -> None:
-    plan = TailPlan.of(RowShard.of_table(np.array([0, 1024]), tuple((c,) for c in range(8)), 3))
-    assert choose_way(plan, 1, 128, torch.bfloat16, 2**30) == "allgather"
-    assert choose_way(plan, 1, 128, torch.bfloat16, 2**10) == "ring"
-    assert choose_way(plan, 64, 128, torch.bfloat16, 2**10) == "allgather"
+def test_gradients_of_several_copies_come_home_in_float32(pool: Pool) -> None:
+    once, twice = ((0, 3), (1, 2)), ((0, 2), (1, 3))  # rank 1 needs chunk 0 for one piece, or for two
+    cases = [Case((96,), table, "varlen", dtype=torch.bfloat16) for table in (once, twice)]
+    owner, _ = pool.run(run_cases, cases, world=2)
+    assert [case["received"][-1] for case in owner] == [torch.bfloat16, torch.float32]
+
+
+def test_auto_takes_one_call_for_short_chunks_and_the_ring_for_memory() -> None:
+    def choose(tokens: int, kv_heads: int, budget: int) -> str:
+        plan = TailPlan.of(RowShard.of_table(np.array([0, tokens]), tuple((c,) for c in range(8)), 3))
+        return choose_way(plan, kv_heads, 128, torch.bfloat16, budget)
+
+    assert choose(8 * 2048, 1, 2**30) == "varlen"
+    assert choose(8 * 2049, 1, 2**30) == choose(8 * 2048, 8, 2**26) == "allgather"
+    # A head of all needed tails is over the budget, and all heads of one rank's tails are less than that.
+    assert choose(1024, 1, 2**10) == "ring"
+    # All heads of one rank's are more.
+    assert choose(1024, 64, 2**10) == "allgather"
+
+
+def test_a_little_is_one_group_of_heads() -> None:
+    def count(tokens: int, budget: int) -> int:
+        plan = TailPlan.of(RowShard.of_table(np.array([0, tokens]), ((0,), (1,)), 0))
+        k = torch.empty(tokens // 2, 8, 128, dtype=torch.bfloat16, device="meta")
+        return len(softmax_gather.head_groups(plan, k, budget, backward=False))
+
+    assert [count(2**14, 2**30), count(2**20, 2**40), count(2**14, 1)] == [1, 2, 8]
+
+
+def test_plan_of_one_call() -> None:
+    """Chunks of 4 tokens, the documents 1 + 5 + 18: rank 0 has chunks 0, 2 and 5, rank 1 has 1, 3 and 4."""
+    shard = RowShard.of_table(np.array([0, 1, 6, 24]), ((0, 2, 5), (1, 3, 4)), 0)
+    packing = ContextPacking.cut(Packing.from_lengths([1, 5, 18], "cpu"), shard)
+    plan, varlen = plan_of(packing)[0], varlen_of(packing)
+    assert varlen is varlen_of(packing)
+    assert varlen.documents.queries == (1, 3, 4, 4) and varlen.documents.keys == (1, 3, 6, 18)
+    # Rank 1's tails: 2 tokens of chunk 1 (12 and 13 here), then all of chunks 3 and 4.
+    own, received = [4, 5, 6, 7], [14, 15, 16, 17, 18, 19, 20, 21]
+    want = [0, 1, 2, 3, 12, 13, *own, 12, 13, *own, *received, 8, 9, 10, 11]
+    assert varlen.source_B.tolist() == want
+    assert varlen.send_index.tolist() == [1, 2, 3, *own] and varlen.sends == ((1, slice(0, 7)),)
+    assert varlen.receives == ((1, slice(0, 10)),) and varlen.kept_tails == 14
+    assert varlen.copies.further[0][0].tolist() == [0, 1]  # two pieces here have chunk 1's tail
+    assert not plan.single and plan.most_keys == 12 + 2 + 14
 
 
 def test_unknown_ways_and_groups_of_another_size_are_refused(pool: Pool) -> None:
@@ -253,7 +301,7 @@ def test_unknown_ways_and_groups_of_another_size_are_refused(pool: Pool) -> None
 def refuse() -> None:
     dist.init_process_group("gloo")
     case = Case((96,), ((0, 1), (2, 3)))
-    with pytest.raises(ValueError, match="way='all': allowed are auto, allgather, ring"):
+    with pytest.raises(ValueError, match="way='all': allowed are auto, allgather, ring, varlen"):
         run_case(replace(case, way="all"), "cpu")
     with pytest.raises(ValueError, match="a group of 2 ranks for a row of 4"):
         run_case(replace(case, table=((0,), (1,), (2,), (3,))), "cpu")

@@ -23,7 +23,7 @@ def draw(rng: random.Random) -> ParallelConfig:
         cp=rng.choice([1, 1, 2, 4]),
         cp_chunks=rng.choice([1, 3, 4]),
         cp_table=rng.choice(["balanced", "zigzag", "contiguous"]),
-        cp_softmax=rng.choice(["ring", "allgather"]),
+        cp_softmax=rng.choice(["ring", "allgather", "varlen"]),
         tp=rng.choice([1, 2, 4, 8]),
         ep=rng.choice([1, 2, 4, 8]),
         etp=rng.choice([1, 2, 3, 4]),

@@ -1,10 +1,11 @@
-"""Softmax attention across GPUs through NCCL, in both ways, against float64 attention of the whole row."""
+"""Softmax attention across GPUs through NCCL, in every way, against float64 attention of the whole row."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,13 +14,13 @@ from mmkernels.softmax import full_block
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.context.ownership import TABLES, causal_work
 from mmtrain.parallel.context.row_shard import ContextPacking, RowShard
-from mmtrain.parallel.context.softmax_cp import context_softmax
+from mmtrain.parallel.context.softmax_cp import context_softmax, varlen_of
 from tests.dist.pool import Pool
 from tests.dist.test_context_softmax import NAMES, Case, assemble, reference, run_case
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 LENGTHS = (4096,), (500, 0, 1, 1500, 1025, 1070), (100,) * 40 + (96,)
-WAYS = ("allgather", "ring")
+WAYS = ("allgather", "ring", "varlen")
 BOUND = {torch.bfloat16: 1.5e-2, torch.float32: 1e-5}
 
 
@@ -74,6 +75,25 @@ def attend_twice(way: str) -> None:
             context_softmax(*leaves, packing, dist.group.WORLD, way).backward(do)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def same_twice() -> None:
+    """Gradients of keys that have up to three copies on a rank are the same in every bit when computed again."""
+    join()
+    table = ((0, 3, 5, 7), (1, 2, 4, 6))  # one document: no chunk but 2 has a neighbour before it
+    shard = RowShard.of_table(np.array([0, 4096]), table, dist.get_rank())
+    packing = ContextPacking.cut(Packing.from_lengths([4096], "cuda"), shard)
+    assert len(varlen_of(packing).copies.further) == 2
+    q, k, v, do = (torch.randn(2048, heads, 64, device="cuda").bfloat16() for heads in (4, 2, 2, 4))
+    leaves, found = [x.requires_grad_() for x in (q, k, v)], []
+    for _ in range(2):
+        o = context_softmax(*leaves, packing, dist.group.WORLD, "varlen")
+        found.append([o.detach(), *torch.autograd.grad(o, leaves[1:], do)])
+    assert all(map(torch.equal, *found))
+
+
+def test_gradients_of_keys_are_the_same_again(pool: Pool) -> None:
+    pool.run(same_twice, world=2)
 
 
 def test_outputs_and_gradients(pool: Pool) -> None:

@@ -9,8 +9,10 @@ from mmkernels.softmax.api import (
     softmax_packed_backward,
 )
 from mmkernels.softmax.backends.cudnn_plans import build_plans
+from mmkernels.softmax.suffixes import Suffixes, softmax_suffix_backward, softmax_suffix_forward
 
 __all__ = [
+    "Suffixes",
     "build_plans",
     "softmax_attention",
     "softmax_attention_with_lse",
@@ -18,4 +20,6 @@ __all__ = [
     "softmax_forward",
     "softmax_merge",
     "softmax_packed_backward",
+    "softmax_suffix_backward",
+    "softmax_suffix_forward",
 ]

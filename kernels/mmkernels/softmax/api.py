@@ -71,7 +71,7 @@ def softmax_attention_with_lse(
     pieces = pieces_of(backend, q_THD, cu_seqlens, host_lengths)
     if not pieces:
         return _nothing(q_THD, k_TGD, v_TGD)
-    rows = (_tokens_outermost(x) for x in (q_THD, k_TGD, v_TGD))
+    rows = (tokens_outermost(x) for x in (q_THD, k_TGD, v_TGD))
     return PackedAttention.apply(*rows, pieces, _scale(scale, q_THD))
 
 
@@ -117,7 +117,7 @@ def softmax_packed_backward(
     pieces = pieces_of(backend, q_THD, cu_seqlens, host_lengths)
     if not pieces:
         return tuple(torch.zeros_like(x) for x in (q_THD, k_TGD, v_TGD))
-    rows = [_tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_TGD, v_TGD, o_THD)]
+    rows = [tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_TGD, v_TGD, o_THD)]
     return packed_gradients(rows, lse_HT.detach(), pieces, _scale(scale, q_THD))
 
 
@@ -170,7 +170,7 @@ def softmax_forward(
     """
     check_qkv(q_THD, k_SGD, v_SGD, ("q_THD", "k_SGD", "v_SGD"))
     check_causal(q_THD, k_SGD, causal)
-    q, k, v = (_tokens_outermost(x.detach()) for x in (q_THD, k_SGD, v_SGD))
+    q, k, v = (tokens_outermost(x.detach()) for x in (q_THD, k_SGD, v_SGD))
     return block_for(q, k, causal).forward(q, k, v, causal, _scale(scale, q))
 
 
@@ -207,7 +207,7 @@ def softmax_backward(
     check_qkv(q_THD, k_SGD, v_SGD, ("q_THD", "k_SGD", "v_SGD"))
     check_causal(q_THD, k_SGD, causal)
     check_results(do_THD, q_THD, o_THD, lse_HT)
-    do, q, k, v, o = (_tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_SGD, v_SGD, o_THD))
+    do, q, k, v, o = (tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_SGD, v_SGD, o_THD))
     return block_for(q, k, causal).backward(do, q, k, v, o, lse_HT.detach(), causal, _scale(scale, q))
 
 
@@ -215,7 +215,7 @@ def _scale(scale: float | None, q_THD: Tensor) -> float:
     return q_THD.shape[2] ** -0.5 if scale is None else scale
 
 
-def _tokens_outermost(x_THD: Tensor) -> Tensor:
+def tokens_outermost(x_THD: Tensor) -> Tensor:
     """The tensor itself if its tokens lie outermost and its last dimension is contiguous, else a copy."""
     by_token, by_head, by_column = x_THD.stride()
     in_place = by_column == 1 and by_head >= x_THD.shape[2] and by_token >= by_head * x_THD.shape[1]

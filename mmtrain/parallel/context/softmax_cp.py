@@ -3,7 +3,8 @@
 A rank computes what its own tokens have in common by the packed kernels, as if there were no others, and then, for each
 document that came from another chunk, the rectangle of its queries there and its earlier tails (`tails.py`). Outputs
 join by their log-sum-exp; gradients of keys go back to their owners, in float32. Two ways to bring the tails:
-`softmax_gather.py` and `softmax_ring.py`.
+`softmax_gather.py` and `softmax_ring.py`. For short chunks, `softmax_varlen.py` copies the keys of each piece of
+queries together, and computes everything in one call.
 
 Legend: S tokens here, H heads, G key/value heads, K head width.
 """
@@ -15,12 +16,16 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
-from mmtrain.parallel.context import softmax_gather, softmax_ring
+from mmtrain.parallel.context import softmax_gather, softmax_ring, softmax_varlen
 from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.context.softmax_parts import LocalPart
 from mmtrain.parallel.context.tail_plan import TailPlan
+from mmtrain.parallel.context.varlen_plan import VarlenPlan
 
-WAYS = ("auto", "allgather", "ring")
+WAYS = ("auto", "allgather", "ring", "varlen")
+SHORT = 2048
+"""Tokens of a chunk up to which "auto" computes all in one call. To be tuned: where cuDNN's rate on larger blocks is
+worth more than the calls and joins that it takes."""
 BUDGET = 2**30
 """Bytes of the buffers of one group of key/value heads."""
 
@@ -46,8 +51,10 @@ def context_softmax(
         packing: the part of the row that lies here.
         group: its ranks. With NCCL, a collective has run in it before.
         way: "allgather" brings all tails that this rank needs, a group of key/value heads at a time; "ring" passes the
-            tails of one rank after another, of all heads; "auto" chooses.
-        budget: bytes that the buffers of a group of heads may take; one head is brought at least.
+            tails of one rank after another, of all heads; "varlen" brings all tails of all heads, and copies them to
+            all pieces of queries that need them; "auto" chooses.
+        budget: bytes that the buffers of a group of heads may take; one head is brought at least. "varlen" keeps keys
+            for the backward where they are less than a quarter of it.
 
     Returns:
         o_SHK in the dtype of q. Gradients flow to q, k and v; there are no second derivatives.
@@ -65,13 +72,18 @@ def context_softmax(
 def choose_way(plan: TailPlan, kv_heads: int, width: int, dtype: torch.dtype, budget: int) -> str:
     """The way of "auto": the same on all ranks.
 
-    All-gather, because each tail goes straight to whoever needs it, a rectangle has all its keys at once, and one join
-    follows. A ring passes tails on through ranks that do not need them, cuts each rectangle into one for every rank,
-    joins as often, and waits for the slowest rank at every step. It is taken for memory alone: where one head of all
-    needed tails is over the budget, and all heads of one rank's tails are less than that. For a document of 1M tokens
-    on 4 ranks, 8 heads of 128 in bfloat16, that is 4.3 GiB for one head at a time, and 12 GiB for the ring; for a
-    single head on 16 ranks 4.1 and 0.4 GiB. (Arithmetic; the times are to be measured.)
+    One call where chunks are short and its buffers within the budget: the work of a rectangle is then less than what
+    starting and joining it takes.
+
+    Otherwise all-gather, because each tail goes straight to whoever needs it, a rectangle has all its keys at once, and
+    one join follows. A ring passes tails on through ranks that do not need them, cuts each rectangle into one for every
+    rank, joins as often, and waits for the slowest rank at every step. It is taken for memory alone: where one head of
+    all needed tails is over the budget, and all heads of one rank's tails are less than that. For a document of 1M
+    tokens on 4 ranks, 8 heads of 128 in bfloat16, that is 4.3 GiB for one head at a time, and 12 GiB for the ring; for
+    a single head on 16 ranks 4.1 and 0.4 GiB. (Arithmetic; the times are to be measured.)
     """
+    if plan.shard.chunk_tokens <= SHORT and softmax_varlen.buffer_bytes(plan, kv_heads, width, dtype) <= budget:
+        return "varlen"
     gather = softmax_gather.head_bytes(plan, width, dtype, backward=True)
     ring = softmax_ring.buffer_bytes(plan, kv_heads, width, dtype)
     return "ring" if gather > budget and ring < gather else "allgather"
@@ -86,6 +98,14 @@ def plan_of(packing: ContextPacking) -> tuple[TailPlan, LocalPart]:
     return found
 
 
+def varlen_of(packing: ContextPacking) -> VarlenPlan:
+    """What the row's layers need for one call, likewise."""
+    found = packing.__dict__.get("_softmax_varlen")
+    if found is None:
+        found = packing.__dict__["_softmax_varlen"] = VarlenPlan.of(*plan_of(packing))
+    return found
+
+
 class _ContextSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -95,20 +115,32 @@ class _ContextSoftmax(torch.autograd.Function):
         plan, local = plan_of(packing)
         if way == "auto":
             way = choose_way(plan, *k_SGK.shape[1:], k_SGK.dtype, budget)
+        varlen, keys = None, (k_SGK, v_SGK)  # or those of all pieces, which backward needs instead
         if not plan.crosses:
             o_SHK, lse_HS = local.forward(q_SHK, k_SGK, v_SGK)
+        elif way == "varlen":
+            varlen = varlen_of(packing)
+            o_SHK, lse_HS, kv_B2GK = softmax_varlen.forward(q_SHK, k_SGK, v_SGK, varlen, group)
+            if softmax_varlen.keeps(plan, *k_SGK.shape[1:], k_SGK.dtype, budget):
+                keys = (kv_B2GK,)
         elif way == "allgather":
             o_SHK, lse_HS = softmax_gather.forward(q_SHK, k_SGK, v_SGK, plan, local, group, budget)
         else:
             o_SHK, lse_HS = softmax_ring.forward(q_SHK, k_SGK, v_SGK, plan, local, group)
-        ctx.save_for_backward(q_SHK, k_SGK, v_SGK, o_SHK, lse_HS)
-        ctx.plan, ctx.local, ctx.group, ctx.way, ctx.budget = plan, local, group, way, budget
+        ctx.save_for_backward(q_SHK, o_SHK, lse_HS, *keys)
+        ctx.plan, ctx.local, ctx.varlen, ctx.group, ctx.way, ctx.budget = plan, local, varlen, group, way, budget
         return o_SHK
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, do_SHK: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = (do_SHK.contiguous(), *ctx.saved_tensors)
+        q_SHK, o_SHK, lse_HS, *keys = ctx.saved_tensors
+        do_SHK = do_SHK.contiguous()
+        if ctx.varlen is not None:
+            kv_B2GK = keys[0] if len(keys) == 1 else softmax_varlen.bring(*keys, ctx.varlen, ctx.group)
+            grads = softmax_varlen.backward(do_SHK, q_SHK, kv_B2GK, o_SHK, lse_HS, ctx.varlen, ctx.plan, ctx.group)
+            return *grads, None, None, None, None
+        tensors = (do_SHK, q_SHK, *keys, o_SHK, lse_HS)
         if not ctx.plan.crosses:
             grads = ctx.local.backward(*tensors)
         elif ctx.way == "allgather":

@@ -22,6 +22,9 @@ from mmtrain.parallel.context.softmax_parts import GradientSum, Grads, LocalPart
 from mmtrain.parallel.context.tail_plan import TailPlan
 from mmtrain.parallel.context.tails import Tails
 
+SMALL = 2**28
+"""Bytes of the buffers of all heads up to which they are one group: more calls take longer than the messages."""
+
 
 def forward(
     q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, plan: TailPlan, local: LocalPart, group: ProcessGroup, budget: int
@@ -76,11 +79,13 @@ def backward(
 def head_groups(plan: TailPlan, k_SGK: Tensor, budget: int, backward: bool) -> list[slice]:
     """Groups of key/value heads that fit the budget, as even as can be: the same on all ranks.
 
-    At least two, where there are two heads, so that one's messages are hidden behind the other.
+    At least two, where there are two heads and more than a little to bring, so that one's messages are hidden behind
+    the other.
     """
     kv_heads = k_SGK.shape[1]
-    most = max(1, budget // max(1, head_bytes(plan, k_SGK.shape[2], k_SGK.dtype, backward)))
-    count = min(kv_heads, max(2, -(-kv_heads // most)))
+    each = max(1, head_bytes(plan, k_SGK.shape[2], k_SGK.dtype, backward))
+    least = 1 if each * kv_heads <= SMALL else 2
+    count = min(kv_heads, max(least, -(-kv_heads // max(1, budget // each))))
     return [slice(i * kv_heads // count, (i + 1) * kv_heads // count) for i in range(count)]
 
 

@@ -132,6 +132,21 @@ class TailPlan:
         return max(int(needed_M[list(chunks)].sum()) for chunks in self.shard.table)
 
     @cached_property
+    def most_keys(self) -> int:
+        """Keys of the rank which has most, if those of each part of a document here lie together, copies included."""
+        ends_M = np.concatenate([[0], np.cumsum(self.shard.tail_M)])
+        copied = [sum(int(ends_M[x.stop] - ends_M[x.first]) for x in found) for found in self.rectangles_R]
+        return self.shard.num_tokens + max(copied)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether no rank needs a tail for two of its rectangles: the same on all ranks."""
+        return all(
+            sum(x.stop - x.first for x in found) == int(needs_M.sum())
+            for found, needs_M in zip(self.rectangles_R, self.needs_RM, strict=True)
+        )
+
+    @cached_property
     def hops_R(self) -> tuple[int, ...]:
         """How far each rank's tails travel around the ring, 1 being the next rank, until nobody further needs them."""
         ranks = len(self.shard.table)

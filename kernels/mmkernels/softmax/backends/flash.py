@@ -12,27 +12,35 @@ from torch import Tensor
 
 
 def forward(
-    q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, cu_seqlens: Tensor, longest: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Output [T, H, D] in the dtype of q, and log-sum-exp [H, T], float32; ``cu_seqlens`` is int32."""
+    q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, cu_seqlens: Tensor, longest: int, scale: float,
+    cu_keys: Tensor | None = None, longest_keys: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Output [T, H, D] in the dtype of q, and log-sum-exp [H, T], float32; ``cu_seqlens`` is int32.
+
+    With offsets of keys of their own, a document's queries are its last tokens: the mask is aligned bottom right.
+    """
+    if cu_keys is None:
+        cu_keys, longest_keys = cu_seqlens, longest
     run = torch.ops.aten._flash_attention_forward.default
     o_THD, lse_HT, *_ = run(
-        q_THD, k_TGD, v_TGD, cu_seqlens, cu_seqlens, longest, longest, 0.0, True, False, scale=scale
+        q_THD, k_SGD, v_SGD, cu_seqlens, cu_keys, longest, longest_keys, 0.0, True, False, scale=scale
     )
     return o_THD, lse_HT
 
 
 def backward(
-    do_THD: Tensor, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, o_THD: Tensor, lse_HT: Tensor, cu_seqlens: Tensor,
-    longest: int, scale: float,
+    do_THD: Tensor, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, o_THD: Tensor, lse_HT: Tensor, cu_seqlens: Tensor,
+    longest: int, scale: float, cu_keys: Tensor | None = None, longest_keys: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk and dv."""
+    """dq, dk and dv; offsets as for :func:`forward`."""
+    if cu_keys is None:
+        cu_keys, longest_keys = cu_seqlens, longest
     run = torch.ops.aten._flash_attention_backward.default
     # The state of a dropout that there is none of.
     state, unused = (torch.empty(n, dtype=torch.uint64, device=q_THD.device) for n in (2, 0))
     return run(
-        do_THD.contiguous(), q_THD, k_TGD, v_TGD, o_THD, lse_HT.contiguous(), cu_seqlens, cu_seqlens, longest, longest,
-        0.0, True, state, unused, scale=scale,
+        do_THD.contiguous(), q_THD, k_SGD, v_SGD, o_THD, lse_HT.contiguous(), cu_seqlens, cu_keys, longest,
+        longest_keys, 0.0, True, state, unused, scale=scale,
     )  # fmt: skip
 
 
