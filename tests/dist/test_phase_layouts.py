@@ -50,8 +50,8 @@ def test_a_boundary_is_one_line_and_one_record(whole: tuple[Path, str]) -> None:
     assert [event["step"] for event in events] == [5, 9, 13]
     assert "CP2" in events[0]["layout"] and "CP1 x TP2" in events[1]["layout"] and "DP2" in events[2]["layout"]
     changed = "cp 1 -> 2, cp_chunks 8 -> 4"
-    assert events[0]["layout_changed"] == f"activation_checkpoint false -> true, {changed}"
-    assert printed.count("layout from step 5 on: activation_checkpoint false -> true, cp 1 -> 2") == 1
+    assert events[0]["layout_changed"] == f"activation_checkpoint none -> block, {changed}"
+    assert printed.count("layout from step 5 on: activation_checkpoint none -> block, cp 1 -> 2") == 1
     assert ("cp_balance" in found[4], "cp_balance" in found[0], "cp_balance" in found[8]) == (True, False, False)
     names = [path.name for path in sorted((run / "checkpoints").iterdir())]
     assert {"step-00000004", "step-00000008", "step-00000012", "step-00000016"} <= set(names)
