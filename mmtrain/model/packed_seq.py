@@ -10,6 +10,18 @@ import torch
 from torch import Tensor
 
 
+def offsets_of(lengths: Sequence[int]) -> Tensor:
+    """Offsets of documents of these lengths, from 0 to their sum; int32 [documents + 1], on the host."""
+    cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    cu_seqlens[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
+    return cu_seqlens
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on a device; the host does not wait for it."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x
+
+
 @dataclass(frozen=True)
 class RealTokens:
     """Those of T flattened tokens that are not padding, with which rows may end.
@@ -28,9 +40,7 @@ class RealTokens:
     def from_rows(per_row: Sequence[int], row_length: int, device: torch.device | str = "cpu") -> RealTokens:
         """The first `per_row[b]` tokens of each row b of `row_length`; the host does not wait for the device."""
         index_M = torch.cat([torch.arange(b * row_length, b * row_length + n) for b, n in enumerate(per_row)])
-        if torch.device(device).type == "cuda":
-            index_M = index_M.pin_memory()
-        return RealTokens(index_M.to(device, non_blocking=True), tuple(per_row), row_length)
+        return RealTokens(to_device(index_M, device), tuple(per_row), row_length)
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,7 @@ class Packing:
     @staticmethod
     def from_lengths(lengths: list[int], device: torch.device | str = "cpu", start: int = 0) -> Packing:
         """Lay documents of these lengths end to end; the first position of each is `start`."""
-        counts = torch.tensor(lengths, dtype=torch.int64)
-        cu = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-        cu[1:] = counts.cumsum(0)
-        first_T = torch.repeat_interleave(cu[:-1].long(), counts)
+        cu = offsets_of(lengths)
+        first_T = torch.repeat_interleave(cu[:-1].long(), torch.tensor(lengths, dtype=torch.int64))
         positions_T = torch.arange(int(cu[-1])) - first_T + start
         return Packing(cu.to(device), positions_T.to(device), max(lengths, default=0), tuple(lengths))

@@ -137,25 +137,26 @@ def _tp_problem(job: _Job, tp: int) -> str:
 
 def _tokens_problem(job: _Job, cp: int, tp: int) -> str:
     """Why the tokens of a micro-batch cannot be shared out: sequence parallelism takes equal parts of a rank's."""
-    rows = job.parallel.micro_batch_rows
-    for seq_len in job.seq_lens:
-        if rows * seq_len % (cp * tp):
-            tokens = f"micro_batch_rows {rows} x seq_len {seq_len} = {rows * seq_len} tokens"
-            return f"{tokens} / {'' if cp == 1 else f'cp {cp} / '}tp {tp} is not whole"
-    return ""
+    return _not_whole(job, cp * tp, f"tp {tp}" if cp == 1 else f"cp {cp} / tp {tp}")
 
 
 def _cp_problem(job: _Job, cp: int) -> str:
     if cp == 1:
         return ""
-    rows, chunks = job.parallel.micro_batch_rows, job.parallel.cp_chunks
     for letter in dict.fromkeys(job.model.layer_pattern):
         if not mixer_spec(letter).context_parallel:
             return f"layers {letter!r} of model.layer_pattern cannot share a row"
+    chunks = job.parallel.cp_chunks
+    return _not_whole(job, cp * chunks, f"(cp {cp} x cp_chunks {chunks} = {cp * chunks} chunks)")
+
+
+def _not_whole(job: _Job, parts: int, words: str) -> str:
+    """Why the tokens of some phase's micro-batches do not divide by a number of parts; empty if all do."""
+    rows = job.parallel.micro_batch_rows
     for seq_len in job.seq_lens:
-        if rows * seq_len % (cp * chunks):
+        if rows * seq_len % parts:
             tokens = f"micro_batch_rows {rows} x seq_len {seq_len} = {rows * seq_len} tokens"
-            return f"{tokens} / (cp {cp} x cp_chunks {chunks} = {cp * chunks} chunks) is not whole"
+            return f"{tokens} / {words} is not whole"
     return ""
 
 

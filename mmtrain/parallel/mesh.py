@@ -146,6 +146,8 @@ class World:
         layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
         dense, expert = _meshes(self.device, layout, self.timeout_minutes)
         replicas = dense["dp", "cp"]._flatten("replicas")
+        if layout.cp > 1:  # messages between some of its ranks connect NCCL's group only if all have met in it before
+            dist.all_reduce(torch.zeros(1, device=self.device), group=dense["cp"].get_group())
         return ParallelContext(self.device, layout, dense, expert, replicas, self)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from torch import nn
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY
@@ -18,6 +16,7 @@ from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
 from mmtrain.config import PretrainConfig
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.report import Report
+from mmtrain.train.session import Session
 
 
 class Saver:
@@ -25,8 +24,6 @@ class Saver:
 
     Args:
         folder: the run's folder, which this launch holds.
-        model: the model as it is laid over the ranks.
-        optimizer: its optimizer.
         config: every option of the run.
         inputs: the run's corpora and tokenizer; a checkpoint keeps a record of the former and the latter itself.
         report: where it is told.
@@ -35,32 +32,16 @@ class Saver:
         newest: step and folder of the newest checkpoint that holds what the run has now, or had when it was saved.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        config: PretrainConfig,
-        inputs: RunInputs,
-        report: Report,
-    ) -> None:
-        self._folder, self._model, self._optimizer = folder, model, optimizer
-        self._config, self._inputs, self._report = config, inputs, report
+    def __init__(self, folder: RunFolder, config: PretrainConfig, inputs: RunInputs, report: Report) -> None:
+        self._folder, self._config, self._inputs, self._report = folder, config, inputs, report
         self.newest: tuple[int, Path] | None = None
         self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
 
-    def save_from(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Save these from now on: the model and its optimizer under another layout."""
-        self._model, self._optimizer = model, optimizer
-
-    def release(self) -> None:
-        """Let go of the model and the optimizer, so that their memory can be given back."""
-        self._model = self._optimizer = None
-
-    def save(self, progress: Progress, rope_base: float, last: bool) -> None:
+    def save(self, session: Session, progress: Progress, rope_base: float, last: bool) -> None:
         """Write a checkpoint, or report that it could not be written. Collective.
 
         Args:
+            session: has the model and the optimizer, as they are laid over the ranks.
             progress: where the run stands.
             rope_base: base that the last step was trained with.
             last: the run ends with this checkpoint, so there is nothing to go on with.
@@ -73,8 +54,8 @@ class Saver:
         try:
             path = save_checkpoint(
                 self._folder.checkpoints,
-                self._model,
-                self._optimizer,
+                session.model.module,
+                session.optimizer,
                 progress,
                 asdict(self._config),
                 rope_base,

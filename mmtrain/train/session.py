@@ -49,13 +49,15 @@ class Session:
             phase_index: the phase that is trained next.
             inputs: of the run.
         """
-        self.laid: PhaseLayout = plan.phases[phase_index].laid or PhaseLayout(config.parallel, context.layout)
+        laid = plan.phases[phase_index].laid
+        assert laid is not None
+        self.laid: PhaseLayout = laid
         if context.layout != self.laid.layout:
             mesh.stop()
             context = context.world.lay_out(self.laid.layout)
         self.context, parallel = context, self.laid.parallel
         self.dtype = compute_dtype(config.optim.precision, context.device)
-        phases = [one.phase for one in plan.phases if one.laid in (None, self.laid)]
+        phases = [one.phase for one in plan.phases if one.laid == self.laid]
         self._lengths = [phase.seq_len for phase in phases]
         longest = max(phases, key=lambda phase: phase.tokens)  # where most of the work is
         offload = config.optim.name == "cpu_offload"

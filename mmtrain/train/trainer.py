@@ -58,19 +58,14 @@ class Trainer:
         self.config, self.plan, self.inputs, self.folder = config, plan, inputs, folder
         self.start, self.needles, self.memory = start, needles, memory
         step = plan.next(start_position(start))
-        self._open(context, len(plan.phases) - 1 if step is None else step.phase_index)
+        phase_index = len(plan.phases) - 1 if step is None else step.phase_index
+        self.session = Session(config, context, plan, phase_index, inputs)
         if config.log.gradient_fingerprints:
             precision = str(self.session.dtype).removeprefix("torch.")
-            self.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
+            self.session.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
-
-    def _open(self, context: ParallelContext, phase_index: int) -> None:
-        """Lay the model out for a phase."""
-        self.session = Session(self.config, context, self.plan, phase_index, self.inputs)
-        self.context, self.model, self.optimizer = self.session.context, self.session.model, self.session.optimizer
-        self.batches = self.session.batches
 
     def _load(self) -> Progress:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
@@ -95,16 +90,18 @@ class Trainer:
             RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
         notes = [*self.start.notes, *self.folder.claim(self.start, self._record_inputs)]
-        peak = peak_rate(self.context.device, self.session.dtype) * dist.get_world_size()
+        peak = peak_rate(self.session.context.device, self.session.dtype) * dist.get_world_size()
         with (
-            StopSignals(speaks=self.context.is_main) as signals,
-            Report(self.config, self.folder, self.plan, self.progress, peak, self.context.is_main) as report,
+            StopSignals(speaks=self.session.context.is_main) as signals,
+            Report(self.config, self.folder, self.plan, self.progress, peak, self.session.context.is_main) as report,
         ):
-            header = header_lines(self.config, self.context, self.session.dtype, self.plan, self.progress, self.origin)
+            header = header_lines(
+                self.config, self.session.context, self.session.dtype, self.plan, self.progress, self.origin
+            )
             predicted = self.memory.lines() if self.memory else []
             for line in [*header, *predicted, *report.places(), *notes, *self.session.prepare()]:
                 report.note(line)
-            saver = Saver(self.folder, self.model.module, self.optimizer, self.config, self.inputs, report)
+            saver = Saver(self.folder, self.config, self.inputs, report)
             if self.start.resume is not None:
                 saver.newest = self.progress.step, self.start.resume
             stopped = self._train(watchdog, report, saver, signals)
@@ -125,14 +122,14 @@ class Trainer:
                     watchdog.step = step.number
                     if self.memory is not None:
                         self.memory.enter(step.phase_index)
-                    if self.plan.phases[step.phase_index].laid not in (None, self.session.laid):
+                    if self.plan.phases[step.phase_index].laid != self.session.laid:
                         self._cross(step, report, saver)
                     self._step(step, report, saver, signals)
                     collect(step.number)
         except RunStopped as stopped:
             return stopped
         finally:
-            self.batches.close()
+            self.session.batches.close()
         return None
 
     def _next(self) -> RunStep | None:
@@ -149,12 +146,9 @@ class Trainer:
         if saver.newest is None or saver.newest[0] != self.progress.step:
             self._save(self.plan.phases[self.progress.phase].phase, saver, last=True)
         _, checkpoint = saver.newest
-        saver.release()
-        self.model = self.optimizer = self.batches = None
         held = self.session.close()
-        self._open(self.context, step.phase_index)
+        self.session = Session(self.config, self.session.context, self.plan, step.phase_index, self.inputs)
         self.session.load(checkpoint, with_optimizer=True)
-        saver.save_from(self.model.module, self.optimizer)
         for line in self.session.prepare():
             report.note(line)
         report.new_layout(step, before, self.session.laid, time.perf_counter() - began, held)
@@ -163,9 +157,9 @@ class Trainer:
         phase = self.plan.phases[step.phase_index].phase
         began = time.perf_counter()
         result = train_step(
-            self.model,
-            self.optimizer,
-            self.batches.read(step),
+            self.session.model,
+            self.session.optimizer,
+            self.session.batches.read(step),
             step.lr,
             phase.rope_base,
             clip_grad=self.config.optim.clip_grad,
@@ -192,7 +186,7 @@ class Trainer:
                 raise self._not_finite("the held-out loss of the last weights is not finite")
         if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
             left = self.plan.left_in_phase(self.progress, self.config.run.max_steps)
-            self.needles.after_step(self.model, phase, self.progress, left, seconds, report)
+            self.needles.after_step(self.session.model, phase, self.progress, left, seconds, report)
         due = (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval)
         if (due or result.stop) and not result.skipped:
             self._save(phase, saver, last or result.stop)
@@ -200,9 +194,9 @@ class Trainer:
                 saver.remove_old()
 
     def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
-        if not self.model.weights_are_finite():
+        if not self.session.model.weights_are_finite():
             raise self._not_finite("the weights hold numbers that are not finite")
-        saver.save(self.progress, phase.rope_base, last)
+        saver.save(self.session, self.progress, phase.rope_base, last)
 
     def _not_finite(self, what: str) -> RunStopped:
         good = all_checkpoints(self.folder.checkpoints)
@@ -226,11 +220,12 @@ class Trainer:
         stream = self.inputs.valid_stream(phase.seq_len)
         if stream is None:
             return None
-        rows, dp = min(self.config.data.valid_rows, stream.rows_per_epoch()), self.context.dp_size
-        mine = range(self.context.dp_rank, -(-rows // dp) * dp, dp)  # every rank runs as many; surplus is not counted
+        rows, dp = min(self.config.data.valid_rows, stream.rows_per_epoch()), self.session.context.dp_size
+        # Every rank runs as many; surplus is not counted.
+        mine = range(self.session.context.dp_rank, -(-rows // dp) * dp, dp)
         numbers = [[min(row, rows - 1)] for row in mine]
         batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
-        found = evaluate(self.model, batches, self.inputs.token_bytes, phase.rope_base)
+        found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
         report.validation(self.progress, found)
         return found
 
@@ -240,11 +235,11 @@ def check_batches(config: PretrainConfig, plan: RunPlan) -> None:
     for i, phase in enumerate(plan.phases):
         assert phase.laid is not None
         parallel, dp, seq_len = phase.laid.parallel, phase.laid.layout.dp, phase.phase.seq_len
-        chunks = parallel.cp * parallel.cp_chunks if parallel.cp > 1 else 1
-        for name, parts in (("tp", parallel.cp * parallel.tp), ("cp", chunks)):
-            require(config.data.valid_rows == 0 or seq_len % parts == 0, f"parallel.{name}", getattr(parallel, name),
-                    f"validation runs one row at a time: {seq_len} tokens / {name} {parts} is not whole",
-                    f"give another parallel.{name}, or data.valid_rows=0")  # fmt: skip
+        unit = phase.laid.row_unit
+        name = "tp" if parallel.cp == 1 else "cp"
+        require(config.data.valid_rows == 0 or seq_len % unit == 0, f"parallel.{name}", getattr(parallel, name),
+                f"validation runs one row at a time: {seq_len} tokens / {unit} that share it is not whole",
+                f"give another parallel.{name}, or data.valid_rows=0")  # fmt: skip
         for num_rows in phase.used_rows():
             micro_batches = num_rows // (dp * parallel.micro_batch_rows)
             check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * seq_len, micro_batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.train import saving
 from mmtrain.train.saving import Saver
 from tests.checkpoint.fake import checkpoint, config
+
+SESSION = SimpleNamespace(model=SimpleNamespace(module=None), optimizer=None)
 
 
 class Reader:
@@ -44,7 +47,7 @@ def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
     monkeypatch.setattr(saving, "save_checkpoint", save)
     monkeypatch.setattr(saving.dist, "get_rank", lambda: 0)
     options = config(tmp_path, "checkpoint.keep=1")
-    return Saver(RunFolder(options), None, None, options, Reader(), Reader())
+    return Saver(RunFolder(options), options, Reader(), Reader())
 
 
 def steps(tmp_path: Path) -> list[int]:
@@ -54,17 +57,17 @@ def steps(tmp_path: Path) -> list[int]:
 def test_old_checkpoints_stay_until_the_new_one_is_known_to_be_good(saver: Saver, tmp_path: Path) -> None:
     for step, left in ((1, [1]), (2, [2]), (3, [3])):
         before = steps(tmp_path)
-        saver.save(Progress(step), 1e4, last=False)
+        saver.save(SESSION, Progress(step), 1e4, last=False)
         assert steps(tmp_path) == [*before, step]
         saver.remove_old()
         assert steps(tmp_path) == left
 
 
 def test_a_save_that_fails_deletes_nothing_and_the_last_one_is_an_error(saver: Saver, tmp_path: Path) -> None:
-    saver.save(Progress(11), 1e4, last=False)
+    saver.save(SESSION, Progress(11), 1e4, last=False)
     saver.remove_old()
-    saver.save(Progress(13), 1e4, last=False)
+    saver.save(SESSION, Progress(13), 1e4, last=False)
     saver.remove_old()
     assert steps(tmp_path) == [11] and "no room; the run goes on" in saver._report.lines[-1]
     with pytest.raises(SaveFailed):
-        saver.save(Progress(13), 1e4, last=True)
+        saver.save(SESSION, Progress(13), 1e4, last=True)

@@ -37,12 +37,12 @@ class Loop(Trainer):
     def __init__(self, options: PretrainConfig) -> None:
         self.config, self.plan = options, RunPlan(scaled_phases(options.stage), 1, 1)
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
-        self.model = SimpleNamespace(weights_are_finite=lambda: self.finite)
-        self.finite, self.held_out, self.optimizer, self.needles = True, 1.0, None, None
-        self.batches = SimpleNamespace(read=lambda step: [])
+        self.finite, self.held_out, self.needles = True, 1.0, None
+        model, batches = SimpleNamespace(weights_are_finite=lambda: self.finite), SimpleNamespace(read=lambda step: [])
+        self.session = SimpleNamespace(model=model, optimizer=None, batches=batches, laid=None)
         self.done: list[tuple[Any, ...]] = []
 
-    def save(self, progress: Progress, rope_base: float, last: bool) -> None:
+    def save(self, session: object, progress: Progress, rope_base: float, last: bool) -> None:
         self.done.append(("save", progress.step, rope_base, last))
 
     def remove_old(self) -> None:
@@ -194,7 +194,7 @@ def test_ranks_validate_the_rows_in_turn_and_surplus_ones_do_not_count(
     for rank in range(2):
         run = loop(tmp_path, "data.valid_rows=3")
         run.inputs = SimpleNamespace(valid_stream=lambda seq_len: stream, token_bytes=None)
-        run.context = SimpleNamespace(dp_rank=rank, dp_size=2)
+        run.session.context = SimpleNamespace(dp_rank=rank, dp_size=2)
         Trainer._validate(run, run.plan.phases[1].phase, SimpleNamespace(validation=lambda *told: None))
     assert seen == [(0, True), (2, True), (1, True), (2, False)]
 

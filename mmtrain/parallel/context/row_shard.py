@@ -8,16 +8,20 @@ Legend: T tokens of the row, M chunks of C = T / M tokens, R ranks, N = M / R ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmkernels.lightning import ChunkPlan
-from mmtrain.model.packed_seq import Packing
+from mmtrain.model.packed_seq import Packing, offsets_of, to_device
 from mmtrain.parallel.context.ownership import TABLES, Table, causal_work, imbalance
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class ContextPacking(Packing):
         index_S: int64 [S], places of this rank's tokens in the row, on the device.
         place_M: int64 [M], `RowShard.place_M` on the device.
         chunk_plan: how states go from chunk to chunk, for all lightning layers.
+        plans: what :meth:`planned` has made.
     """
 
     whole: Packing | None = None
@@ -130,6 +135,13 @@ class ContextPacking(Packing):
     index_S: Tensor | None = None
     place_M: Tensor | None = None
     chunk_plan: ChunkPlan | None = None
+    plans: dict[Callable, Any] = field(default_factory=dict, compare=False)
+
+    def planned(self, make: Callable[[ContextPacking], T]) -> T:
+        """Return what a function makes of this row: made by the first layer that asks, and kept for the others."""
+        if make not in self.plans:
+            self.plans[make] = make(self)
+        return self.plans[make]
 
     @property
     def real_lengths(self) -> tuple[int, ...]:
@@ -150,12 +162,10 @@ class ContextPacking(Packing):
     def cut(whole: Packing, shard: RowShard) -> ContextPacking:
         """The part of a row that `shard` says; nothing waits for the device."""
         device = whole.position_ids_T.device
-        cu_seqlens = torch.zeros(len(shard.piece_lengths) + 1, dtype=torch.int32)
-        cu_seqlens[1:] = torch.tensor(shard.piece_lengths, dtype=torch.int64).cumsum(0)
-        chunk_N = _to(torch.tensor(shard.chunks, dtype=torch.int64), device)
+        chunk_N = to_device(torch.tensor(shard.chunks, dtype=torch.int64), device)
         index_S = (chunk_N[:, None] * shard.chunk_tokens + torch.arange(shard.chunk_tokens, device=device)).flatten()
         return ContextPacking(
-            _to(cu_seqlens, device),
+            to_device(offsets_of(shard.piece_lengths), device),
             whole.position_ids_T.index_select(0, index_S),
             max(shard.piece_lengths, default=0),
             shard.piece_lengths,
@@ -163,13 +173,9 @@ class ContextPacking(Packing):
             whole,
             shard,
             index_S,
-            _to(torch.from_numpy(shard.place_M), device),
+            to_device(torch.from_numpy(shard.place_M), device),
             ChunkPlan.of(
                 shard.chunk_tokens, shard.through_M.tolist(), (shard.head_M > 0).tolist(), shard.chunks,
                 shard.place_M.tolist(), device,
             ),
         )  # fmt: skip
-
-
-def _to(x: Tensor, device: torch.device) -> Tensor:
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x

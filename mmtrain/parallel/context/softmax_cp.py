@@ -90,20 +90,14 @@ def choose_way(plan: TailPlan, kv_heads: int, width: int, dtype: torch.dtype, bu
 
 
 def plan_of(packing: ContextPacking) -> tuple[TailPlan, LocalPart]:
-    """What the row's layers all need, planned by the first of them and kept with the row."""
-    found = packing.__dict__.get("_softmax_plan")  # as a cached property of that class would
-    if found is None:
-        plan = TailPlan.of(packing.shard)
-        found = packing.__dict__["_softmax_plan"] = plan, LocalPart.of(plan, packing)
-    return found
+    """What all softmax layers need of a row; see `ContextPacking.planned`."""
+    plan = TailPlan.of(packing.shard)
+    return plan, LocalPart.of(plan, packing)
 
 
 def varlen_of(packing: ContextPacking) -> VarlenPlan:
-    """What the row's layers need for one call, likewise."""
-    found = packing.__dict__.get("_softmax_varlen")
-    if found is None:
-        found = packing.__dict__["_softmax_varlen"] = VarlenPlan.of(*plan_of(packing))
-    return found
+    """What they need for one call, likewise."""
+    return VarlenPlan.of(*packing.planned(plan_of))
 
 
 class _ContextSoftmax(torch.autograd.Function):
@@ -112,14 +106,14 @@ class _ContextSoftmax(torch.autograd.Function):
         ctx: FunctionCtx, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, packing: ContextPacking, group: ProcessGroup,
         way: str, budget: int,
     ) -> Tensor:  # fmt: skip
-        plan, local = plan_of(packing)
+        plan, local = packing.planned(plan_of)
         if way == "auto":
             way = choose_way(plan, *k_SGK.shape[1:], k_SGK.dtype, budget)
         varlen, keys = None, (k_SGK, v_SGK)  # or those of all pieces, which backward needs instead
         if not plan.crosses:
             o_SHK, lse_HS = local.forward(q_SHK, k_SGK, v_SGK)
         elif way == "varlen":
-            varlen = varlen_of(packing)
+            varlen = packing.planned(varlen_of)
             o_SHK, lse_HS, kv_B2GK = softmax_varlen.forward(q_SHK, k_SGK, v_SGK, varlen, group)
             if softmax_varlen.keeps(plan, *k_SGK.shape[1:], k_SGK.dtype, budget):
                 keys = (kv_B2GK,)

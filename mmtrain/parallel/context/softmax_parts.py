@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.softmax import softmax_attention_with_lse, softmax_packed_backward
+from mmtrain.model.packed_seq import offsets_of, to_device
 from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.context.tail_plan import TailPlan
 
@@ -36,12 +37,7 @@ class LocalPart:
         """That of a row; the host does not wait for the device."""
         if plan.lengths == packing.lengths:
             return LocalPart(packing.cu_seqlens, plan.lengths)
-        cu_seqlens = torch.zeros(len(plan.lengths) + 1, dtype=torch.int32)
-        cu_seqlens[1:] = torch.tensor(plan.lengths, dtype=torch.int64).cumsum(0)
-        device = packing.cu_seqlens.device
-        if device.type == "cuda":
-            cu_seqlens = cu_seqlens.pin_memory()
-        return LocalPart(cu_seqlens.to(device, non_blocking=True), plan.lengths)
+        return LocalPart(to_device(offsets_of(plan.lengths), packing.cu_seqlens.device), plan.lengths)
 
     def forward(self, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor) -> tuple[Tensor, Tensor]:
         """Output [S, H, K] and log-sum-exp [H, S], in memory of their own."""

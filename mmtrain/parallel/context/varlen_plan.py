@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmkernels.softmax import Suffixes
+from mmtrain.model.packed_seq import to_device
 from mmtrain.parallel.context.softmax_parts import LocalPart
 from mmtrain.parallel.context.tail_plan import TailPlan
 
@@ -167,7 +168,5 @@ def _sum_of(tensors: Sequence[Tensor]) -> OrderedSum:
 
 def _upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """The arrays on the device, int64, by one copy."""
-    flat = torch.from_numpy(np.concatenate(arrays))
-    if device.type == "cuda":
-        flat = flat.pin_memory().to(device, non_blocking=True)
+    flat = to_device(torch.from_numpy(np.concatenate(arrays)), device)
     return list(flat.split([len(x) for x in arrays]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.parallel.context.cut import RowCutter
 from mmtrain.parallel.context.ownership import TABLES, causal_work, imbalance
 from mmtrain.parallel.context.row_shard import ContextPacking, RowShard
+from mmtrain.parallel.context.softmax_cp import WAYS
 
 SHARES = {"128K": ((0.3, 2**8, 2**15), (0.7, 2**15, 2**17)),
           "1M": ((0.3, 2**8, 2**15), (0.3, 2**15, 2**17), (0.4, 2**17, 2**20))}  # fmt: skip
@@ -118,3 +120,9 @@ def test_a_micro_batch_is_cut_into_the_tokens_of_each_rank() -> None:
         assert (packing.row_tokens, packing.real_lengths) == (32, whole.real_lengths)
         assert torch.equal(tokens.view(8, 4)[packing.place_M].flatten(), torch.arange(32)), "gathered, then in order"
     assert RowCutter(1, 0, ParallelConfig())(batch) is batch
+
+
+def test_options_name_the_tables_and_ways_that_there_are() -> None:
+    """The configuration does not import what it configures."""
+    allowed = {one.name: set(one.metadata.get("one_of", ())) for one in fields(ParallelConfig)}
+    assert (allowed["cp_table"], allowed["cp_softmax"]) == (set(TABLES), set(WAYS))
