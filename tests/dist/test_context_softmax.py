@@ -281,8 +281,8 @@ def test_plan_of_one_call() -> None:
     """Chunks of 4 tokens, the documents 1 + 5 + 18: rank 0 has chunks 0, 2 and 5, rank 1 has 1, 3 and 4."""
     shard = RowShard.of_table(np.array([0, 1, 6, 24]), ((0, 2, 5), (1, 3, 4)), 0)
     packing = ContextPacking.cut(Packing.from_lengths([1, 5, 18], "cpu"), shard)
-    plan, varlen = plan_of(packing)[0], varlen_of(packing)
-    assert varlen is varlen_of(packing)
+    plan, varlen = packing.planned(plan_of)[0], packing.planned(varlen_of)
+    assert varlen is packing.planned(varlen_of)
     assert varlen.documents.queries == (1, 3, 4, 4) and varlen.documents.keys == (1, 3, 6, 18)
     # Rank 1's tails: 2 tokens of chunk 1 (12 and 13 here), then all of chunks 3 and 4.
     own, received = [4, 5, 6, 7], [14, 15, 16, 17, 18, 19, 20, 21]

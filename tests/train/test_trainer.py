@@ -199,6 +199,31 @@ def test_ranks_validate_the_rows_in_turn_and_surplus_ones_do_not_count(
     assert seen == [(0, True), (2, True), (1, True), (2, False)]
 
 
+def test_an_error_within_a_boundary_between_layouts_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever of the old layout is gone by then, and whatever of the new one is not there yet."""
+    run, closed = loop(tmp_path), []
+    run.memory = run.inputs = None
+    for name, phase in zip("ab", run.plan.phases, strict=True):
+        phase.laid = name
+    run.session = SimpleNamespace(
+        laid="a", context=None, close=lambda: 0.0, batches=SimpleNamespace(close=lambda: closed.append(True)),
+        model=SimpleNamespace(weights_are_finite=lambda: True),
+    )  # fmt: skip
+    run.progress = Progress(4, 128, 0, 8, 128)
+    saver = SimpleNamespace(newest=None)
+    saver.save = lambda session, progress, base, last: setattr(saver, "newest", (progress.step, tmp_path))
+
+    def fail(*given: object) -> None:
+        raise ConfigError("stage.phases[1].parallel", "b", "does not fit", "give another")
+
+    monkeypatch.setattr(module, "Session", fail)
+    with pytest.raises(ConfigError, match="does not fit"):
+        run._train(SimpleNamespace(step=0), SimpleNamespace(), saver, SimpleNamespace(received=None))
+    assert saver.newest == (4, tmp_path) and closed == [True]
+
+
 def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,26 @@ MEASURED = {
 }
 
 
+# mmtrain/bench/results/2026-11-28-context-2h200: `peak GiB` of steps of one row that two H200s share.
+SHARED = ["parallel.cp=2", "parallel.activation_checkpoint=block"]
+MIXTURE = ["model=hybrid_1b", "model.num_experts=8", "model.ffn_hidden_size=2048", "model.num_layers=24"]
+STEPS = [
+    (36.95, 131072, MIXTURE),
+    (76.01, 524288, MIXTURE),
+    (59.77, 524288, [*MIXTURE, "parallel.offload_block_inputs=true"]),
+    (9.5, 65536, ["model=hybrid_410m"]),
+    (20.02, 262144, ["model=hybrid_410m"]),
+]
+
+
+@pytest.mark.parametrize(("measured", "tokens", "overrides"), STEPS)
+def test_the_prediction_is_within_5_percent_of_shared_rows_on_gpus(
+    measured: float, tokens: int, overrides: list[str]
+) -> None:
+    found = predict(workload(*SHARED, *overrides, world=2, seq_len=tokens))
+    assert found.gib == pytest.approx(measured, rel=0.05)
+
+
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_prediction_is_within_5_percent_of_runs_on_a_gpu(name: str) -> None:
     measured, sizes, options = MEASURED[name]
