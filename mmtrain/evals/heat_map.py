@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtrain.log.console import count_text
+from mmtrain.log.figure import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,15 +25,11 @@ def draw_heat_maps(record: Mapping[str, Any], out: Path) -> Path:
         record: of one evaluation, as `metrics.jsonl` has it.
         out: the PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     cells = record["needle_cells"]
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells))
     columns = min(2, len(kinds))
     rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(5.5 * columns, 0.6 + 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5 * columns, 0.6 + 3.2 * rows)
     title = f"Needles after step {record['step']:,} ({count_text(record['tokens'])} tokens, phase {record['phase']})"
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -41,10 +38,7 @@ def draw_heat_maps(record: Mapping[str, Any], out: Path) -> Path:
     for axes in panels[len(kinds) :]:
         axes.set_visible(False)
     figure.colorbar(image, ax=list(panels), label="samples answered right, %", pad=0.01)
-    scratch = out.with_name(out.name + ".tmp")
-    figure.savefig(scratch, format="png", dpi=130)
-    scratch.replace(out)
-    return out
+    return save_figure(figure, out)
 
 
 def _draw(axes: Axes, kind: str, cells: Sequence[Mapping[str, Any]]) -> AxesImage:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mmtrain.log.figure import new_figure, save_figure
 from mmtrain.log.metrics import FILE_NAME, read_metrics
 from mmtrain.log.plot_context import context_grows, draw_context
 
@@ -42,26 +43,18 @@ def plot_run(run_dir: Path, out: Path | None = None) -> Path:
     if not steps:
         raise ValueError(f"{Path(run_dir) / FILE_NAME}: no training step to draw")
     out = Path(out or Path(run_dir) / PLOT_NAME)
-    figure = _draw(records, steps, Path(run_dir).resolve().name)
-    scratch = out.with_name(out.name + ".tmp")
-    figure.savefig(scratch, format="png", dpi=130)
-    scratch.replace(out)
-    return out
+    return save_figure(_draw(records, steps, Path(run_dir).resolve().name), out)
 
 
 def _draw(records: Records, steps: Records, title: str) -> Figure:
     """Lay the panels out: loss, the context where it grows, and the router's three panels for a mixture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     routed = [record for record in steps if record.get("router_load")]
     rows, heights = [["loss", "loss"]], [1.5]
     if context_grows(steps):
         rows, heights = [*rows, ["context", "context"]], [*heights, 0.7]
     if routed:
         rows, heights = [*rows, ["time", "drop"], ["end", "end"]], [*heights, 1, 1.1]
-    figure = Figure(figsize=(11, max(4.2, 2.2 * sum(heights))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, max(4.2, 2.2 * sum(heights)))
     figure.suptitle(title, fontsize=13, fontweight="bold", color=INK)
     panels = figure.subplot_mosaic(rows, height_ratios=heights)
     _draw_loss(panels["loss"], records, steps)
