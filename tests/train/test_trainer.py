@@ -224,6 +224,32 @@ def test_an_error_within_a_boundary_between_layouts_is_told_as_it_is(
     assert saver.newest == (4, tmp_path) and closed == [True]
 
 
+def test_the_old_layout_is_given_back_before_the_new_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both at once would not fit; the new one starts from the checkpoint of the very step before, with its moments."""
+    run, done = loop(tmp_path), []
+    run.inputs, run.progress = None, Progress(4, 128, 0, 8, 128)
+    run.session = SimpleNamespace(laid="a", context="groups", close=lambda: done.append("close") or 1.5)
+
+    def make(config: object, context: object, plan: object, phase_index: int, inputs: object) -> SimpleNamespace:
+        done.append(("make", context, phase_index))
+        return SimpleNamespace(
+            laid="b", load=lambda path, with_optimizer: done.append(("load", path.name, with_optimizer)),
+            prepare=lambda: ["chosen"],
+        )  # fmt: skip
+
+    monkeypatch.setattr(module, "Session", make)
+    saver = SimpleNamespace(newest=(3, tmp_path / "step-3"))
+    saver.save = lambda session, progress, base, last: (
+        done.append(("save", progress.step, last)),
+        setattr(saver, "newest", (progress.step, tmp_path / "step-4")),
+    )
+    report = SimpleNamespace(note=done.append, new_layout=lambda step, before, after, seconds, held: done.append(held))
+    run._cross(SimpleNamespace(phase_index=1), report, saver)
+    assert done == [("save", 4, True), "close", ("make", "groups", 1), ("load", "step-4", True), "chosen", 1.5]
+
+
 def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
