@@ -230,7 +230,8 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
     """Both at once would not fit; the new one starts from the checkpoint of the very step before, with its moments."""
     run, done = loop(tmp_path), []
     run.inputs, run.progress = None, Progress(4, 128, 0, 8, 128)
-    run.session = SimpleNamespace(laid="a", context="groups", close=lambda: done.append("close") or 1.5)
+    model = SimpleNamespace(weights_are_finite=lambda: True)
+    run.session = SimpleNamespace(laid="a", context="groups", close=lambda: done.append("close") or 1.5, model=model)
 
     def make(config: object, context: object, plan: object, phase_index: int, inputs: object) -> SimpleNamespace:
         done.append(("make", context, phase_index))
