@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import time
 
 import pytest
@@ -43,6 +45,16 @@ def die_on(rank: int) -> None:
         os._exit(3)
 
 
+def port_in_use() -> str:
+    """What it means to serve the ranks' port oneself."""
+    with socket.socket() as mine:
+        try:
+            mine.bind(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    return "nobody serves it"
+
+
 def check(pool: Pool, world: int, stop: bool = True) -> list[int]:
     """Run `add_ranks` and return the process of every rank."""
     results = pool.run(add_ranks, torch.tensor([0.5]), stop, world=world)
@@ -65,8 +77,10 @@ def test_an_exception_shows_where_it_was_raised_and_spares_those_who_answer(pool
 
 def test_a_rank_that_hangs_is_named_and_replaced(pool: Pool) -> None:
     before = check(pool, 2)
-    with pytest.raises(WorkerError, match=r"^no answer within 1 s from ranks \[1\] of 2: stopped$"):
+    with pytest.raises(WorkerError, match=r"^no answer within 1 s from ranks \[1\] of 2: stopped\n") as caught:
         pool.run(hang_on, 1, world=2, timeout=1)
+    _, _, stood = str(caught.value).partition("rank 1 of 2 stood at (innermost call first)")
+    assert f"line {hang_on.__code__.co_firstlineno + 3} in hang_on" in stood, "the stacks do not say where it hung"
     after = check(pool, 2)
     assert after[0] == before[0] and after[1] != before[1]
 
@@ -80,3 +94,8 @@ def test_a_rank_that_dies_is_named_and_replaced(pool: Pool) -> None:
 def test_a_world_larger_than_the_pool_is_refused(pool: Pool) -> None:
     with pytest.raises(ValueError, match="world=9"):
         pool.run(hang_on, 0, world=9)
+
+
+def test_the_port_is_held_before_a_rank_asks_for_it(pool: Pool) -> None:
+    """Else another pool on the machine may take it: ranks would meet in that pool's store, and hang."""
+    assert pool.run(port_in_use, world=2) == ["EADDRINUSE"] * 2
