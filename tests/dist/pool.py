@@ -10,7 +10,6 @@ and served by rank 0 later, may by then be another pool's on this machine: ranks
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import pickle
 import signal
@@ -25,17 +24,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 from mmtrain.parallel import mesh
+from tests.dist.warm import warm_processes
 
 ROOT = Path(__file__).resolve().parents[2]
-# Read while a worker starts. The store of a process group looks up a name for every peer's address, 127.0.0.1 too, and
-# would wait 5 s for a name server that does not answer.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
 START_SECONDS = 300  # eight imports of torch on one busy core
 DUMP_SECONDS = 5.0  # a worker that gets no time from its cores writes its stacks late
 GRACE_SECONDS = 1.0  # after a failure: peers that fail in consequence answer at once, those that hang never do
@@ -140,17 +136,15 @@ class Pool:
         """The first `world` workers, all of them waiting for a task."""
         if world > len(self._workers):
             raise ValueError(f"world={world}: the pool has {len(self._workers)} workers")
-        spawn = multiprocessing.get_context("spawn")
-        fresh = {}
-        with mock.patch.dict(os.environ, ENVIRONMENT):
-            for rank, worker in enumerate(self._workers[:world]):
-                if worker is None or not worker.process.is_alive():
-                    ours, theirs = spawn.Pipe()
-                    stacks = Path(self._folder.name, str(rank))
-                    process = spawn.Process(target=_work, args=(theirs, stacks), name=f"pool-{rank}", daemon=True)
-                    process.start()
-                    theirs.close()  # the worker's end lives in the worker alone, so its death ends the pipe
-                    self._workers[rank] = fresh[rank] = Worker(process, ours, stacks)
+        warm, fresh = warm_processes(), {}
+        for rank, worker in enumerate(self._workers[:world]):
+            if worker is None or not worker.process.is_alive():
+                ours, theirs = warm.Pipe()
+                stacks = Path(self._folder.name, str(rank))
+                process = warm.Process(target=_work, args=(theirs, stacks), name=f"pool-{rank}", daemon=True)
+                process.start()
+                theirs.close()  # the worker's end lives in the worker alone, so its death ends the pipe
+                self._workers[rank] = fresh[rank] = Worker(process, ours, stacks)
         for rank, worker in fresh.items():
             if not worker.pipe.poll(START_SECONDS) or worker.receive().failure:
                 self._stop(fresh)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.dist.warm import ROOT, run_script
+
 SMALL = [
     "model.num_layers=4", "model.layer_pattern=LLLS", "model.hidden_size=32", "model.num_heads=2",
     "model.num_kv_heads=1", "model.head_dim=16", "model.rotary_dim=8", "model.num_experts=4",
@@ -41,14 +42,18 @@ def make_corpus(folder: Path, documents: int = 60) -> Path:
 
 
 def pretrain(*overrides: str, processes: int | None = 1, check: bool = True) -> subprocess.CompletedProcess:
-    """Run launch/pretrain.py: plain Python for None, torchrun for a number."""
-    launcher = [sys.executable]
-    if processes is not None:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [*launcher, "launch/pretrain.py", *overrides],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    """Run launch/pretrain.py: alone for None, on as many ranks for a number.
+
+    Where a failure is looked at (`check=False`), several ranks are torchrun's; all others are forked, warm.
+    """
+    if processes is None or check:
+        done = run_script("launch/pretrain.py", overrides, environment(), processes, timeout=300)
+    else:
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+             "launch/pretrain.py", *overrides],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
     if check and (done.returncode != 0 or "is missing" in done.stderr):  # no rank of a whole run is missed
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done

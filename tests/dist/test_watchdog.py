@@ -21,12 +21,12 @@ import torch.distributed as dist
 
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import RankLost, RunStopped
+from mmtrain.health import heartbeat, watchdog
 from mmtrain.parallel import mesh
-from mmtrain.health import heartbeat
-from mmtrain.health import watchdog
-from tests.dist.pool import ENVIRONMENT, Pool
+from tests.dist.pool import Pool
 from tests.dist.runs import ROOT, SMALL, environment
 from tests.dist.stand_in import MINUTES, StandIn, serve, train
+from tests.dist.warm import ENVIRONMENT
 
 START_SECONDS, STOP_SECONDS = 200, 60  # to the first steps; from the signal to the end of the others
 
