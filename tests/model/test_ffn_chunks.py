@@ -71,6 +71,16 @@ def test_rounding_in_bf16_is_no_worse_than_that_of_one_product() -> None:
         assert relative(ours, right) <= 1.02 * relative(theirs, right)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_sums_over_chunks_are_in_fp32() -> None:
+    x, upstream = (draw(4096, HIDDEN, seed=seed, dtype=torch.bfloat16).cuda() for seed in (5, 6))
+    exact = formula(layer(torch.bfloat16).cuda(), x, upstream)
+    whole = results(layer(torch.bfloat16).cuda(), x, upstream)
+    found = results(layer(torch.bfloat16, chunk=100).cuda(), x, upstream)
+    for ours, theirs, right in zip(found, whole, exact, strict=True):
+        assert relative(ours, right) <= 1.02 * relative(theirs, right)
+
+
 def test_gradients_of_frozen_weights_and_of_a_strided_upstream() -> None:
     ffn, plain = layer(chunk=5), layer()
     ffn.w2_DF.requires_grad_(False)
