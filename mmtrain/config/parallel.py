@@ -22,6 +22,10 @@ class ParallelConfig:
             documents. true is ``block``, false ``none``.
         offload_block_inputs: hold the inputs of blocks in host memory between forward and backward; needs
             `activation_checkpoint`.
+        ffn_chunk_tokens: tokens that a dense feed-forward or shared expert works on at once, and rows that experts do;
+            nothing but its input waits for backward, where the first product is computed again: under recomputation
+            for nothing in a dense layer, else 2 of a feed-forward's 9 products more. null: all tokens at once. A chunk
+            of experts should have thousands of rows for each of a rank's experts.
         reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
             step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next).
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
@@ -57,6 +61,7 @@ class ParallelConfig:
         default="none", metadata={**FREE_ON_RESUME, **one_of("none", "selective", "block")}
     )
     offload_block_inputs: bool = field(default=False, metadata=FREE_ON_RESUME)
+    ffn_chunk_tokens: int | None = field(default=None, metadata=at_least(1, fix="give null for all tokens at once"))
     reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
     sync_every_micro_batch: bool = False
     tp: int = field(default=1, metadata=at_least(1))
@@ -97,6 +102,9 @@ class ParallelConfig:
         require(not (zero_bubble and self.recomputes), "parallel.activation_checkpoint",
                  self.activation_checkpoint, "zero_bubble would run every block again for each of its weights",
                  "turn it off, or choose another parallel.pp_schedule")  # fmt: skip
+        require(not (zero_bubble and self.ffn_chunk_tokens is not None), "parallel.ffn_chunk_tokens",
+                 self.ffn_chunk_tokens, "zero_bubble would compute every chunk again for each of its weights",
+                 "give null, or choose another parallel.pp_schedule")  # fmt: skip
         require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs", True,
                  "without recomputation blocks hold more than their inputs",
                  "give parallel.activation_checkpoint=block or selective too")  # fmt: skip

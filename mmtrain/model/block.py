@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.ffn import SwiGLU
+from mmtrain.model.ffn_chunks import ChunkedFeedForward
 from mmtrain.model.host_inputs import HostInputs
 from mmtrain.model.kept_attention import KeptAttention, KeptResult
 from mmtrain.model.mixers.mixer import Mixer
@@ -57,6 +58,18 @@ class Block(nn.Module):
     def keep_attention(self) -> None:
         """Let recomputation spare softmax attention; after parallelism has put its own call in place."""
         self.mixer.attention = KeptAttention(self.mixer.attention)
+
+    def chunk_feed_forward(self, tokens: int) -> None:
+        """Let the feed-forward, its experts too, work on so many tokens (or rows) at a time, and save its input alone.
+
+        The router still takes the micro-batch as a whole.
+        """
+        dense: SwiGLU | None = self.ffn if isinstance(self.ffn, SwiGLU) else None
+        if isinstance(self.ffn, MoE):
+            self.ffn.experts.chunk_rows = tokens
+            dense = None if self.ffn.shared is None else self.ffn.shared.mlp
+        if dense is not None:
+            dense.call = ChunkedFeedForward(tokens)
 
     def forward(
         self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any = None

@@ -110,7 +110,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         dx_SD, dweight_VD = ctx.saved_tensors
         dx = None if dx_SD is None else dx_SD * grad.to(dx_SD.dtype)
-        dweight = None if dweight_VD is None else (dweight_VD * grad).to(ctx.weight_dtype)
+        # Rounded while it is scaled: the table is the largest weight, and one more of it in fp32 would be the peak.
+        dweight = None if dweight_VD is None else torch.empty_like(dweight_VD, dtype=ctx.weight_dtype)
+        if dweight is not None:
+            torch.mul(dweight_VD, grad, out=dweight)
         return dx, dweight, None, None, None
 
 

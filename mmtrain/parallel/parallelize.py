@@ -50,6 +50,8 @@ def apply_parallel(
     host_inputs = HostInputs() if config.offload_block_inputs else None
     for block in model.layers:
         block.recompute, block.host_inputs = config.recomputes, host_inputs
+        if config.ffn_chunk_tokens is not None:
+            block.chunk_feed_forward(config.ffn_chunk_tokens)
         if config.activation_checkpoint == "selective" and block.spec is SOFTMAX:
             block.keep_attention()
     if layout.pp > 1:  # after parameters were placed, which asks for all parts of the model

@@ -33,7 +33,7 @@ BOUND = {
     "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.name", "optim.precision",
     "optim.weight_decay", "parallel.aux_loss_over",
     "parallel.cp", "parallel.cp_chunks", "parallel.cp_softmax",
-    "parallel.cp_table", "parallel.ep", "parallel.etp", "parallel.exchange",
+    "parallel.cp_table", "parallel.ep", "parallel.etp", "parallel.exchange", "parallel.ffn_chunk_tokens",
     "parallel.global_router", "parallel.micro_batch_rows", "parallel.pp", "parallel.pp_chunks",
     "parallel.pp_schedule", "parallel.sync_every_micro_batch", "parallel.token_groups", "parallel.tp", "run.seed",
     "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",

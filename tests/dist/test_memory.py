@@ -69,6 +69,9 @@ def predicted(model: ModelConfig, parallel: ParallelConfig, world: int, micro_ba
         (2, {"cp": 2}, {}, 1),
         (4, {}, {"num_experts": 0}, 1),  # more ranks than gate and up are matrices
         (1, {"activation_checkpoint": "selective"}, {"layer_pattern": "S", "num_experts": 0, "num_layers": 12}, 1),
+        (1, {"activation_checkpoint": "block", "ffn_chunk_tokens": 64}, {"num_experts": 0, "ffn_hidden_size": 1024}, 1),
+        (1, {"ffn_chunk_tokens": 64}, {}, 1),
+        pytest.param(2, {"ep": 2, "ffn_chunk_tokens": 64}, {}, 1, marks=pytest.mark.slow),
         pytest.param(1, {"sync_every_micro_batch": True}, {}, 2, marks=pytest.mark.slow),
         pytest.param(2, {"reshard_after_forward": False}, {"num_experts": 0}, 1, marks=pytest.mark.slow),
         pytest.param(2, {"tp": 2}, {"num_experts": 0}, 1, marks=pytest.mark.slow),

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.grouped_mlp import eager, grouped_mlp, grouped_mlp_forward, grouped_mlp_input_grad, grouped_weight_grad
+from mmkernels.grouped_mlp import (
+    eager,
+    grouped_gate_up,
+    grouped_mlp,
+    grouped_mlp_forward,
+    grouped_mlp_input_grad,
+    grouped_weight_grad,
+)
 from mmkernels.grouped_mlp.naive import naive_grouped_mlp
 from mmkernels.swiglu import swiglu
 from tests.kernels.poison import fill_new_memory
@@ -92,6 +99,7 @@ def test_the_parts_give_the_same_bits(ends: list[int], dtype: torch.dtype) -> No
     want = [whole.detach(), *torch.autograd.grad(whole, leaves, dy)]
     x, w13, w2 = inputs
     y, gate_up = grouped_mlp_forward(x, w13, w2, offset)
+    assert torch.equal(grouped_gate_up(x, w13, offset)[: ends[-1]], gate_up[: ends[-1]])
     dx, dgate_up, hidden = grouped_mlp_input_grad(dy, gate_up, w13, w2, offset)
     dw13, dw2 = grouped_weight_grad(dgate_up, x, offset), grouped_weight_grad(dy, hidden, offset)
     used = ends[-1]
@@ -172,6 +180,11 @@ def test_arguments_that_do_not_fit(change: dict[str, Tensor], argument: str, all
         with pytest.raises(KernelArgumentError) as caught:
             call(**arguments)
         assert caught.value.argument == argument and allowed in str(caught.value)
+    arguments.pop("w2_EDF")
+    if "w2_EDF" not in change:
+        with pytest.raises(KernelArgumentError) as caught:
+            grouped_gate_up(**arguments)
+        assert caught.value.argument == argument
 
 
 def test_gradients_that_do_not_fit() -> None:

@@ -17,6 +17,7 @@ from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
 from mmtrain.model import loss as loss_module
 from mmtrain.model.loss import IGNORE, linear_cross_entropy
 from tests.model.small import draw, relative
+from tests.parallel.memory.storage_peak import StoragePeak
 
 TOKENS, WIDTH, VOCAB = 37, 8, 23
 LABELS = {
@@ -154,3 +155,14 @@ def test_never_holds_all_logits_of_the_released_vocabulary() -> None:
     assert seen.elements == chunk * vocab  # the watcher works, and nothing is larger
     assert loss.item() == pytest.approx(tokens * torch.log(torch.tensor(float(vocab))).item(), rel=1e-6)
     assert weight.grad.shape == weight.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_holds_the_gradient_of_the_head_twice(dtype: torch.dtype) -> None:
+    """Its sum, in fp32, and the result."""
+    vocab, width = 5000, 64
+    x, weight = (torch.zeros(n, width, dtype=dtype).requires_grad_() for n in (8, vocab))
+    loss = linear_cross_entropy(x, weight, torch.zeros(8, dtype=torch.int64), 8)
+    with StoragePeak() as found:
+        loss.backward()
+    assert weight.grad.dtype == dtype and found.peak < 1.05 * vocab * width * (4 + dtype.itemsize)

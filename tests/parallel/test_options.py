@@ -43,6 +43,8 @@ def test_zero_bubble_runs_with_any_number_of_chunks(chunks):
         ("ep", "0"),
         ("etp", "0"),
         ("tp", "1.5"),
+        ("ffn_chunk_tokens", "0"),
+        ("ffn_chunk_tokens", "all"),
         ("pp_schedule", "gpipe"),
         ("pp_chunks", "0"),
         ("pp_chunks", "2"),
@@ -92,3 +94,10 @@ def test_rows_are_read_directly_where_they_have_places_that_others_know(others, 
 def test_interleaving_needs_chunks():
     with pytest.raises(ConfigError, match=r"parallel\.pp_chunks=1: .*interleaved.*parallel\.pp_chunks=2"):
         parallel("parallel.pp_schedule=interleaved")
+
+
+def test_chunks_of_the_feed_forward_are_not_computed_once_a_weight():
+    assert parallel("parallel.ffn_chunk_tokens=100").ffn_chunk_tokens == 100
+    with pytest.raises(ConfigError, match=r"parallel\.ffn_chunk_tokens=100: .*zero_bubble"):
+        parallel("parallel.ffn_chunk_tokens=100", "parallel.pp=2", "parallel.pp_schedule=zero_bubble")
+    assert parallel("parallel.ffn_chunk_tokens=100", "parallel.pp_schedule=zero_bubble").pp == 1

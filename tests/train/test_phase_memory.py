@@ -73,6 +73,17 @@ def test_what_fits_takes_no_option_that_is_not_needed_and_none_that_cannot_run()
     assert peaks == sorted(peaks) and all(peak < predict(work).peak for peak in peaks)
 
 
+def test_chunks_of_the_feed_forward_are_proposed_before_what_takes_more_time() -> None:
+    given = ["+stage=long_ctx_1m", "model=hybrid_7b", "parallel.cp=4", "parallel.activation_checkpoint=block",
+             "parallel.offload_block_inputs=true", "parallel.sync_every_micro_batch=true",
+             "optim.precision=bf16"]  # fmt: skip
+    work = memory(*given, world=4).works[0]
+    assert what_fits(work, 90 * GIB).options == "parallel.ffn_chunk_tokens=16384"
+    assert any(one.options == "parallel.ffn_chunk_tokens=16384" for one in savings(work))
+    bubbles = ["model=proxy_100m", "parallel.pp=2", "parallel.pp_schedule=zero_bubble"]
+    assert not any("ffn_chunk" in one.options for one in savings(memory(*bubbles, world=2).works[0]))
+
+
 def test_more_processes_are_used_where_they_are_at_hand() -> None:
     work = memory("stage=long_ctx", "model=hybrid_410m", world=8).works[2]
     assert "parallel.cp=" in what_fits(work, 40 * GIB).options

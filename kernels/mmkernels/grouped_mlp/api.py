@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.grouped_mlp import eager
-from mmkernels.grouped_mlp.checks import check_grad, check_mlp, check_weight_grad
+from mmkernels.grouped_mlp.checks import check_first, check_grad, check_mlp, check_weight_grad
 
 
 def grouped_mlp(x_RD: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, offset_E: Tensor) -> Tensor:
@@ -50,6 +50,22 @@ def grouped_mlp_forward(x_RD: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, offset_E
     """
     check_mlp(x_RD, w13_E2FD, w2_EDF, offset_E)
     return eager.forward(x_RD, w13_E2FD, w2_EDF, offset_E)
+
+
+def grouped_gate_up(x_RD: Tensor, w13_E2FD: Tensor, offset_E: Tensor) -> Tensor:
+    """The first product of :func:`grouped_mlp` alone, for a backward pass that did not save it.
+
+    Args:
+        x_RD: as for :func:`grouped_mlp`, like the others.
+
+    Returns:
+        ``gate_up_R2F``, [R, 2F]; rows that belong to no expert are unwritten.
+
+    Raises:
+        KernelArgumentError: an argument does not fit; the message names it and what is allowed.
+    """
+    check_first(x_RD, w13_E2FD, offset_E)
+    return eager.gate_up(x_RD, w13_E2FD, offset_E)
 
 
 def grouped_mlp_input_grad(

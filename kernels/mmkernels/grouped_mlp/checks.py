@@ -24,6 +24,16 @@ def check_mlp(x_RD: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, offset_E: Tensor) 
     _check_offsets(offset_E, w13_E2FD.shape[0], "x_RD", x_RD)
 
 
+def check_first(x_RD: Tensor, w13_E2FD: Tensor, offset_E: Tensor) -> None:
+    """Refuse rows, first weights and offsets that do not fit together; errors as above."""
+    check_kind("x_RD", x_RD, 2, ALL_DTYPES)
+    check_kind("w13_E2FD", w13_E2FD, 4, (x_RD.dtype,))
+    experts, _, inner, _ = w13_E2FD.shape
+    _check_shape("w13_E2FD", w13_E2FD, (experts, 2, inner, x_RD.shape[1]), "x_RD", x_RD)
+    _check_device("w13_E2FD", w13_E2FD, "x_RD", x_RD)
+    _check_offsets(offset_E, experts, "x_RD", x_RD)
+
+
 def check_grad(dy_RD: Tensor, gate_up_R2F: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, offset_E: Tensor) -> None:
     """Refuse a gradient, a first product, weights and offsets that do not fit together; errors as above."""
     check_kind("gate_up_R2F", gate_up_R2F, 2, ALL_DTYPES)

@@ -30,8 +30,13 @@ def grouped_mm(left: Tensor, right: Tensor, offset_E: Tensor) -> Tensor:
 
 def forward(x_RD: Tensor, w13_E2FD: Tensor, w2_EDF: Tensor, offset_E: Tensor) -> tuple[Tensor, Tensor]:
     """The result [R, D] and the first product [R, 2F]. The activation's rows that belong to no expert are zeros."""
-    gate_up_R2F = grouped_mm(x_RD, w13_E2FD.flatten(1, 2).transpose(1, 2), offset_E)
+    gate_up_R2F = gate_up(x_RD, w13_E2FD, offset_E)
     return grouped_mm(swiglu(gate_up_R2F, offset_E[-1:]), w2_EDF.transpose(1, 2), offset_E), gate_up_R2F
+
+
+def gate_up(x_RD: Tensor, w13_E2FD: Tensor, offset_E: Tensor) -> Tensor:
+    """The first product, [R, 2F]: gate and up side by side."""
+    return grouped_mm(x_RD, w13_E2FD.flatten(1, 2).transpose(1, 2), offset_E)
 
 
 def gate_up_grad(dy_RD: Tensor, gate_up_R2F: Tensor, w2_EDF: Tensor, offset_E: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmkernels.grouped_mlp import grouped_mlp
 from mmkernels.moe import Route, permute, unpermute
 from mmtrain.model.initial import Initial, Xavier
+from mmtrain.model.moe.expert_chunks import experts_in_chunks
 from mmtrain.model.weights import local
 
 
@@ -23,6 +24,7 @@ class Experts(nn.Module):
 
     Attributes:
         call: how tokens get to the experts and back.
+        chunk_rows: rows that are multiplied at once, of which nothing but the input waits for backward; None: all.
 
     Args:
         num_experts: E.
@@ -38,6 +40,7 @@ class Experts(nn.Module):
         self.w2_EDF = nn.Parameter(torch.empty(num_experts, hidden_size, ffn_hidden_size))
         self.initial: dict[str, Initial] = {"w13_E2FD": Xavier(gain), "w2_EDF": Xavier(gain)}
         self.call: ExpertCall = LocalExperts()
+        self.chunk_rows: int | None = None
 
     def forward(self, x_TD: Tensor, plan: Route) -> Tensor:
         """Return the weighted sum over each token's kept experts, [T, D]."""
@@ -54,7 +57,10 @@ class Experts(nn.Module):
             Results of the used rows. The other rows of the output, and of the input's gradient, are unwritten:
             whoever reads them must skip these.
         """
-        return grouped_mlp(x_RD, local(self.w13_E2FD), local(self.w2_EDF), offset_E)
+        w13_E2FD, w2_EDF = local(self.w13_E2FD), local(self.w2_EDF)
+        if self.chunk_rows is not None:
+            return experts_in_chunks(x_RD, w13_E2FD, w2_EDF, offset_E, self.chunk_rows)
+        return grouped_mlp(x_RD, w13_E2FD, w2_EDF, offset_E)
 
 
 class ExpertCall(Protocol):

@@ -161,7 +161,8 @@ class ExpertExchange:
             senders = slice(groups.etp_rank, groups.etp_rank + 1) if self.full_micro_batch else slice(None)
             return layout.sort_received(count_WPWL[:, senders, groups.ep_rank])
 
-        schedule = GroupSchedule(layout.groups, receive, self._slot_dispatcher(sent.token_R), chunks)
+        dispatcher = self._slot_dispatcher(sent.token_R)
+        schedule = GroupSchedule(layout.groups, receive, dispatcher, chunks, experts.chunk_rows)
         y_ND = run_token_groups(x_ND, sent, local(experts.w13_E2FD), local(experts.w2_EDF), schedule)
         return scatter_sum_rows(y_ND, groups.tp_group)
 
@@ -174,7 +175,8 @@ class ExpertExchange:
         gather_into(count_A, plan.count_E, groups.ep_etp_group)
         count_WPWL = count_A.to("cpu", torch.int64).view(groups.ep_size, groups.etp_size, groups.ep_size, local_experts)
         token_groups, received = exact_groups(count_WPWL, splits, groups.ep_rank, groups.etp_rank, x_TD.device)
-        schedule = GroupSchedule(token_groups, lambda: received, self._all_to_all(along_etp=True), chunks)
+        dispatcher = self._all_to_all(along_etp=True)
+        schedule = GroupSchedule(token_groups, lambda: received, dispatcher, chunks, experts.chunk_rows)
         return run_token_groups(x_TD, sent, local(experts.w13_E2FD), local(experts.w2_EDF), schedule)
 
     @property

@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.grouped_mlp import grouped_mlp_forward, grouped_mlp_input_grad, grouped_weight_grad
 from mmkernels.moe import ReceivedRows, Route, permute, permute_grad, unpermute, unpermute_grads
+from mmtrain.model.moe.expert_chunks import backward_in_chunks, forward_in_chunks
 from mmtrain.parallel.expert.dispatcher import TokenDispatcher
 from mmtrain.parallel.expert.token_groups import TokenGroup
 
@@ -31,12 +32,15 @@ class GroupSchedule:
         receive: gives the order of each group's received rows; called when the rows are on their way.
         dispatcher: by which rows travel.
         chunks: of each expert that count as one in a group, which has a single one if there are several.
+        chunk_rows: rows of a group that are multiplied at once, of which nothing but the input waits for backward;
+            None: all.
     """
 
     groups: list[TokenGroup]
     receive: Callable[[], list[ReceivedRows]]
     dispatcher: TokenDispatcher
     chunks: int = 1
+    chunk_rows: int | None = None
 
     def experts(self, group: TokenGroup) -> slice:
         """Range of the rank's experts that the group has, or has chunks of."""
@@ -63,6 +67,9 @@ def run_token_groups(x_ND: Tensor, sent: Route, w13_L2FD: Tensor, w2_LDF: Tensor
 class _OverlappedExperts(torch.autograd.Function):
     """Saves the sorted rows, the first product and the experts' outputs; the activation is computed again.
 
+    In chunks of rows the first product is computed again too, and the gradients of the weights come with those of the
+    rows, of which all chunks' are sent back then: other groups' products hide their way, but not their own.
+
     Rows that no group names, and empty slots, may hold anything.
     """
 
@@ -83,7 +90,11 @@ class _OverlappedExperts(torch.autograd.Function):
         saved, combined = [], []
         for group, received, arriving in zip(schedule.groups, all_received, in_flight, strict=True):
             x_SD, experts = dispatcher.permute(arriving, received), schedule.experts(group)
-            y_SD, gate_up_S2F = grouped_mlp_forward(x_SD, w13_L2FD[experts], w2_LDF[experts], received.offset_L)
+            weights = w13_L2FD[experts], w2_LDF[experts], received.offset_L
+            if schedule.chunk_rows is None:
+                y_SD, gate_up_S2F = grouped_mlp_forward(x_SD, *weights)
+            else:
+                y_SD, gate_up_S2F = forward_in_chunks(x_SD, *weights, schedule.chunk_rows), None
             combined.append(dispatcher.combine(group, y_SD, received, y_RD))
             saved += [x_SD, gate_up_S2F]
         dispatcher.wait(combined)
@@ -108,13 +119,21 @@ class _OverlappedExperts(torch.autograd.Function):
             schedule.groups, ctx.all_received, in_flight, rows, strict=True
         ):
             offset_L, experts = received.offset_L, schedule.experts(group)
-            dy_SD = dispatcher.permute(arriving, received)
-            dx_SD, dgate_up_S2F, hidden_SF = grouped_mlp_input_grad(
-                dy_SD, gate_up_S2F, w13_L2FD[experts], w2_LDF[experts], offset_L
-            )
+            dy_SD, weights = dispatcher.permute(arriving, received), (w13_L2FD[experts], w2_LDF[experts], offset_L)
+            if schedule.chunk_rows is not None:
+                dx_SD, dw13_part, dw2_part = backward_in_chunks(
+                    dy_SD, x_SD, *weights, schedule.chunk_rows, dw13.wanted or dw2.wanted
+                )
+                combined.append(dispatcher.combine(group, dx_SD, received, dx_RD))
+                dw2.add(experts, dw2_part)
+                dw13.add(experts, dw13_part)
+                continue
+            dx_SD, dgate_up_S2F, hidden_SF = grouped_mlp_input_grad(dy_SD, gate_up_S2F, *weights)
             combined.append(dispatcher.combine(group, dx_SD, received, dx_RD))
-            dw2.add(experts, dy_SD, hidden_SF, offset_L)
-            dw13.add(experts, dgate_up_S2F, x_SD, offset_L)
+            if dw2.wanted:
+                dw2.add(experts, grouped_weight_grad(dy_SD, hidden_SF, offset_L))
+            if dw13.wanted:
+                dw13.add(experts, grouped_weight_grad(dgate_up_S2F, x_SD, offset_L))
         dispatcher.wait(combined)
         return permute_grad(dx_RD, sent), dweight_NK, dw13.whole, dw2.whole, None, None
 
@@ -127,18 +146,16 @@ class _Gradient:
         self.whole: Tensor | None = None
         self._begun = 0
 
-    def add(self, experts: slice, dout_SN: Tensor, in_SM: Tensor, offset_L: Tensor) -> None:
-        """Add the gradient of the weights of some experts.
+    def add(self, experts: slice, part: Tensor | None) -> None:
+        """Add the gradient of the weights of some experts; None, or any that is not wanted, is left out.
 
         Args:
             experts: range of the rank's experts, after that of the call before, or the last one of it again.
-            dout_SN: gradient of what the weights made of their rows.
-            in_SM: rows that the weights were multiplied with.
-            offset_L: row after the last one of each of these experts.
+            part: their gradient, of any shape; nobody else writes to it.
         """
-        if not self.wanted:
+        if part is None or not self.wanted:
             return
-        part = grouped_weight_grad(dout_SN, in_SM, offset_L).view(-1, *self.weight.shape[1:])
+        part = part.view(-1, *self.weight.shape[1:])
         if self.whole is None:
             self.whole = part if part.shape == self.weight.shape else torch.empty_like(self.weight)
         if experts.stop <= self._begun:  # another chunk of the last one's tokens

@@ -90,27 +90,41 @@ def layer_activations(work: Workload, letter: str) -> LayerActivations:
 
 
 def _dense(work: Workload) -> tuple[float, float]:
-    """Kept: the first product (2 widths) and the activation. Backward: the gradient of the first product, of tokens."""
-    model, tokens = work.model, work.mixer_tokens
-    width = model.ffn_hidden_size // work.layout.tp
-    return 3 * tokens * width * work.compute_bytes, (2 * width + model.hidden_size) * tokens * work.compute_bytes
+    return _swiglu(work, work.model.ffn_hidden_size // work.layout.tp)
+
+
+def _swiglu(work: Workload, width: int) -> tuple[float, float]:
+    """Kept: the first product (2 widths) and the activation. Backward: the gradient of the first product, of tokens.
+
+    In chunks nothing is kept; backward has a chunk's first product, activation, and their gradients, the gradient of
+    tokens, and sums of the weights' gradients.
+    """
+    hidden, tokens, size, chunk = work.model.hidden_size, work.mixer_tokens, work.compute_bytes, work.ffn_chunk
+    if chunk is None:
+        return 3 * tokens * width * size, (2 * width + hidden) * tokens * size
+    sums = 3 * hidden * width * FP32 if chunk < tokens else 0
+    return 0.0, (6 * width * min(chunk, tokens) + hidden * tokens) * size + sums
 
 
 def _experts(work: Workload) -> tuple[float, float]:
     """Kept: rows sorted by expert, the first product, the outputs; logits and route. Backward: their gradients."""
     model, layout, size, rows = work.model, work.layout, work.compute_bytes, expert_rows(work)
     hidden, width = model.hidden_size, model.ffn_hidden_size // layout.etp
-    kept = (rows.sent * hidden + rows.received * (hidden + 2 * width)) * size
+    kept = (rows.sent * hidden + rows.received * (hidden + (2 * width if work.ffn_chunk is None else 0))) * size
     kept += work.row_tokens * (model.num_experts * FP32 + model.top_k * 12) + rows.sent * 8
     if not rows.travel:  # outputs are gone when the products are differentiated
         backward = rows.received * (2 * width + max(width, hidden)) * size
+        chunked = rows.received * 2 * hidden * size  # gradients of the outputs and of the rows
     else:
         arriving = 0 if rows.direct else rows.received * hidden
         sent = rows.sent * hidden * (1 if rows.direct else 2)
         backward = (sent + arriving + rows.received * (2 * hidden + 3 * width)) * size
+        chunked = (sent + arriving + rows.received * 2 * hidden) * size
+    if work.ffn_chunk is not None:
+        sums = 3 * model.num_experts // layout.ep * hidden * width * FP32 if work.ffn_chunk < rows.received else 0
+        backward = chunked + min(work.ffn_chunk, rows.received) * (6 * width + hidden) * size + sums
     if model.shared_ffn_hidden_size:
-        shared = model.shared_ffn_hidden_size // layout.tp
-        tokens = work.mixer_tokens
-        kept += 3 * tokens * shared * size + 3 * work.own_tokens * hidden * FP32  # the blend is float32
-        backward += (2 * shared + hidden) * tokens * size
+        shared_kept, shared_backward = _swiglu(work, model.shared_ffn_hidden_size // layout.tp)
+        kept += shared_kept + 3 * work.own_tokens * hidden * FP32  # the blend is float32
+        backward += shared_backward
     return kept, backward

@@ -14,6 +14,9 @@ from mmtrain.parallel.memory.workload import Workload
 ERROR = 0.05
 """Relative error of a prediction that is allowed for: a run is refused only if it could not fit with so much less."""
 HOST_OPTIMIZER = "optim=cpu_offload"
+DENSE_CHUNK, EXPERT_CHUNK = 16384, 65536
+"""Tokens and rows of a chunk of the feed-forward that are proposed: products of this size are as fast as larger ones,
+and the sum of the weights' gradients over chunks, of all of a rank's experts in each, costs little. Ours."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ def _apply(work: Workload, options: list[str]) -> Workload | None:
 def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:
     """Yield single changes that can run, from what costs least time to what costs most or needs more processes."""
     parallel, layout = work.parallel, work.layout
-    wanted: list[dict[str, Any]] = [{"activation_checkpoint": "block"}]
+    wanted: list[dict[str, Any]] = []
+    if work.ffn_chunk is None:  # with recomputation the dense feed-forward takes no longer for it
+        wanted.append({"ffn_chunk_tokens": EXPERT_CHUNK if work.model.num_experts else DENSE_CHUNK})
+    wanted.append({"activation_checkpoint": "block"})
     if parallel.micro_batch_rows > 1:
         wanted.append({"micro_batch_rows": max(parallel.micro_batch_rows // 2, 1)})
     wanted += [{"sync_every_micro_batch": True}, {"reshard_after_forward": True}]

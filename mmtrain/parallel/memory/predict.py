@@ -165,7 +165,7 @@ class _Rank:
         held["norms"] += 2 * hidden  # before and after the last norm
         forward = held + Counter({"loss": FP32 * self._table + gathered + logits})
         yield "forward of the loss", forward
-        yield "backward of the loss", held + Counter({"loss": (2 * FP32 + size) * self._table + 2 * hidden})
+        yield "backward of the loss", held + Counter({"loss": (FP32 + size) * self._table + 2 * hidden})
 
     def _stage_outputs(self) -> Counter[str]:
         """Hidden states that the stages of a pipeline pass on, kept by its schedule."""

@@ -51,6 +51,11 @@ class Workload:
         return self.mixer_tokens // self.layout.tp
 
     @property
+    def ffn_chunk(self) -> int | None:
+        """Tokens of a dense feed-forward, or rows of experts, that are worked on at once; None: all."""
+        return self.parallel.ffn_chunk_tokens
+
+    @property
     def accumulates(self) -> bool:
         """Whether gradients of whole parameters wait for the step's last micro-batch."""
         return not self.parallel.sync_every_micro_batch and self.micro_batches > 1

@@ -86,6 +86,9 @@ def test_parameters_of_all_layers_are_those_of_the_model(model: str) -> None:
         ({"parallel.activation_checkpoint": "selective"}, {"parallel.activation_checkpoint": "none"}),
         ({"parallel.activation_checkpoint": "block", "parallel.offload_block_inputs": "true"},
          {"parallel.activation_checkpoint": "block"}),
+        ({"parallel.ffn_chunk_tokens": 1024}, {}),
+        ({"parallel.ffn_chunk_tokens": 1024}, {"parallel.ffn_chunk_tokens": 4096}),
+        ({"parallel.ffn_chunk_tokens": 1024, "model.num_experts": 0}, {"model.num_experts": 0}),
         ({"parallel.cp": 2}, {}),
         ({"parallel.cp": 4}, {"parallel.cp": 2}),
         ({"parallel.tp": 2}, {}),
@@ -130,3 +133,13 @@ def test_an_optimizer_in_host_memory_leaves_nothing_of_it_on_the_device() -> Non
 
 def test_the_margin_has_room_for_nccl_only_with_other_processes() -> None:
     assert margin_bytes(0, 2) - margin_bytes(0, 1) > GIB and margin_bytes(100 * GIB, 1) > margin_bytes(0, 1)
+
+
+def test_in_chunks_the_feed_forward_is_not_the_peak_of_a_million_tokens_on_4_gpus() -> None:
+    given = ["model=hybrid_7b", "parallel.cp=4", "parallel.activation_checkpoint=block",
+             "parallel.offload_block_inputs=true", "parallel.sync_every_micro_batch=true"]  # fmt: skip
+    whole, chunks = (predict(workload(*given, *more, world=4, seq_len=2**20, micro_batches=32))
+                     for more in ([], ["parallel.ffn_chunk_tokens=16384"]))  # fmt: skip
+    assert "feed-forward" in whole.moment and whole.parts["feed-forward"] == 3 * 2**18 * 11264 * 2
+    assert "feed-forward" not in chunks.moment and chunks.parts["feed-forward"] == 0
+    assert chunks.gib < 0.82 * whole.gib
