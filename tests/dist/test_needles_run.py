@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.dist.runs import SMALL, make_corpus, pretrain, records, steps
+from tests.dist.runs import SMALL, pretrain, records, steps
 
 NEEDLES = ["stage.phases.0.seq_len=320", "stage.phases.0.batch.0.tokens=1280", "evals.needles.enabled=true",
            "evals.needles.kinds=[single,multi_key]", "evals.needles.depths=[0,1]", "evals.needles.samples=1",
            "evals.max_share=0.5"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("needles"))
 
 
 def test_needles_are_scored_at_the_end_of_a_phase_under_the_layout(corpus: Path, tmp_path: Path) -> None:
