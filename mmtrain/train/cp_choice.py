@@ -81,10 +81,8 @@ def _least(config: PretrainConfig, phase: PhaseConfig, index: int, world: int, d
         if not may_not_fit(one.found, device_bytes, world):
             if len(tried) == 1:
                 return cp, runs
-            return (
-                cp,
-                f"the least that fits {device_bytes / GIB:.1f} GiB: {one} predicted; cp={tried[-2].cp} needs {tried[-2]}",
-            )
+            less, fits = tried[-2], f"the least that fits {device_bytes / GIB:.1f} GiB"
+            return cp, f"{fits}: {one} predicted; cp={less.cp} needs {less}"
     if not tried:
         return 1, ""
     one = next((one for one in tried if not cannot_fit(one.found, device_bytes)), tried[0])

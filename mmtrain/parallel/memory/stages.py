@@ -133,7 +133,7 @@ def _by_parameters(work: Workload, costs: Sequence[float], head: float, by_cost:
         share = before[-1] / count  # the smallest stage has at most this, and the largest no less
         lows = {held(i, j) for i in range(len(costs)) for j in range(i + 1, len(costs) + 1)}
         found = [
-            partition(costs, head, count, lambda _, i, j, low=low: low <= held(i, j) <= ratio * low)
+            partition(costs, head, count, lambda _, i, j, low=low, high=ratio * low: low <= held(i, j) <= high)
             for low in sorted(low for low in lows if share / ratio <= low <= share)
         ]
         cuts = [cut for cut in found if cut is not None]
