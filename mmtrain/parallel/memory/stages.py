@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mmtrain.parallel.memory.options import most_with_error, most_with_margin
-from mmtrain.parallel.memory.predict import GIB, peak_with_layers
+from mmtrain.parallel.memory.predict import GIB, peak_with_layers, predict
 from mmtrain.parallel.memory.workload import Workload, layer_parameters
 from mmtrain.parallel.pipeline.split import layer_costs, partition
 
@@ -41,10 +42,10 @@ def balance_stages(
     assert by_cost is not None
     if device_bytes is None:
         return tuple(_by_parameters(first, costs, head, by_cost))
-    need = _Need(works)
+    need, needs = _Need(works), max(predict(replace(work, stages=tuple(by_cost))).peak for work in works)
     world = first.layout.world
     for limit in (most_with_margin(device_bytes, world), most_with_error(device_bytes)):
-        if all(need.peak(stage, part.start, part.stop) <= limit for stage, part in enumerate(by_cost)):
+        if needs <= limit:
             return tuple(by_cost)
         found = partition(costs, head, count, need.within(limit))
         if found is not None:
