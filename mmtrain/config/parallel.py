@@ -67,8 +67,7 @@ class ParallelConfig:
     sync_every_micro_batch: bool = False
     tp: int = field(default=1, metadata=at_least(1))
     pp: int = field(default=1, metadata=at_least(1))
-    # A layout that is made in code has 1; configs/parallel/default.yaml says auto.
-    cp: int | str = field(default=1, metadata={**at_least(1), **one_of(AUTO)})
+    cp: int | str = field(default=AUTO, metadata={**at_least(1), **one_of(AUTO)})
     cp_chunks: int = field(default=8, metadata=at_least(1))
     cp_table: str = field(default="balanced", metadata=one_of("balanced", "zigzag", "contiguous"))
     cp_softmax: str = field(default="auto", metadata=one_of("auto", "ring", "allgather", "varlen"))

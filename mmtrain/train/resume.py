@@ -14,6 +14,7 @@ from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import DataConfig, ParallelConfig, PhaseConfig, PretrainConfig, StageConfig
+from mmtrain.config.parallel import AUTO
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
 from mmtrain.train.curriculum import scaled_phases
@@ -64,8 +65,8 @@ def recorded_cp(config: PretrainConfig) -> list[int | None]:
     run = build(ParallelConfig, recorded["parallel"], "parallel")
     found: list[int | None] = []
     for before, now in zip(scaled_phases(_stage(recorded)), scaled_phases(config.stage), strict=False):
-        cp = (run if before.parallel is None else before.parallel.over(run)).cp
-        found.append(cp if isinstance(cp, int) and before.seq_len == now.seq_len else None)
+        cp = (run if before.parallel is None else before.parallel.over(run)).cp_size
+        found.append(cp if before.seq_len == now.seq_len else None)
     return found
 
 
@@ -104,6 +105,8 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
         ConfigError: naming one option, with its value before and now.
     """
     recorded = recorded_values(read_meta(checkpoint)["config"])
+    if recorded["parallel"]["cp"] == AUTO and config.parallel.cp != AUTO:
+        recorded["parallel"]["cp"] = 1  # of a version without the option: what is recorded since is a number
     different = differences(recorded, config)
     outside = next((one for one in different if not one.option.startswith("stage.")), None)
     if outside is not None:

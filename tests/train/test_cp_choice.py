@@ -124,7 +124,10 @@ def test_a_checkpoint_from_before_there_was_a_choice_is_gone_on_from_with_1(tmp_
     assert decide_start(found.config, RunFolder(found.config)).resume is not None
     del recorded["parallel"]["cp"]
     checkpoint(tmp_path / "old/checkpoints/step-00000003", recorded)
-    assert recorded_cp(config(*given, "run.name=old")) == [1, 1, 1]
+    old = config(*given, "run.name=old")
+    assert recorded_cp(old) == [1, 1, 1]
+    without = plan_run(old, 8, CPU, recorded_cp(old)).config
+    assert decide_start(without, RunFolder(without)).resume is not None
 
 
 def test_ranks_that_plan_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,8 @@ def test_cp_that_does_not_cut_a_row_evenly_is_refused_before_anything_starts() -
 
 def test_changes_name_every_option_that_differs() -> None:
     assert (
-        changes(ParallelConfig(), ParallelConfig(cp=2, global_router=True)) == "cp 1 -> 2, global_router false -> true"
+        changes(ParallelConfig(cp=1), ParallelConfig(cp=2, global_router=True))
+        == "cp 1 -> 2, global_router false -> true"
     )
 
 
