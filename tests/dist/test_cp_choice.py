@@ -34,7 +34,8 @@ def between() -> float:
 def test_a_phase_that_does_not_fit_shares_its_rows_and_learns_the_same(corpus: Path, tmp_path: Path) -> None:
     given = [*OPTIONS, f"data.path={corpus}"]
     done = pretrain(*given, f"run.dir={tmp_path}/chosen", f"cluster.device_memory_gib={between()}", processes=2)
-    assert done.stdout.count("cp      long: cp=2, the least that fits") == 1, done.stdout
+    printed = done.stdout + done.stderr
+    assert printed.count("cp      long: cp=2, the least that fits") == 1, printed
     pretrain(*given, f"run.dir={tmp_path}/told", "stage.phases.1.parallel={cp: 2}", processes=2)
     chosen, told = (steps(tmp_path / one / "run") for one in ("chosen", "told"))
     assert [one["phase"] for one in chosen] == ["short"] * 2 + ["long"] * 2
