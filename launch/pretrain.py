@@ -29,16 +29,14 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.optim.optimizer import check_optimizer
     from mmtrain.output import say
     from mmtrain.parallel import mesh
-    from mmtrain.train.curriculum import RunPlan, scaled_phases
     from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.epochs import tokens_by_phase
     from mmtrain.train.inputs import RunInputs
-    from mmtrain.train.phase_layouts import plan_phase_layouts
-    from mmtrain.train.phase_memory import PhaseMemory
+    from mmtrain.train.plan_run import plan_run
     from mmtrain.train.plan_table import plan_lines
-    from mmtrain.train.resume import check_corpora, decide_start, start_position
+    from mmtrain.train.resume import check_corpora, decide_start, recorded_cp, start_position
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
-    from mmtrain.train.trainer import Trainer, check_batches
+    from mmtrain.train.trainer import Trainer
 
     device = mesh.pick_device(config.cluster)
     if not config.run.plan:
@@ -46,26 +44,23 @@ def pretrain(config: PretrainConfig) -> None:
     check_tensorboard(config.log)
     if read_processes().rank == 0 and not config.run.plan:
         wandb_mode(config.log)  # refuses what cannot be
-    phases = scaled_phases(config.stage)
     world = config.run.plan_processes if config.run.plan and config.run.plan_processes else mesh.world_size()
-    layouts = plan_phase_layouts(world, config.parallel, config.model, phases)
-    plan = RunPlan.laid_out(phases, layouts)
-    check_batches(config, plan)
-    memory = PhaseMemory.of(config, plan, device)
+    planned = plan_run(config, world, device, recorded_cp(config))
     if config.run.plan:
         if read_processes().rank == 0:
-            say("\n".join(plan_lines(config, plan, memory)))
+            say("\n".join(plan_lines(planned)))
         return
+    config, phases, plan, memory = planned.config, planned.phases, planned.plan, planned.memory
     memory.check()
     folder = RunFolder(config)
     start = decide_start(config, folder)  # what cannot work is refused by every rank, before any waits for another
     inputs = RunInputs(config.data, phases, config.model.vocab_size, log=_note)
     source = config.data.all_sources[0].path
-    units = [laid.row_unit for laid in layouts]
+    units = [laid.row_unit for laid in planned.layouts]
     needles = needle_evaluation(config, phases, units, inputs.held_out, inputs.tokenizer, source)
     phase_tokens = tokens_by_phase(plan, config.run.max_steps)
     inputs.check_epochs(phase_tokens)
-    notes = inputs.header_lines(phase_tokens)
+    notes = [*planned.choices, *inputs.header_lines(phase_tokens)]
     notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
     record = {} if start.weights is None else read_meta(start.weights)
@@ -76,7 +71,9 @@ def pretrain(config: PretrainConfig) -> None:
 
     if device.type == "cpu":
         keep_freed_memory()
-    context = mesh.start(config.cluster, layouts[-1 if first is None else first.phase_index].layout)
+    processes = mesh.join(config.cluster)
+    planned.check_same_on_all(processes)
+    context = processes.lay_out(planned.layouts[-1 if first is None else first.phase_index].layout)
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
             start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder

@@ -10,6 +10,9 @@ from mmtrain.config.allowed import at_least, check_allowed, one_of
 from mmtrain.config.checks import require
 from mmtrain.config.option_marks import FREE_ON_RESUME
 
+AUTO = "auto"
+"""Value of an option that the program chooses."""
+
 
 @dataclass
 class ParallelConfig:
@@ -31,7 +34,10 @@ class ParallelConfig:
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
         tp: tensor parallelism of attention, embedding, head and loss, with sequence parallelism.
         pp: pipeline parallelism; ranks that share the depth.
-        cp: context parallelism; ranks that share each row of tokens.
+        cp: context parallelism; ranks that share each row of tokens. ``auto`` is chosen for each phase before the run
+            starts: 1, or where a phase cannot run on the processes (fewer rows a step than they need) or does not fit
+            the device with its margin, the least larger number with which it does. A number is taken as it is, 1 too. A
+            run that is resumed keeps what its checkpoint's run chose.
         cp_chunks: equal chunks of a row that each of these ranks owns. More of them even out the work of the softmax
             layers better, and cost a lightning state each; `zigzag` is even for one document with 2.
         cp_table: which rank owns which chunks: ``balanced``, from each row's documents, so that the work of the softmax
@@ -66,7 +72,7 @@ class ParallelConfig:
     sync_every_micro_batch: bool = False
     tp: int = field(default=1, metadata=at_least(1))
     pp: int = field(default=1, metadata=at_least(1))
-    cp: int = field(default=1, metadata=at_least(1))
+    cp: int | str = field(default=AUTO, metadata={**at_least(1), **one_of(AUTO)})
     cp_chunks: int = field(default=8, metadata=at_least(1))
     cp_table: str = field(default="balanced", metadata=one_of("balanced", "zigzag", "contiguous"))
     cp_softmax: str = field(default="auto", metadata=one_of("auto", "ring", "allgather", "varlen"))
@@ -88,6 +94,11 @@ class ParallelConfig:
         """Whether blocks are computed again in backward, in whole or in part."""
         return self.activation_checkpoint != "none"
 
+    @property
+    def cp_size(self) -> int:
+        """Ranks that share a row: `cp`, or the 1 that ``auto`` begins with as long as nothing is chosen."""
+        return 1 if isinstance(self.cp, str) else self.cp
+
     def validate(self) -> None:
         """Refuse sizes below 1, unknown choices, and chunks that the schedule cannot run."""
         check_allowed(self, "parallel")
@@ -108,10 +119,10 @@ class ParallelConfig:
         require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs", True,
                  "without recomputation blocks hold more than their inputs",
                  "give parallel.activation_checkpoint=block or selective too")  # fmt: skip
-        senders, sharers = self.ep * self.etp, self.cp * self.tp
+        senders, sharers = self.ep * self.etp, self.cp_size * self.tp
         require(not self.global_router or (senders % sharers == 0 and senders > sharers), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
-                 f"micro-batches, each on cp {self.cp} x tp {self.tp} = {sharers} ranks",
+                 f"micro-batches, each on cp {self.cp_size} x tp {self.tp} = {sharers} ranks",
                  "raise parallel.ep, or turn it off")  # fmt: skip
 
     def _check_direct(self) -> None:
@@ -122,7 +133,7 @@ class ParallelConfig:
             else f"slices of experts on etp={self.etp} ranks need their rows from others than tp={self.tp}"
             if self.etp not in (1, self.tp)
             else "the rows of a pooled capacity have no fixed slots" if self.global_router
-            else f"rows that cp={self.cp} ranks share have no fixed slots on any of them" if self.cp > 1
+            else f"rows that cp={self.cp} ranks share have no fixed slots on any of them" if self.cp_size > 1
             else None
         )  # fmt: skip
         require(self.exchange != "direct" or why is None, "parallel.exchange", self.exchange, str(why),

@@ -109,6 +109,7 @@ class PhaseConfig:
         lr: learning-rate segments by tokens consumed in the phase; the last one's end value holds on.
         sources: mixture for this phase; null takes `data.sources`.
         parallel: options of the group `parallel` that this phase has of its own, as {cp: 4}; others are the run's.
+            Where neither gives a `cp`, the phase gets the least that fits the processes and the device's memory.
         buckets: shares of the phase's tokens by length of document, from the shortest on; empty takes documents as they
             come.
         transition: share of the phase's tokens, from its start, over which the weights of sources and buckets go

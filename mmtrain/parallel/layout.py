@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import product
 
@@ -54,6 +54,7 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
 
     Args:
         world: number of processes.
+        parallel: options of the layout; ``cp=auto`` is 1 here.
         model: a validated model.
         seq_lens: lengths of sequence that the run's phases train on.
 
@@ -61,6 +62,7 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
         ConfigError: a layer of an unknown kind; or the first option that cannot work, the arithmetic, and up to three
             sets of overrides that do.
     """
+    parallel = replace(parallel, cp=parallel.cp_size)
     parallel.validate()
     check_layer_pattern(model)
     require(parallel.pp_chunks <= model.num_layers, "parallel.pp_chunks", parallel.pp_chunks,

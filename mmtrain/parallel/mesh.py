@@ -122,6 +122,18 @@ class World:
     timeout_minutes: float
     store: dist.Store | None
 
+    def of_main(self, name: str, mine: str) -> str:
+        """Return what the main process gives under a name that all processes ask for once, before any group is made."""
+        if self.store is None:
+            return mine
+        # One store may serve several launches in these processes.
+        rank = read_processes().rank
+        key = f"{name}{self.store.add(f'{name}/{rank}', 1)}"
+        if rank == 0:
+            self.store.set(key, mine)
+            return mine
+        return self.store.get(key).decode()
+
     def lay_out(self, layout: Layout | None = None) -> ParallelContext:
         """Make the process group and the meshes of a layout, after :func:`stop` if there was one before. Collective.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mmtrain.config import ParallelConfig
@@ -16,7 +18,7 @@ from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import Schedule, SingleStage
 from mmtrain.parallel.pipeline.schedule import Pipeline
-from mmtrain.parallel.pipeline.split import split_stages
+from mmtrain.parallel.pipeline.split import split_layers, split_stages
 from mmtrain.parallel.routing import apply_routing
 from mmtrain.parallel.tensor.tensor_parallel import apply_tensor_parallel
 
@@ -28,6 +30,7 @@ def apply_parallel(
     compute_dtype: torch.dtype,
     host_parameters: bool = False,
     seq_len: int = 8192,
+    stages: Sequence[Sequence[int]] = (),
 ) -> ParallelModel:
     """Turn every parameter of a (meta) model into a DTensor on the meshes of `context`, sharded by FSDP2. Collective.
 
@@ -38,7 +41,8 @@ def apply_parallel(
 
     Args:
         host_parameters: keep sharded parameters and gradients in host memory, for an optimizer that runs there.
-        seq_len: length of sequence at which the stages of a pipeline cost about the same.
+        seq_len: length of sequence at which the stages of a pipeline cost about the same, where `stages` are not given.
+        stages: numbers of the layers of every stage of the pipeline.
     """
     layout = context.layout
     if layout.tp > 1:
@@ -56,9 +60,10 @@ def apply_parallel(
             block.keep_attention()
     if layout.pp > 1:  # after parameters were placed, which asks for all parts of the model
         rank = context.dense["pp"].get_local_rank()
-        stages = split_stages(model, rank, layout.pp, config.pp_chunks, seq_len)
-        apply_fsdp(model, stages.values(), context, config, compute_dtype, host_parameters)
-        schedule: Schedule = Pipeline(model, stages, context, config, compute_dtype)
+        layers = stages or split_layers(model.config, layout.pp * config.pp_chunks, seq_len)
+        mine = split_stages(model, rank, layout.pp, config.pp_chunks, layers)
+        apply_fsdp(model, mine.values(), context, config, compute_dtype, host_parameters)
+        schedule: Schedule = Pipeline(model, mine, context, config, compute_dtype)
     else:
         apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
         schedule = SingleStage(model, config)

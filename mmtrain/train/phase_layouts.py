@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from mmtrain.config import ModelConfig, ParallelConfig, PhaseConfig
 from mmtrain.errors import ConfigError
@@ -16,12 +16,14 @@ class PhaseLayout:
     """Options of the layout of a phase, and the sizes of all axes that follow.
 
     Attributes:
-        parallel: the run's options under the phase's own.
+        parallel: the run's options under the phase's own, with a number for `cp`.
         layout: sizes of all axes.
+        stages: layers of each stage of the pipeline, once they are balanced (`mmtrain.train.phase_stages`).
     """
 
     parallel: ParallelConfig
     layout: Layout
+    stages: tuple[range, ...] = ()
 
     @property
     def row_unit(self) -> int:
@@ -37,7 +39,7 @@ def plan_phase_layouts(
 
     Args:
         world: number of processes.
-        run: options of the run.
+        run: options of the run; ``cp=auto`` is 1 here: `mmtrain.train.cp_choice` puts numbers in its place.
         model: a validated model.
         phases: with their scales applied.
 
@@ -47,9 +49,8 @@ def plan_phase_layouts(
     made: list[PhaseLayout] = []
     refused: list[ConfigError] = []
     for i, phase in enumerate(phases):
-        parallel = run if phase.parallel is None else phase.parallel.over(run)
         try:
-            made.append(PhaseLayout(parallel, plan_layout(world, parallel, model, [phase.seq_len])))
+            made.append(lay_out_phase(world, run, model, phase))
         except ConfigError as error:
             refused.append(_of_phase(error, phase, i))
     if not refused:
@@ -58,6 +59,17 @@ def plan_phase_layouts(
     others.discard(f"{first.option}={first.value}: {first.problem}")
     more = "".join(f"; and {one}" for one in sorted(others))
     raise ConfigError(first.option, first.value, f"{first.problem}{more}", first.fix)
+
+
+def lay_out_phase(world: int, run: ParallelConfig, model: ModelConfig, phase: PhaseConfig) -> PhaseLayout:
+    """Lay out one phase: :func:`plan_phase_layouts`. Its errors name the run's options.
+
+    Raises:
+        ConfigError: an option that cannot work.
+    """
+    parallel = run if phase.parallel is None else phase.parallel.over(run)
+    parallel = replace(parallel, cp=parallel.cp_size)
+    return PhaseLayout(parallel, plan_layout(world, parallel, model, [phase.seq_len]))
 
 
 def changes(before: ParallelConfig, now: ParallelConfig) -> str:

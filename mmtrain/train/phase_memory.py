@@ -45,16 +45,12 @@ class PhaseMemory:
             plan: phases with their layouts.
             device: of this process; `cluster.device_memory_gib` plans for one that is not here.
         """
-        works = [_workload(config, phase, device) for phase in plan.phases]
+        works = [phase_workload(config, phase, device) for phase in plan.phases]
         for phase, work in zip(plan.phases, works, strict=True):
             phase.memory = predict(work)
-        given, found = config.cluster.device_memory_gib, None
-        if given is not None:
-            found = given * GIB
-        elif device.type == "cuda":
-            found = float(torch.cuda.get_device_properties(device).total_memory)
         predictions = [phase.memory for phase in plan.phases if phase.memory is not None]
-        return PhaseMemory([phase.phase.name for phase in plan.phases], works, predictions, found)
+        names = [phase.phase.name for phase in plan.phases]
+        return PhaseMemory(names, works, predictions, device_memory(config, device))
 
     def enter(self, phase_index: int) -> None:
         """Take note of the phase at work; a device's peak is measured anew in each."""
@@ -146,7 +142,15 @@ def _largest(found: MemoryPrediction) -> str:
     return ", ".join(f"{name} {value / GIB:.{1 if found.peak > GIB else 3}f}" for name, value in parts)
 
 
-def _workload(config: PretrainConfig, plan: PhasePlan, device: torch.device) -> Workload:
+def device_memory(config: PretrainConfig, device: torch.device) -> float | None:
+    """Return the bytes of a device that predictions are held against; None where they are not known, as on a CPU."""
+    if config.cluster.device_memory_gib is not None:
+        return config.cluster.device_memory_gib * GIB
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
+def phase_workload(config: PretrainConfig, plan: PhasePlan, device: torch.device) -> Workload:
+    """Return a phase that is laid out, as memory sees it."""
     assert plan.laid is not None
     parallel, layout = plan.laid.parallel, plan.laid.layout
     most = max(plan.used_rows()) // (layout.dp * parallel.micro_batch_rows)
@@ -158,6 +162,7 @@ def _workload(config: PretrainConfig, plan: PhasePlan, device: torch.device) -> 
         most,
         _compute_bytes(config, device),
         host_optimizer=config.optim.name == "cpu_offload",
+        stages=plan.laid.stages,
     )
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from mmtrain.config import PretrainConfig
 from mmtrain.log.console import count_text
 from mmtrain.model.flops import count_parameters
-from mmtrain.train.curriculum import PhasePlan, RunPlan
-from mmtrain.train.phase_memory import PhaseMemory
+from mmtrain.train.curriculum import PhasePlan
+from mmtrain.train.plan_run import PlannedRun
 
 
-def plan_lines(config: PretrainConfig, plan: RunPlan, memory: PhaseMemory) -> list[str]:
-    """Return the lines of the plan: the model, each phase, the table of memory, and whether the phases fit."""
+def plan_lines(planned: PlannedRun) -> list[str]:
+    """Return the lines of the plan: the model, each phase, what was chosen, the table of memory, and what fits."""
+    config, memory = planned.config, planned.memory
     world = memory.works[0].layout.world
     counted = count_parameters(config.model)
     head = (
         f"{config.model.name}: {count_text(counted.total)} parameters, on {world} "
         f"{'process' if world == 1 else 'processes'}; nothing is started"
     )
-    phases = [line for phase in plan.phases for line in _phase(phase)]
-    return [head, "", *phases, "", *memory.table(), "", *memory.lines()]
+    phases = [line for phase in planned.plan.phases for line in _phase(phase)]
+    return [head, "", *phases, *planned.choices, "", *memory.table(), "", *memory.lines()]
 
 
 def _phase(plan: PhasePlan) -> list[str]:

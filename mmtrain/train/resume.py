@@ -13,7 +13,8 @@ from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start
-from mmtrain.config import DataConfig, PhaseConfig, PretrainConfig, StageConfig
+from mmtrain.config import DataConfig, ParallelConfig, PhaseConfig, PretrainConfig, StageConfig
+from mmtrain.config.parallel import AUTO
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
 from mmtrain.train.curriculum import scaled_phases
@@ -45,6 +46,28 @@ def decide_start(config: PretrainConfig, folder: RunFolder) -> Start:
     if changed := compare_with_checkpoint(config, checkpoint):
         notes.append(changed)
     return Start(resume=checkpoint, notes=tuple(notes))
+
+
+def recorded_cp(config: PretrainConfig) -> list[int | None]:
+    """Return the context parallelism of each phase that the run which this launch goes on with was planned with.
+
+    None for a phase that the run did not have, or not with this length; for all of a run from its first step none.
+
+    Raises:
+        ConfigError: `run.resume` names no checkpoint that can be gone on from.
+    """
+    if config.run.resume == "never":
+        return []
+    checkpoint = RunFolder(config).resume_from(lambda line: None)
+    if checkpoint is None:
+        return []
+    recorded = recorded_values(read_meta(checkpoint)["config"])
+    run = build(ParallelConfig, recorded["parallel"], "parallel")
+    found: list[int | None] = []
+    for before, now in zip(scaled_phases(_stage(recorded)), scaled_phases(config.stage), strict=False):
+        cp = (run if before.parallel is None else before.parallel.over(run)).cp_size
+        found.append(cp if before.seq_len == now.seq_len else None)
+    return found
 
 
 def start_position(start: Start) -> Progress:
@@ -82,6 +105,8 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
         ConfigError: naming one option, with its value before and now.
     """
     recorded = recorded_values(read_meta(checkpoint)["config"])
+    if recorded["parallel"]["cp"] == AUTO and config.parallel.cp != AUTO:
+        recorded["parallel"]["cp"] = 1  # of a version without the option: what is recorded since is a number
     different = differences(recorded, config)
     outside = next((one for one in different if not one.option.startswith("stage.")), None)
     if outside is not None:

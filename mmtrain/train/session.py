@@ -61,7 +61,9 @@ class Session:
         self._lengths = [phase.seq_len for phase in phases]
         longest = max(phases, key=lambda phase: phase.tokens)  # where most of the work is
         offload = config.optim.name == "cpu_offload"
-        self.model = apply_parallel(meta_model(config.model), context, parallel, self.dtype, offload, longest.seq_len)
+        self.model = apply_parallel(
+            meta_model(config.model), context, parallel, self.dtype, offload, longest.seq_len, laid.stages
+        )
         self.model.initialise(config.run.seed)
         self.optimizer = build_optimizer(self.model.module, config.optim)
         self.batches = BatchReader(

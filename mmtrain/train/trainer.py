@@ -13,13 +13,11 @@ from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
-from mmtrain.config.checks import require
 from mmtrain.errors import RunStopped
 from mmtrain.evals.needles import NeedleEvaluation
 from mmtrain.health.watchdog import Watchdog
 from mmtrain.log.gradients import GradientRecord
 from mmtrain.parallel.mesh import ParallelContext
-from mmtrain.parallel.pipeline.schedule import check_schedule
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.device import peak_rate
 from mmtrain.train.evaluate import Validation, evaluate
@@ -228,21 +226,6 @@ class Trainer:
         found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
         report.validation(self.progress, found)
         return found
-
-
-def check_batches(config: PretrainConfig, plan: RunPlan) -> None:
-    """Refuse, before anything is started, batches that the layouts of their phases cannot run (ConfigError)."""
-    for i, phase in enumerate(plan.phases):
-        assert phase.laid is not None
-        parallel, dp, seq_len = phase.laid.parallel, phase.laid.layout.dp, phase.phase.seq_len
-        unit = phase.laid.row_unit
-        name = "tp" if parallel.cp == 1 else "cp"
-        require(config.data.valid_rows == 0 or seq_len % unit == 0, f"parallel.{name}", getattr(parallel, name),
-                f"validation runs one row at a time: {seq_len} tokens / {unit} that share it is not whole",
-                f"give another parallel.{name}, or data.valid_rows=0")  # fmt: skip
-        for num_rows in phase.used_rows():
-            micro_batches = num_rows // (dp * parallel.micro_batch_rows)
-            check_schedule(parallel, f"stage.phases[{i}].batch", num_rows * seq_len, micro_batches)
 
 
 def _is_due(step: int, interval: int) -> bool:

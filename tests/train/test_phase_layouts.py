@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ def layouts(world: int, *overrides: str) -> list[PhaseLayout]:
 def test_a_phase_has_its_own_options_over_the_run_s() -> None:
     found = layouts(4, "parallel.tp=2", "stage.phases.1.parallel={cp: 2}", "stage.phases.2.parallel={cp: 4, tp: 1}")
     assert [(one.layout.dp, one.layout.cp, one.layout.tp) for one in found] == [(2, 1, 2), (1, 2, 2), (1, 4, 1)]
-    assert found[0].parallel == config("parallel.tp=2").parallel
+    assert found[0].parallel == replace(config("parallel.tp=2").parallel, cp=1)
     assert [one.row_unit for one in found] == [2, 16, 32]
 
 
@@ -61,7 +62,8 @@ def test_cp_that_does_not_cut_a_row_evenly_is_refused_before_anything_starts() -
 
 def test_changes_name_every_option_that_differs() -> None:
     assert (
-        changes(ParallelConfig(), ParallelConfig(cp=2, global_router=True)) == "cp 1 -> 2, global_router false -> true"
+        changes(ParallelConfig(cp=1), ParallelConfig(cp=2, global_router=True))
+        == "cp 1 -> 2, global_router false -> true"
     )
 
 

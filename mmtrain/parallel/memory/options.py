@@ -8,7 +8,7 @@ from typing import Any
 
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import plan_layout
-from mmtrain.parallel.memory.predict import CONTEXT_GIB, GIB, MemoryPrediction, margin_bytes, predict
+from mmtrain.parallel.memory.predict import CONTEXT_GIB, FRAGMENTS, GIB, MemoryPrediction, margin_bytes, predict
 from mmtrain.parallel.memory.workload import Workload
 
 ERROR = 0.05
@@ -29,12 +29,22 @@ class Saving:
 
 def cannot_fit(prediction: MemoryPrediction, device_bytes: float) -> bool:
     """Whether a device is too small, whatever the prediction's error and the margin."""
-    return (1 - ERROR) * prediction.peak + CONTEXT_GIB * GIB > device_bytes
+    return prediction.peak > most_with_error(device_bytes)
 
 
 def may_not_fit(prediction: MemoryPrediction, device_bytes: float, world: int) -> bool:
     """Whether prediction and margin together are more than a device has."""
-    return prediction.peak + margin_bytes(prediction.peak, world) > device_bytes
+    return prediction.peak > most_with_margin(device_bytes, world)
+
+
+def most_with_margin(device_bytes: float, world: int) -> float:
+    """Bytes of the largest peak that fits a device with its margin (:func:`may_not_fit`)."""
+    return (device_bytes - margin_bytes(0.0, world)) / (1 + FRAGMENTS)
+
+
+def most_with_error(device_bytes: float) -> float:
+    """Bytes of the largest predicted peak that a device may hold all the same (:func:`cannot_fit`)."""
+    return (device_bytes - CONTEXT_GIB * GIB) / (1 - ERROR)
 
 
 def savings(work: Workload) -> list[Saving]:

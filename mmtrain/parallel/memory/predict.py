@@ -70,13 +70,18 @@ def predict(work: Workload) -> MemoryPrediction:
     return MemoryPrediction({part: parts.get(part, 0.0) for part in PARTS}, name)
 
 
-class _Rank:
-    """The moments of one rank of a pipeline (or the only one)."""
+def peak_with_layers(work: Workload, pp_rank: int, letters: str) -> float:
+    """Predict the bytes at the peak of one rank of a pipeline if it held layers of these kinds, first to last."""
+    return max(sum(parts.values()) for _, parts in _Rank(work, pp_rank, letters).moments())
 
-    def __init__(self, work: Workload, pp_rank: int) -> None:
+
+class _Rank:
+    """The moments of one rank of a pipeline (or the only one), with layers of these kinds; none: those that it has."""
+
+    def __init__(self, work: Workload, pp_rank: int, letters: str = "") -> None:
         self.work, layout = work, work.layout
-        stages = stage_layers(work, pp_rank)
-        self.letters = [work.model.layer_types[layer] for stage in stages for layer in stage]
+        kinds_of = work.model.layer_types
+        self.letters = list(letters) or [kinds_of[layer] for part in stage_layers(work, pp_rank) for layer in part]
         kinds = sorted(set(self.letters))
         self.layer = {letter: layer_parameters(work.model, layout, letter) for letter in kinds}
         self.activations = {letter: layer_activations(work, letter) for letter in kinds}

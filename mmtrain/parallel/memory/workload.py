@@ -25,6 +25,7 @@ class Workload:
         micro_batches: most that a rank runs in a step.
         compute_bytes: bytes of an element of products: 2 for bf16, 4 for fp32.
         host_optimizer: whether parameters, gradients and moments lie in host memory.
+        stages: numbers of the layers of every stage of a pipeline; empty balances them by cost alone.
     """
 
     model: ModelConfig
@@ -34,6 +35,7 @@ class Workload:
     micro_batches: int
     compute_bytes: int
     host_optimizer: bool = False
+    stages: tuple[range, ...] = ()
 
     @property
     def row_tokens(self) -> int:
@@ -121,7 +123,9 @@ def stage_layers(work: Workload, pp_rank: int) -> list[Sequence[int]]:
     """Numbers of the layers of each of the stages of a pipeline's rank."""
     if work.layout.pp == 1:
         return [range(work.model.num_layers)]
-    from mmtrain.parallel.pipeline.split import split_layers  # brings torch
+    stages: Sequence[range] = work.stages
+    if not stages:
+        from mmtrain.parallel.pipeline.split import split_layers  # brings torch
 
-    stages = split_layers(work.model, work.layout.pp * work.parallel.pp_chunks, work.seq_len)
+        stages = split_layers(work.model, work.layout.pp * work.parallel.pp_chunks, work.seq_len)
     return [stages[number] for number in range(pp_rank, len(stages), work.layout.pp)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
@@ -20,12 +21,34 @@ def layer_costs(model: ModelConfig, seq_len: int) -> tuple[list[float], float]:
     return [costs[kind] for kind in model.layer_types], next(iter(counts.values())).by_part["head"]
 
 
+Fits = Callable[[int, int, int], bool]
+"""Whether a stage may hold the layers from one on to before another: (stage, start, end) -> bool."""
+
+
 def split_layers(model: ModelConfig, stages: int, seq_len: int) -> list[range]:
     """Consecutive layers for each stage, at least one, so that the costliest stage costs as little as possible.
 
     The last stage has the head as well; looking up embeddings costs nothing.
     """
-    layers, head = layer_costs(model, seq_len)
+    found = partition(*layer_costs(model, seq_len), stages)
+    assert found is not None
+    return found
+
+
+def partition(layers: Sequence[float], head: float, stages: int, fits: Fits | None = None) -> list[range] | None:
+    """Cut a row of layers into stages that may hold theirs, so that the costliest one costs as little as possible.
+
+    Exact, by dynamic programming over the first layers and stages. Equals are told apart by the sum of squares, then by
+    their bounds, so that all ranks find the same.
+
+    Args:
+        layers: cost of each layer.
+        head: cost that the last stage has besides.
+        stages: at most as many as layers.
+        fits: None lets every stage hold anything.
+
+    Returns None where no cut fits.
+    """
     before = [0.0, *accumulate(layers)]
     count = len(layers)
     # best[i], for the first i layers: costliest stage; sum of squares, for the more even of equals; stages' bounds
@@ -34,17 +57,19 @@ def split_layers(model: ModelConfig, stages: int, seq_len: int) -> list[range]:
         extended = {}
         for end in [count] if stage == stages else range(stage, count - (stages - stage) + 1):
             choices = []
-            for start in (start for start in best if start < end):
+            for start in (start for start in best if start < end and (fits is None or fits(stage - 1, start, end))):
                 largest, squares, bounds = best[start]
                 cost = before[end] - before[start] + (head if stage == stages else 0.0)
                 choices.append((max(largest, cost), squares + cost * cost, (*bounds, end)))
-            extended[end] = min(choices)
+            if choices:
+                extended[end] = min(choices)
         best = extended
-    bounds = best[count][2]
-    return [range(start, end) for start, end in pairwise(bounds)]
+    return [range(start, end) for start, end in pairwise(best[count][2])] if count in best else None
 
 
-def split_stages(model: HybridLM, rank: int, ranks: int, chunks: int, seq_len: int) -> dict[int, HybridLM]:
+def split_stages(
+    model: HybridLM, rank: int, ranks: int, chunks: int, layers: Sequence[Sequence[int]]
+) -> dict[int, HybridLM]:
     """Prune a (meta) model to the layers that one rank of a pipeline holds, and return its stages by their number.
 
     Rank r holds stages r, r + ranks, r + 2 ranks, ... The stages share the modules of `model`, in which parameters
@@ -52,10 +77,9 @@ def split_stages(model: HybridLM, rank: int, ranks: int, chunks: int, seq_len: i
 
     Args:
         chunks: stages of each rank.
-        seq_len: length of sequence at which the stages cost about the same.
+        layers: numbers of the layers of every stage of the pipeline.
     """
     count = ranks * chunks
-    layers = split_layers(model.config, count, seq_len)
     mine = range(rank, count, ranks)
     stages = {stage: model if chunks == 1 else _clone(model) for stage in mine}
     for stage, part in stages.items():

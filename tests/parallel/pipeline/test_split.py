@@ -55,7 +55,7 @@ def test_parts_keep_their_names_and_share_their_modules() -> None:
     found = []
     for rank in range(2):
         model = meta_model(SMALL)
-        stages = split_stages(model, rank, 2, 2, seq_len=64)
+        stages = split_stages(model, rank, 2, 2, split_layers(SMALL, 4, 64))
         assert list(stages) == [rank, rank + 2]
         mine = [name for name, _ in model.named_parameters()]
         parts = [(name, p) for stage in stages.values() for name, p in stage.named_parameters()]
