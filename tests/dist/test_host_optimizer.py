@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
+from mmtrain.optim.host_kernel import load_host_adam
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
@@ -75,6 +76,7 @@ def train(parallel: ParallelConfig) -> Trained:
 @pytest.mark.parametrize("name", [name if name == "CP2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
 def test_ranks_that_share_rows_take_adamw_s_steps(pool: Pool, name: str) -> None:
     pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
+    load_host_adam()  # compiles the kernel, if it has to, without a limit of time
     world, options = LAYOUTS[name]
     for rank, trained in enumerate(pool.run(train, ParallelConfig(**options), world=world)):
         assert trained.found.keys() == trained.expected.keys()
