@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sysconfig
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+from mmtrain.optim.host_kernel import load_host_adam
 
 
 class ShardAdam(torch.optim.Optimizer):
@@ -81,13 +81,8 @@ def host_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: flo
 
     FSDP2's CPU offload policy keeps the sharded parameters and gradients there (see `parallel/parallelize.py`).
     """
-    # The C++ operator is built at first use by `ninja`, which pip puts beside the interpreter.
-    beside = sysconfig.get_path("scripts")
-    if beside not in os.environ.get("PATH", "").split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), beside])
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    return ShardAdam(groups, betas, eps, lambda inner: DeepSpeedCPUAdam(inner, lr=0.0, betas=betas, eps=eps))
+    adam = load_host_adam()
+    return ShardAdam(groups, betas, eps, lambda inner: adam(inner, lr=0.0, betas=betas, eps=eps))
 
 
 def fused_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: float) -> ShardAdam:

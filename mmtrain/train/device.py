@@ -39,6 +39,25 @@ def keep_freed_memory() -> bool:
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 
+def give_back_memory(device: torch.device) -> float:
+    """Give back what torch keeps of freed memory, on the device and pinned on the host.
+
+    Parameters for an optimizer on the host, and block inputs there, are pinned: without this, those of the next layout,
+    of other sizes, would come on top of them.
+
+    Returns:
+        GiB that tensors of the device still hold.
+    """
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.synchronize(device)  # blocks that a copy still reads would be kept
+    torch.cuda.empty_cache()
+    # The public name came after torch 2.11.
+    empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None) or torch._C._host_emptyCache
+    empty_host_cache()
+    return torch.cuda.memory_allocated(device) / 2**30
+
+
 def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that MFU is relative to: the data sheet's for a known GPU, else a large product measured now."""
     if device.type == "cuda":

@@ -7,8 +7,6 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import torch
-
 from mmtrain.checkpoint.dcp import load_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
@@ -19,7 +17,7 @@ from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.batches import BatchReader
 from mmtrain.train.curriculum import RunPlan
-from mmtrain.train.device import compute_dtype
+from mmtrain.train.device import compute_dtype, give_back_memory
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.phase_layouts import PhaseLayout
 from mmtrain.train.warmup import plan_attention
@@ -101,7 +99,4 @@ class Session:
         self.model.close()
         del self.model, self.optimizer
         gc.collect()  # modules under FSDP refer to each other
-        if self.context.device.type != "cuda":
-            return 0.0
-        torch.cuda.empty_cache()
-        return torch.cuda.memory_allocated(self.context.device) / 2**30
+        return give_back_memory(self.context.device)

@@ -32,6 +32,7 @@ from mmtrain.parallel import mesh
 from tests.dist.warm import warm_processes
 
 ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 300.0  # the first call imports for ten seconds of a core, which is minutes where many share it
 START_SECONDS = 300  # eight imports of torch on one busy core
 DUMP_SECONDS = 5.0  # a worker that gets no time from its cores writes its stacks late
 GRACE_SECONDS = 1.0  # after a failure: peers that fail in consequence answer at once, those that hang never do
@@ -60,11 +61,26 @@ class Answer(NamedTuple):
 
 @dataclass
 class Worker:
-    """A process, this end of the pipe to it, and the file into which it writes its stacks when it is asked to."""
+    """A process.
+
+    Attributes:
+        process: it.
+        pipe: this end of the pipe to it.
+        stacks: file into which it writes the stacks of its threads when it is asked to.
+    """
 
     process: BaseProcess
     pipe: Connection
     stacks: Path
+
+    @property
+    def core_seconds(self) -> float:
+        """Seconds of its cores that the process has used; 0 once it is gone."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def receive(self) -> Answer:
         """The next answer; a failure if the process ended instead."""
@@ -95,7 +111,7 @@ class Pool:
         self._workers: list[Worker | None] = [None] * size
         self._folder = tempfile.TemporaryDirectory(prefix="pool-")
 
-    def run(self, function: Callable[..., Any], *args: Any, world: int = 4, timeout: float = 120.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, world: int = 4, timeout: float = SECONDS) -> list[Any]:
         """Call function(*args) on `world` workers at once and return their results in rank order.
 
         Args:
@@ -116,7 +132,7 @@ class Pool:
             silent = [rank for rank in range(world) if rank not in answers]
             after = f"{GRACE_SECONDS:g} s of the failure above" if failed else f"{timeout:g} s"
             text.append(f"no answer within {after} from ranks {silent} of {world}: stopped")
-            text += [f"rank {rank} of {world} stood at (innermost call first)\n{stacks[rank]}" for rank in silent]
+            text += [f"rank {rank} of {world} {stacks[rank]}" for rank in silent]
         if text:
             raise WorkerError("\n".join(text))
         return [answers[rank].result for rank in range(world)]
@@ -152,7 +168,7 @@ class Pool:
         return self._workers[:world]
 
     def _ask(self, workers: list[Worker], task: bytes, timeout: float) -> tuple[dict[int, Answer], dict[int, str]]:
-        """Send the task and return the answers by rank, and the stacks of ranks without one.
+        """Send the task and return the answers by rank, and what is known of ranks without one.
 
         Workers without an answer are stopped, whatever ends the wait.
         """
@@ -160,6 +176,7 @@ class Pool:
         pending = dict(enumerate(workers))
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # a new one: no old addresses
         deadline = time.monotonic() + timeout
+        used = {rank: worker.core_seconds for rank, worker in pending.items()}
         try:
             for rank, worker in pending.items():
                 worker.pipe.send_bytes(pickle.dumps((rank, len(workers), store.port, task)))
@@ -170,7 +187,9 @@ class Pool:
                     del pending[rank]
                     if answers[rank].failure:
                         deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-            stacks = _stacks(pending)
+            used = {rank: worker.core_seconds - used[rank] for rank, worker in pending.items()}
+            stacks = {rank: f"used {used[rank]:.1f} s of a core, and stood at (innermost call first)\n{text}"
+                      for rank, text in _stacks(pending).items()}  # fmt: skip  # few seconds tell of a wait in vain
         finally:
             self._stop(pending)
         return answers, stacks

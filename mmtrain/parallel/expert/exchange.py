@@ -12,6 +12,8 @@ ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -80,6 +82,7 @@ class ExpertExchange:
         self.full_micro_batch = groups.etp_is_tp and groups.etp_size > 1 and one_host(groups.ep_group)
         self._streams = CommStreams(device)
         self._slot_layouts: dict[tuple[int, int, int], SlotLayout] = {}
+        self._send_orders: dict[tuple[int, int], Tensor] = {}
         self._connection: Connection | None = None
         self._in_line: Connection | None = None  # kept while several groups are in use
 
@@ -134,6 +137,7 @@ class ExpertExchange:
             self._in_line.close()
         self._connection = self._in_line = None
         self._slot_layouts.clear()
+        self._send_orders.clear()
 
     def __call__(self, experts: Experts, x_TD: Tensor, plan: Route) -> Tensor:
         """Weighted sum over each token's kept experts, [T, D]; `plan` is that of all N tokens, or of these T."""
@@ -167,14 +171,15 @@ class ExpertExchange:
         return scatter_sum_rows(y_ND, groups.tp_group)
 
     def _run_exact(self, experts: Experts, x_TD: Tensor, plan: Route, chunks: int) -> Tensor:
-        """Run the experts with rows of exact size, which the host waits to know."""
+        """Run the experts with rows of exact size: the host waits for the device once, to know how many there are."""
         groups, local_experts = self.groups, plan.count_E.numel() // self.groups.ep_size
         splits = split_experts(local_experts, self.token_groups)
-        sent = reorder_rows(plan, send_order(groups.ep_size, local_experts, splits).to(plan.count_E.device))
+        sent = reorder_rows(plan, self._send_order(local_experts, splits))
         count_A = plan.count_E.new_empty(groups.ep_etp_group.size() * plan.count_E.numel())
         gather_into(count_A, plan.count_E, groups.ep_etp_group)
-        count_WPWL = count_A.to("cpu", torch.int64).view(groups.ep_size, groups.etp_size, groups.ep_size, local_experts)
-        token_groups, received = exact_groups(count_WPWL, splits, groups.ep_rank, groups.etp_rank, x_TD.device)
+        count_WPWL = count_A.view(groups.ep_size, groups.etp_size, groups.ep_size, local_experts)
+        host_WPWL = count_WPWL.to("cpu", torch.int64)  # waits
+        token_groups, received = exact_groups(count_WPWL, host_WPWL, splits, groups.ep_rank, groups.etp_rank)
         dispatcher = self._all_to_all(along_etp=True)
         schedule = GroupSchedule(token_groups, lambda: received, dispatcher, chunks, experts.chunk_rows)
         return run_token_groups(x_TD, sent, local(experts.w13_E2FD), local(experts.w2_EDF), schedule)
@@ -200,6 +205,13 @@ class ExpertExchange:
             return 0, capacity
         share = -(-capacity // self.groups.tp_group.size())
         return self.groups.tp_group.rank() * share, share
+
+    def _send_order(self, local_experts: int, splits: Sequence[slice]) -> Tensor:
+        """Order of experts in a sender's rows of exact size, brought to the device once: that waits for it too."""
+        key = (local_experts, len(splits))
+        if key not in self._send_orders:
+            self._send_orders[key] = send_order(self.groups.ep_size, local_experts, splits).to(self.device)
+        return self._send_orders[key]
 
     def _slot_layout(self, local_experts: int, capacity: int) -> SlotLayout:
         """Layout of the slots of this many experts (or chunks of experts) a rank, made once."""

@@ -151,41 +151,50 @@ class SlotLayout:
 
 
 def exact_groups(
-    count_WPWL: Tensor, splits: Sequence[slice], ep_rank: int, etp_rank: int, device: torch.device
+    count_WPWL: Tensor, host_WPWL: Tensor, splits: Sequence[slice], ep_rank: int, etp_rank: int
 ) -> tuple[list[TokenGroup], list[ReceivedRows]]:
     """Token groups whose rows are as many as there are, and the order of each group's received rows by expert.
 
+    The host makes numbers of rows alone; the order of rows is made on the device, which nobody waits for.
+
     Args:
-        count_WPWL: rows of each sender (along ep, along etp) for each receiver's experts, int64 on the host.
+        count_WPWL: rows of each sender (along ep, along etp) for each receiver's experts, int32 where the rows will be.
+        host_WPWL: the same, int64 on the host.
         splits: each group's experts.
         ep_rank: of this process along ep.
         etp_rank: of this process along etp.
-        device: where the rows will be.
     """
     groups, received, first = [], [], 0
     for experts in splits:
-        count = count_WPWL[..., experts]
+        count = host_WPWL[..., experts]
         send, receive = count[ep_rank, etp_rank].sum(-1).tolist(), count[:, etp_rank, ep_rank].sum(-1).tolist()
-        segments_PWL = count[:, :, ep_rank].transpose(0, 1)
-        padded = int(segments_PWL.sum((1, 2)).max())
+        padded = int(count[:, :, ep_rank].sum((0, 2)).max())
         groups.append(TokenGroup(experts, slice(first, first + sum(send)), send, receive, sum(receive), padded))
-        received.append(_sort_exact(segments_PWL, padded, device))
+        received.append(sort_exact(count_WPWL[:, :, ep_rank, experts].transpose(0, 1), padded))
         first += sum(send)
     return groups, received
 
 
-def _sort_exact(segments_PWL: Tensor, padded: int, device: torch.device) -> ReceivedRows:
-    """Order by expert of rows of which each block of W * L segments fills `padded` at most."""
-    blocks, ranks, local_experts = segments_PWL.shape
+def sort_exact(count_PWL: Tensor, padded: int) -> ReceivedRows:
+    """Order by expert of rows received in P blocks of `padded`, each filled from its beginning by sender, by expert.
+
+    Rows of an expert stay in the order in which they came. Nothing waits for the device.
+
+    Args:
+        count_PWL: rows of each expert here from each sender, int32; any strides.
+        padded: at least the rows of every block.
+    """
+    blocks, device = count_PWL.shape[0], count_PWL.device
     total = blocks * padded
-    expert_WL = torch.arange(local_experts).expand(ranks, local_experts)
-    owner_M = torch.full((total,), local_experts, dtype=torch.int64)
-    for block in range(blocks):
-        counts = segments_PWL[block].flatten()
-        owner_M[block * padded : block * padded + int(counts.sum())] = expert_WL.flatten().repeat_interleave(counts)
-    order, used = owner_M.argsort(stable=True), int(segments_PWL.sum())
-    target_M = torch.full((total,), -1, dtype=torch.int32)
-    target_M[order[:used]] = torch.arange(used, dtype=torch.int32)
-    source_S = torch.where(torch.arange(total) < used, order, -1).int()
-    offset_L = segments_PWL.sum((0, 1)).cumsum(0).int()
-    return ReceivedRows(source_S.to(device), target_M.to(device), offset_L.to(device))
+    filled_PV = count_PWL.flatten(1).cumsum(1)  # V = W L
+    begin_PWL = (filled_PV + padded * torch.arange(blocks, device=device)[:, None]).view_as(count_PWL) - count_PWL
+    # Segments, an expert's rows from one sender, in the order in which they are sorted.
+    count_LPW, begin_LPW = count_PWL.permute(2, 0, 1), begin_PWL.permute(2, 0, 1)
+    end_LPW = count_LPW.flatten().cumsum(0).view_as(count_LPW)
+    shift_A = (begin_LPW - end_LPW + count_LPW).flatten()  # A = L P W
+    place_M = torch.arange(total, device=device)
+    segment_M = torch.searchsorted(end_LPW.flatten(), place_M, right=True).clamp(max=shift_A.numel() - 1)
+    source_M = torch.where(place_M < end_LPW[-1, -1, -1], place_M + shift_A[segment_M], -1)
+    target_M = torch.full((total + 1,), -1, dtype=torch.int32, device=device)
+    target_M[torch.where(source_M < 0, total, source_M)] = place_M.int()
+    return ReceivedRows(source_M.int(), target_M[:total], end_LPW[:, -1, -1].int())

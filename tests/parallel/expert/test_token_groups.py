@@ -12,7 +12,7 @@ from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.expert.autotune import TokenGroupsChoice, fewest_that_pay
 from mmtrain.parallel.expert.comm_streams import CommStreams, CommTimes
-from mmtrain.parallel.expert.token_groups import split_experts, split_into_chunks
+from mmtrain.parallel.expert.token_groups import exact_groups, split_experts, split_into_chunks
 from mmtrain.parallel.layout import plan_layout
 
 MODEL = ModelConfig("m", vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16,
@@ -79,3 +79,34 @@ def test_groups_that_fit_a_rank_with_four_experts(groups: int, fits: bool) -> No
     with pytest.raises(ConfigError) as caught:
         plan_layout(2, parallel, model)
     assert caught.value.option == "parallel.token_groups" and "8 / ep 2" in caught.value.problem
+
+
+SHAPES = [(1, 1, 1, 1), (3, 1, 4, 2), (2, 2, 3, 1), (4, 3, 5, 3)]
+
+
+@pytest.mark.parametrize(("ranks", "slices", "experts", "groups"), SHAPES)
+def test_rows_of_exact_size_are_sorted_by_expert_in_the_order_in_which_they_came(
+    ranks: int, slices: int, experts: int, groups: int
+) -> None:
+    draw = torch.Generator().manual_seed(ranks)
+    count_WPWL = torch.randint(0, 6, (ranks, slices, ranks, experts), generator=draw)
+    count_WPWL *= torch.rand(count_WPWL.shape, generator=draw) < 0.7  # some send nothing
+    if ranks == 1:
+        count_WPWL[:] = 0
+    splits = split_experts(experts, groups)
+    for rank, slice_ in itertools.product(range(ranks), range(slices)):
+        parts, received = exact_groups(count_WPWL.int(), count_WPWL, splits, rank, slice_)
+        for split, part, order in zip(splits, parts, received, strict=True):
+            counts = count_WPWL[:, :, rank, split].tolist()
+            blocks = [[(e, w) for w in range(ranks) for e, n in enumerate(counts[w][p]) for _ in range(n)]
+                      for p in range(slices)]  # fmt: skip
+            assert part.padded == max(map(len, blocks)) and part.received == len(blocks[slice_])
+            assert part.send_counts == count_WPWL[rank, slice_, :, split].sum(1).tolist()
+            arrived = [(e, p * part.padded + i) for p, block in enumerate(blocks) for i, (e, _) in enumerate(block)]
+            source = [at for _, at in sorted(arrived)]
+            assert order.source_M.tolist() == source + [-1] * (slices * part.padded - len(source))
+            assert all(order.target_M[at] == row for row, at in enumerate(source))
+            assert (order.target_M >= 0).sum() == len(source)
+            assert {numbers.dtype for numbers in order} == {torch.int32}
+            last = range(split.stop - split.start)
+            assert order.offset_L.tolist() == [sum(e <= expert for e, _ in arrived) for expert in last]
