@@ -13,7 +13,7 @@ import numpy as np
 from tests.dist.warm import ROOT, run_script
 
 SMALL = [
-    "model.num_layers=4", "model.layer_pattern=LLLS", "model.hidden_size=32", "model.num_heads=2",
+    "model.num_layers=2", "model.layer_pattern=LS", "model.hidden_size=32", "model.num_heads=2",
     "model.num_kv_heads=1", "model.head_dim=16", "model.rotary_dim=8", "model.num_experts=4",
     "model.ffn_hidden_size=24", "model.vocab_size=257", "model.loss_chunk_tokens=64", "stage=quickstart",
     "stage.phases.0.seq_len=64", "stage.phases.0.tokens=4096", "stage.phases.0.batch.0.tokens=512",
