@@ -15,7 +15,7 @@ from tests.dist.runs import ROOT, SMALL, pretrain, steps
 
 PHASE = "{name: %s, seq_len: %d, rope_base: 1e4, tokens: 8192, batch: [{at: 0, tokens: 4096}], " \
         "lr: [{kind: constant, tokens: 8192, end: 0.01}]}"  # fmt: skip
-STAGE = f"stage.phases=[{PHASE % ('short', 64)},{PHASE % ('long', 2048)}]"
+STAGE = f"stage.phases=[{PHASE % ('short', 512)},{PHASE % ('long', 2048)}]"
 OPTIONS = [*(one for one in SMALL if not one.startswith("stage.")), STAGE, "run.name=run", "data.valid_rows=0",
            "checkpoint.save_final=false"]  # fmt: skip
 
