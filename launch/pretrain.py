@@ -20,7 +20,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
     from mmtrain.checkpoint.agreement import on_main
-    from mmtrain.checkpoint.progress import read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.evals.needles import needle_evaluation
     from mmtrain.health.watchdog import Watchdog
@@ -36,7 +35,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.phase_layouts import plan_phase_layouts
     from mmtrain.train.phase_memory import PhaseMemory
     from mmtrain.train.plan_table import plan_lines
-    from mmtrain.train.resume import check_corpora, decide_start, start_position
+    from mmtrain.train.resume import check_corpora, decide_start, start_position, weights_record
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer, check_batches
 
@@ -68,7 +67,7 @@ def pretrain(config: PretrainConfig) -> None:
     notes = inputs.header_lines(phase_tokens)
     notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
-    record = {} if start.weights is None else read_meta(start.weights)
+    record = weights_record(start)
     warned = stage_warnings(config, phases, trained_length(record), record.get("rope_base"))
     notes += (f"warning: {line}" for line in warned)
     first = plan.next(start_position(start))

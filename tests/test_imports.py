@@ -38,7 +38,7 @@ LAYERS = Layers(
         ["model"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
-        ["evals"],
+        ["evals", "hf"],
         ["train"],
         ["runs"],
         ["__main__"],
