@@ -71,9 +71,7 @@ def tensor(header: dict, number: int = 0) -> dict:
 
 def in_index(value: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        edit(
-            folder / "model.safetensors.index.json", lambda index: index["weight_map"].update({"lm_head.weight": value})
-        )
+        edit(folder / INDEX, lambda index: index["weight_map"].update({"lm_head.weight": value}))
 
     return change
 
