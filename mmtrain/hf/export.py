@@ -223,7 +223,15 @@ class _Last:
             assert self._source is not None
             self._value = torch.empty(0)  # the one before goes first
             self._name, self._value = name, self._source.read(name, shape)
+            self._check_finite()
         return self._value
+
+    def _check_finite(self) -> None:
+        """Refuse a weight that is no finite bfloat16; a NaN anywhere makes both extremes NaN."""
+        extremes = torch.stack(torch.aminmax(self._value)).bfloat16()
+        if not torch.isfinite(extremes).all():
+            problem = "holds weights that are not finite numbers"
+            raise ConfigError("checkpoint", self._name, problem, "give an earlier checkpoint")
 
 
 def _made(
@@ -232,10 +240,7 @@ def _made(
     value = last.read(name, shape)[piece.at].reshape(piece.shape)
     if piece.is_rotated and reorders:
         value = value[row_order(shape[0] // model.head_dim, model.head_dim, model.rotary_dim)]
-    value = value.to(planned.dtype)
-    if not torch.isfinite(value).all():
-        raise ConfigError("checkpoint", name, "holds weights that are not finite numbers", "give an earlier checkpoint")
-    return value
+    return value.to(planned.dtype)
 
 
 def _sync(path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmdata.tokenizer import ByteTokenizer, FileTokenizer
@@ -19,6 +20,7 @@ from mmtrain.hf import check, tokenizer_files, transformers_logits
 from mmtrain.hf.check import Trial, try_transformers
 from mmtrain.hf.folder import open_folder
 from mmtrain.hf.tokenizer_files import TextFiles, byte_tokenizer_json
+from mmtrain.infer.load import load_for_decoding
 from tests.hf.folders import PLAIN
 from tests.infer.chain import CONFIG, EOD, TEXT, chain_model, file_tokenizer, save_run
 
@@ -71,6 +73,11 @@ def test_an_exported_run_continues_text_in_transformers(
     assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == EOD
     assert main(out, tmp_path / "again", "--to", "minimax") == 0
     again = open_folder("x", tmp_path / "again")
+    ours, by_file = load_for_decoding(out, device="cpu")
+    assert by_file.encode("n") == [ord("n")] and ours.config.rotary_dim == CONFIG.rotary_dim
+    expected, _ = load_for_decoding(run, device="cpu")
+    for mine, theirs in zip(ours.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
     assert again.config["eos_token_id"] == EOD and again.config["mmtrain"]["tokenizer"] == "bytes"
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (out / "tokenizer.json").read_bytes()
     assert "next: vllm serve" in capsys.readouterr().out
