@@ -9,13 +9,14 @@ from typing import Any
 
 from mmtrain.checkpoint.progress import RECORD
 from mmtrain.config import ModelConfig
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, brief
 from mmtrain.hf.hf_config import OWN, read_config
 from mmtrain.hf.naming import file_shapes, is_derived, is_stacked, router_of_one
 from mmtrain.hf.safetensors_file import DTYPES, BadFile, Entry, load_json, read_header
 
 CONFIG, ONE_FILE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _MOST_JSON = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes
+_LONGEST_NAME = 255
 _NAMED = 6  # differences that a message lists
 _COMPARED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size",
              "layer_types", "rotary_dim", "num_experts", "top_k", "shared_ffn_hidden_size", "post_norm", "alpha",
@@ -81,9 +82,14 @@ def _open(path: Path) -> HFFolder:
         told = read_config(config)
     except BadFile as error:
         raise BadFile(f"{CONFIG} {error}") from None
+    except OverflowError:
+        raise BadFile(f"{CONFIG} holds a number that is beyond a float") from None
     places = _tensors(path)
     stacked = is_stacked(places)
-    _check_shapes(places, told.model, stacked)
+    try:
+        _check_shapes(places, told.model, stacked)
+    except RuntimeError as error:  # torch's, of a tensor that cannot be
+        raise BadFile(f"{CONFIG} describes a model that cannot be ({brief(error)})") from None
     return HFFolder(path, told.model, stacked, told.reordered, places, config)
 
 
@@ -107,7 +113,7 @@ def _tensors(path: Path) -> dict[str, tuple[Path, Entry]]:
     if not isinstance(index, dict) or not index:
         raise BadFile(f"{INDEX} has no weight_map")
     for tensor, name in index.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors") or name != Path(name).name or name[0] == ".":
+        if not _is_file_name(name):
             raise BadFile(f"{INDEX} names a file outside the folder, or no file of weights: {str(name)[:80]!r} for "
                           f"{tensor[:80]!r}")  # fmt: skip
     headers = _headers(path, sorted(set(index.values())))
@@ -119,6 +125,13 @@ def _tensors(path: Path) -> dict[str, tuple[Path, Entry]]:
             if index.get(tensor) != name:
                 raise BadFile(f"{name} holds {tensor[:120]!r}, which {INDEX} does not say")
     return _merge(headers)
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether a value is the name of a file of weights in the folder itself."""
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
+        return False
+    return name.endswith(".safetensors") and name == Path(name).name and name[0] != "."
 
 
 def _headers(path: Path, names: Iterable[str]) -> dict[str, dict[str, Entry]]:

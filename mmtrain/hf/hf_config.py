@@ -24,7 +24,11 @@ RELEASED_EPS = 1e-6
 """Epsilon of the norm within lightning attention in the released code; a config.json does not say it."""
 _LONGEST = 10_240_000  # max_position_embeddings of the release
 _FULL, _LINEAR = "full_attention", "linear_attention"
-_MOST = {"num_hidden_layers": 1 << 12, "num_local_experts": 1 << 12}  # loops run over these
+_MOST = {
+    "num_hidden_layers": 1 << 12, "num_local_experts": 1 << 12, "num_attention_heads": 1 << 14,
+    "num_key_value_heads": 1 << 14, "head_dim": 1 << 14, "rotary_dim": 1 << 14,
+}  # fmt: skip
+"""Most of what lists are made of before shapes are compared with those of the files."""
 
 
 @dataclass(frozen=True)
