@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmtrain.errors import ConfigError
+from mmtrain.hf import read_weights
 from mmtrain.hf.export import TARGETS, export
 from mmtrain.hf.folder import HFFolder, check_folder, open_folder
 from mmtrain.hf.read_weights import load_folder
+from mmtrain.hf.safetensors_file import TensorFile
 from mmtrain.hf.sources import FolderWeights
 from mmtrain.model.init import build_model
 from tests.hf.folders import PRE_NORM, SHAPES, SHARED, made, write
@@ -88,6 +91,27 @@ def test_a_dense_layer_is_one_expert_whose_router_has_no_say(tmp_path: Path) -> 
     mixture = build_model(config)
     load_folder("x", check_folder("x", tmp_path / "m", config), mixture)  # and it is, for us too
     assert torch.equal(mixture.layers[0].ffn.experts.w13_E2FD[0], dense.layers[0].ffn.w13_2FD)
+    x_TD = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)) * 100
+    torch.nn.init.ones_(mixture.layers[0].ffn.router.weight)
+    plan, _ = mixture.eval().layers[0].ffn.router(x_TD)
+    assert (plan.weight_TK == 1).all()  # exactly, whatever its router holds
+
+
+def test_one_file_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made("hybrid, half of each head rotated")
+    folder = write(model, tmp_path / "m", shard_bytes=30_000)
+    alive: weakref.WeakSet[TensorFile] = weakref.WeakSet()
+    most = []
+
+    class Counted(TensorFile):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(read_weights, "TensorFile", Counted)
+    load_into(folder, model)
+    assert max(most) == 1 and 2 < len(most) <= len(list(folder.glob("*.safetensors")))
 
 
 def test_nothing_is_written_over_and_nothing_half_written_stays(tmp_path: Path) -> None:

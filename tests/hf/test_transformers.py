@@ -13,7 +13,7 @@ from mmtrain.hf.check import TOLERANCE
 from mmtrain.hf.folder import open_folder
 from mmtrain.model.packed_seq import Packing
 from tests.hf.folders import PLAIN, SHAPES, made, write
-from tests.model.small import draw_tokens, relative
+from tests.model.small import draw, draw_tokens, relative
 
 FP32 = 1e-5  # of the norm of the logits
 
@@ -38,6 +38,12 @@ def test_logits_equal_transformers(shape: str, tmp_path: Path) -> None:
         folder = write(model, tmp_path / target, target, shard_bytes=100_000)
         assert len(list(folder.glob("*.safetensors"))) > 1
         assert error(model, load(folder)) < FP32
+
+
+def test_the_only_expert_of_a_dense_layer_weighs_exactly_1(tmp_path: Path) -> None:
+    theirs = load(write(made("dense, 6 heads, lightning last"), tmp_path / "m"))
+    _, weights, _ = theirs.model.layers[0].mlp.gate(draw(50, 48, dtype=torch.float32) * 100)
+    assert weights.shape == (50, 1) and (weights == 1).all()
 
 
 def test_logits_of_bfloat16_weights_equal_transformers_in_float32(tmp_path: Path) -> None:
