@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> str:
         raise ConfigError("--plain-rope", "true", "the released code knows partial RoPE anyway", "leave it out")
     if not options.source.exists():
         raise ConfigError("source", options.source, "no such folder", "give a run folder or a checkpoint")
-    from mmtrain.hf.export import DTYPES, TARGETS, check_out, export, exported_bytes  # with torch
+    from mmtrain.hf.export import check_out, export, exported_bytes  # with torch
+    from mmtrain.hf.target import DTYPES, TARGETS
 
     check_out(options.output)
     target = replace(TARGETS[options.to], plain_rope=options.plain_rope)

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mmtrain.hf.export import TARGETS, Target, export
+from mmtrain.hf.export import export
 from mmtrain.hf.sources import ModuleWeights
+from mmtrain.hf.target import TARGETS, Target
 from tests.model.small import small_model
 
 SHAPES = {

@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_dir
 
 from mmtrain.config import ModelConfig
 from mmtrain.config.schema import build
-from mmtrain.hf.export import TARGETS, exported_bytes
+from mmtrain.hf.export import exported_bytes
 from mmtrain.hf.hf_config import config_json, read_config
 from mmtrain.hf.naming import file_shapes, is_derived
+from mmtrain.hf.target import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOTAL = 456_089_655_296  # parameters

@@ -12,11 +12,12 @@ from torch import nn
 
 from mmtrain.errors import ConfigError
 from mmtrain.hf import read_weights
-from mmtrain.hf.export import TARGETS, export
+from mmtrain.hf.export import export
 from mmtrain.hf.folder import HFFolder, check_folder, open_folder
 from mmtrain.hf.read_weights import load_folder
 from mmtrain.hf.safetensors_file import TensorFile
 from mmtrain.hf.sources import FolderWeights
+from mmtrain.hf.target import TARGETS
 from mmtrain.model.init import build_model
 from tests.hf.folders import PRE_NORM, SHAPES, SHARED, made, write
 from tests.model.small import small_config
