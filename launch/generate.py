@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="run folder, or one of its checkpoints")
+    parser.add_argument("checkpoint", type=Path, help="run folder, one of its checkpoints, or a Hugging Face folder")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help='text to continue ("-", or none: from standard input)')
     prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text to continue, without its last newline")

@@ -20,7 +20,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
     from mmtrain.checkpoint.agreement import on_main
-    from mmtrain.checkpoint.progress import read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.evals.needles import needle_evaluation
     from mmtrain.health.watchdog import Watchdog
@@ -34,7 +33,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.plan_run import plan_run
     from mmtrain.train.plan_table import plan_lines
-    from mmtrain.train.resume import check_corpora, decide_start, recorded_cp, start_position
+    from mmtrain.train.resume import check_corpora, decide_start, recorded_cp, start_position, weights_record
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer
 
@@ -63,7 +62,7 @@ def pretrain(config: PretrainConfig) -> None:
     notes = [*planned.choices, *inputs.header_lines(phase_tokens)]
     notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
-    record = {} if start.weights is None else read_meta(start.weights)
+    record = weights_record(start)
     warned = stage_warnings(config, phases, trained_length(record), record.get("rope_base"))
     notes += (f"warning: {line}" for line in warned)
     first = plan.next(start_position(start))

@@ -23,6 +23,7 @@ COMMANDS = {
     "prepare": "turn text into a corpus to train on",
     "compare": "train a few steps under several layouts and say whether they agree",
     "generate": "continue a prompt from a checkpoint",
+    "convert": "export a checkpoint to a Hugging Face folder",
 }
 
 

@@ -38,12 +38,12 @@ LAYERS = Layers(
         ["model"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
-        ["evals"],
+        ["evals", "hf"],
         ["train"],
         ["runs"],
         ["__main__"],
     ],
-    beside={"infer": ["checkpoint", "parallel", "model", "config", "errors"]},  # decoding needs no training code
+    beside={"infer": ["checkpoint", "hf", "parallel", "model", "config", "errors"]},  # decoding needs no training code
     free=["bench"],
     exceptions={},  # (importer, imported): the reason; there should be none
 )

@@ -179,7 +179,8 @@ class RunConfig:
         name: folder of the run below `dir`; required.
         dir: folder of runs.
         resume: ``never`` (refuse an existing run), ``auto`` (go on where it stopped, or start), or a checkpoint folder.
-        init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from.
+        init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from; or a
+            Hugging Face folder of a MiniMax-Text-01 model, whose weights it starts from.
         init_optimizer: take AdamW's moments from there too.
         change_schedule: let a run that is resumed go on with another schedule than its checkpoint's: the phase at work
             may get other tokens, batches and learning rates, later phases may become anything.

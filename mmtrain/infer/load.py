@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mmdata.tokenizer import Tokenizer
+from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
@@ -16,6 +16,8 @@ from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
+from mmtrain.hf.folder import HFFolder, is_hf_folder, open_folder
+from mmtrain.hf.read_weights import load_folder
 from mmtrain.infer.device import choose_device
 from mmtrain.infer.memory import check_room
 from mmtrain.infer.request import check_rope_base
@@ -32,11 +34,13 @@ class OpenedCheckpoint:
         path: its folder.
         model: its model, with the RoPE base to decode with.
         tokenizer: the one it was trained with.
+        folder: where it is no checkpoint of a run but a Hugging Face folder, that.
     """
 
     path: Path
     model: ModelConfig
     tokenizer: Tokenizer
+    folder: HFFolder | None = None
 
 
 def load_for_decoding(
@@ -66,7 +70,7 @@ def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float |
     """Find the newest checkpoint at or below `path`, and read all of it but its weights.
 
     Args:
-        path: a run folder, its folder of checkpoints, or one of these.
+        path: a run folder, its folder of checkpoints, or one of these; or a Hugging Face folder.
         tokenizer: tokenizer.json, a folder with one, or "bytes"; None takes the run's.
         rope_base: RoPE base to decode with; None takes the one that the checkpoint was saved with.
 
@@ -75,6 +79,8 @@ def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float |
             is given; its RoPE base is neither known nor given, or cannot be one.
         DataError: the tokenizer that was given is missing or broken.
     """
+    if is_hf_folder(path):
+        return _open_folder(path, tokenizer, rope_base)
     if path.resolve().name == "checkpoints":
         path = path.resolve().parent
     checkpoint = find_checkpoint("checkpoint", path, lambda line: print(f"note: {line}", file=sys.stderr, flush=True))
@@ -85,6 +91,19 @@ def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float |
     model = replace(build(ModelConfig, meta["config"]["model"], "model"), rope_base=rope_base)
     made = tokenizer_of_run(checkpoint, meta, tokenizer, model.vocab_size)
     return OpenedCheckpoint(checkpoint, model, made)
+
+
+def _open_folder(path: Path, tokenizer: str | None, rope_base: float | None) -> OpenedCheckpoint:
+    folder = open_folder("checkpoint", path)
+    model = folder.model if rope_base is None else replace(folder.model, rope_base=rope_base)
+    check_rope_base(model.rope_base)
+    if tokenizer is None and not (path / "tokenizer.json").is_file():
+        raise ConfigError("checkpoint", path, "has no tokenizer.json", "give --tokenizer")
+    made = load_tokenizer(path / "tokenizer.json" if tokenizer is None else tokenizer)
+    if made.vocab_size > model.vocab_size:
+        raise ConfigError("checkpoint", path, f"the tokenizer has {made.vocab_size:,} tokens, the model only "
+                          f"{model.vocab_size:,}", "give --tokenizer with the one it was trained with")  # fmt: skip
+    return OpenedCheckpoint(path, model, made, folder)
 
 
 def load_weights(opened: OpenedCheckpoint, device: torch.device) -> HybridLM:
@@ -99,9 +118,12 @@ def load_weights(opened: OpenedCheckpoint, device: torch.device) -> HybridLM:
     model = meta_model(opened.model)
     check_room(model, device)
     model = model.to_empty(device=device)
-    state = {"model": model.state_dict()}
-    load_shards("checkpoint", opened.path, metadata_of("checkpoint", opened.path), state, alone=True)
-    model.load_state_dict(state["model"])
+    if opened.folder is not None:
+        load_folder("checkpoint", opened.folder, model)
+    else:
+        state = {"model": model.state_dict()}
+        load_shards("checkpoint", opened.path, metadata_of("checkpoint", opened.path), state, alone=True)
+        model.load_state_dict(state["model"])
     _check_finite(model, opened.path)
     return model.eval()
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmtrain.checkpoint.corpora import check_same_corpora, check_same_tokenizer
+from mmdata.tokenizer_identity import BYTES, identity_of_path
+from mmtrain.checkpoint.corpora import ENTRY, check_same_corpora, check_same_tokenizer
 from mmtrain.checkpoint.dcp import check_same_model
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_meta
@@ -17,6 +18,8 @@ from mmtrain.config import DataConfig, ParallelConfig, PhaseConfig, PretrainConf
 from mmtrain.config.parallel import AUTO
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
+from mmtrain.hf.folder import check_folder, is_hf_folder, open_folder, tokenizer_is_bytes
+from mmtrain.hf.hf_config import RELEASED_EPS
 from mmtrain.train.curriculum import scaled_phases
 from mmtrain.train.position import checkpoint_position
 
@@ -39,6 +42,8 @@ def decide_start(config: PretrainConfig, folder: RunFolder) -> Start:
         weights = config.run.init_from
         if weights is None:
             return Start(notes=tuple(notes))
+        if is_hf_folder(weights):
+            return _start_from_folder(config, Path(weights))
         found = find_checkpoint("run.init_from", weights, notes.append)
         check_same_model("run.init_from", found, config.model)
         return Start(weights=found, notes=tuple(notes))
@@ -89,9 +94,55 @@ def check_corpora(start: Start, fingerprints: Mapping[str, Any], allow_changed: 
     if start.resume is not None:
         return check_same_corpora(start.resume, read_meta(start.resume), fingerprints, allow_changed)
     if start.weights is not None:
-        meta = read_meta(start.weights)
-        return check_same_tokenizer("run.init_from", start.weights, meta, fingerprints, allow_changed)
+        meta = weights_record(start)
+        lines = check_same_tokenizer("run.init_from", start.weights, meta, fingerprints, allow_changed)
+        if ENTRY not in meta and is_hf_folder(start.weights):
+            lines.append(f"run.init_from={start.weights}: it has no tokenizer.json, so its tokenizer is not compared")
+        return lines
     return []
+
+
+def weights_record(start: Start) -> dict[str, Any]:
+    """Return what is on record of the weights that a run from its first step takes; nothing where it takes none.
+
+    Of a Hugging Face folder that is its tokenizer, if it has one, and the RoPE base of its weights.
+
+    Raises:
+        ConfigError: the folder is damaged.
+    """
+    if start.weights is None:
+        return {}
+    if not is_hf_folder(start.weights):
+        return read_meta(start.weights)
+    folder = open_folder("run.init_from", start.weights)
+    record: dict[str, Any] = {"rope_base": folder.model.rope_base}
+    if tokenizer_is_bytes(folder) or (start.weights / "tokenizer.json").is_file():
+        found = identity_of_path(BYTES if tokenizer_is_bytes(folder) else start.weights)
+        record[ENTRY] = {"tokenizer": found.as_dict()}
+    return record
+
+
+def _start_from_folder(config: PretrainConfig, path: Path) -> Start:
+    """Check a Hugging Face folder as a whole, before anything is started, and start from its weights.
+
+    Raises:
+        ConfigError: it is damaged or holds another model; or the first phase has a lower RoPE base than its weights
+            were trained with, which spoils them.
+    """
+    folder = check_folder("run.init_from", path, config.model)
+    notes = [
+        f"run.init_from={path}: {len(folder.places):,} tensors of a Hugging Face folder; AdamW's moments begin at 0"
+    ]
+    first, base = config.stage.phases[0].rope_base, folder.model.rope_base
+    if first < base:
+        raise ConfigError("stage.phases[0].rope_base", f"{first:g}", f"the weights of run.init_from={path} were "
+                          f"trained with {base:g}", "give that, or a higher one to extend the context")  # fmt: skip
+    if first > base:
+        notes.append(f"stage.phases[0].rope_base={first:g}: the weights were trained with {base:g}")
+    if config.model.lightning_norm_eps != RELEASED_EPS:
+        notes.append(f"model.lightning_norm_eps={config.model.lightning_norm_eps:g}: the folder does not say its own, "
+                     f"which is {RELEASED_EPS:g} in the released code")  # fmt: skip
+    return Start(weights=path, notes=tuple(notes))
 
 
 def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | None:

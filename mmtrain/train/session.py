@@ -10,6 +10,8 @@ from pathlib import Path
 from mmtrain.checkpoint.dcp import load_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
+from mmtrain.hf.folder import check_folder, is_hf_folder
+from mmtrain.hf.read_weights import load_folder
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
@@ -69,12 +71,16 @@ class Session:
         )
 
     def load(self, checkpoint: Path, with_optimizer: bool) -> None:
-        """Read weights, and moments if wanted, from a checkpoint of any layout.
+        """Read weights, and moments if wanted, from a checkpoint of any layout, or weights of a Hugging Face folder.
 
         Raises:
             ConfigError: the checkpoint is damaged, or its weights are not finite.
         """
-        load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None)
+        if is_hf_folder(checkpoint):
+            folder = check_folder("run.init_from", checkpoint, self.model.module.config)
+            load_folder("run.init_from", folder, self.model.module)
+        else:
+            load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None)
         if not self.model.weights_are_finite():
             raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
                               "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip

@@ -16,6 +16,7 @@ from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.errors import RunStopped
 from mmtrain.evals.needles import NeedleEvaluation
 from mmtrain.health.watchdog import Watchdog
+from mmtrain.hf.folder import is_hf_folder
 from mmtrain.log.gradients import GradientRecord
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train.curriculum import RunPlan, RunStep
@@ -73,7 +74,7 @@ class Trainer:
             self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
             return progress
         if self.start.weights is not None:
-            moments = self.config.run.init_optimizer
+            moments = self.config.run.init_optimizer and not is_hf_folder(self.start.weights)
             self.session.load(self.start.weights, moments)
             self.origin = f"weights{' and moments' if moments else ''} of {self.start.weights}"
         return Progress()
