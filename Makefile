@@ -77,11 +77,15 @@ long-ctx: $(READY) $(CORPUS)/manifest.json  ## rows of 512 to 8,192 tokens: the 
 docs: $(READY)  ## docs/options.md, from the code
 	$(PY) -m mmtrain.config.options_page configs docs/options.md
 
+# Workers of pytest-xdist, each with whole files: a core each, 4 at most, as many tests start processes of their own.
+TEST_WORKERS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
+SHARED_OUT = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses=$(TEST_WORKERS)' --dist=loadfile)
+
 test: $(READY)  ## all tests but the wide matrix and those that need a GPU
-	$(PY) -m pytest -m "not gpu and not slow" $(TESTS)
+	$(PY) -m pytest $(SHARED_OUT) -m "not gpu and not slow" $(TESTS)
 
 test-all: test  ## the wide matrix too
-	$(PY) -m pytest -m "slow and not gpu" $(TESTS) || test $$? -eq 5  # 5: none of TESTS is of the wide matrix
+	$(PY) -m pytest $(SHARED_OUT) -m "slow and not gpu" $(TESTS) || test $$? -eq 5  # 5: none of TESTS is of the wide matrix
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PY) -m pytest -m gpu $(TESTS)
