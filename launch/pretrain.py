@@ -19,7 +19,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
-    from mmtrain.checkpoint.agreement import on_main
     from mmtrain.checkpoint.progress import read_meta
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.evals.needles import needle_evaluation
@@ -36,7 +35,7 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.phase_layouts import plan_phase_layouts
     from mmtrain.train.phase_memory import PhaseMemory
     from mmtrain.train.plan_table import plan_lines
-    from mmtrain.train.resume import check_corpora, decide_start, start_position
+    from mmtrain.train.resume import check_corpora, decide_start, start_position, verified_start
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer, check_batches
 
@@ -79,7 +78,7 @@ def pretrain(config: PretrainConfig) -> None:
     context = mesh.start(config.cluster, layouts[-1 if first is None else first.phase_index].layout)
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
-            start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder
+            start = verified_start(config, folder)  # now that no other launch changes the folder
             start = replace(start, notes=(*notes, *start.notes))
             with memory.told():
                 trainer = Trainer(config, context, plan, inputs, folder, start, needles, memory)
