@@ -23,6 +23,7 @@ COMMANDS = {
     "prepare": "turn text into a corpus to train on",
     "compare": "train a few steps under several layouts and say whether they agree",
     "generate": "continue a prompt from a checkpoint",
+    "checkpoint": "tell what is in a checkpoint, in what two differ, and whether they are whole",
 }
 
 

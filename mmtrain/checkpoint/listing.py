@@ -27,6 +27,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
+def checkpoints_below(folder: Path) -> list[Path]:
+    """Return the checkpoints that a folder is or holds: a checkpoint, a run with its branches set aside, or runs."""
+    if (folder / RECORD).exists() or _NAME.fullmatch(folder.name):
+        return [folder]
+    runs = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    places = [folder]
+    for run in runs:
+        places += [run / "checkpoints", *sorted(run.glob("abandoned/*/checkpoints"))]
+    return list(dict.fromkeys(found for place in places for found in all_checkpoints(place)))
+
+
 def newest_checkpoint(
     option: str, path: Path, note: Callable[[str], None], check: Callable[[Path], str | None] = damage_of
 ) -> Path | None:

@@ -124,7 +124,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     if (size := path.stat().st_size) > _LARGEST:
         raise BadManifest(f"is larger than a manifest can be: {size:,} bytes")
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        made = json.loads(text if text.endswith("\n") else "")
     except (ValueError, RecursionError) as error:
         raise BadManifest("is empty, cut short or garbage") from error
     if not isinstance(made, dict) or made.pop("manifest", None) != _own_sum(made):

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,45 +18,15 @@ from mmtrain.checkpoint.manifest import file_sum, our_files, read_manifest
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.checkpoint.verify import damage_of_tensors, shards_of
-from mmtrain.config import ClusterConfig, PretrainConfig
-from mmtrain.config.cli import compose
+from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.load import open_checkpoint
 from mmtrain.parallel import mesh
 from mmtrain.train.resume import verified_start
-from tests.checkpoint.fake import CONFIGS
 from tests.dist.pool import Pool
-from tests.dist.runs import SMALL, pretrain
+from tests.dist.runs import pretrain
+from tests.dist.saved_run import SavedRun
 from tests.dist.test_checkpoint import build
-
-LAYERS = ["model.num_layers=2", "model.layer_pattern=LS"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of three steps on two ranks, with a checkpoint of each."""
-
-    folder: Path
-    options: list[str]
-
-    def checkpoint(self, step: int) -> Path:
-        return self.folder / f"runs/r/checkpoints/step-{step:08d}"
-
-    def config(self, *overrides: str) -> PretrainConfig:
-        return compose([*self.options, f"run.dir={self.folder}/runs", "run.resume=auto", *overrides], CONFIGS)
-
-    def copy(self, folder: Path) -> Run:
-        shutil.copytree(self.folder / "runs", folder / "runs")
-        return Run(folder, self.options)
-
-
-@pytest.fixture(scope="module")
-def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    options = [*SMALL, *LAYERS, f"data.path={corpus}", "run.name=r", "checkpoint.interval=1", "checkpoint.keep=0"]
-    made = Run(tmp_path_factory.mktemp("saved"), options)
-    pretrain(*options, f"run.dir={made.folder}/runs", "run.max_steps=3", processes=2)
-    return made
-
 
 FILES = [".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json", "meta.json", "tokenizer/tokenizer_bytes.json"]
 
@@ -79,8 +49,8 @@ DAMAGES: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
-def test_a_checkpoint_lists_every_file_with_what_it_holds(run: Run) -> None:
-    path = run.checkpoint(3)
+def test_a_checkpoint_lists_every_file_with_what_it_holds(saved: SavedRun) -> None:
+    path = saved.checkpoint(3)
     manifest = read_manifest(path)
     assert sorted([*manifest.files, "manifest.json"]) == FILES and manifest.step == 3
     assert sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()) == FILES
@@ -90,31 +60,31 @@ def test_a_checkpoint_lists_every_file_with_what_it_holds(run: Run) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damaged_file_is_named_and_the_checkpoint_before_taken(run: Run, tmp_path: Path, damage: str) -> None:
-    copy = run.copy(tmp_path)
-    newest, before = copy.checkpoint(3), copy.checkpoint(2)
+def test_every_damaged_file_is_named_and_the_checkpoint_before_taken(saved: SavedRun, tmp_path: Path, damage: str) -> None:
+    copy = saved.copy(tmp_path)
+    newest, before, config = copy.checkpoint(3), copy.checkpoint(2), copy.config()
+    named = replace(config, run=replace(config.run, resume=str(newest)))
+    fresh = replace(config, run=replace(config.run, name="new", init_from=f"{tmp_path}/runs/r"))
     for name in FILES:
         if damage == "another step's" and name.startswith("tokenizer/"):
             continue  # it is the same file
         if damage == "another step's":
             assert (newest / name).stat().st_size == (before / name).stat().st_size, name
         DAMAGES[damage](newest / name, before / name)
-        start = verified_start(copy.config(), RunFolder(copy.config()))
+        start = verified_start(config, RunFolder(config))
         (line,) = [note for note in start.notes if note.startswith("passed over")]
         assert start.resume == before and f"passed over a damaged checkpoint: {newest / name} " in line, line
         assert "\n" not in line and open_checkpoint(tmp_path / "runs/r").path == before
-        named = copy.config(f"run.resume={newest}")
         with pytest.raises(ConfigError) as refused:
             verified_start(named, RunFolder(named))
         assert f"damaged: {newest / name} " in str(refused.value) and f"one beside it, {before}" in str(refused.value)
-        fresh = copy.config("run.name=new", f"run.init_from={tmp_path}/runs/r")
         assert verified_start(fresh, RunFolder(fresh)).weights == before
-        shutil.copy(run.checkpoint(3) / name, newest / name)
-    assert verified_start(copy.config(), RunFolder(copy.config())).resume == newest
+        shutil.copy(saved.checkpoint(3) / name, newest / name)
+    assert verified_start(config, RunFolder(config)).resume == newest
 
 
-def test_only_damage_within_tensors_is_left_to_the_option(run: Run, tmp_path: Path) -> None:
-    copy = run.copy(tmp_path)
+def test_only_damage_within_tensors_is_left_to_the_option(saved: SavedRun, tmp_path: Path) -> None:
+    copy = saved.copy(tmp_path)
     flip(copy.checkpoint(3) / "__1_0.distcp", tmp_path)
     fast = copy.config("checkpoint.verify=false")
     assert verified_start(fast, RunFolder(fast)).resume == copy.checkpoint(3)
@@ -149,10 +119,10 @@ def save_and_verify(folder: Path) -> tuple[str | None, str | None, int]:
         mesh.stop()
 
 
-def test_a_run_goes_on_from_the_last_one_that_is_whole(run: Run, tmp_path: Path) -> None:
-    copy = run.copy(tmp_path)
+def test_a_run_goes_on_from_the_last_one_that_is_whole(saved: SavedRun, tmp_path: Path) -> None:
+    copy = saved.copy(tmp_path)
     flip(copy.checkpoint(3) / "__1_0.distcp", tmp_path)
     done = pretrain(*copy.options, f"run.dir={tmp_path}/runs", "run.resume=auto", "run.max_steps=3", processes=2)
     assert "passed over a damaged checkpoint" in done.stderr + done.stdout
     for name in ("__0_0.distcp", "__1_0.distcp"):  # step 3 again, to the last bit
-        assert file_sum(copy.checkpoint(3) / name) == file_sum(run.checkpoint(3) / name)
+        assert file_sum(copy.checkpoint(3) / name) == file_sum(saved.checkpoint(3) / name)
