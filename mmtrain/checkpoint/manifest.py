@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -137,8 +137,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def _entry(name: str, entry: Any) -> FileSum:
-    parts = PurePosixPath(name).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in name or "\\" in name:
+    if not all(part.strip(".") for part in name.split("/")) or "\0" in name or "\\" in name:
         raise BadManifest(f"names a file outside the checkpoint: {name!r}")
     if isinstance(entry, dict) and type(size := entry.get("bytes")) is int and size >= 0:
         checksum = entry.get(ALGORITHM)

@@ -172,7 +172,7 @@ def test_a_hostile_manifest_is_refused(tmp_path: Path, name: str) -> None:
     if not isinstance(given, str):
         made = {"step": 3, "files": given}
         given = json.dumps({**made, "manifest": manifest._own_sum(made)})
-    (path / "manifest.json").write_text(given)
+    (path / "manifest.json").write_text(f"{given}\n")
     assert str(damage_of(path)).startswith(f"{path}/manifest.json {told}")
 
 

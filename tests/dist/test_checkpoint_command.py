@@ -88,7 +88,7 @@ def test_what_two_checkpoints_differ_in(saved: SavedRun, capsys: Capture, tmp_pa
     assert found["options"] == {"optim.beta1": [0.9, 0.5]}
     assert found["shapes"] == {} and found["only_in_first"] == found["only_in_second"] == []
     first, second = (plain(path, tmp_path) for path in paths)
-    size, apart = by_layer(first), by_layer({name: first[name] - second[name] for name in first})
+    size, apart = by_layer(first), by_layer({name: first[name].double() - second[name].double() for name in first})
     for layer, kinds in apart.items():
         assert found["relative_difference"][layer] == pytest.approx(
             {kind: value / size[layer][kind] for kind, value in kinds.items()}, rel=1e-12
