@@ -78,7 +78,9 @@ def pretrain(config: PretrainConfig) -> None:
     context = mesh.start(config.cluster, layouts[-1 if first is None else first.phase_index].layout)
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
-            start = verified_start(config, folder)  # now that no other launch changes the folder
+            looked_at, start = start, verified_start(config, folder)  # now that no other launch changes the folder
+            if (start.resume, start.weights) != (looked_at.resume, looked_at.weights):  # an older one, for damage
+                notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
             start = replace(start, notes=(*notes, *start.notes))
             with memory.told():
                 trainer = Trainer(config, context, plan, inputs, folder, start, needles, memory)

@@ -52,7 +52,8 @@ def verified_start(config: PretrainConfig, folder: RunFolder) -> Start:
         damage = damage_of_tensors(chosen)
         if damage is None:
             took = time.perf_counter() - began
-            return _noted(start, f"verified {chosen}: {size_of(chosen) / 1e9:.3g} GB in {took:.1f} s")
+            size = on_main(partial(size_of, chosen))
+            return _noted(start, f"verified {chosen}: {size / 1e9:.3g} GB in {took:.1f} s")
         known[chosen] = damage
 
 
