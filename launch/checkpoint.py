@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,7 +148,16 @@ def shard_bytes(path: Path) -> int:
 
 def write(found: dict[str, Any], lines: list[str], as_json: bool) -> None:
     """Print what was found, for a program or for a person."""
-    print(json.dumps(found, indent=1) if as_json else "\n".join(lines))
+    print(json.dumps(plain(found), indent=1) if as_json else "\n".join(lines))
+
+
+def plain(found: Any) -> Any:
+    """Return nested data with numbers that are not finite as texts: JSON has no words for them."""
+    if isinstance(found, dict):
+        return {key: plain(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [plain(value) for value in found]
+    return str(found) if isinstance(found, float) and not math.isfinite(found) else found
 
 
 @contextmanager

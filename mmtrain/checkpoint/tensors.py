@@ -21,7 +21,7 @@ _LAYER = re.compile(r"layers\.\d+")
 
 
 class StoredTensors:
-    """The tensors of a checkpoint; at most one of them, or one rank's part of it, is in memory at a time.
+    """The tensors of a checkpoint, each read when it is asked for, whole or by the parts that ranks wrote.
 
     Args:
         checkpoint: its folder.

@@ -180,3 +180,10 @@ def test_a_manifest_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pyte
     path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
     monkeypatch.setattr(manifest, "_LARGEST", 100)
     assert "manifest.json is larger than a manifest can be" in str(damage_of(path))
+
+
+@pytest.mark.parametrize(("bytes_", "told"), [(SIZE + 1, "is too long"), (SIZE - 1, "is cut short")])
+def test_sizes_are_compared_without_reading_tensors(tmp_path: Path, bytes_: int, told: str) -> None:
+    path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
+    (path / SHARD).write_bytes(bytes(bytes_))
+    assert damage_of(path) == f"{path / SHARD} {told}: {bytes_} of {SIZE} bytes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from mmtrain.checkpoint.tensors import StoredTensors, place_in_model
 from tests.dist.saved_run import SavedRun
 from tests.dist.test_manifest import flip
-from tests.test_readme import script
+from tests.test_readme import after, commands, script
 
 Capture = pytest.CaptureFixture[str]
 main = script("checkpoint").main
@@ -129,6 +130,29 @@ def test_every_checkpoint_below_a_folder_gets_a_line(saved: SavedRun, capsys: Ca
     assert states == ["damaged", "whole", "whole"]
     assert main(["--verify", "--quick", f"{tmp_path}/runs"]) == 0  # it does not read tensors, and says so
     assert capsys.readouterr().out.startswith("unverified")
+
+
+def test_the_commands_of_the_pages_work_as_printed(
+    saved: SavedRun, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "other"):
+        shutil.copytree(saved.folder / "runs/r", tmp_path / "runs" / name)
+    monkeypatch.chdir(tmp_path)
+    lines = commands("launch/checkpoint.py ")
+    assert len(lines) >= 3
+    for line in lines:
+        assert main(after(line, "launch/checkpoint.py")) == 0 and capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_not_finite_is_json_too(capsys: Capture, tmp_path: Path) -> None:
+    state = {"model": {"w": torch.tensor([1.0, math.nan]), "v": torch.tensor([math.inf])}}
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    (tmp_path / "meta.json").write_text(json.dumps({"step": 1, "tokens": 1, "config": {"model": {}}}))
+    assert main([str(tmp_path), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text and "Infinity" not in text
+    assert json.loads(text)["norms"] == {"w": {"weights": "nan"}, "v": {"weights": "inf"}}
 
 
 @pytest.mark.parametrize(
