@@ -51,6 +51,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ignore-eod", action="store_true", help="never end a document: add all --tokens")
     parser.add_argument("--no-echo", action="store_true", help="write the continuation without the prompt")
     parser.add_argument("--quiet", action="store_true", help="no line with times")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
+    )
     parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
@@ -86,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     from mmtrain.infer.load import load_weights, open_checkpoint
     from mmtrain.infer.write import write_samples
 
-    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base)
+    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
     prompt_ids(opened.tokenizer, prompt)  # one that cannot be encoded is refused before the weights are read
     summary = write_samples(load_weights(opened, device), opened.tokenizer, request, sys.stdout)
     if not options.quiet:

@@ -19,7 +19,6 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 def pretrain(config: PretrainConfig) -> None:
     """Check everything, then join the other processes and train."""
-    from mmtrain.checkpoint.agreement import on_main
     from mmtrain.checkpoint.run_folder import RunFolder
     from mmtrain.evals.needles import needle_evaluation
     from mmtrain.health.watchdog import Watchdog
@@ -33,7 +32,14 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.train.inputs import RunInputs
     from mmtrain.train.plan_run import plan_run
     from mmtrain.train.plan_table import plan_lines
-    from mmtrain.train.resume import check_corpora, decide_start, recorded_cp, start_position, weights_record
+    from mmtrain.train.resume import (
+        check_corpora,
+        decide_start,
+        recorded_cp,
+        start_position,
+        verified_start,
+        weights_record,
+    )
     from mmtrain.train.stage_warnings import stage_warnings, trained_length
     from mmtrain.train.trainer import Trainer
 
@@ -75,7 +81,9 @@ def pretrain(config: PretrainConfig) -> None:
     context = processes.lay_out(planned.layouts[-1 if first is None else first.phase_index].layout)
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, folder.locked(_note):
-            start = on_main(lambda: decide_start(config, folder))  # and now no other launch changes the folder
+            looked_at, start = start, verified_start(config, folder)  # now that no other launch changes the folder
+            if (start.resume, start.weights) != (looked_at.resume, looked_at.weights):  # an older one, for damage
+                notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
             start = replace(start, notes=(*notes, *start.notes))
             with memory.told():
                 trainer = Trainer(config, context, plan, inputs, folder, start, needles, memory)

@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "train a few steps under several layouts and say whether they agree",
     "generate": "continue a prompt from a checkpoint",
     "convert": "export a checkpoint to a Hugging Face folder",
+    "checkpoint": "tell what is in a checkpoint, in what two differ, and whether they are whole",
 }
 
 

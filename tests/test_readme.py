@@ -55,6 +55,10 @@ def test_prepare_and_generate_options_parse() -> None:
     assert prepare and generate and len(commands("launch/pretrain.py ")) >= 3
     for line in prepare:
         script("prepare").parse(after(line, "launch/prepare.py"))
+    looked_into = commands("launch/checkpoint.py ")
+    assert len(looked_into) >= 3
+    for line in looked_into:
+        script("checkpoint").parse(after(line, "launch/checkpoint.py"))
     for line in generate:
         script("generate").parse(after(line, "launch/generate.py"))
 

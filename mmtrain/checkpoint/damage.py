@@ -1,17 +1,23 @@
-"""Damage of a checkpoint that its sizes and records show, found without reading its tensors."""
+"""Damage of a checkpoint that shows without reading its tensors: in their sizes, and in all its small files."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+from mmtrain.checkpoint.manifest import MANIFEST, BadManifest, Manifest, our_files, read_manifest
 from mmtrain.checkpoint.metadata import FILE_NAME, BadMetadata, read_metadata
-from mmtrain.checkpoint.progress import RECORD, read_meta
+from mmtrain.checkpoint.progress import FORMAT, RECORD, read_meta
+from mmtrain.checkpoint.verify import changed_file, has_checksums, shards_of
 
 
 def damage_of(checkpoint: Path) -> str | None:
-    """Return which file of a checkpoint is damaged, and how, as "PATH is missing"; None for a whole one."""
-    return damage_of_record(checkpoint) or _damage_of_shards(checkpoint)
+    """Return which file of a checkpoint is damaged, and how, as "PATH is missing"; None for a whole one.
+
+    Flipped bits are seen in all files but those of tensors, which `verify.damage_of_tensors` reads.
+    """
+    return damage_of_record(checkpoint) or _damage_by_manifest(checkpoint) or _damage_of_shards(checkpoint)
 
 
 def damage_of_record(checkpoint: Path) -> str | None:
@@ -26,6 +32,43 @@ def damage_of_record(checkpoint: Path) -> str | None:
     except ValueError:
         return f"{path} is {'empty' if path.stat().st_size == 0 else 'cut short or garbage'}"
     return None if _is_record(meta) else f"{path} is not a checkpoint's record"
+
+
+def _damage_by_manifest(checkpoint: Path) -> str | None:
+    """Compare the names and sizes of all files, and the bytes of small ones, with the manifest, if there is one."""
+    path, made_by = checkpoint / MANIFEST, read_meta(checkpoint).get("format", 1)
+    if type(made_by) is not int or made_by > FORMAT:
+        return f"{checkpoint / RECORD} is of a later mmtrain: format {made_by}, this one reads {FORMAT} and before"
+    if made_by < 2 and not has_checksums(checkpoint):
+        return None
+    try:
+        manifest = read_manifest(checkpoint)
+    except FileNotFoundError:
+        return f"{path} is missing, so nothing can be verified"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    except BadManifest as error:
+        return f"{path} {error}"
+    named = re.fullmatch(r"step-(\d{8,})", checkpoint.name)
+    if named and int(named[1]) != manifest.step:
+        return f"{path} is that of step {manifest.step}"
+    return _other_files(checkpoint, manifest)
+
+
+def _other_files(checkpoint: Path, manifest: Manifest) -> str | None:
+    """Return the first file that is missing, has another size, is not listed, or is small and has other bytes."""
+    shards = shards_of(manifest)
+    small = [name for name in manifest.files if name not in set(shards)]
+    if (changed := changed_file(checkpoint, manifest, small)) is not None:
+        return changed
+    for name in shards:
+        file, size = checkpoint / name, manifest.files[name].size
+        if not file.is_file():
+            return f"{file} is missing"
+        if (found := file.stat().st_size) != size:
+            return f"{file} {'is cut short' if found < size else 'is too long'}: {found:,} of {size:,} bytes"
+    unlisted = next((name for name in our_files(checkpoint) if name not in manifest.files), None)
+    return None if unlisted is None else f"{checkpoint / unlisted} is not listed in {MANIFEST}"
 
 
 def _is_record(meta: Any) -> bool:

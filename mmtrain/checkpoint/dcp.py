@@ -26,8 +26,10 @@ from torch.distributed.checkpoint.state_dict import (
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.durable import sync_folder, write_text
+from mmtrain.checkpoint.hashed_writer import HashedWriter
 from mmtrain.checkpoint.listing import REPLACED, WRITING
-from mmtrain.checkpoint.progress import RECORD, Progress, read_meta
+from mmtrain.checkpoint.manifest import FileSum, write_manifest
+from mmtrain.checkpoint.progress import FORMAT, RECORD, Progress, read_meta
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
@@ -59,7 +61,8 @@ def save_checkpoint(
     """Write `folder`/step-N: weights, optimizer state, progress, the configuration and the RoPE base. Collective.
 
     Shards go to a scratch folder that is renamed when all ranks have written theirs and everything is on the disk, so a
-    checkpoint under its final name is always whole, and an interrupted one leaves the older ones as they were.
+    checkpoint under its final name is always whole, and an interrupted one leaves the older ones as they were. Each
+    rank hashes what it writes; the main process puts all checksums into the manifest.
 
     Args:
         folder: the run's folder of checkpoints.
@@ -84,9 +87,10 @@ def save_checkpoint(
         weights, moments = get_state_dict(model, optimizer, options=_BY_PARAMETER)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
-            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=scratch)
-        meta = {**asdict(progress), "rope_base": rope_base, "config": config, **(extra or {})}
-        on_main(lambda: _finish(scratch, final, meta, attach))
+            dcp.save({"model": weights, "optimizer": moments}, storage_writer=(writer := HashedWriter(scratch)))
+        hashed = _of_all_ranks(writer.sums())
+        meta = {"format": FORMAT, **asdict(progress), "rope_base": rope_base, "config": config, **(extra or {})}
+        on_main(lambda: _finish(scratch, final, meta, hashed, attach))
     except CheckpointException as error:  # of one rank or several; all ranks get it
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, KeyboardInterrupt | SystemExit):
@@ -147,11 +151,25 @@ def _without(weights: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in weights.items() if name not in names}
 
 
-def _finish(scratch: Path, final: Path, meta: dict[str, Any], attach: Callable[[Path], None] | None = None) -> None:
-    """Write the record, the last file, and give the checkpoint its name; torch has synced the others."""
+def _of_all_ranks(mine: dict[str, FileSum]) -> dict[str, FileSum]:
+    """Return the checksums of the files that all ranks wrote; each file has one writer."""
+    found: list[dict[str, FileSum]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return {name: made for sums in found for name, made in sums.items()}
+
+
+def _finish(
+    scratch: Path,
+    final: Path,
+    meta: dict[str, Any],
+    hashed: dict[str, FileSum],
+    attach: Callable[[Path], None] | None = None,
+) -> None:
+    """Write the record, the manifest as the last file, and give the checkpoint its name; torch has synced shards."""
     if attach is not None:
         attach(scratch)
     write_text(scratch / RECORD, json.dumps(meta, indent=1) + "\n")
+    write_manifest(scratch, meta["step"], hashed)
     _swap_in(scratch, final)
     sync_folder(final.parent)
 

@@ -27,24 +27,38 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name[5:])
 
 
-def newest_checkpoint(option: str, path: Path, note: Callable[[str], None]) -> Path | None:
+def checkpoints_below(folder: Path) -> list[Path]:
+    """Return the checkpoints that a folder is or holds: a checkpoint, a run with its branches set aside, or runs."""
+    if (folder / RECORD).exists() or _NAME.fullmatch(folder.name):
+        return [folder]
+    runs = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    places = [folder]
+    for run in runs:
+        places += [run / "checkpoints", *sorted(run.glob("abandoned/*/checkpoints"))]
+    return list(dict.fromkeys(found for place in places for found in all_checkpoints(place)))
+
+
+def newest_checkpoint(
+    option: str, path: Path, note: Callable[[str], None], check: Callable[[Path], str | None] = damage_of
+) -> Path | None:
     """Return the newest whole checkpoint at or below `path`; None where there is no checkpoint at all.
 
     Args:
         option: the option that the path came from, for messages.
         path: a run folder, or one of its checkpoints.
         note: is told, in a line, of every damaged one that was passed over.
+        check: returns what is damaged of a checkpoint, None for a whole one.
 
     Raises:
         ConfigError: the checkpoint that was asked for, or every one of the run, is damaged; it names the file.
     """
     if (path / RECORD).exists() or _NAME.fullmatch(path.name):
-        if path.is_dir() and (damage := damage_of(path)):
-            raise ConfigError(option, path, f"damaged: {damage}", _beside(path))
+        if path.is_dir() and (damage := check(path)):
+            raise ConfigError(option, path, f"damaged: {damage}", _beside(path, check))
         return path if path.is_dir() else None
     damaged = []
     for checkpoint in reversed(all_checkpoints(path / "checkpoints")):
-        damage = damage_of(checkpoint)
+        damage = check(checkpoint)
         if damage is None:
             for line in damaged:
                 note(f"passed over a damaged checkpoint: {line}; taking {checkpoint.name}")
@@ -56,13 +70,15 @@ def newest_checkpoint(option: str, path: Path, note: Callable[[str], None]) -> P
     return None
 
 
-def find_checkpoint(option: str, path: str | Path, note: Callable[[str], None]) -> Path:
+def find_checkpoint(
+    option: str, path: str | Path, note: Callable[[str], None], check: Callable[[Path], str | None] = damage_of
+) -> Path:
     """Return the newest whole checkpoint at or below `path`, which must be there; see :func:`newest_checkpoint`.
 
     Raises:
         ConfigError: there is none, or it is damaged.
     """
-    found = newest_checkpoint(option, Path(path), note)
+    found = newest_checkpoint(option, Path(path), note, check)
     if found is None:
         raise ConfigError(option, path, "holds no complete checkpoint", "give a run folder or one of its checkpoints")
     return found
@@ -101,8 +117,8 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _beside(path: Path) -> str:
+def _beside(path: Path, check: Callable[[Path], str | None]) -> str:
     """Name the newest whole checkpoint beside a damaged one, for a message."""
     others = (other for other in reversed(all_checkpoints(path.parent)) if other.name != path.name)
-    whole = next((other for other in others if damage_of(other) is None), None)
+    whole = next((other for other in others if check(other) is None), None)
     return f"give the whole one beside it, {whole}" if whole else "give another checkpoint"

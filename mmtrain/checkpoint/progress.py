@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RECORD = "meta.json"  # written last: a checkpoint folder without it was cut short
+RECORD = "meta.json"
+FORMAT = 2
+"""Version of what checkpoints consist of, `format` in the record: since 2 they have a manifest of checksums."""
 
 
 @dataclass(frozen=True)

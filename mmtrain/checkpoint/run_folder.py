@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmtrain.checkpoint.abandon import METRICS, set_aside
 from mmtrain.checkpoint.agreement import on_main
+from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.durable import write_text
 from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers, step_of
 from mmtrain.checkpoint.lock import BEAT_SECONDS, STALE_SECONDS, RunLock
@@ -46,20 +47,21 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self._lock: RunLock | None = None
 
-    def resume_from(self, note: Callable[[str], None]) -> Path | None:
+    def resume_from(self, note: Callable[[str], None], check: Callable[[Path], str | None] = damage_of) -> Path | None:
         """Return the checkpoint that `run.resume` names, or None for a run from its first step.
 
         Args:
             note: is told, in a line, of damaged checkpoints that were passed over.
+            check: returns what is damaged of a checkpoint, None for a whole one.
 
         Raises:
             ConfigError: the folder holds a run that `run.resume` does not allow to touch, or only damaged checkpoints.
         """
         resume = self.config.run.resume
         if resume == "auto":
-            return newest_checkpoint("run.resume", self.path, note)
+            return newest_checkpoint("run.resume", self.path, note, check)
         if resume != "never":
-            return find_checkpoint("run.resume", resume, note)
+            return find_checkpoint("run.resume", resume, note, check)
         if all_checkpoints(self.checkpoints):
             raise ConfigError("run.name", self.config.run.name, f"{self.path} already holds this run",
                               "give run.resume=auto to go on with it, or another run.name")  # fmt: skip

@@ -139,11 +139,14 @@ class CheckpointConfig:
         interval: steps between checkpoints; 0 writes one at the end only.
         keep: newest checkpoints kept; 0 keeps all.
         save_final: write one at the end of the run too.
+        verify: read what a run begins with against its checksums, all of it, before it is loaded. Sizes and small files
+            are always checked.
     """
 
     interval: int = field(default=1000, metadata=at_least(0, fix="0 writes one at the end only"))
     keep: int = field(default=2, metadata=at_least(0, fix="0 keeps all"))
     save_final: bool = True
+    verify: bool = True
 
     def validate(self) -> None:
         """Refuse negative numbers."""

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from mmdata.tokenizer import Tokenizer, load_tokenizer
+from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.rope_base import rope_base_of
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
+from mmtrain.checkpoint.verify import damage_of_tensors, has_checksums
 from mmtrain.config import ModelConfig
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
@@ -66,13 +68,16 @@ def load_for_decoding(
     return load_weights(opened, chosen), opened.tokenizer
 
 
-def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float | None = None) -> OpenedCheckpoint:
-    """Find the newest checkpoint at or below `path`, and read all of it but its weights.
+def open_checkpoint(
+    path: Path, tokenizer: str | None = None, rope_base: float | None = None, verify: bool = True
+) -> OpenedCheckpoint:
+    """Find the newest whole checkpoint at or below `path`, and take all from it but its weights.
 
     Args:
         path: a run folder, its folder of checkpoints, or one of these; or a Hugging Face folder.
         tokenizer: tokenizer.json, a folder with one, or "bytes"; None takes the run's.
         rope_base: RoPE base to decode with; None takes the one that the checkpoint was saved with.
+        verify: read all its bytes against its checksums; else those of small files alone.
 
     Raises:
         ConfigError: there is no complete checkpoint, or it is damaged; its tokenizer is not found, or not the one that
@@ -83,7 +88,9 @@ def open_checkpoint(path: Path, tokenizer: str | None = None, rope_base: float |
         return _open_folder(path, tokenizer, rope_base)
     if path.resolve().name == "checkpoints":
         path = path.resolve().parent
-    checkpoint = find_checkpoint("checkpoint", path, lambda line: print(f"note: {line}", file=sys.stderr, flush=True))
+    checkpoint = find_checkpoint("checkpoint", path, _note, _damage if verify else damage_of)
+    if not has_checksums(checkpoint):
+        _note(f"{checkpoint} is of before checksums: damage within its tensors is not seen")
     meta = read_meta(checkpoint)
     if rope_base is None:
         rope_base = rope_base_of(checkpoint, meta)
@@ -126,6 +133,14 @@ def load_weights(opened: OpenedCheckpoint, device: torch.device) -> HybridLM:
         model.load_state_dict(state["model"])
     _check_finite(model, opened.path)
     return model.eval()
+
+
+def _note(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    return damage_of(checkpoint) or damage_of_tensors(checkpoint)
 
 
 def _check_finite(model: HybridLM, path: Path) -> None:

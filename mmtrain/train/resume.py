@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmdata.tokenizer_identity import BYTES, identity_of_path
+from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY, check_same_corpora, check_same_tokenizer
+from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.dcp import check_same_model
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start
+from mmtrain.checkpoint.verify import damage_of_tensors, has_checksums, size_of
 from mmtrain.config import DataConfig, ParallelConfig, PhaseConfig, PretrainConfig, StageConfig
 from mmtrain.config.parallel import AUTO
 from mmtrain.config.schema import build
@@ -28,23 +33,60 @@ _SCALES = ("stage.scale", "stage.token_scale", "stage.batch_scale")
 _NAMED = 3  # differences that a note lists
 
 
-def decide_start(config: PretrainConfig, folder: RunFolder) -> Start:
+def verified_start(config: PretrainConfig, folder: RunFolder) -> Start:
+    """Choose the checkpoint that a launch begins with, and read all its bytes against its checksums. Collective.
+
+    One whose tensors are damaged is passed over as one that lacks a file is, and the next is chosen and read. With
+    `checkpoint.verify=false` tensors are not read before they are loaded.
+
+    Raises:
+        ConfigError: as :func:`decide_start` raises it; on all ranks.
+    """
+    known: dict[Path, str] = {}
+    while True:
+        start = on_main(lambda: decide_start(config, folder, lambda path: known.get(path) or damage_of(path)))
+        chosen = start.resume or start.weights
+        if chosen is None or is_hf_folder(chosen):  # a folder's index, sizes and shapes were checked
+            return start
+        if not on_main(partial(has_checksums, chosen)):
+            return _noted(start, f"warning: {chosen} is of before checksums: damage within its tensors is not seen")
+        if not config.checkpoint.verify:
+            return start
+        began = time.perf_counter()
+        damage = damage_of_tensors(chosen)
+        if damage is None:
+            took = time.perf_counter() - began
+            size = on_main(partial(size_of, chosen))
+            return _noted(start, f"verified {chosen}: {size / 1e9:.3g} GB in {took:.1f} s")
+        known[chosen] = damage
+
+
+def _noted(start: Start, line: str) -> Start:
+    return dataclasses.replace(start, notes=(*start.notes, line))
+
+
+def decide_start(config: PretrainConfig, folder: RunFolder, check: Callable[[Path], str | None] = damage_of) -> Start:
     """Choose the checkpoint that a launch begins with, and compare its configuration with this launch's.
 
     Nothing is written, so every rank may call it, and the main process again once the folder is locked.
+
+    Args:
+        config: every option of the launch.
+        folder: of the run.
+        check: returns what is damaged of a checkpoint, None for a whole one.
 
     Raises:
         ConfigError: there is no such checkpoint, it is damaged, or something that was trained already would change.
     """
     notes: list[str] = []
-    checkpoint = folder.resume_from(notes.append)
+    checkpoint = folder.resume_from(notes.append, check)
     if checkpoint is None:
         weights = config.run.init_from
         if weights is None:
             return Start(notes=tuple(notes))
         if is_hf_folder(weights):
             return _start_from_folder(config, Path(weights))
-        found = find_checkpoint("run.init_from", weights, notes.append)
+        found = find_checkpoint("run.init_from", weights, notes.append, check)
         check_same_model("run.init_from", found, config.model)
         return Start(weights=found, notes=tuple(notes))
     check_same_model("run.resume", checkpoint, config.model)

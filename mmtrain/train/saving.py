@@ -59,7 +59,7 @@ class Saver:
                 progress,
                 asdict(self._config),
                 rope_base,
-                extra={ENTRY: self._inputs.fingerprints()},
+                extra={ENTRY: self._inputs.fingerprints(), "layout": asdict(session.laid.layout)},
                 attach=self._attach,
             )
         except SaveFailed as error:

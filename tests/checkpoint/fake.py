@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from mmtrain.checkpoint.manifest import write_manifest
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import compose
 
@@ -43,14 +44,19 @@ def metadata() -> Metadata:
 
 
 def checkpoint(path: Path, made_with: PretrainConfig | dict[str, Any], step: int = 3, **progress: int) -> Path:
-    """A whole checkpoint at `path`, of a run with these options, ten tokens a step unless told otherwise."""
+    """A whole checkpoint at `path`, of a run with these options, ten tokens a step unless told otherwise.
+
+    It is as versions before checksums wrote it; with `format=2` it has a manifest.
+    """
     path.mkdir(parents=True)
     recorded = made_with if isinstance(made_with, dict) else asdict(made_with)
     (path / "meta.json").write_text(
         json.dumps({"step": step, "tokens": 10 * step, "rope_base": 1e4, "config": recorded} | progress)
     )
     (path / ".metadata").write_bytes(pickle.dumps(metadata()))
-    (path / SHARD).write_bytes(bytes(SIZE))
+    (path / SHARD).write_bytes(step.to_bytes(SIZE, "big"))
+    if "format" in progress:
+        write_manifest(path, step, {})
     return path
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint import dcp, durable
+from mmtrain.checkpoint import dcp, durable, manifest
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers
 from mmtrain.checkpoint.progress import read_meta
@@ -95,9 +96,18 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
 
     monkeypatch.setattr("os.fsync", synced)
     monkeypatch.setattr("os.replace", named)
-    dcp._finish(scratch, final, {"step": 3})
-    assert done == [("sync", "meta.json.tmp"), ("name", "meta.json"), ("sync", scratch.name), ("name", final.name),
-                    ("sync", tmp_path.name)]  # fmt: skip
+
+    def attach(folder: Path) -> None:
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer/tokenizer.json").write_text("{}")
+
+    dcp._finish(scratch, final, {"step": 3}, {}, attach)
+    assert done == [
+        ("sync", "meta.json.tmp"), ("name", "meta.json"), ("sync", scratch.name),
+        ("sync", "meta.json"), ("sync", scratch.name), ("sync", "tokenizer.json"), ("sync", "tokenizer"),
+        ("sync", "manifest.json.tmp"), ("name", "manifest.json"), ("sync", scratch.name),
+        ("name", final.name), ("sync", tmp_path.name),
+    ]  # fmt: skip
 
 
 def test_a_record_that_does_not_fit_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +131,59 @@ def test_a_folder_that_takes_no_files_is_told_in_a_line(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"run\.dir=.*: cannot be written: File exists \(.*checkpoints\)"):
         RunFolder(config(tmp_path)).claim(Start())
+
+
+def test_what_a_manifest_does_not_list_is_refused_and_a_user_s_notes_are_not(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
+    (path / "notes.txt").write_text("the good one")
+    assert damage_of(path) is None
+    for name in ("__7_0.distcp", "tokenizer/tokenizer.json"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(b"x")
+        assert damage_of(path) == f"{path / name} is not listed in manifest.json"
+        (path / name).unlink()
+
+
+def test_a_manifest_is_needed_from_its_format_on(tmp_path: Path) -> None:
+    old = checkpoint(tmp_path / "step-00000003", {"model": {}})
+    assert damage_of(old) is None
+    new = checkpoint(tmp_path / "step-00000004", {"model": {}}, 4, format=2)
+    (new / "manifest.json").unlink()
+    assert damage_of(new) == f"{new}/manifest.json is missing, so nothing can be verified"
+    later = checkpoint(tmp_path / "step-00000005", {"model": {}}, 5, format=3)
+    assert "is of a later mmtrain: format 3, this one reads 2" in str(damage_of(later))
+
+
+HOSTILE_MANIFESTS = {
+    "garbage": ("{", "is empty, cut short or garbage"),
+    "no object": ("[]", "was changed"),
+    "deep": ("[" * 100_000, "is empty, cut short or garbage"),
+    "a path out": ({"../../etc/passwd": {"bytes": 1, "xxh3_128": "0" * 32}}, "names a file outside the checkpoint"),
+    "a path from the root": ({"/etc/passwd": {"bytes": 1, "xxh3_128": "0" * 32}}, "names a file outside"),
+    "no checksum": ({SHARD: {"bytes": SIZE}}, f"has no size and xxh3_128 checksum for {SHARD}"),
+    "no files": ([], "is not a checkpoint's manifest"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_MANIFESTS)
+def test_a_hostile_manifest_is_refused(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
+    given, told = HOSTILE_MANIFESTS[name]
+    if not isinstance(given, str):
+        made = {"step": 3, "files": given}
+        given = json.dumps({**made, "manifest": manifest._own_sum(made)})
+    (path / "manifest.json").write_text(f"{given}\n")
+    assert str(damage_of(path)).startswith(f"{path}/manifest.json {told}")
+
+
+def test_a_manifest_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
+    monkeypatch.setattr(manifest, "_LARGEST", 100)
+    assert "manifest.json is larger than a manifest can be" in str(damage_of(path))
+
+
+@pytest.mark.parametrize(("bytes_", "told"), [(SIZE + 1, "is too long"), (SIZE - 1, "is cut short")])
+def test_sizes_are_compared_without_reading_tensors(tmp_path: Path, bytes_: int, told: str) -> None:
+    path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
+    (path / SHARD).write_bytes(bytes(bytes_))
+    assert damage_of(path) == f"{path / SHARD} {told}: {bytes_} of {SIZE} bytes"

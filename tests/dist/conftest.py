@@ -9,6 +9,7 @@ import pytest
 
 from tests.dist.pool import Pool
 from tests.dist.runs import make_corpus
+from tests.dist.saved_run import SavedRun, save_run
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,9 @@ def pool() -> Iterator[Pool]:
     """Workers for up to eight ranks; none starts before a test runs something on it."""
     with Pool(8) as workers:
         yield workers
+
+
+@pytest.fixture(scope="session")
+def saved(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> SavedRun:
+    """A run of three steps on two ranks; tests that change it copy it first."""
+    return save_run(corpus, tmp_path_factory.mktemp("saved"))

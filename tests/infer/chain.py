@@ -11,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mmdata.tokenizer_identity import BYTES_FILE
+from mmtrain.checkpoint.manifest import write_manifest
 from mmtrain.config import ModelConfig
 from mmtrain.model.init import build_model
 from mmtrain.model.model import HybridLM
@@ -44,10 +45,11 @@ def save_run(run: Path, model: HybridLM, *, tokenizer: bool = True, data: dict |
         warnings.simplefilter("ignore")
         dcp.save({"model": model.state_dict()}, checkpoint_id=checkpoint, no_dist=True)
     config = {"model": asdict(model.config), "data": data or {"path": "gone"}}
-    meta = {"step": 4, "tokens": 256, "rope_base": 1e4, "config": config, **record}
+    meta = {"step": 4, "tokens": 256, "rope_base": 1e4, "config": config, "format": 2, **record}
     (checkpoint / "meta.json").write_text(json.dumps(meta))
     if tokenizer:
         byte_tokenizer(checkpoint / "tokenizer")
+    write_manifest(checkpoint, 4, {})
     return checkpoint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,13 @@ from mmtrain.checkpoint.dcp import SaveFailed
 from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.parallel.layout import Layout
 from mmtrain.train import saving
 from mmtrain.train.saving import Saver
 from tests.checkpoint.fake import checkpoint, config
 
-SESSION = SimpleNamespace(model=SimpleNamespace(module=None), optimizer=None)
+LAYOUT = Layout(pp=1, dp=2, cp=1, tp=1, edp=1, ep=2, etp=1)
+SESSION = SimpleNamespace(model=SimpleNamespace(module=None), optimizer=None, laid=SimpleNamespace(layout=LAYOUT))
 
 
 class Reader:
@@ -41,7 +44,7 @@ def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
     ) -> Path:
         if progress.step == 13:
             raise SaveFailed("no room")
-        assert more["extra"] == {"corpora": {"sources": []}}
+        assert more["extra"] == {"corpora": {"sources": []}, "layout": asdict(LAYOUT)}
         return checkpoint(folder / f"step-{progress.step:08d}", {"model": {}}, progress.step)
 
     monkeypatch.setattr(saving, "save_checkpoint", save)
