@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,10 +12,10 @@ from torch import nn
 from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
-from mmtrain.parallel import mesh
-from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.parallel.layout import plan_layout
 from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 
@@ -58,7 +59,7 @@ def packed_row(row: int, vocab_size: int = 101) -> PackedBatch:
     rng = np.random.default_rng(row)
     tokens = rng.integers(0, vocab_size, SEQ + 1)
     cuts = sorted({0, SEQ, *rng.integers(1, SEQ, 5).tolist(), 7, 8})
-    position = np.concatenate([np.arange(b - a) for a, b in zip(cuts, cuts[1:], strict=False)])
+    position = np.concatenate([np.arange(b - a) for a, b in itertools.pairwise(cuts)])
     mask = np.ones(SEQ, dtype=bool)
     mask[np.array(cuts[1:]) - 1] = False
     mask[: row % 8 * 5] = False

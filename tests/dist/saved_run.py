@@ -11,8 +11,6 @@ from mmtrain.config.cli import compose
 from tests.checkpoint.fake import CONFIGS
 from tests.dist.runs import SMALL, pretrain
 
-LAYERS = ["model.num_layers=2", "model.layer_pattern=LS"]
-
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -25,7 +23,8 @@ class SavedRun:
         return self.folder / f"runs/r/checkpoints/step-{step:08d}"
 
     def config(self, *overrides: str) -> PretrainConfig:
-        return compose([*self.options, f"run.dir={self.folder}/runs", "run.resume=auto", *overrides], CONFIGS)
+        given = [*self.options, f"run.dir={self.folder}/runs", "run.resume=auto", "parallel.cp=1", *overrides]
+        return compose(given, CONFIGS)
 
     def copy(self, folder: Path) -> SavedRun:
         shutil.copytree(self.folder / "runs", folder / "runs")
@@ -34,7 +33,7 @@ class SavedRun:
 
 def save_run(corpus: Path, folder: Path) -> SavedRun:
     """Train three steps on two ranks."""
-    options = [*SMALL, *LAYERS, f"data.path={corpus}", "run.name=r", "checkpoint.interval=1", "checkpoint.keep=0"]
+    options = [*SMALL, f"data.path={corpus}", "run.name=r", "checkpoint.interval=1", "checkpoint.keep=0"]
     made = SavedRun(folder, options)
     pretrain(*options, f"run.dir={folder}/runs", "run.max_steps=3", processes=2)
     return made

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from mmtrain.errors import RankLost
-from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.health.watchdog import Watchdog
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 
 MINUTES = 0.25  # the timeout; a rank is missing after half of it
 STEP_SECONDS, WARM = 0.03, 120  # after so many steps a beat has told one

@@ -101,7 +101,10 @@ def test_what_two_checkpoints_differ_in(saved: SavedRun, capsys: Capture, tmp_pa
 
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_of_other_shapes_are_listed(capsys: Capture, tmp_path: Path) -> None:
-    for step, state in ((1, {"w": torch.ones(2, 3), "a": torch.ones(1)}), (2, {"w": torch.ones(3), "b": torch.zeros(1)})):
+    for step, state in (
+        (1, {"w": torch.ones(2, 3), "a": torch.ones(1)}),
+        (2, {"w": torch.ones(3), "b": torch.zeros(1)}),
+    ):
         path = tmp_path / f"step-{step:08d}"
         dcp.save({"model": state}, checkpoint_id=path, no_dist=True)
         (path / "meta.json").write_text(json.dumps({"step": step, "tokens": 1, "config": {"model": {}}}))
@@ -157,7 +160,11 @@ def test_what_is_not_finite_is_json_too(capsys: Capture, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
-    [(["{}/nowhere"], "no such folder"), (["{}"], "holds no complete checkpoint"), (["--verify", "{}"], "no checkpoint")],
+    [
+        (["{}/nowhere"], "no such folder"),
+        (["{}"], "holds no complete checkpoint"),
+        (["--verify", "{}"], "no checkpoint"),
+    ],
 )
 def test_wrong_input_is_told_in_a_line(tmp_path: Path, capsys: Capture, arguments: list[str], line: str) -> None:
     assert main([one.format(tmp_path) for one in arguments]) == 2

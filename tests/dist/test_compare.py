@@ -132,4 +132,6 @@ def test_a_command_line_that_cannot_be_read_is_told_in_one_line(capsys: pytest.C
 def test_what_is_no_number_is_never_equal() -> None:
     nan, inf = float("nan"), float("inf")
     assert relative_difference(2.0, 2.0) == 0 and relative_difference(2.0, 1.0) == 0.5
-    assert all(relative_difference(a, b) == inf for a, b in ((nan, 1.0), (1.0, nan), (nan, nan), (0.0, 1e-9), (1.0, inf)))
+    assert all(
+        relative_difference(a, b) == inf for a, b in ((nan, 1.0), (1.0, nan), (nan, nan), (0.0, 1e-9), (1.0, inf))
+    )

@@ -198,11 +198,7 @@ def test_other_dtypes_layers_and_padding(pool: Pool) -> None:
 
 def test_owners_change_nothing_but_rounding(pool: Pool) -> None:
     for lengths in (ROWS[0], ROWS[5]):
-        cases = [
-            Case(lengths, table, way, dtype=torch.float32)
-            for table in tables(lengths, 8, 4, 3)
-            for way in WAYS
-        ]
+        cases = [Case(lengths, table, way, dtype=torch.float32) for table in tables(lengths, 8, 4, 3) for way in WAYS]
         first, *others = run(pool, cases, 4)
         for other in others:
             for name in NAMES:

@@ -45,5 +45,7 @@ def test_first_run_own_text_and_long_context(tmp_path: Path) -> None:
     (tmp_path / "runs/by_hand").rename(tmp_path / "runs/quickstart")
     long = line_of("launch/pretrain.py ", "stage=long_ctx", "model=tiny")
     run(f"{long} {SHORT}", tmp_path)
-    lengths = [json.loads(line)["seq_len"] for line in (tmp_path / "runs/long/metrics.jsonl").read_text().splitlines()[:2]]
+    lengths = [
+        json.loads(line)["seq_len"] for line in (tmp_path / "runs/long/metrics.jsonl").read_text().splitlines()[:2]
+    ]
     assert min(lengths) > 512  # longer than the rows that it was trained on

@@ -47,9 +47,7 @@ class Made:
     def __init__(self) -> None:
         self.groups: list[dist.ProcessGroup] = []
 
-    def __call__(
-        self, group: dist.ProcessGroup, device: torch.device, host_tensors: bool = True
-    ) -> dist.ProcessGroup:
+    def __call__(self, group: dist.ProcessGroup, device: torch.device, host_tensors: bool = True) -> dist.ProcessGroup:
         if group.size() == 1:
             return group
         self.groups.append(dist.new_group(dist.get_process_group_ranks(group)))

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
 from mmtrain.model.moe.router import Router
-from mmtrain.parallel import mesh
-from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.parallel.layout import plan_layout
-from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
-from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.step import train_step
 from tests.dist.layouts import MODEL, SEQ, Job, Outcome, alone, packed_row, train, whole
 from tests.dist.pool import Pool
@@ -159,7 +159,10 @@ def part_of_a_run(parallel: ParallelConfig, folder: Path, first: int, last: int)
             batches = [packed_row(row) for row in rows]
             results.append(train_step(model, optimizer, batches, 1e-3, HEAVY.rope_base, clip_grad=1.0))
         save_checkpoint(folder, model.module, optimizer, Progress(last, last), {}, HEAVY.rope_base)
-        return {**whole(model.module), **{name: buffer.clone() for name, buffer in model.module.named_buffers()}}, results
+        return {
+            **whole(model.module),
+            **{name: buffer.clone() for name, buffer in model.module.named_buffers()},
+        }, results
     finally:
         mesh.stop()
 

@@ -1,4 +1,4 @@
-"""Parameters, gradients and moments in host memory (`optim=cpu_offload`) where ranks share rows, beside float64 AdamW."""
+"""Parameters, gradients and moments in host memory (`optim=cpu_offload`) of ranks that share rows, beside float64."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Trained:
 
 
 def train(parallel: ParallelConfig) -> Trained:
-    """Steps of several micro-batches; the oracle is given the gradients that the optimizer is given, summed over ranks."""
+    """Steps of several micro-batches; the oracle is given the gradients that the optimizer is given, of all ranks."""
     layout = plan_layout(mesh.world_size(), parallel, SHALLOW, [SEQ])
     context = mesh.start(ClusterConfig(device="cpu"), layout)
     try:
@@ -49,8 +49,8 @@ def train(parallel: ParallelConfig) -> Trained:
         model.initialise(7)
         optimizer = build_optimizer(model.module, OptimConfig(name="cpu_offload"))
         double = {name: torch.nn.Parameter(p.double()) for name, p in whole(model.module).items()}
-        oracle = torch.optim.AdamW([{"params": [p], "weight_decay": 0.1 if p.ndim > 1 else 0.0} for p in double.values()],
-                                   lr=LR, betas=(0.9, 0.95), eps=OptimConfig().eps)  # fmt: skip
+        groups = [{"params": [p], "weight_decay": 0.1 if p.ndim > 1 else 0.0} for p in double.values()]
+        oracle = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=OptimConfig().eps)
 
         def step_oracle(*_: object) -> None:
             for name, gradient in whole(model.module, gradient=True).items():
@@ -73,7 +73,9 @@ def train(parallel: ParallelConfig) -> Trained:
         mesh.stop()
 
 
-@pytest.mark.parametrize("name", [name if name == "CP2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
+@pytest.mark.parametrize(
+    "name", [name if name == "CP2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_ranks_that_share_rows_take_adamw_s_steps(pool: Pool, name: str) -> None:
     pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
     load_host_adam()  # compiles the kernel, if it has to, without a limit of time

@@ -100,7 +100,11 @@ def test_odd_widths_and_uneven_shards(pool: Pool) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["shared expert", "dense", *(pytest.param(k, marks=pytest.mark.slow) for k in ("no drops", "position", "pre-norm"))],
+    [
+        "shared expert",
+        "dense",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("no drops", "position", "pre-norm")),
+    ],
 )
 def test_variants_of_the_model(pool: Pool, kind: str) -> None:
     changes = {

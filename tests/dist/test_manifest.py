@@ -60,7 +60,9 @@ def test_a_checkpoint_lists_every_file_with_what_it_holds(saved: SavedRun) -> No
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damaged_file_is_named_and_the_checkpoint_before_taken(saved: SavedRun, tmp_path: Path, damage: str) -> None:
+def test_every_damaged_file_is_named_and_the_checkpoint_before_taken(
+    saved: SavedRun, tmp_path: Path, damage: str
+) -> None:
     copy = saved.copy(tmp_path)
     newest, before, config = copy.checkpoint(3), copy.checkpoint(2), copy.config()
     named = replace(config, run=replace(config.run, resume=str(newest)))

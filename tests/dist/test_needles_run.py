@@ -12,7 +12,14 @@ NEEDLES = ["stage.phases.0.seq_len=320", "stage.phases.0.batch.0.tokens=1280", "
 
 
 def test_needles_are_scored_at_the_end_of_a_phase_under_the_layout(corpus: Path, tmp_path: Path) -> None:
-    given = [*SMALL, *NEEDLES, "evals.needles.lengths=[318]", f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=a"]
+    given = [
+        *SMALL,
+        *NEEDLES,
+        "evals.needles.lengths=[318]",
+        f"data.path={corpus}",
+        f"run.dir={tmp_path}",
+        "run.name=a",
+    ]
     done = pretrain(*given, "parallel.tp=2", "log.plot=true", processes=2)
     found = [record for record in records(tmp_path / "a") if "needles" in record]
     (record,) = found
@@ -29,7 +36,14 @@ def test_needles_are_scored_at_the_end_of_a_phase_under_the_layout(corpus: Path,
 
 
 def test_lengths_that_hold_no_needle_are_refused_before_the_run_s_folder(corpus: Path, tmp_path: Path) -> None:
-    given = [*SMALL, *NEEDLES, "evals.needles.lengths=[100]", f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=a"]
+    given = [
+        *SMALL,
+        *NEEDLES,
+        "evals.needles.lengths=[100]",
+        f"data.path={corpus}",
+        f"run.dir={tmp_path}",
+        "run.name=a",
+    ]
     done = pretrain(*given, processes=None, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and line.startswith("error: evals.needles.lengths[0]=100: needles, question and answer")

@@ -175,7 +175,6 @@ def test_auxiliary_losses_do_not_depend_on_the_layout(pool: Pool, options: dict[
             assert (gradient - one.gradients[name]).norm() < 1e-4 * one.gradients[name].norm(), name
 
 
-
 def route_pooled(parallel: ParallelConfig, real: tuple[int, ...]) -> tuple[Tensor, Tensor, float, float]:
     """Assignments that this rank's micro-batch of `real` tokens wants and keeps of each expert, and its drop rates."""
     context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, MODEL))
@@ -202,7 +201,9 @@ def test_a_pool_is_the_sum_of_the_capacities_of_real_tokens(pool: Pool) -> None:
         assert kept[:, expert].tolist() == by_hand(wanted[:, expert].tolist(), sum(capacities))
     for (assigned, count, drop, without), tokens, capacity in zip(found, real, capacities, strict=True):
         assert drop == pytest.approx(1 - count.sum().item() / (tokens * MODEL.top_k), abs=1e-6)
-        assert without == pytest.approx(1 - assigned.clamp(max=capacity).sum().item() / (tokens * MODEL.top_k), abs=1e-6)
+        assert without == pytest.approx(
+            1 - assigned.clamp(max=capacity).sum().item() / (tokens * MODEL.top_k), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rows read out of other ranks' peer buffers: many exchanges of growing size, and ranks that cannot reach each other."""
+"""Rows read out of other ranks' peer buffers: exchanges of growing size, and ranks that cannot reach each other."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mmtrain.parallel import mesh
 from mmtrain.parallel.expert.exchange import build_exchange
 from mmtrain.parallel.expert.ipc_memory import HostIpcMemory
 from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
-from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.parallelize import apply_parallel
 from tests.dist.layouts import MODEL, Job
 from tests.dist.pool import Pool
 from tests.dist.test_layouts import check
@@ -86,7 +86,9 @@ def fail_on(rank: int) -> str:
 
 def test_all_ranks_give_up_where_one_cannot(pool: Pool) -> None:
     answers = pool.run(fail_on, 2, world=4)
-    assert len(set(answers)) == 1 and answers[0].startswith("rank 2: OSError: no such device | parallel.exchange=direct")
+    assert len(set(answers)) == 1 and answers[0].startswith(
+        "rank 2: OSError: no such device | parallel.exchange=direct"
+    )
 
 
 def answers(exchange: str, host_ranks: int, options: dict[str, int]) -> str:

@@ -74,9 +74,7 @@ def test_a_boundary_is_one_line_and_one_record(whole: Whole) -> None:
     assert {"step-00000004", "step-00000008", "step-00000012", "step-00000016"} <= set(names)
 
 
-def test_what_follows_a_boundary_is_a_fresh_start_under_that_layout(
-    whole: Whole, corpus: Path, tmp_path: Path
-) -> None:
+def test_what_follows_a_boundary_is_a_fresh_start_under_that_layout(whole: Whole, corpus: Path, tmp_path: Path) -> None:
     """From the same checkpoint, in new processes: to the bit."""
     run, _, options = whole
     shutil.copytree(run, tmp_path / "run")
@@ -102,9 +100,7 @@ def test_no_layout_changes_what_is_learned(whole: Whole, corpus: Path, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", ["saved step-4", "step 3", "layout from step 9"])
-def test_a_kill_around_a_boundary_changes_nothing(
-    whole: Whole, corpus: Path, tmp_path: Path, after: str
-) -> None:
+def test_a_kill_around_a_boundary_changes_nothing(whole: Whole, corpus: Path, tmp_path: Path, after: str) -> None:
     """Killed inside of the boundary, before and behind it, and started again."""
     options = [*whole.options, f"data.path={corpus}", f"run.dir={tmp_path}", "run.resume=auto"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -129,7 +125,9 @@ def wait_for(run: Path, what: str, process: subprocess.Popen) -> None:
                 return
         elif (run / "metrics.jsonl").exists():
             key = "layout" if kind.startswith("layout") else "loss"
-            lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+            lines = [
+                json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")
+            ]
             if any(key in record and record["step"] >= int(number) for record in lines):
                 return
         time.sleep(0.01)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.init import meta_model
-from mmtrain.parallel import mesh
-from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.parallel.layout import plan_layout
-from mmtrain.parallel.pipeline.schedule import check_schedule
-from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
-from mmtrain.checkpoint.progress import Progress, read_progress
-from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.parallel.pipeline.schedule import check_schedule
+from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 from tests.dist.layouts import MODEL, SEQ, Job, packed_row, whole

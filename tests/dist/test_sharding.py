@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,10 @@ from torch.distributed.tensor import DTensor
 from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.fsdp import set_micro_batch
 from mmtrain.parallel.parallelize import apply_parallel
-from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.train.step import model_inputs, train_step
 from tests.dist.pool import Pool
 
@@ -33,7 +35,7 @@ def batch(row: int) -> PackedBatch:
     rng = np.random.default_rng(row)
     tokens = rng.integers(0, 101, SEQ + 1)
     cuts = sorted({0, SEQ, *rng.integers(1, SEQ, 5).tolist(), 7, 8})
-    position = np.concatenate([np.arange(b - a) for a, b in zip(cuts, cuts[1:], strict=False)])
+    position = np.concatenate([np.arange(b - a) for a, b in itertools.pairwise(cuts)])
     mask = np.ones(SEQ, dtype=bool)
     mask[np.array(cuts[1:]) - 1] = False
     mask[: row * 5] = False  # rows with different numbers of labels: the mean is over the global batch

@@ -71,7 +71,13 @@ GLOBAL = ParallelConfig(aux_loss_over="global_batch")  # whose fractions a skipp
 def test_ranks_agree_on_a_step_that_one_of_them_spoils(pool: Pool, parallel: ParallelConfig, gradient: bool) -> None:
     for weights, skipped, flags in pool.run(spoiled_steps, parallel, gradient, world=2):
         assert skipped == [False, True, False]
-        assert flags == [False, False, True, True, False]  # stop after each step; weights finite, then spoiled on rank 0
+        assert flags == [
+            False,
+            False,
+            True,
+            True,
+            False,
+        ]  # stop after each step; weights finite, then spoiled on rank 0
         (first, counted), (second, same), (third, moved) = weights
         assert all(torch.equal(first[name], second[name]) for name in first) and counted == same
         assert len(counted) == (5 if parallel is GLOBAL else 1) and moved != same
@@ -88,7 +94,9 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(corpus: Pa
     done = pretrain(*options, processes=None, check=False)
     assert done.returncode == 4, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert "stopped after step 7: loss or gradient of the last 2 steps was not finite" in last and "step-00000004" in last
+    assert (
+        "stopped after step 7: loss or gradient of the last 2 steps was not finite" in last and "step-00000004" in last
+    )
     assert "Traceback" not in done.stderr
     assert [path.name for path in all_checkpoints(tmp_path / "r/checkpoints")] == ["step-00000004"]
     skipped = [record for record in records(tmp_path / "r") if record.get("skipped")]
@@ -168,8 +176,10 @@ def test_a_second_signal_ends_a_run_at_once(corpus: Path, tmp_path: Path) -> Non
 def test_a_reader_that_goes_away_does_not_end_a_run(corpus: Path, tmp_path: Path) -> None:
     options = run_options(corpus, tmp_path, "data.packing=best_fit")  # padding counts in no budget
     command = " ".join([sys.executable, "launch/pretrain.py", *(f"'{o}'" for o in options)])
-    subprocess.run(["bash", "-c", f"set -o pipefail; {command} 2>&1 | head -1"], cwd=ROOT, env=environment(), check=True,
-                   capture_output=True)  # fmt: skip
+    piped = ["bash", "-c", f"set -o pipefail; {command} 2>&1 | head -1"]
+    subprocess.run(piped, cwd=ROOT, env=environment(), check=True, capture_output=True)
     done = steps(tmp_path / "r")
-    assert done[-2]["tokens"] < 4096 <= done[-1]["tokens"] < len(done) * 512 and all_checkpoints(tmp_path / "r/checkpoints")
+    assert done[-2]["tokens"] < 4096 <= done[-1]["tokens"] < len(done) * 512 and all_checkpoints(
+        tmp_path / "r/checkpoints"
+    )
     assert [row["first_row"] for row in done] == list(range(0, 8 * len(done), 8))

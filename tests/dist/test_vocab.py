@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmtrain.model.loss import IGNORE, linear_cross_entropy
 from mmtrain.model import loss as loss_module
+from mmtrain.model.loss import IGNORE, linear_cross_entropy
 from mmtrain.parallel.tensor.vocab_parallel import vocab_parallel_cross_entropy, vocab_parallel_embedding
 from tests.dist.pool import Pool
 

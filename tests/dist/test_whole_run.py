@@ -1,4 +1,4 @@
-"""Runs through the trainer, looked at from outside: validation and what it leaves behind, and moments of another run."""
+"""Runs through the trainer, seen from outside: validation and what it leaves behind, and moments of another run."""
 
 from __future__ import annotations
 
