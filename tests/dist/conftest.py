@@ -17,9 +17,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool() -> Iterator[Pool]:
-    """Workers for up to eight ranks; none starts before a test runs something on it."""
+    """Workers for up to eight ranks; none starts before a test runs something on it.
+
+    New ones for each file: gloo's threads outlive their groups, and each wakes a hundred times a second.
+    """
     with Pool(8) as workers:
         yield workers
 
