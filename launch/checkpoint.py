@@ -21,23 +21,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mmtrain.errors import ConfigError, is_user_error
-from mmtrain.output import silence
+from mmtrain.command_line import Parser, byte_bar, exit_code
+from mmtrain.errors import ConfigError
 
-DAMAGED, INTERRUPTED, CLOSED = 1, 130, 141  # the latter as a shell reports SIGINT and SIGPIPE
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
+DAMAGED = 1
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,7 +70,7 @@ def sum_up(options: argparse.Namespace) -> int:
 
     path = chosen(options.paths[0])
     total = 0 if options.quick or damage_of(path) else bytes_to_read(StoredTensors(path)) + shard_bytes(path)
-    with progress("reading", total) as told:
+    with byte_bar("reading", total) as told:
         found = contents(path, options.quick, told)
     write(found, contents_lines(found), options.json)
     return DAMAGED if found["integrity"] == "damaged" else 0
@@ -99,7 +89,7 @@ def compare(options: argparse.Namespace) -> int:
             print(f"error: {damage}", file=sys.stderr)
             return DAMAGED
     total = 0 if options.quick else sum(bytes_to_read(StoredTensors(path)) for path in paths)
-    with progress("comparing", total) as told:
+    with byte_bar("comparing", total) as told:
         found = difference(*paths, options.quick, told)
     write(found, difference_lines(found), options.json)
     return 0
@@ -116,7 +106,7 @@ def verify(options: argparse.Namespace) -> int:
             "path", options.paths[0], "holds no checkpoint", "give a checkpoint, a run, or a folder of runs"
         )
     results = []
-    with progress("verifying", 0 if options.quick else sum(map(shard_bytes, paths))) as told:
+    with byte_bar("verifying", 0 if options.quick else sum(map(shard_bytes, paths))) as told:
         for path in paths:
             state, line = integrity(path, options.quick, told)
             results.append({"path": str(path), "integrity": state, "line": line})
@@ -160,34 +150,10 @@ def plain(found: Any) -> Any:
     return str(found) if isinstance(found, float) and not math.isfinite(found) else found
 
 
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr, in a terminal, while the block runs and tells the bytes that it has read."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (what, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    hidden = not sys.stderr.isatty() or total == 0
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Look into checkpoints; returns the exit code."""
     options = parse(argv)
-    try:
-        return run(options)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        silence(sys.stdout)  # Python flushes once more when it ends
-        return CLOSED
-    except Exception as error:
-        if not is_user_error(error) and not (isinstance(error, OSError) and error.filename):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

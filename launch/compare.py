@@ -17,17 +17,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+
+from mmtrain.command_line import Parser, exit_code
 
 PRETRAIN = Path(__file__).resolve().with_name("pretrain.py")  # what every layout starts
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a mistake of the command line in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print it and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -45,16 +38,11 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
 def main(argv: list[str] | None = None) -> int:
     """Compare; the exit code is 0, 1 past the tolerance, or 2 where a layout could not run."""
     options, overrides = parse(argv)
-    from mmtrain.errors import is_user_error
     from mmtrain.runs.compare import compare
 
-    try:
-        return compare(PRETRAIN, options.layout, overrides, options.steps, options.tolerance, options.keep)
-    except Exception as error:
-        if not is_user_error(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(
+        lambda: compare(PRETRAIN, options.layout, overrides, options.steps, options.tolerance, options.keep)
+    )
 
 
 if __name__ == "__main__":

@@ -23,20 +23,12 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mmtrain.errors import ConfigError, is_user_error
+from mmtrain.command_line import Parser, byte_bar, exit_code
+from mmtrain.errors import ConfigError
 
-INTERRUPTED = 130
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9}
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -96,8 +88,8 @@ def run(options: argparse.Namespace) -> str:
     dtype = DTYPES[options.dtype]
     total = exported_bytes(model, target, dtype)
     _check_room(options.output, total)
-    with _Bar(total, options.quiet) as bar:
-        written = export(model, source, target, options.output, dtype, text, longest, most, bar.advance)
+    with byte_bar("writing", total, options.quiet) as told:
+        written = export(model, source, target, options.output, dtype, text, longest, most, told)
     files = f"{written.files} file{'s'[: written.files - 1]}"
     size = f"{written.tensors:,} tensors, {written.bytes / 1e9:.2f} GB of {options.dtype} in {files}"
     return f"{origin} -> {options.output}: {size}; next: {_next(options)}"
@@ -162,29 +154,6 @@ def _check_room(out: Path, needed: int) -> None:
                           "make room, or give another folder")  # fmt: skip
 
 
-class _Bar:
-    """Bar of the bytes that are written, on stderr; none where that is no terminal."""
-
-    def __init__(self, total: int, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-        console = Console(stderr=True)
-        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True)
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self, count: int) -> None:
-        self._progress.advance(self._task, count)
-
-
 def _next(options: argparse.Namespace) -> str:
     if options.to == "minimax":
         return f"vllm serve {options.output}, or run.init_from={options.output}"
@@ -196,17 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     """Convert; returns the exit code."""
     options = parse(argv)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # nothing half-written stays
-    try:
-        print(run(options))
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if not is_user_error(error) and not (isinstance(error, OSError) and error.filename):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(run(options)), lambda: print("interrupted: nothing was written", file=sys.stderr))
 
 
 if __name__ == "__main__":

@@ -18,20 +18,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from mmtrain.errors import ConfigError, is_user_error
-from mmtrain.output import silence
-
-INTERRUPTED, CLOSED = 130, 141  # as a shell reports SIGINT and SIGPIPE
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
+from mmtrain.command_line import Parser, exit_code
+from mmtrain.errors import ConfigError
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,21 +90,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding does not have
-    try:
-        run(options)
-    except KeyboardInterrupt:
-        if sys.stdout.isatty():
-            print(flush=True)  # the shell's prompt gets a line of its own
-        return INTERRUPTED
-    except BrokenPipeError:
-        silence(sys.stdout)  # Python flushes once more when it ends
-        return CLOSED
-    except Exception as error:
-        if not is_user_error(error) and not (isinstance(error, OSError) and error.filename):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    # After Ctrl-C the shell's prompt gets a line of its own.
+    return exit_code(lambda: run(options), lambda: print(flush=True) if sys.stdout.isatty() else None)
 
 
 if __name__ == "__main__":

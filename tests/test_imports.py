@@ -34,7 +34,7 @@ LAYERS = Layers(
     "mmtrain",
     order=[
         ["errors", "output"],
-        ["config"],
+        ["command_line", "config"],
         ["model"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
