@@ -6,6 +6,7 @@ section 3, eqs. 15 and 16).
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
@@ -185,6 +186,8 @@ def stop() -> None:
     """Leave the process group, and all that knows it: another layout may follow in the same processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    if (megatron := sys.modules.get("megatron.core.parallel_state")) is not None:
+        megatron.destroy_model_parallel()  # it would hold the groups, and gloo's threads are theirs
     # DTensor's caches take a mesh of destroyed groups for an equal new one, and would use its groups.
     for owner, name in ((_debug, "_clear_sharding_prop_cache"), (_redistribute, "clear_redistribute_planner_cache")):
         getattr(owner, name, lambda: None)()
@@ -204,7 +207,6 @@ def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tup
         warnings.simplefilter("ignore")
         from megatron.core import parallel_state
 
-    parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
         pipeline_model_parallel_size=layout.pp,

@@ -10,6 +10,7 @@ and served by rank 0 later, may by then be another pool's on this machine: ranks
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -246,8 +247,9 @@ def _work(pipe: Connection, stacks: Path) -> None:
 
 
 def _leave_group() -> None:
-    """Leave nothing to the next task: no group, and no mesh of this one's groups in DTensor's caches."""
+    """Leave nothing to the next task: no group, no mesh of one in DTensor's caches, no model that knows one."""
     mesh.stop()
+    gc.collect()  # modules under FSDP refer to each other; each gloo thread that lives wakes a hundred times a second
 
 
 def free_port() -> int:

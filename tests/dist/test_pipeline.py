@@ -110,7 +110,7 @@ def test_another_layout_goes_on_from_a_checkpoint(pool: Pool, tmp_path: Path, op
 @slow
 def test_a_run_with_a_pipeline_is_the_run_without(corpus: Path, tmp_path: Path) -> None:
     """Through the trainer: losses, validation, a resume, and text generated from the checkpoint."""
-    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}"]
+    common = [*SMALL, "model.num_layers=4", "model.layer_pattern=LLLS", f"data.path={corpus}", f"run.dir={tmp_path}"]
     pretrain(*common, "run.name=one", processes=1)
     piped = [*common, "run.name=piped", "parallel.pp=2", "parallel.pp_schedule=interleaved", "parallel.pp_chunks=2"]
     pretrain(*piped, "run.max_steps=3", processes=2)
