@@ -133,7 +133,9 @@ def chosen(path: Path) -> Path:
 
 def shard_bytes(path: Path) -> int:
     """Return the bytes of a checkpoint's files of tensors."""
-    return sum(file.stat().st_size for file in path.glob("*.distcp"))
+    from mmtrain.checkpoint.manifest import is_shard
+
+    return sum(file.stat().st_size for file in path.iterdir() if is_shard(file.name))
 
 
 def write(found: dict[str, Any], lines: list[str], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.checkpoint.damage import damage_of
-from mmtrain.checkpoint.manifest import SHARD_SUFFIX
+from mmtrain.checkpoint.manifest import is_shard
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, flat_options
 from mmtrain.checkpoint.tensors import StoredTensors, place_in_model, square_sum
@@ -164,5 +164,5 @@ def _layout(meta: dict[str, Any]) -> str:
 
 def _sizes(checkpoint: Path) -> dict[str, int]:
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
-    shards = [path for path in files if path.suffix == SHARD_SUFFIX]
+    shards = [path for path in files if is_shard(path.name)]
     return {"count": len(files), "shards": len(shards), "bytes": sum(path.stat().st_size for path in files)}

@@ -9,6 +9,7 @@ from typing import Any
 from mmtrain.checkpoint.manifest import MANIFEST, BadManifest, Manifest, our_files, read_manifest
 from mmtrain.checkpoint.metadata import FILE_NAME, BadMetadata, read_metadata
 from mmtrain.checkpoint.progress import FORMAT, RECORD, read_meta
+from mmtrain.checkpoint.tensor_index import INDEX, BadIndex, read_index, sizes_of
 from mmtrain.checkpoint.verify import changed_file, has_checksums, shards_of
 
 
@@ -78,18 +79,16 @@ def _is_record(meta: Any) -> bool:
 
 
 def _damage_of_shards(checkpoint: Path) -> str | None:
-    path = checkpoint / FILE_NAME
+    old = read_meta(checkpoint).get("format", 1) < 3
+    path = checkpoint / (FILE_NAME if old else INDEX)
     try:
-        stored = read_metadata(checkpoint).storage_data.values()
+        sizes = _old_sizes(checkpoint) if old else sizes_of(read_index(checkpoint).storage_data.values())
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
-    except BadMetadata as error:
+    except (BadMetadata, BadIndex) as error:
         return f"{path} {error}"
-    sizes: dict[str, int] = {}
-    for entry in stored:
-        sizes[entry.relative_path] = max(sizes.get(entry.relative_path, 0), entry.offset + entry.length)
     for name, size in sorted(sizes.items()):
         shard = checkpoint / name
         if not shard.is_file():
@@ -97,3 +96,10 @@ def _damage_of_shards(checkpoint: Path) -> str | None:
         if (found := shard.stat().st_size) < size:
             return f"{shard} is cut short: {found:,} of {size:,} bytes"
     return None
+
+
+def _old_sizes(checkpoint: Path) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for entry in read_metadata(checkpoint).storage_data.values():
+        sizes[entry.relative_path] = max(sizes.get(entry.relative_path, 0), entry.offset + entry.length)
+    return sizes

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmtrain.checkpoint.damage import damage_of, damage_of_record
-from mmtrain.checkpoint.progress import RECORD
+from mmtrain.checkpoint.progress import RECORD, read_meta
+from mmtrain.config import CheckpointConfig
 from mmtrain.errors import ConfigError
 
 WRITING, REPLACED = ".writing", ".replaced"  # ends of names: of a checkpoint at work, and of the one it replaces
 _NAME = re.compile(r"step-\d{8,}")
+PHASE_END, VALID_LOSS = "phase_end", "valid_loss"  # entries of a record by which checkpoints are kept
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -84,22 +86,38 @@ def find_checkpoint(
     return found
 
 
-def remove_old(folder: Path, keep: int, written: Path | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints (0 keeps all); on the main process only.
+def remove_old(folder: Path, options: CheckpointConfig, written: Path | None = None) -> None:
+    """Delete the checkpoints that no option keeps; on the main process only.
 
     Args:
         folder: the run's folder of checkpoints.
-        keep: how many stay. One whose record is damaged counts for none, and goes once it is older than those.
+        options: which ones stay. One whose record is damaged counts for none, and goes once it is older than the newest
+            `options.keep`.
         written: a checkpoint written just now, which stays whatever its number.
     """
-    if not keep:
+    if not options.keep:
         return
-    kept = 0
+    kept, older = 0, []
     for path in reversed(all_checkpoints(folder)):
-        if path == written or kept < keep:
+        if path == written or kept < options.keep:
             kept += damage_of_record(path) is None
         else:
+            older.append(path)
+    stay = {path for path in older if options.keep_every and step_of(path) % options.keep_every == 0}
+    if options.keep_phase_ends:
+        stay |= {path for path in older if _recorded(path, PHASE_END) is True}
+    if options.keep_best:
+        losses = ((path, _recorded(path, VALID_LOSS)) for path in all_checkpoints(folder))
+        best = sorted((loss, -step_of(path), path) for path, loss in losses if type(loss) in (int, float))
+        stay |= {path for _, _, path in best[: options.keep_best]}
+    for path in older:
+        if path not in stay:
             shutil.rmtree(path)
+
+
+def _recorded(path: Path, name: str) -> object:
+    """Return an entry of a checkpoint's record; None where it has none, or the record is damaged."""
+    return None if damage_of_record(path) else read_meta(path).get(name)
 
 
 def remove_leftovers(folder: Path) -> None:

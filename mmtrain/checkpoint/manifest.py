@@ -18,10 +18,11 @@ import xxhash
 
 from mmtrain.checkpoint.durable import sync_folder, write_text
 from mmtrain.checkpoint.progress import RECORD
+from mmtrain.checkpoint.tensor_index import INDEX, RANK_FILE
 
 MANIFEST = "manifest.json"
 ALGORITHM = "xxh3_128"
-SHARD_SUFFIX = ".distcp"  # of torch's files of tensors; all other files of a checkpoint are small
+OLD_SUFFIX = ".distcp"  # of torch's files of tensors, before format 3
 _BLOCK = 8 << 20  # bytes hashed at a time
 _LARGEST = 64 << 20  # bytes of a manifest: that of a million files is smaller
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
@@ -78,6 +79,11 @@ def file_sum(path: Path, told: Callable[[int], None] | None = None) -> FileSum:
     return FileSum(size, state.hexdigest())
 
 
+def is_shard(name: str) -> bool:
+    """Tell whether a file is one of tensors, by its name; all other files of a checkpoint are small."""
+    return RANK_FILE.fullmatch(name) is not None or name.endswith(OLD_SUFFIX)
+
+
 def our_files(checkpoint: Path) -> list[str]:
     """Return the names of all files in a checkpoint's folder that a load may read, but for the manifest itself.
 
@@ -86,7 +92,7 @@ def our_files(checkpoint: Path) -> list[str]:
     found = []
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint)
-        ours = len(name.parts) > 1 or name.name in (RECORD, ".metadata") or name.suffix == SHARD_SUFFIX
+        ours = len(name.parts) > 1 or name.name in (RECORD, INDEX, ".metadata") or is_shard(name.name)
         if ours and path.is_file() and not (len(name.parts) > 1 and name.name.startswith(".")):
             found.append(name.as_posix())
     return found

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "meta.json"
-FORMAT = 2
-"""Version of what checkpoints consist of, `format` in the record: since 2 they have a manifest of checksums."""
+FORMAT = 3
+"""Version of what checkpoints consist of, `format` in the record. Since 2 they have a manifest of checksums; since 3
+tensors lie raw in safetensors files under an index in JSON, where torch's distributed checkpoint wrote pickles.
+"""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def rope_base_of(checkpoint: Path, meta: dict[str, Any]) -> float:
 
     Args:
         checkpoint: folder of the checkpoint.
-        meta: the record that :func:`~mmtrain.checkpoint.dcp.read_meta` returns for it.
+        meta: the record that :func:`~mmtrain.checkpoint.progress.read_meta` returns for it.
 
     Raises:
         ConfigError: none of the three says it.

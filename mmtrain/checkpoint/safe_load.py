@@ -1,4 +1,4 @@
-"""Loading of checkpoints that runs no code from them: data out of `.metadata`, tensors and numbers of the shards."""
+"""Loading of checkpoints that runs no code from them, also of those of before format 3, which consist of pickles."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 
-from mmtrain.checkpoint.metadata import BadMetadata, read_metadata
+from mmtrain.checkpoint.metadata import FILE_NAME, BadMetadata, read_metadata
+from mmtrain.checkpoint.rank_reader import PlainLoadPlanner, RankReader
+from mmtrain.checkpoint.tensor_index import INDEX, BadIndex, read_index
 from mmtrain.errors import ConfigError, brief
 
 
-class _Reader(dcp.FileSystemReader):
-    """Torch's reader of shards, which takes only tensors from them, with metadata that were read before."""
+class _OldReader(dcp.FileSystemReader):
+    """Torch's reader of its own shards, which takes only tensors from them, with metadata that were read before."""
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
         super().__init__(path)
@@ -28,7 +30,7 @@ class _Reader(dcp.FileSystemReader):
         return self._metadata
 
 
-class _Planner(dcp.DefaultLoadPlanner):
+class _OldPlanner(dcp.DefaultLoadPlanner):
     """Torch's planner, which unpickles whatever is not a tensor, with entries that were read as plain data first."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
@@ -44,12 +46,18 @@ def metadata_of(option: str, path: Path) -> Metadata:
     Raises:
         ConfigError: they cannot be read, are damaged, or ask for code.
     """
+    name = FILE_NAME if is_old(path) else INDEX
     try:
-        return read_metadata(path)
-    except BadMetadata as error:
-        raise ConfigError(option, path, f"its .metadata {error}", "give another checkpoint") from error
+        return read_metadata(path) if is_old(path) else read_index(path)
+    except (BadMetadata, BadIndex) as error:
+        raise ConfigError(option, path, f"its {name} {error}", "give another checkpoint") from error
     except OSError as error:
-        raise ConfigError(option, path, f"its .metadata: {error.strerror}", "give another checkpoint") from error
+        raise ConfigError(option, path, f"its {name}: {error.strerror}", "give another checkpoint") from error
+
+
+def is_old(path: Path) -> bool:
+    """Tell whether a checkpoint is of before format 3."""
+    return not (path / INDEX).exists() and (path / FILE_NAME).exists()
 
 
 def load_shards(option: str, path: Path, metadata: Metadata, state: dict[str, Any], alone: bool = False) -> None:
@@ -68,7 +76,10 @@ def load_shards(option: str, path: Path, metadata: Metadata, state: dict[str, An
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
-            dcp.load(state, storage_reader=_Reader(path, metadata), planner=_Planner(), no_dist=alone)
+            if is_old(path):
+                dcp.load(state, storage_reader=_OldReader(path, metadata), planner=_OldPlanner(), no_dist=alone)
+            else:
+                dcp.load(state, storage_reader=RankReader(path, metadata), planner=PlainLoadPlanner(), no_dist=alone)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, KeyboardInterrupt | SystemExit):  # torch wraps whatever comes up

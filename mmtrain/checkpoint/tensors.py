@@ -8,11 +8,15 @@ import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from mmtrain.checkpoint.safe_load import metadata_of
+from mmtrain.checkpoint.safetensors_file import TensorFile
+from mmtrain.checkpoint.tensor_index import Place
 from mmtrain.errors import ConfigError
 
 _SLICE = 1 << 22  # elements that are turned to float64 at a time
@@ -30,7 +34,7 @@ class StoredTensors:
         shapes: of all tensors, by name: ``model.NAME`` and ``optimizer.state.NAME.exp_avg``, in the order of the file.
 
     Raises:
-        ConfigError: its `.metadata` cannot be read or is damaged.
+        ConfigError: its index cannot be read or is damaged.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -39,6 +43,7 @@ class StoredTensors:
         entries = metadata.state_dict_metadata.items()
         self._tensors = {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
         self._places = metadata.storage_data
+        self._files: dict[str, TensorFile] = {}
         self.shapes = {name: tuple(entry.size) for name, entry in self._tensors.items()}
 
     def dtype(self, name: str) -> torch.dtype:
@@ -77,17 +82,26 @@ class StoredTensors:
         place = self._places.get(index)
         if place is None:
             raise self._damaged(f"{name} has a part that is in no file")
+        file = place.file if isinstance(place, Place) else place.relative_path
         try:
-            with (self._path / place.relative_path).open("rb") as file:
-                file.seek(place.offset)
-                found = torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
+            found = self._raw(place) if isinstance(place, Place) else self._pickled(place)
         except OSError as error:
-            raise self._damaged(f"{place.relative_path}: {error.strerror}") from error
+            raise self._damaged(f"{file}: {error.strerror}") from error
         except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise self._damaged(f"{name} cannot be read from {place.relative_path}") from error
+            raise self._damaged(f"{name} cannot be read from {file}") from error
         if not isinstance(found, torch.Tensor):
-            raise self._damaged(f"{name} is not a tensor in {place.relative_path}")
+            raise self._damaged(f"{name} is not a tensor in {file}")
         return found
+
+    def _raw(self, place: Place) -> torch.Tensor:
+        if place.file not in self._files:
+            self._files[place.file] = TensorFile(self._path / place.file)
+        return self._files[place.file].tensor(place.entry)
+
+    def _pickled(self, place: _StorageInfo) -> Any:
+        with (self._path / place.relative_path).open("rb") as file:
+            file.seek(place.offset)
+            return torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
 
     def _damaged(self, what: str) -> ConfigError:
         return ConfigError("checkpoint", self._path, f"damaged: {what}", "give another checkpoint")

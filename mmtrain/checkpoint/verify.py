@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mmtrain.checkpoint.manifest import MANIFEST, SHARD_SUFFIX, BadManifest, Manifest, file_sum, read_manifest
+from mmtrain.checkpoint.manifest import MANIFEST, BadManifest, Manifest, file_sum, is_shard, read_manifest
 
 
 def has_checksums(checkpoint: Path) -> bool:
@@ -28,7 +28,7 @@ def size_of(checkpoint: Path) -> int:
 
 def shards_of(manifest: Manifest) -> list[str]:
     """Return the names of the files of tensors, those of rank 0 first."""
-    names = (name for name in manifest.files if name.endswith(SHARD_SUFFIX))
+    names = (name for name in manifest.files if is_shard(name))
     return sorted(names, key=lambda name: ([int(number) for number in re.findall(r"\d+", name)], name))
 
 

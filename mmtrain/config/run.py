@@ -138,14 +138,24 @@ class CheckpointConfig:
     Attributes:
         interval: steps between checkpoints; 0 writes one at the end only.
         keep: newest checkpoints kept; 0 keeps all.
+        keep_every: those of steps that this divides stay too; 0 for none.
+        keep_phase_ends: write one at the end of each phase, and keep these too.
+        keep_best: those of the lowest held-out losses stay too, so many of them; the loss counts that was measured at
+            the checkpoint's own step (`log.valid_interval`).
         save_final: write one at the end of the run too.
+        asynchronous: write while the run goes on, from a copy in host memory (of a rank's weights and moments; pinned
+            where they are on a GPU); else the run waits.
         verify: read what a run begins with against its checksums, all of it, before it is loaded. Sizes and small files
             are always checked.
     """
 
     interval: int = field(default=1000, metadata=at_least(0, fix="0 writes one at the end only"))
     keep: int = field(default=2, metadata=at_least(0, fix="0 keeps all"))
+    keep_every: int = field(default=0, metadata=at_least(0, fix="0 keeps the newest alone"))
+    keep_phase_ends: bool = False
+    keep_best: int = field(default=0, metadata=at_least(0, fix="0 keeps the newest alone"))
     save_final: bool = True
+    asynchronous: bool = True
     verify: bool = True
 
     def validate(self) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
+from mmtrain.checkpoint.safetensors_file import TensorFile, read_header
 from mmtrain.config import ModelConfig
 from mmtrain.hf.export import export
-from mmtrain.hf.safetensors_file import TensorFile, read_header
 from mmtrain.hf.sources import ModuleWeights
 from mmtrain.hf.target import Target
 from mmtrain.model.init import build_model

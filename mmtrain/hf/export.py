@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.checkpoint.durable import sync_folder
+from mmtrain.checkpoint.safetensors_file import Planned, in_shards, write_tensors
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import CONFIG, INDEX, ONE_FILE
@@ -22,7 +23,6 @@ from mmtrain.hf.hf_config import OWN, config_json
 from mmtrain.hf.naming import Piece, parameter_shapes, pieces_of, router_of_one
 from mmtrain.hf.port_buffers import buffer_shapes, make_buffer
 from mmtrain.hf.rope_rows import row_order
-from mmtrain.hf.safetensors_file import Planned, in_shards, write_tensors
 from mmtrain.hf.sources import WeightSource
 from mmtrain.hf.target import Target
 from mmtrain.hf.tokenizer_files import TextFiles
@@ -79,7 +79,7 @@ def export(
         text: tokenizer and end of text; None: the folder gets none.
         longest: tokens of the longest rows that the model was trained with.
         shard_bytes: size of a file of weights, at most, unless one tensor has more.
-        wrote: is told the bytes of each tensor.
+        wrote: is told the bytes of each part that was written.
 
     Raises:
         ConfigError: the folder is there already, or cannot be written; a weight is not a finite number.
@@ -137,7 +137,8 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = ONE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / name, shard, (makers[one.name]() for one in shard), wrote)
+        write_tensors(folder / name, shard, (makers[one.name]() for one in shard),
+                      lambda part: wrote(len(part)))  # fmt: skip
         weight_map |= {one.name: name for one in shard}
     total = sum(planned.bytes for planned, _ in every)
     if len(shards) > 1:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.checkpoint.progress import RECORD
+from mmtrain.checkpoint.safetensors_file import BadFile, Entry, load_json, read_header
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError, brief
 from mmtrain.hf.hf_config import OWN, read_config
 from mmtrain.hf.naming import file_shapes, is_derived, is_stacked, router_of_one
-from mmtrain.hf.safetensors_file import DTYPES, BadFile, Entry, load_json, read_header
 
 CONFIG, ONE_FILE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _MOST_JSON = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes
+WEIGHT_DTYPES = ("F32", "BF16", "F16")
 _LONGEST_NAME = 255
 _NAMED = 6  # differences that a message lists
 _COMPARED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size",
@@ -171,8 +172,8 @@ def _check_shapes(places: Mapping[str, tuple[Path, Entry]], model: ModelConfig, 
             raise BadFile(f"{file.name} holds {name[:120]!r}, which a model of this {CONFIG} does not have")
         if entry.shape != wanted[name]:
             raise BadFile(f"{file.name} holds {name!r} of {list(entry.shape)}, and {CONFIG} says {list(wanted[name])}")
-        if entry.dtype not in DTYPES:
-            raise BadFile(f"{file.name} holds {name!r} in {entry.dtype}; {', '.join(DTYPES)} are read")
+        if entry.dtype not in WEIGHT_DTYPES:
+            raise BadFile(f"{file.name} holds {name!r} in {entry.dtype}; {', '.join(WEIGHT_DTYPES)} are read")
 
 
 def check_folder(option: str, path: str | Path, model: ModelConfig) -> HFFolder:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from mmtrain.checkpoint.safetensors_file import BadFile
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.rope_rows import rope_parameters
-from mmtrain.hf.safetensors_file import BadFile
 from mmtrain.model.mixers.registry import SOFTMAX
 
 RELEASED, PORT = "minimax_text_01", "minimax"  # model types

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmtrain.checkpoint.safetensors_file import Entry, TensorFile
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError, brief
 from mmtrain.hf.folder import HFFolder
 from mmtrain.hf.naming import Piece, pieces_of
 from mmtrain.hf.rope_rows import row_order
-from mmtrain.hf.safetensors_file import Entry, TensorFile
 from mmtrain.model.elements import local_part, pieces
 
 

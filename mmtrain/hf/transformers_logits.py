@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mmtrain.hf.safetensors_file import Planned, write_tensors
+from mmtrain.checkpoint.safetensors_file import Planned, write_tensors
 
 
 def main(folder: str, out: str, *tokens: str) -> None:

@@ -13,8 +13,8 @@ from mmdata.tokenizer_identity import BYTES, identity_of_path
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY, check_same_corpora, check_same_tokenizer
 from mmtrain.checkpoint.damage import damage_of
-from mmtrain.checkpoint.dcp import check_same_model
 from mmtrain.checkpoint.listing import find_checkpoint
+from mmtrain.checkpoint.load import check_same_model
 from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY
-from mmtrain.checkpoint.dcp import SaveFailed, save_checkpoint
+from mmtrain.checkpoint.host_copy import HostCopy
 from mmtrain.checkpoint.listing import remove_old
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
+from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save
 from mmtrain.config import PretrainConfig
+from mmtrain.model.weights import local
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.report import Report
 from mmtrain.train.session import Session
@@ -21,6 +26,9 @@ from mmtrain.train.session import Session
 
 class Saver:
     """Writer of a run's checkpoints, which removes old ones once the newest is known to be good.
+
+    A checkpoint is written beside the steps that follow it, and gets its name between two of them, when all ranks have
+    written their part; there is one at a time. The last one of a run, and that of a boundary, is waited for.
 
     Args:
         folder: the run's folder, which this launch holds.
@@ -36,48 +44,116 @@ class Saver:
         self._folder, self._config, self._inputs, self._report = folder, config, inputs, report
         self.newest: tuple[int, Path] | None = None
         self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
+        self._copy: HostCopy | None = None
+        self._pending: tuple[int, PendingSave] | None = None
+        self._stalled = 0.0  # seconds that the pending one has held the steps up
 
-    def save(self, session: Session, progress: Progress, rope_base: float, last: bool) -> None:
-        """Write a checkpoint, or report that it could not be written. Collective.
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank is still writing its part of a checkpoint."""
+        return self._pending is not None and self._pending[1].is_writing
+
+    def let_go(self) -> None:
+        """Return once weights and moments may change: a checkpoint that is being written has its copy of them."""
+        if self._pending is not None:
+            began = time.perf_counter()
+            self._pending[1].let_go()
+            self._stalled += time.perf_counter() - began
+
+    def save(
+        self,
+        session: Session,
+        progress: Progress,
+        rope_base: float,
+        marks: Mapping[str, Any],
+        wait: bool = False,
+        last: bool = False,
+    ) -> None:
+        """Begin to write a checkpoint, or report that it could not be. Collective.
 
         Args:
             session: has the model and the optimizer, as they are laid over the ranks.
             progress: where the run stands.
             rope_base: base that the last step was trained with.
-            last: the run ends with this checkpoint, so there is nothing to go on with.
+            marks: what is on record of its place in the run, by which it may be kept.
+            wait: return when it is whole.
+            last: there is nothing to go on with where it fails.
 
         Raises:
             SaveFailed: the last one could not be written; on all ranks.
             LockLost: another launch has taken over the folder.
         """
+        self.settle()
         on_main(self._folder.check_lock)
+        wait = wait or self._copy is None
+        began = time.perf_counter()
         try:
-            path = save_checkpoint(
+            pending = begin_save(
                 self._folder.checkpoints,
                 session.model.module,
                 session.optimizer,
                 progress,
                 asdict(self._config),
                 rope_base,
-                extra={ENTRY: self._inputs.fingerprints(), "layout": asdict(session.laid.layout)},
+                extra={ENTRY: self._inputs.fingerprints(), "layout": asdict(session.laid.layout), **marks},
                 attach=self._attach,
+                copy=None if wait else self._copy,
             )
         except SaveFailed as error:
-            if last:
-                raise
-            self._report.note(f"step {progress.step}: {error}; the run goes on, the older checkpoints stay")
+            self._failed(progress.step, error, last)
             return
-        self._unconfirmed, self.newest = True, (progress.step, path)
-        self._report.note(f"saved {path}")
+        self._pending, self._stalled = (progress.step, pending), time.perf_counter() - began
+        if wait:
+            self.settle(last)
+
+    def settle(self, last: bool = False) -> None:
+        """Wait for the checkpoint that is being written, if there is one, and give it its name. Collective.
+
+        Raises:
+            SaveFailed: it could not be written, and is the last one; on all ranks.
+        """
+        if self._pending is None:
+            return
+        (step, pending), self._pending = self._pending, None
+        began = time.perf_counter()
+        try:
+            path = pending.finish()
+        except SaveFailed as error:
+            self._failed(step, error, last)
+            return
+        self._stalled += time.perf_counter() - began
+        self._unconfirmed, self.newest = True, (step, path)
+        size = f"{pending.bytes / 1e9:.3g} GB" if pending.bytes >= 1e9 else f"{pending.bytes / 1e6:.3g} MB"
+        self._report.note(f"saved {path}: {size} in {pending.seconds:.2g} s, the steps waited {self._stalled:.2g} s")
+
+    def reserve(self, session: Session) -> None:
+        """Have host memory for a copy of what a rank saves, if this run saves beside its steps: before they begin."""
+        if not self._config.checkpoint.asynchronous or self._config.checkpoint.interval == 0:
+            return
+        self._copy = HostCopy(session.context.device)
+        if session.context.device.type == "cuda":
+            weights = sum(local(parameter).nbytes for parameter in session.model.module.parameters())
+            self._copy.reserve(3 * weights)  # moments are fp32 as weights are
+
+    def release(self) -> None:
+        """Give back the memory of copies; nothing is being written."""
+        if self._copy is not None:
+            self._copy.release()
+        self._copy = None
 
     def remove_old(self) -> None:
-        """Delete all but the newest checkpoints that are kept, now that the newest is known to be good."""
+        """Delete the checkpoints that no option keeps, now that the newest is known to be good."""
         if self._unconfirmed and dist.get_rank() == 0:
             try:
-                remove_old(self._folder.checkpoints, self._config.checkpoint.keep)
+                remove_old(self._folder.checkpoints, self._config.checkpoint)
             except OSError as error:
                 self._report.note(f"an old checkpoint could not be deleted: {error}")
         self._unconfirmed = False
+
+    def _failed(self, step: int, error: SaveFailed, last: bool) -> None:
+        if last:
+            raise error
+        self._report.note(f"step {step}: {error}; the run goes on, the older checkpoints stay")
 
     def _attach(self, folder: Path) -> None:
         self._inputs.save_tokenizer(folder / TOKENIZER)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder, is_hf_folder

@@ -21,7 +21,7 @@ from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
 
-WHOLE = ("grad_norm", "labelled", "tokens", "skipped", "stops")
+WHOLE = ("grad_norm", "labelled", "tokens", "skipped", "stops", "writing")
 """Figures of the whole step that are not summed here: every rank has them."""
 
 
@@ -36,6 +36,7 @@ class StepResult:
         tokens: tokens of text in the global batch.
         skipped: whether loss or gradient was not finite, so that the weights were left alone.
         stop: whether some rank wants the run to stop after this step.
+        writing: whether some rank was still writing a checkpoint within this step.
         cp_balance: softmax work of the busiest of the ranks that share a row over their mean, mean over micro-batches;
             None where none do.
         memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
@@ -59,6 +60,7 @@ class StepResult:
     router_entropy: list[float]
     skipped: bool = False
     stop: bool = False
+    writing: bool = False
     cp_balance: float | None = None
     memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
@@ -169,6 +171,7 @@ class StepStatistics:
             router_entropy=(sums["entropy"] / weights).tolist(),
             skipped=bool(sums["skipped"]),
             stop=bool(sums["stops"]),
+            writing=bool(sums["writing"]),
             memory=int(sums["memory"].max()),
             exchange_s=times.seconds,
             exchange_waited_s=times.waited_seconds,

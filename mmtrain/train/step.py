@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -13,6 +14,17 @@ from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.statistics import StepResult, StepStatistics
+
+
+class WeightsInUse(Protocol):
+    """Reader of weights and moments beside the steps."""
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether it is still at work on this rank."""
+
+    def let_go(self) -> None:
+        """Return once weights and moments may change."""
 
 
 def model_inputs(batch: PackedBatch, rope_base: float, device: torch.device) -> ModelInputs:
@@ -36,6 +48,7 @@ def train_step(
     *,
     clip_grad: float | None,
     stop: Callable[[], bool] = lambda: False,
+    saving: WeightsInUse | None = None,
 ) -> StepResult:
     """Run this rank's micro-batches of a step and update the weights.
 
@@ -47,6 +60,7 @@ def train_step(
         rope_base: RoPE base of the phase.
         clip_grad: largest global norm of the gradient; None does not clip.
         stop: asked once, after backward: whether this rank wants the run to stop.
+        saving: what reads the weights meanwhile, a checkpoint that is being written; the update waits for it.
     """
     context = model.context
     mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
@@ -57,11 +71,15 @@ def train_step(
     for result in model.forward_backward(inputs, len(batches), labelled):
         statistics.add(result)
     # All ranks must agree on both before any updates; no rank waits for its device here.
-    flags = torch.stack([~statistics.loss_is_finite, statistics.loss_is_finite.new_full((), stop())]).double()
-    grad_norm, (bad_losses, stops) = model.clip_gradients(clip_grad, flags)
+    finite, asked = statistics.loss_is_finite, (stop(), saving is not None and saving.is_writing)
+    flags = torch.stack([~finite, *(finite.new_full((), one) for one in asked)]).double()
+    grad_norm, (bad_losses, stops, writing) = model.clip_gradients(clip_grad, flags)
     skipped = (bad_losses > 0) | ~grad_norm.isfinite()
+    if saving is not None:
+        saving.let_go()
     update(optimizer, lr, skipped)
     statistics.reduce()
     times = model.end_step(statistics.assigned_LE, skipped)
-    whole = {"grad_norm": grad_norm, "labelled": labelled, "tokens": tokens, "skipped": skipped, "stops": stops}
+    whole = {"grad_norm": grad_norm, "labelled": labelled, "tokens": tokens, "skipped": skipped}
+    whole |= {"stops": stops, "writing": writing}
     return statistics.result(whole, len(batches) * context.dp_size, times)

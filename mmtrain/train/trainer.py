@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from mmdata.rows.loader import micro_batches
 from mmtrain.checkpoint.corpora import write_corpora
-from mmtrain.checkpoint.listing import all_checkpoints, step_of
+from mmtrain.checkpoint.listing import PHASE_END, VALID_LOSS, all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
@@ -65,6 +66,7 @@ class Trainer:
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
+        self.validated: tuple[int, float] | None = None  # step and held-out loss of the last validation
 
     def _load(self) -> Progress:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
@@ -103,7 +105,9 @@ class Trainer:
             saver = Saver(self.folder, self.config, self.inputs, report)
             if self.start.resume is not None:
                 saver.newest = self.progress.step, self.start.resume
+            saver.reserve(self.session)
             stopped = self._train(watchdog, report, saver, signals)
+            saver.settle()
             self.session.close()
             if stopped is not None:
                 raise stopped
@@ -142,14 +146,17 @@ class Trainer:
         Whoever is killed in here goes on from that checkpoint, or from the one before, to the same end.
         """
         began, before = time.perf_counter(), self.session.laid
+        saver.settle()
         if saver.newest is None or saver.newest[0] != self.progress.step:
             self._save(self.plan.phases[self.progress.phase].phase, saver, last=True)
+        saver.release()
         _, checkpoint = saver.newest
         held = self.session.close()
         self.session = Session(self.config, self.session.context, self.plan, step.phase_index, self.inputs)
         self.session.load(checkpoint, with_optimizer=True)
         for line in self.session.prepare():
             report.note(line)
+        saver.reserve(self.session)
         report.new_layout(step, before, self.session.laid, time.perf_counter() - began, held)
 
     def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
@@ -163,12 +170,16 @@ class Trainer:
             phase.rope_base,
             clip_grad=self.config.optim.clip_grad,
             stop=lambda: signals.received is not None,
+            saving=saver,
         )
+        if not result.writing:
+            saver.settle()
         self.progress = step.after(result.tokens)
         seconds = time.perf_counter() - began
         report.step(step, self.progress, phase, result, seconds)
         self._after_step(phase, result, seconds, report, saver)
         if result.stop and self._next() is not None:
+            saver.settle()
             self._stop_as_asked(signals)
 
     def _after_step(self, phase: PhaseConfig, result: StepResult, seconds: float, report: Report, saver: Saver) -> None:
@@ -176,17 +187,19 @@ class Trainer:
         step, last = self.progress.step, self._next() is None
         self.skipped_in_row = self.skipped_in_row + 1 if result.skipped else 0
         if result.skipped and (last or self.skipped_in_row >= self.config.optim.max_skipped):
-            raise self._not_finite(f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
+            raise self._not_finite(saver, f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
         if not result.skipped and not last:
             saver.remove_old()  # only now is it known that the weights that were saved last are good
         if last or _is_due(step, self.config.log.valid_interval):
             found = self._validate(phase, report)
             if last and found is not None and not found.is_finite:
-                raise self._not_finite("the held-out loss of the last weights is not finite")
+                raise self._not_finite(saver, "the held-out loss of the last weights is not finite")
         if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
             left = self.plan.left_in_phase(self.progress, self.config.run.max_steps)
             self.needles.after_step(self.session.model, phase, self.progress, left, seconds, report)
-        due = (last and self.config.checkpoint.save_final) or _is_due(step, self.config.checkpoint.interval)
+        options = self.config.checkpoint
+        due = (last and options.save_final) or _is_due(step, options.interval)
+        due = due or (options.keep_phase_ends and self.plan.left_in_phase(self.progress) == 0)
         if (due or result.stop) and not result.skipped:
             self._save(phase, saver, last or result.stop)
             if last:
@@ -194,10 +207,14 @@ class Trainer:
 
     def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
         if not self.session.model.weights_are_finite():
-            raise self._not_finite("the weights hold numbers that are not finite")
-        saver.save(self.session, self.progress, phase.rope_base, last)
+            raise self._not_finite(saver, "the weights hold numbers that are not finite")
+        marks: dict[str, Any] = {PHASE_END: self.plan.left_in_phase(self.progress) == 0}
+        if self.validated is not None and self.validated[0] == self.progress.step:
+            marks[VALID_LOSS] = self.validated[1]
+        saver.save(self.session, self.progress, phase.rope_base, marks, wait=last, last=last)
 
-    def _not_finite(self, what: str) -> RunStopped:
+    def _not_finite(self, saver: Saver, what: str) -> RunStopped:
+        saver.settle()  # what is being written is of an earlier step, whose weights were finite
         good = all_checkpoints(self.folder.checkpoints)
         kept = f"{good[-1]} is the last good checkpoint" if good else "no checkpoint had been saved"
         return RunStopped(f"stopped after step {self.progress.step:,}: {what}; nothing was saved of it, {kept}; "
@@ -226,6 +243,7 @@ class Trainer:
         batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
         found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
         report.validation(self.progress, found)
+        self.validated = (self.progress.step, found.loss) if found.is_finite else None
         return found
 
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from mmtrain.checkpoint.manifest import write_manifest
+from mmtrain.checkpoint.tensor_index import INDEX, rank_file
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import compose
 
@@ -46,15 +47,21 @@ def metadata() -> Metadata:
 def checkpoint(path: Path, made_with: PretrainConfig | dict[str, Any], step: int = 3, **progress: int) -> Path:
     """A whole checkpoint at `path`, of a run with these options, ten tokens a step unless told otherwise.
 
-    It is as versions before checksums wrote it; with `format=2` it has a manifest.
+    It is as versions before checksums wrote it; with `format=2` it has a manifest, with `format=3` an index in JSON.
     """
     path.mkdir(parents=True)
     recorded = made_with if isinstance(made_with, dict) else asdict(made_with)
     (path / "meta.json").write_text(
         json.dumps({"step": step, "tokens": 10 * step, "rope_base": 1e4, "config": recorded} | progress)
     )
-    (path / ".metadata").write_bytes(pickle.dumps(metadata()))
-    (path / SHARD).write_bytes(step.to_bytes(SIZE, "big"))
+    if progress.get("format") == 3:
+        part = [rank_file(0), SIZE - 24, [0, 0], [2, 3]]
+        index = {"tensors": {"model.w": {"dtype": "F32", "shape": [2, 3], "parts": [part]}}, "values": {}}
+        (path / INDEX).write_text(json.dumps(index))
+        (path / rank_file(0)).write_bytes(step.to_bytes(SIZE, "big"))
+    else:
+        (path / ".metadata").write_bytes(pickle.dumps(metadata()))
+        (path / SHARD).write_bytes(step.to_bytes(SIZE, "big"))
     if "format" in progress:
         write_manifest(path, step, {})
     return path

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint import dcp, durable, manifest
+from mmtrain.checkpoint import durable, manifest, save
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.tensor_index import INDEX, rank_file
 from mmtrain.errors import ConfigError
 from tests.checkpoint.fake import SHARD, SIZE, checkpoint, config, metadata, said
 
@@ -32,6 +33,35 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut shard": (lambda path: (path / SHARD).write_bytes(bytes(SIZE - 1)), f"{SHARD} is cut short: 99 of 100 bytes"),
     "empty shard": (lambda path: (path / SHARD).write_bytes(b""), f"{SHARD} is cut short: 0 of 100 bytes"),
 }  # fmt: skip
+
+
+SHARD3 = rank_file(0)
+DAMAGES_OF_3: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no index": (lambda path: (path / INDEX).unlink(), f"{INDEX} is missing"),
+    "empty index": (lambda path: (path / INDEX).write_bytes(b""), f"{INDEX} has 0 of "),
+    "no shard": (lambda path: (path / SHARD3).unlink(), f"{SHARD3} is missing"),
+    "cut shard": (lambda path: (path / SHARD3).write_bytes(bytes(SIZE - 1)), f"{SHARD3} is cut short: 99 of 100 bytes"),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing, so nothing can be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGES_OF_3)
+def test_a_damaged_file_of_format_3_is_named(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path / "step-00000008", config(tmp_path), 8, format=3)
+    assert damage_of(path) is None
+    damage, told = DAMAGES_OF_3[name]
+    damage(path)
+    assert str(damage_of(path)).startswith(f"{path}/{told}")
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE - 1])
+def test_an_index_that_reaches_beyond_a_file_is_damage(tmp_path: Path, size: int) -> None:
+    """With a manifest that fits: what wrote both was broken, or hostile."""
+    path = checkpoint(tmp_path / "step-00000008", config(tmp_path), 8, format=3)
+    (path / SHARD3).write_bytes(bytes(size))
+    manifest.write_manifest(path, 8, {})
+    told = damage_of(path)
+    assert told is None if size == SIZE else told == f"{path / SHARD3} is cut short: {size} of {SIZE} bytes"
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -77,14 +107,16 @@ def test_what_a_kill_within_a_save_left_goes_under_the_lock(tmp_path: Path) -> N
 
 def test_a_checkpoint_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
     old = checkpoint(tmp_path / "step-00000003", {"model": {}}, 3)
-    dcp._swap_in(checkpoint(tmp_path / "step-00000003.writing", {"model": {}}, 4), old)
+    save._name(checkpoint(tmp_path / "step-00000003.writing", {"model": {}}, 4), old, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"] and read_meta(old)["step"] == 4
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, replace, fsync = [], durable.os.replace, durable.os.fsync
     scratch, final = tmp_path / "step-00000003.writing", tmp_path / "step-00000003"
-    scratch.mkdir()
+    (scratch / "tokenizer").mkdir(parents=True)
+    (scratch / "tokenizer/tokenizer.json").write_text("{}")
+    (scratch / "meta.json").write_text("{}")
 
     def synced(handle: int) -> None:
         done.append(("sync", Path(f"/proc/self/fd/{handle}").readlink().name))
@@ -97,13 +129,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     monkeypatch.setattr("os.fsync", synced)
     monkeypatch.setattr("os.replace", named)
 
-    def attach(folder: Path) -> None:
-        (folder / "tokenizer").mkdir()
-        (folder / "tokenizer/tokenizer.json").write_text("{}")
-
-    dcp._finish(scratch, final, {"step": 3}, {}, attach)
+    save._name(scratch, final, {})
     assert done == [
-        ("sync", "meta.json.tmp"), ("name", "meta.json"), ("sync", scratch.name),
         ("sync", "meta.json"), ("sync", scratch.name), ("sync", "tokenizer.json"), ("sync", "tokenizer"),
         ("sync", "manifest.json.tmp"), ("name", "manifest.json"), ("sync", scratch.name),
         ("name", final.name), ("sync", tmp_path.name),
@@ -150,8 +177,8 @@ def test_a_manifest_is_needed_from_its_format_on(tmp_path: Path) -> None:
     new = checkpoint(tmp_path / "step-00000004", {"model": {}}, 4, format=2)
     (new / "manifest.json").unlink()
     assert damage_of(new) == f"{new}/manifest.json is missing, so nothing can be verified"
-    later = checkpoint(tmp_path / "step-00000005", {"model": {}}, 5, format=3)
-    assert "is of a later mmtrain: format 3, this one reads 2" in str(damage_of(later))
+    later = checkpoint(tmp_path / "step-00000005", {"model": {}}, 5, format=4)
+    assert "is of a later mmtrain: format 4, this one reads 3" in str(damage_of(later))
 
 
 HOSTILE_MANIFESTS = {

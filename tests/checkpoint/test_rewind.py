@@ -10,6 +10,7 @@ import pytest
 
 from mmtrain.checkpoint.listing import newest_checkpoint, remove_old
 from mmtrain.checkpoint.run_folder import RunFolder, Start
+from mmtrain.config import CheckpointConfig
 from mmtrain.log.metrics import MetricsWriter
 from tests.checkpoint.fake import checkpoint, config, said
 
@@ -50,7 +51,7 @@ def test_the_branch_after_the_chosen_step_is_set_aside(run: Path) -> None:
     assert newest_checkpoint("o", run, pytest.fail) == chosen
     for step in (5, 6):
         written = checkpoint(run / f"checkpoints/step-{step:08d}", config(run.parent), step)
-        remove_old(run / "checkpoints", 2, written)
+        remove_old(run / "checkpoints", CheckpointConfig(keep=2), written)
     assert newest_checkpoint("o", run, pytest.fail) == written
     assert names(run / "checkpoints") == ["step-00000005", "step-00000006"]
     assert names(aside / "checkpoints") == ["step-00000008", "step-00000010"]
@@ -108,10 +109,42 @@ def test_a_kill_while_it_is_set_aside_leaves_the_branch_shorter_and_whole(
 
 def test_one_written_just_now_stays_whatever_its_number(run: Path) -> None:
     written = run / "checkpoints/step-00000004"
-    remove_old(run / "checkpoints", 0, written)
+    remove_old(run / "checkpoints", CheckpointConfig(keep=0), written)
     assert len(names(run / "checkpoints")) == 3
-    remove_old(run / "checkpoints", 1, written)
+    remove_old(run / "checkpoints", CheckpointConfig(keep=1), written)
     assert names(run / "checkpoints") == ["step-00000004", "step-00000010"]
     (run / "checkpoints/step-00000010/meta.json").write_text("")
-    remove_old(run / "checkpoints", 1)
+    remove_old(run / "checkpoints", CheckpointConfig(keep=1))
     assert "step-00000004" in names(run / "checkpoints")
+
+
+KEPT = {
+    "the newest alone": ({}, [11, 12]),
+    "every fourth": ({"keep_every": 4}, [4, 8, 11, 12]),
+    "ends of phases": ({"keep_phase_ends": True}, [5, 11, 12]),
+    "the two best": ({"keep_best": 2}, [7, 9, 11, 12]),
+    "one of the newest is the best": ({"keep_best": 1, "keep": 4}, [9, 10, 11, 12]),
+    "all of these": ({"keep": 1, "keep_every": 6, "keep_phase_ends": True, "keep_best": 1}, [5, 6, 9, 12]),
+    "all": ({"keep": 0, "keep_every": 4}, list(range(1, 13))),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_beside_the_newest(tmp_path: Path, name: str) -> None:
+    """Step 5 ends a phase; losses were measured at 3, 7 and 9, the later of equal ones is the better."""
+    folder, (options, left) = tmp_path / "checkpoints", KEPT[name]
+    for step in range(1, 13):
+        marks = {"phase_end": step == 5} | ({"valid_loss": {3: 2.5, 7: 2.0, 9: 2.0}[step]} if step in (3, 7, 9) else {})
+        checkpoint(folder / f"step-{step:08d}", {"model": {}}, step, **marks)
+    remove_old(folder, CheckpointConfig(**options))
+    assert [int(path.name[5:]) for path in sorted(folder.iterdir())] == left
+    remove_old(folder, CheckpointConfig(**options))
+    assert len(list(folder.iterdir())) == len(left)
+
+
+def test_a_damaged_record_is_kept_by_nothing(tmp_path: Path) -> None:
+    for step in (4, 5, 6):
+        checkpoint(tmp_path / f"step-{step:08d}", {"model": {}}, step, phase_end=True, valid_loss=float(step))
+    (tmp_path / "step-00000005/meta.json").write_text("{")
+    remove_old(tmp_path, CheckpointConfig(keep=1, keep_phase_ends=True, keep_best=3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmtrain.checkpoint.dcp import check_same_model
+from mmtrain.checkpoint.load import check_same_model
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.errors import ConfigError
 from tests.checkpoint.fake import checkpoint, config, said

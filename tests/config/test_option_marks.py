@@ -11,7 +11,8 @@ from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marke
 from mmtrain.config.option_tree import option_paths
 
 FREE = {
-    "checkpoint.interval", "checkpoint.keep", "checkpoint.save_final", "checkpoint.verify",
+    "checkpoint.interval", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.keep_phase_ends",
+    "checkpoint.keep_best", "checkpoint.save_final", "checkpoint.asynchronous", "checkpoint.verify",
     "cluster.device", "cluster.device_memory_gib", "cluster.timeout_minutes",
     "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.strict_epochs",
     "data.tokenizer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
@@ -13,14 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from mmtrain.checkpoint.damage import damage_of
-from mmtrain.checkpoint.dcp import SaveFailed, load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.lock import RunLock
 from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.save import BY_PARAMETER, SaveFailed, save_checkpoint
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.load import load_for_decoding
@@ -66,9 +67,7 @@ def save_and_load(folder: Path, config: dict) -> None:
         path = save_checkpoint(folder, trained, moments, Progress(1, 64), config, rope_base=5e6)
         meta = json.loads((path / "meta.json").read_text())
         assert meta.pop("rope_base") == 5e6
-        del meta["format"]
-        (path / "meta.json").write_text(json.dumps(meta))  # as the version before wrote it
-        (path / "manifest.json").unlink()
+        make_old(path, trained, moments, {name: value for name, value in meta.items() if name != "format"})
         model, optimizer = build(context, 8)
         load_checkpoint(path, model, optimizer)
         assert read_progress(path) == Progress(1, 64)
@@ -79,6 +78,14 @@ def save_and_load(folder: Path, config: dict) -> None:
             )
     finally:
         mesh.stop()
+
+
+def make_old(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, meta: dict) -> None:
+    """Make a checkpoint of one as the first versions wrote it: by torch, without format and checksums."""
+    shutil.rmtree(path)
+    weights, moments = get_state_dict(model, optimizer, options=BY_PARAMETER)
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=path)
+    (path / "meta.json").write_text(json.dumps(meta))
 
 
 def build(context: mesh.ParallelContext, seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -131,16 +138,16 @@ def save_without_room(folder: Path, full_rank: int, file: str) -> list[str]:
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         model, optimizer = build(context, 7)
-        create = FileSystem.create_stream
+        sync = os.fsync
 
-        def full(self: FileSystem, path: Path, mode: str) -> object:
-            if context.rank == full_rank and mode == "wb" and file in str(path):
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            return create(self, path, mode)
+        def full(handle: int) -> None:
+            if context.rank == full_rank and file in os.readlink(f"/proc/self/fd/{handle}"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(handle)
 
         told = []
         for step in (1, 2, 3):
-            with mock.patch.object(FileSystem, "create_stream", full if step == 2 else create):
+            with mock.patch.object(os, "fsync", full if step == 2 else sync):
                 try:
                     save_checkpoint(folder, model, optimizer, Progress(step, 64 * step), {"model": {}}, rope_base=5e6)
                 except SaveFailed as error:
@@ -150,7 +157,7 @@ def save_without_room(folder: Path, full_rank: int, file: str) -> list[str]:
         mesh.stop()
 
 
-@pytest.mark.parametrize(("full_rank", "file"), [(1, ".distcp"), (0, ".metadata")])
+@pytest.mark.parametrize(("full_rank", "file"), [(1, "rank-00001"), (0, "tensors.json"), (0, "manifest.json")])
 def test_a_full_disk_of_one_rank_costs_all_that_checkpoint_only(
     pool: Pool, tmp_path: Path, full_rank: int, file: str
 ) -> None:
@@ -162,13 +169,13 @@ def test_a_full_disk_of_one_rank_costs_all_that_checkpoint_only(
 
 
 def load_garbage(folder: Path, shard: str) -> str:
-    """Save on two ranks, spoil a shard's bytes but not its size, and load."""
+    """Save on two ranks, cut a shard short, and load."""
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         model, optimizer = build(context, 7)
         path = save_checkpoint(folder, model, optimizer, Progress(1, 64), {"model": {}}, rope_base=5e6)
         if context.rank == 0:
-            (path / shard).write_bytes(bytes((path / shard).stat().st_size))
+            os.truncate(path / shard, 4096)
         dist.barrier()
         load_checkpoint(path, model, optimizer)
         return "loaded"
@@ -179,6 +186,6 @@ def load_garbage(folder: Path, shard: str) -> str:
 
 
 def test_a_spoilt_shard_is_told_in_a_line_on_all_ranks(pool: Pool, tmp_path: Path) -> None:
-    lines = pool.run(load_garbage, tmp_path, "__1_0.distcp", world=2)
+    lines = pool.run(load_garbage, tmp_path, "rank-00001.safetensors", world=2)
     assert lines[0] == lines[1] and lines[0].startswith(f"run.resume={tmp_path}/step-00000001: cannot be read: ")
     assert "\n" not in lines[0]

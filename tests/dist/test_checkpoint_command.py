@@ -124,8 +124,8 @@ def test_every_checkpoint_below_a_folder_gets_a_line(saved: SavedRun, capsys: Ca
     lines = capsys.readouterr().out.splitlines()
     expected = [copy.checkpoint(1), copy.checkpoint(3), aside / "step-00000002"]
     assert lines == [f"whole      {path}: every file is what was saved" for path in expected]
-    flip(copy.checkpoint(1) / "__1_0.distcp", tmp_path)
-    named = f"{copy.checkpoint(1)}/__1_0.distcp is not what was saved"
+    flip(copy.checkpoint(1) / "rank-00001.safetensors", tmp_path)
+    named = f"{copy.checkpoint(1)}/rank-00001.safetensors is not what was saved"
     for given in (["--verify", f"{tmp_path}/runs"], ["--verify", *map(str, expected)], [str(copy.checkpoint(1))]):
         assert main(given) == 1 and named in capsys.readouterr().out
     assert main(["--verify", f"{tmp_path}/runs", "--json"]) == 1

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_progress
+from mmtrain.checkpoint.save import save_checkpoint
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
 from mmtrain.model.moe.router import Router

@@ -13,10 +13,10 @@ import pytest
 import torch.distributed as dist
 
 from mmtrain.checkpoint.damage import damage_of
-from mmtrain.checkpoint.dcp import save_checkpoint
 from mmtrain.checkpoint.manifest import file_sum, our_files, read_manifest
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.save import save_checkpoint
 from mmtrain.checkpoint.verify import damage_of_tensors, shards_of
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
@@ -28,7 +28,8 @@ from tests.dist.runs import pretrain
 from tests.dist.saved_run import SavedRun
 from tests.dist.test_checkpoint import build
 
-FILES = [".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json", "meta.json", "tokenizer/tokenizer_bytes.json"]
+SHARDS = ["rank-00000.safetensors", "rank-00001.safetensors"]
+FILES = ["manifest.json", "meta.json", *SHARDS, "tensors.json", "tokenizer/tokenizer_bytes.json"]
 
 
 def flip(path: Path, other: Path) -> None:
@@ -55,8 +56,8 @@ def test_a_checkpoint_lists_every_file_with_what_it_holds(saved: SavedRun) -> No
     assert sorted([*manifest.files, "manifest.json"]) == FILES and manifest.step == 3
     assert sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()) == FILES
     assert all(file_sum(path / name) == listed for name, listed in manifest.files.items())
-    assert json.loads((path / "meta.json").read_text())["format"] == 2
-    assert shards_of(manifest) == ["__0_0.distcp", "__1_0.distcp"] and our_files(path) == sorted(manifest.files)
+    assert json.loads((path / "meta.json").read_text())["format"] == 3
+    assert shards_of(manifest) == SHARDS and our_files(path) == sorted(manifest.files)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -87,7 +88,7 @@ def test_every_damaged_file_is_named_and_the_checkpoint_before_taken(
 
 def test_only_damage_within_tensors_is_left_to_the_option(saved: SavedRun, tmp_path: Path) -> None:
     copy = saved.copy(tmp_path)
-    flip(copy.checkpoint(3) / "__1_0.distcp", tmp_path)
+    flip(copy.checkpoint(3) / SHARDS[1], tmp_path)
     fast = copy.config("checkpoint.verify=false")
     assert verified_start(fast, RunFolder(fast)).resume == copy.checkpoint(3)
     flip(copy.checkpoint(3) / "meta.json", tmp_path)
@@ -96,11 +97,11 @@ def test_only_damage_within_tensors_is_left_to_the_option(saved: SavedRun, tmp_p
 
 def test_two_ranks_agree_on_damage_that_one_of_them_read(pool: Pool, tmp_path: Path) -> None:
     (first, second) = pool.run(save_and_verify, tmp_path, world=2)
-    whole, flipped = f"{tmp_path}/step-00000001", f"{tmp_path}/step-00000001/__1_0.distcp is not what was saved: "
+    whole, flipped = f"{tmp_path}/step-00000001", f"{tmp_path}/step-00000001/{SHARDS[1]} is not what was saved: "
     assert damage_of(Path(whole)) is None  # what it would be by names and sizes alone
     assert first[0] is None and second[0] is None
     assert first[1] == second[1] and first[1].startswith(flipped)
-    sizes = [(Path(whole) / f"__{rank}_0.distcp").stat().st_size for rank in (0, 1)]
+    sizes = [(Path(whole) / name).stat().st_size for name in SHARDS]
     assert [first[2], second[2]] == sizes  # each byte was read by one rank
 
 
@@ -113,7 +114,7 @@ def save_and_verify(folder: Path) -> tuple[str | None, str | None, int]:
         whole = damage_of_tensors(path)
         dist.barrier()
         if context.rank == 0:
-            flip(path / "__1_0.distcp", path)
+            flip(path / SHARDS[1], path)
         dist.barrier()
         read: list[int] = []
         return whole, damage_of_tensors(path, read.append), sum(read)
@@ -123,8 +124,8 @@ def save_and_verify(folder: Path) -> tuple[str | None, str | None, int]:
 
 def test_a_run_goes_on_from_the_last_one_that_is_whole(saved: SavedRun, tmp_path: Path) -> None:
     copy = saved.copy(tmp_path)
-    flip(copy.checkpoint(3) / "__1_0.distcp", tmp_path)
+    flip(copy.checkpoint(3) / SHARDS[1], tmp_path)
     done = pretrain(*copy.options, f"run.dir={tmp_path}/runs", "run.resume=auto", "run.max_steps=3", processes=2)
     assert "passed over a damaged checkpoint" in done.stderr + done.stdout
-    for name in ("__0_0.distcp", "__1_0.distcp"):  # step 3 again, to the last bit
+    for name in SHARDS:  # step 3 again, to the last bit
         assert file_sum(copy.checkpoint(3) / name) == file_sum(saved.checkpoint(3) / name)

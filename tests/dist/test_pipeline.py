@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmtrain.checkpoint.dcp import load_checkpoint, save_checkpoint
+from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_progress
+from mmtrain.checkpoint.save import save_checkpoint
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.init import meta_model

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mmdata.rows.loader import micro_batches
-from mmtrain.checkpoint.dcp import load_checkpoint
+from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.config import ClusterConfig, ParallelConfig, PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.infer.load import load_for_decoding

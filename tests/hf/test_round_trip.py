@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mmtrain.checkpoint.safetensors_file import TensorFile
 from mmtrain.errors import ConfigError
 from mmtrain.hf import read_weights
 from mmtrain.hf.export import export
 from mmtrain.hf.folder import HFFolder, check_folder, open_folder
 from mmtrain.hf.read_weights import load_folder
-from mmtrain.hf.safetensors_file import TensorFile
 from mmtrain.hf.sources import FolderWeights
 from mmtrain.hf.target import TARGETS
 from mmtrain.model.init import build_model

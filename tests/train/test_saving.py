@@ -8,18 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from mmtrain.checkpoint.dcp import SaveFailed
 from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.save import SaveFailed
 from mmtrain.parallel.layout import Layout
 from mmtrain.train import saving
 from mmtrain.train.saving import Saver
 from tests.checkpoint.fake import checkpoint, config
 
 LAYOUT = Layout(pp=1, dp=2, cp=1, tp=1, edp=1, ep=2, etp=1)
-SESSION = SimpleNamespace(model=SimpleNamespace(module=None), optimizer=None, laid=SimpleNamespace(layout=LAYOUT))
+MARKS = {"phase_end": False}
+CONTEXT = SimpleNamespace(device=torch.device("cpu"))
+SESSION = SimpleNamespace(
+    context=CONTEXT, model=SimpleNamespace(module=None), optimizer=None, laid=SimpleNamespace(layout=LAYOUT)
+)
 
 
 class Reader:
@@ -35,19 +40,32 @@ class Reader:
         return {"sources": []}
 
 
+class Pending:
+    """Stands for a checkpoint that is being written: it is there once it is finished."""
+
+    is_writing, bytes, seconds = True, 10**6, 1.0
+
+    def __init__(self, path: Path, step: int, copy: object) -> None:
+        self.path, self.step, self.copy, self.gone = path, step, copy, False
+
+    def let_go(self) -> None:
+        self.gone = True
+
+    def finish(self) -> Path:
+        if self.step == 13:
+            raise SaveFailed("no room")
+        return checkpoint(self.path, {"model": {}}, self.step)
+
+
 @pytest.fixture
 def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
     """A saver that keeps one checkpoint, whose shards are no model's; the step 13 does not fit on the disk."""
 
-    def save(
-        folder: Path, model: object, optimizer: object, progress: Progress, *given: object, **more: object
-    ) -> Path:
-        if progress.step == 13:
-            raise SaveFailed("no room")
-        assert more["extra"] == {"corpora": {"sources": []}, "layout": asdict(LAYOUT)}
-        return checkpoint(folder / f"step-{progress.step:08d}", {"model": {}}, progress.step)
+    def begin(folder: Path, model: object, optimizer: object, progress: Progress, *given: Any, **more: Any) -> Pending:
+        assert more["extra"] == {"corpora": {"sources": []}, "layout": asdict(LAYOUT), "phase_end": False}
+        return Pending(folder / f"step-{progress.step:08d}", progress.step, more["copy"])
 
-    monkeypatch.setattr(saving, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "begin_save", begin)
     monkeypatch.setattr(saving.dist, "get_rank", lambda: 0)
     options = config(tmp_path, "checkpoint.keep=1")
     return Saver(RunFolder(options), options, Reader(), Reader())
@@ -60,17 +78,59 @@ def steps(tmp_path: Path) -> list[int]:
 def test_old_checkpoints_stay_until_the_new_one_is_known_to_be_good(saver: Saver, tmp_path: Path) -> None:
     for step, left in ((1, [1]), (2, [2]), (3, [3])):
         before = steps(tmp_path)
-        saver.save(SESSION, Progress(step), 1e4, last=False)
+        saver.save(SESSION, Progress(step), 1e4, MARKS)
         assert steps(tmp_path) == [*before, step]
         saver.remove_old()
         assert steps(tmp_path) == left
 
 
 def test_a_save_that_fails_deletes_nothing_and_the_last_one_is_an_error(saver: Saver, tmp_path: Path) -> None:
-    saver.save(SESSION, Progress(11), 1e4, last=False)
+    saver.save(SESSION, Progress(11), 1e4, MARKS)
     saver.remove_old()
-    saver.save(SESSION, Progress(13), 1e4, last=False)
+    saver.save(SESSION, Progress(13), 1e4, MARKS)
     saver.remove_old()
     assert steps(tmp_path) == [11] and "no room; the run goes on" in saver._report.lines[-1]
     with pytest.raises(SaveFailed):
-        saver.save(SESSION, Progress(13), 1e4, last=True)
+        saver.save(SESSION, Progress(13), 1e4, MARKS, wait=True, last=True)
+
+
+def test_one_is_written_beside_the_steps_and_named_when_it_is_settled(saver: Saver, tmp_path: Path) -> None:
+    saver.reserve(SESSION)
+    assert not saver.is_writing
+    saver.let_go()
+    saver.save(SESSION, Progress(21), 1e4, MARKS)
+    assert saver.is_writing and steps(tmp_path) == [] and saver.newest is None
+    pending = saver._pending[1]
+    assert pending.copy is not None
+    saver.let_go()
+    assert pending.gone
+    saver.save(SESSION, Progress(22), 1e4, MARKS)  # one at a time: the first is waited for
+    assert steps(tmp_path) == [21] and saver.newest[0] == 21
+    saver.settle()
+    saver.settle()
+    assert steps(tmp_path) == [21, 22] and saver.newest[0] == 22 and not saver.is_writing
+    assert "step-00000022: 1 MB in 1 s, the steps waited " in saver._report.lines[-1]
+    saver.save(SESSION, Progress(23), 1e4, MARKS, wait=True)
+    assert steps(tmp_path) == [21, 22, 23]
+    saver.release()
+    saver.save(SESSION, Progress(24), 1e4, MARKS)
+    assert steps(tmp_path) == [21, 22, 23, 24] and not saver.is_writing  # without memory for a copy it is waited for
+
+
+def test_one_that_fails_beside_the_steps_is_told_and_the_last_one_is_an_error(saver: Saver, tmp_path: Path) -> None:
+    saver.reserve(SESSION)
+    saver.save(SESSION, Progress(13), 1e4, MARKS)
+    saver.settle()
+    assert "step 13: no room; the run goes on" in saver._report.lines[-1] and saver.newest is None
+    saver.save(SESSION, Progress(13), 1e4, MARKS)
+    saver.save(SESSION, Progress(14), 1e4, MARKS, wait=True, last=True)  # what failed is an earlier one
+    assert steps(tmp_path) == [14] and saver.newest[0] == 14
+    with pytest.raises(SaveFailed):
+        saver.save(SESSION, Progress(13), 1e4, MARKS, wait=True, last=True)
+
+
+@pytest.mark.parametrize("option", ["checkpoint.asynchronous=false", "checkpoint.interval=0"])
+def test_a_run_that_waits_has_no_memory_for_copies(saver: Saver, tmp_path: Path, option: str) -> None:
+    saver._config = config(tmp_path, option)
+    saver.reserve(SESSION)
+    assert saver._copy is None

@@ -37,19 +37,29 @@ class Loop(Trainer):
     def __init__(self, options: PretrainConfig) -> None:
         self.config, self.plan = options, RunPlan(scaled_phases(options.stage), 1, 1)
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
-        self.finite, self.held_out, self.needles = True, 1.0, None
+        self.finite, self.held_out, self.needles, self.validated = True, 1.0, None, None
+        self.marks: list[dict[str, Any]] = []
         model, batches = SimpleNamespace(weights_are_finite=lambda: self.finite), SimpleNamespace(read=lambda step: [])
         self.session = SimpleNamespace(model=model, optimizer=None, batches=batches, laid=None)
         self.done: list[tuple[Any, ...]] = []
+        self.settled: list[int] = []
 
-    def save(self, session: object, progress: Progress, rope_base: float, last: bool) -> None:
+    def save(
+        self, session: object, progress: Progress, rope_base: float, marks: dict[str, Any], wait: bool, last: bool
+    ) -> None:
+        assert wait == last
         self.done.append(("save", progress.step, rope_base, last))
+        self.marks.append(marks)
+
+    def settle(self) -> None:
+        self.settled.append(self.progress.step)
 
     def remove_old(self) -> None:
         self.done.append(("remove", self.progress.step))
 
     def _validate(self, phase: object, report: object) -> Validation:
         self.done.append(("validate", self.progress.step))
+        self.validated = self.progress.step, self.held_out
         return Validation(self.held_out, 1.0)
 
     def steps(
@@ -212,8 +222,8 @@ def test_an_error_within_a_boundary_between_layouts_is_told_as_it_is(
         model=SimpleNamespace(weights_are_finite=lambda: True),
     )  # fmt: skip
     run.progress = Progress(4, 128, 0, 8, 128)
-    saver = SimpleNamespace(newest=None)
-    saver.save = lambda session, progress, base, last: setattr(saver, "newest", (progress.step, tmp_path))
+    saver = SimpleNamespace(newest=None, settle=lambda: None, release=lambda: None)
+    saver.save = lambda session, progress, base, marks, wait, last: setattr(saver, "newest", (progress.step, tmp_path))
 
     def fail(*given: object) -> None:
         raise ConfigError("stage.phases[1].parallel", "b", "does not fit", "give another")
@@ -241,14 +251,19 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
         )  # fmt: skip
 
     monkeypatch.setattr(module, "Session", make)
-    saver = SimpleNamespace(newest=(3, tmp_path / "step-3"))
-    saver.save = lambda session, progress, base, last: (
+    saver = SimpleNamespace(newest=(3, tmp_path / "step-3"), settle=lambda: done.append("settle"))
+    saver.release, saver.reserve = (
+        lambda: done.append("release"),
+        lambda session: done.append(("reserve", session.laid)),
+    )
+    saver.save = lambda session, progress, base, marks, wait, last: (
         done.append(("save", progress.step, last)),
         setattr(saver, "newest", (progress.step, tmp_path / "step-4")),
     )
     report = SimpleNamespace(note=done.append, new_layout=lambda step, before, after, seconds, held: done.append(held))
     run._cross(SimpleNamespace(phase_index=1), report, saver)
-    assert done == [("save", 4, True), "close", ("make", "groups", 1), ("load", "step-4", True), "chosen", 1.5]
+    assert done == ["settle", ("save", 4, True), "release", "close", ("make", "groups", 1), ("load", "step-4", True),
+                    "chosen", ("reserve", "b"), 1.5]  # fmt: skip
 
 
 def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
@@ -264,3 +279,19 @@ def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
     with pytest.raises(ConfigError, match="holds weights that are infinite or not numbers"):
         one.load(tmp_path, with_optimizer=True)
     assert read == [None, "moments", "moments"]
+
+
+def test_a_checkpoint_says_by_what_it_may_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loop(tmp_path, "checkpoint.interval=3", "log.valid_interval=6", "checkpoint.keep_phase_ends=true")
+    made.steps([replace(RESULT, tokens=32)] * 8, monkeypatch)
+    saved = [step for kind, step, *_ in made.done if kind == "save"]
+    assert saved == [3, 4, 6, 8]  # 4 and 8 are the ends of the phases
+    assert [marks["phase_end"] for marks in made.marks] == [False, True, False, True]
+    assert [marks.get("valid_loss") for marks in made.marks] == [None, None, 1.0, 1.0]
+
+
+def test_a_checkpoint_gets_its_name_when_no_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = loop(tmp_path, "checkpoint.interval=2")
+    idle, writes = (replace(RESULT, tokens=32, writing=writing) for writing in (False, True))
+    made.steps([idle, writes, writes, idle], monkeypatch)
+    assert made.settled == [0, 3]  # before the step counts: in the first and the fourth

@@ -20,7 +20,11 @@ from torch import Tensor
 
 MOST_HEADER = 16 << 20  # bytes; 100,000 tensors have less
 MOST_DIMENSIONS = 8
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_BLOCK = 4 << 20  # bytes written at a time
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _SIZES = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1,
           "F8_E4M3": 1, "F8_E5M2": 1, "F32": 4, "BF16": 2, "F16": 2}  # fmt: skip
@@ -157,17 +161,8 @@ class Planned:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_tensors(
-    path: Path, planned: Sequence[Planned], tensors: Iterable[Tensor], wrote: Callable[[int], None] = lambda count: None
-) -> None:
-    """Write a file whose tensors come one at a time, so that no more than one of them is in memory.
-
-    Args:
-        path: of the file, which is on the disk when the call returns.
-        planned: what it holds, in order.
-        tensors: of those dtypes and shapes, in this order, on the host.
-        wrote: is told the bytes of each tensor.
-    """
+def header_of(planned: Sequence[Planned]) -> bytes:
+    """Return the bytes of a file before the first tensor's; the tensors follow it end to end."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for one in planned:
@@ -175,15 +170,42 @@ def write_tensors(
         end += one.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for one, tensor in zip(planned, tensors, strict=True):
-            assert tensor.dtype == one.dtype and tuple(tensor.shape) == one.shape, one.name
-            if one.bytes:
-                file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-            wrote(one.bytes)
-        file.flush()
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(
+    path: Path,
+    planned: Sequence[Planned],
+    tensors: Iterable[Tensor],
+    wrote: Callable[[memoryview], None] = lambda part: None,
+) -> None:
+    """Write a file whose tensors come one at a time, so that no more than one of them is in memory.
+
+    Args:
+        path: of the file, which is on the disk when the call returns.
+        planned: what it holds, in order.
+        tensors: of those dtypes and shapes, in this order, on the host.
+        wrote: is given every part that was written, from the file's beginning to its end.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("wb", buffering=0) as file:
+        for part in _parts(planned, tensors):
+            left = part
+            while left:
+                left = left[file.write(left) :]
+            wrote(part)
         os.fsync(file.fileno())
+
+
+def _parts(planned: Sequence[Planned], tensors: Iterable[Tensor]) -> Iterator[memoryview]:
+    yield memoryview(header_of(planned))
+    for one, tensor in zip(planned, tensors, strict=True):
+        assert tensor.dtype == one.dtype and tuple(tensor.shape) == one.shape, one.name
+        data = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()) if one.bytes else memoryview(b"")
+        for begin in range(0, len(data), _BLOCK):  # small enough to be in the processor's cache when it is looked at
+            yield data[begin : begin + _BLOCK]
 
 
 def in_shards(planned: Sequence[Planned], most: int) -> Iterator[list[Planned]]:

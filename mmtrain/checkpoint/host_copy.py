@@ -1,0 +1,114 @@
+"""Copy of a rank's tensors in host memory, which is taken while the next step computes its gradients.
+
+Weights and moments change in the optimizer's step alone, so that their copy has the time of a forward and a backward
+pass: on a GPU it runs on a stream of its own into pinned memory, on a host in the thread that writes the checkpoint.
+Buffers, which a step changes sooner, and small tensors are copied at once.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+_SMALL = 1 << 16  # bytes: the copy of such a tensor takes no longer than its start
+
+
+class HostCopy:
+    """Memory for copies of a rank's tensors, kept from save to save.
+
+    Args:
+        device: of the rank.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._buffer, self._pinned = torch.empty(0, dtype=torch.uint8), False
+        self._later: list[tuple[Tensor, Tensor]] = []
+        self._sources: list[Tensor] = []
+        self._event: torch.cuda.Event | None = None
+        self._host_done = threading.Event()
+        self.tensors: list[Tensor] = []
+
+    def start(self, tensors: Sequence[Tensor], at_once: Sequence[bool]) -> None:
+        """Begin to copy; nothing of an earlier copy is in use any more.
+
+        Args:
+            tensors: wider dtypes first, contiguous or not.
+            at_once: of each tensor, whether it may change before :meth:`wait` is called.
+        """
+        self.reserve(sum(tensor.nbytes for tensor in tensors))
+        self.tensors, begin = [], 0
+        for tensor in tensors:
+            flat = self._buffer[begin : begin + tensor.nbytes].view(tensor.dtype)
+            self.tensors.append(flat.view(tensor.shape))
+            begin += tensor.nbytes
+        self._later, self._event = [], None
+        self._host_done.clear()
+        on_device = []
+        for source, copy, now in zip(tensors, self.tensors, at_once, strict=True):
+            if source.is_cuda:
+                on_device.append((source.clone() if now else source, copy))
+            elif now or source.nbytes <= _SMALL:
+                copy.copy_(source)
+            else:
+                self._later.append((source, copy))
+        if on_device:
+            self._start_on_device(on_device)
+
+    def _start_on_device(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        assert self._stream is not None
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            for source, copy in pairs:
+                copy.copy_(source, non_blocking=True)
+            self._event = self._stream.record_event()
+        self._sources = [source for source, _ in pairs]  # their memory is not given away before they are read
+
+    def finish(self) -> list[Tensor]:
+        """Return the copies when they are whole; for the thread that writes them."""
+        try:
+            for source, copy in self._later:
+                copy.copy_(source)
+        finally:
+            self._host_done.set()
+        if self._event is not None:
+            self._event.synchronize()
+        self._later, self._sources = [], []
+        return self.tensors
+
+    def wait(self) -> None:
+        """Let the tensors change from here on: what changes them on the device comes after the copy, in order."""
+        self._host_done.wait()
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
+
+    def reserve(self, size: int) -> None:
+        """Have memory for so many bytes; pinning it takes about a second for 10 GB. No copy is in use."""
+        if self._buffer.numel() < size:
+            self.release()
+            self._buffer = _host_memory(size)
+            if self._stream is not None:  # torch's own pinned memory comes in powers of two
+                # Where the system pins no more, the copies are right all the same, and the steps wait for them.
+                self._pinned = int(torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), size, 0)) == 0
+
+    def release(self) -> None:
+        """Give the memory back; no copy is in use."""
+        if self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())
+        self._buffer, self._pinned, self.tensors = torch.empty(0, dtype=torch.uint8), False, []
+
+
+def _host_memory(size: int) -> Tensor:
+    """Return bytes in large pages, which processes that are forked do not get: the loaders' workers need none of them,
+    and a fork would have the parent write to other pages than those that are pinned.
+    """
+    memory = mmap.mmap(-1, size)
+    for advice in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
+        with suppress(AttributeError, OSError):
+            memory.madvise(getattr(mmap, advice))
+    return torch.frombuffer(memory, dtype=torch.uint8)

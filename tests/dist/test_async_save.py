@@ -1,0 +1,165 @@
+"""Checkpoints that are written beside the steps: they hold what was there when they began, and cost no step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from mmtrain.checkpoint.damage import damage_of
+from mmtrain.checkpoint.host_copy import HostCopy
+from mmtrain.checkpoint.manifest import file_sum, read_manifest
+from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.rank_writer import RankWriter
+from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save, save_checkpoint
+from mmtrain.checkpoint.tensors import StoredTensors
+from mmtrain.checkpoint.verify import damage_of_tensors
+from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
+from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.parallelize import apply_parallel
+from tests.dist.layouts import MODEL
+from tests.dist.pool import Pool
+from tests.dist.runs import SMALL, pretrain, records, steps
+
+
+def trained(context: mesh.ParallelContext, parallel: ParallelConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A model with moments that are not zero, and with a buffer that a step changes before its optimizer does."""
+    model = apply_parallel(meta_model(MODEL), context, parallel, torch.float32)
+    model.initialise(7)
+    model.module.register_buffer("fractions", torch.arange(40_000.0))
+    optimizer = build_optimizer(model.module, OptimConfig())
+    spoil(model.module)
+    step(model.module, optimizer)
+    return model.module, optimizer
+
+
+def spoil(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+
+
+def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step()
+
+
+def begin(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int, copy: HostCopy
+          ) -> PendingSave:  # fmt: skip
+    return begin_save(folder, model, optimizer, Progress(number, 64), {"model": {}}, 5e6, copy=copy)
+
+
+def slow(call: Callable, seconds: float) -> Callable:
+    def slowed(self: object, *given: object) -> object:
+        time.sleep(seconds)
+        return call(self, *given)
+
+    return slowed
+
+
+def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, bool]:
+    """Save and wait; save beside a step whose copy is slow, and whose writing ends after the step."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+    try:
+        model, optimizer = trained(context, parallel)
+        save_checkpoint(folder / "whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6)
+        copy, stepped = HostCopy(context.device), threading.Event()
+        write = RankWriter.write
+
+        def late(self: RankWriter, tensors: list[torch.Tensor]) -> object:
+            assert stepped.wait(60)
+            return write(self, tensors)
+
+        with (
+            mock.patch.object(HostCopy, "finish", slow(HostCopy.finish, 0.3)),
+            mock.patch.object(RankWriter, "write", late),
+        ):
+            pending = begin(folder / "beside", model, optimizer, 1, copy)
+            model.fractions.zero_()  # as the step's end does it
+            spoil(model)
+            began = time.perf_counter()
+            pending.let_go()
+            waited = time.perf_counter() - began
+            step(model, optimizer)
+            writing = pending.is_writing
+            stepped.set()
+            pending.finish()
+        begin(folder / "after", model, optimizer, 1, copy).finish()  # in the same memory
+        save_checkpoint(folder / "after_whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6)
+        return waited, writing and not pending.is_writing
+    finally:
+        mesh.stop()
+
+
+@pytest.mark.parametrize("options", [{}, {"tp": 2}, {"pp": 2}, {"ep": 2}])
+def test_a_checkpoint_holds_what_was_there_when_it_began(pool: Pool, tmp_path: Path, options: dict[str, int]) -> None:
+    for waited, was_beside in pool.run(save_beside_a_step, tmp_path, ParallelConfig(**options), world=2):
+        assert was_beside and waited > 0.1
+    paths = {name: tmp_path / name / "step-00000001" for name in ("whole", "beside", "after", "after_whole")}
+    assert all(damage_of(path) is None and damage_of_tensors(path) is None for path in paths.values())
+    sums = {name: read_manifest(path).files for name, path in paths.items()}
+    assert sums["whole"] == sums["beside"] and sums["after"] == sums["after_whole"]
+    assert sums["whole"] != sums["after"]
+    stored = StoredTensors(paths["beside"])
+    assert torch.equal(stored.whole("model.fractions"), torch.arange(40_000.0))
+    moments = [name for name in stored.shapes if name.endswith(".exp_avg")]
+    assert moments and all(stored.whole(name).abs().min() > 0 for name in moments)
+
+
+def fail_beside(folder: Path, full_rank: int, file: str) -> list[str]:
+    """Three saves beside the run; in the second a rank has no room."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+    try:
+        model, optimizer = trained(context, ParallelConfig())
+        copy, sync = HostCopy(context.device), os.fsync
+
+        def full(handle: int) -> None:
+            if context.rank == full_rank and file in os.readlink(f"/proc/self/fd/{handle}"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            sync(handle)
+
+        told = []
+        for number in (1, 2, 3):
+            with mock.patch.object(os, "fsync", full if number == 2 else sync):
+                try:
+                    begin(folder, model, optimizer, number, copy).finish()
+                except SaveFailed as error:
+                    told.append(str(error))
+        dist.barrier()
+        return told
+    finally:
+        mesh.stop()
+
+
+@pytest.mark.parametrize(("full_rank", "file"), [(1, "rank-00001"), (0, "tensors.json"), (0, "meta.json")])
+def test_a_full_disk_is_told_to_all_ranks(pool: Pool, tmp_path: Path, full_rank: int, file: str) -> None:
+    told = pool.run(fail_beside, tmp_path, full_rank, file, world=2)
+    line = f"{tmp_path}/step-00000002 could not be written: No space left on device (rank {full_rank})"
+    assert told == [[line], [line]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+    assert all(damage_of(path) is None and damage_of_tensors(path) is None for path in tmp_path.iterdir())
+
+
+def test_a_run_that_saves_beside_its_steps_is_the_run_that_waits(corpus: Path, tmp_path: Path) -> None:
+    """Every checkpoint to the last bit, and the records; the ends of writing fall where they may."""
+    common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "checkpoint.interval=2", "checkpoint.keep=0"]
+    pretrain(*common, "run.name=beside", processes=2)
+    pretrain(*common, "run.name=waits", "checkpoint.asynchronous=false", processes=2)
+    folders = [sorted((tmp_path / name / "checkpoints").iterdir()) for name in ("beside", "waits")]
+    assert [path.name for path in folders[0]] == [path.name for path in folders[1]] and len(folders[0]) == 4
+    for mine, theirs in zip(*folders, strict=True):
+        for name in ("rank-00000.safetensors", "rank-00001.safetensors", "tensors.json"):
+            assert file_sum(mine / name) == file_sum(theirs / name)
+    for mine, theirs in zip(steps(tmp_path / "beside"), steps(tmp_path / "waits"), strict=True):
+        assert mine["loss"] == theirs["loss"] and mine["grad_norm"] == theirs["grad_norm"]
+    assert records(tmp_path / "beside")[-1]["val_loss"] == records(tmp_path / "waits")[-1]["val_loss"]
