@@ -13,6 +13,10 @@ from typing import Any
 FREE_ON_RESUME: Mapping[str, bool] = {"free_on_resume": True}
 """The option may differ between launches of one run, because it changes none of the run's numbers."""
 
+LAYOUT: Mapping[str, bool] = {"layout": True}
+"""The option may differ between launches of one run: it moves the same numbers to other processes, or computes them in
+another order, so that what a run comes to is the same but for rounding."""
+
 SHAPES_WEIGHTS: Mapping[str, bool] = {"shapes_weights": True}
 """The option decides which weights a model has, or their shapes: a checkpoint fits only a model with the same value."""
 
@@ -24,7 +28,7 @@ def is_marked(kind: type, option: str, mark: Mapping[str, bool]) -> bool:
         kind: the dataclass that the dotted name starts from.
         option: dotted name of an option, with a place in each list (``stage.phases[0].lr``); a name that `kind` does
             not know carries no mark of its own.
-        mark: FREE_ON_RESUME or SHAPES_WEIGHTS.
+        mark: FREE_ON_RESUME, LAYOUT or SHAPES_WEIGHTS.
     """
     first, _, rest = option.partition(".")
     name = first.partition("[")[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mmtrain.config.allowed import at_least, check_allowed, one_of
 from mmtrain.config.checks import require
-from mmtrain.config.option_marks import FREE_ON_RESUME
+from mmtrain.config.option_marks import FREE_ON_RESUME, LAYOUT
 
 AUTO = "auto"
 """Value of an option that the program chooses."""
@@ -67,21 +67,23 @@ class ParallelConfig:
         default="none", metadata={**FREE_ON_RESUME, **one_of("none", "selective", "block")}
     )
     offload_block_inputs: bool = field(default=False, metadata=FREE_ON_RESUME)
-    ffn_chunk_tokens: int | None = field(default=None, metadata=at_least(1, fix="give null for all tokens at once"))
+    ffn_chunk_tokens: int | None = field(
+        default=None, metadata={**LAYOUT, **at_least(1, fix="give null for all tokens at once")}
+    )
     reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
-    sync_every_micro_batch: bool = False
-    tp: int = field(default=1, metadata=at_least(1))
-    pp: int = field(default=1, metadata=at_least(1))
-    cp: int | str = field(default=AUTO, metadata={**at_least(1), **one_of(AUTO)})
-    cp_chunks: int = field(default=8, metadata=at_least(1))
-    cp_table: str = field(default="balanced", metadata=one_of("balanced", "zigzag", "contiguous"))
-    cp_softmax: str = field(default="auto", metadata=one_of("auto", "ring", "allgather", "varlen"))
-    ep: int = field(default=1, metadata=at_least(1))
-    etp: int = field(default=1, metadata=at_least(1))
-    pp_schedule: str = field(default="1f1b", metadata=one_of("1f1b", "interleaved", "zero_bubble"))
-    pp_chunks: int = field(default=1, metadata=at_least(1))
-    token_groups: int | str = field(default=1, metadata={**at_least(1), **one_of("auto")})
-    exchange: str = field(default="auto", metadata=one_of("auto", "direct", "collectives"))
+    sync_every_micro_batch: bool = field(default=False, metadata=LAYOUT)
+    tp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
+    pp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
+    cp: int | str = field(default=AUTO, metadata={**LAYOUT, **at_least(1), **one_of(AUTO)})
+    cp_chunks: int = field(default=8, metadata={**LAYOUT, **at_least(1)})
+    cp_table: str = field(default="balanced", metadata={**LAYOUT, **one_of("balanced", "zigzag", "contiguous")})
+    cp_softmax: str = field(default="auto", metadata={**LAYOUT, **one_of("auto", "ring", "allgather", "varlen")})
+    ep: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
+    etp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
+    pp_schedule: str = field(default="1f1b", metadata={**LAYOUT, **one_of("1f1b", "interleaved", "zero_bubble")})
+    pp_chunks: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
+    token_groups: int | str = field(default=1, metadata={**LAYOUT, **at_least(1), **one_of("auto")})
+    exchange: str = field(default="auto", metadata={**LAYOUT, **one_of("auto", "direct", "collectives")})
     global_router: bool = False
     aux_loss_over: str = field(default="micro_batch", metadata=one_of("micro_batch", "sequence", "global_batch"))
 

@@ -37,7 +37,7 @@ def choose_cp(
         world: number of processes.
         device: of this process.
         kept: of each phase, the number that the checkpoint at which this launch goes on was trained with; None where
-            there is none.
+            there is none. It is taken where the phase runs with it on these processes.
     """
     phases = scaled_phases(config.stage)
     chosen: dict[int, int] = {}
@@ -46,7 +46,10 @@ def choose_cp(
         if _asked(config, phase) != AUTO:
             continue
         before = kept[i] if i < len(kept) else None
-        chosen[i], why = _least(config, phase, i, world, device) if before is None else (before, "as in the checkpoint")
+        if before is not None and _still_runs(config, phase, i, world, device, before):
+            chosen[i], why = before, "as in the checkpoint"
+        else:
+            chosen[i], why = _least(config, phase, i, world, device)
         if chosen[i] > 1:
             lines.append(f"cp      {phase.name}: cp={chosen[i]}, {why}")
     return _with_numbers(config, chosen), lines
@@ -74,9 +77,7 @@ def _least(config: PretrainConfig, phase: PhaseConfig, index: int, world: int, d
         runs = f"the least that runs: with cp=1 {refused}" if cp > 1 and not tried else ""
         if device_bytes is None:
             return cp, runs
-        if plan.laid is not None and plan.laid.layout.pp > 1:
-            give_stages(config, [plan], device)
-        one = _Tried(cp, predict(phase_workload(config, plan, device)), world)
+        one = _Tried(cp, _predicted(config, plan, device), world)
         tried.append(one)
         if not may_not_fit(one.found, device_bytes, world):
             if len(tried) == 1:
@@ -87,6 +88,23 @@ def _least(config: PretrainConfig, phase: PhaseConfig, index: int, world: int, d
         return 1, ""
     one = next((one for one in tried if not cannot_fit(one.found, device_bytes)), tried[0])
     return one.cp, f"the least that may fit {device_bytes / GIB:.1f} GiB: {one} predicted"
+
+
+def _still_runs(
+    config: PretrainConfig, phase: PhaseConfig, index: int, world: int, device: torch.device, cp: int
+) -> bool:
+    """Whether a phase runs with the number that a checkpoint's run had, perhaps on other processes."""
+    plan = next((plan for one, plan in _candidates(config, phase, index, world) if one == cp), None)
+    if plan is None or isinstance(plan, ConfigError):
+        return False
+    device_bytes = device_memory(config, device)
+    return device_bytes is None or not cannot_fit(_predicted(config, plan, device), device_bytes)
+
+
+def _predicted(config: PretrainConfig, plan: PhasePlan, device: torch.device) -> MemoryPrediction:
+    if plan.laid is not None and plan.laid.layout.pp > 1:
+        give_stages(config, [plan], device)
+    return predict(phase_workload(config, plan, device))
 
 
 def _candidates(

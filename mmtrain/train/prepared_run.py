@@ -20,6 +20,7 @@ from mmtrain.train.plan_run import PlannedRun, plan_run
 from mmtrain.train.resume import (
     check_corpora,
     decide_start,
+    layout_lines,
     recorded_cp,
     start_position,
     verified_start,
@@ -111,4 +112,5 @@ def prepare_run(planned: PlannedRun, note: Callable[[str], None]) -> PreparedRun
     first = plan.next(start_position(start))
     inputs.prepare(first)
     layout = planned.layouts[-1 if first is None else first.phase_index].layout
+    notes += layout_lines(start, layout, config.parallel.global_router)
     return PreparedRun(planned, folder, start, inputs, needles, tuple(notes), layout)

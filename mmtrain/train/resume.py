@@ -20,11 +20,12 @@ from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.checkpoint.verify import damage_of_tensors, has_checksums, size_of
 from mmtrain.config import DataConfig, ParallelConfig, PhaseConfig, PretrainConfig, StageConfig
-from mmtrain.config.parallel import AUTO
+from mmtrain.config.option_marks import FREE_ON_RESUME, LAYOUT, is_marked
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder, is_hf_folder, open_folder, tokenizer_is_bytes
 from mmtrain.hf.hf_config import RELEASED_EPS
+from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import scaled_phases
 from mmtrain.train.position import checkpoint_position
 
@@ -117,6 +118,27 @@ def recorded_cp(config: PretrainConfig) -> list[int | None]:
     return found
 
 
+def layout_lines(start: Start, layout: Layout, global_router: bool) -> list[str]:
+    """Return a line on a layout that is not the one which the checkpoint of a launch was written under.
+
+    Args:
+        start: of this launch.
+        layout: that it goes on with.
+        global_router: whether ranks pool their experts' capacity (`parallel.global_router`).
+    """
+    before = None if start.resume is None else read_meta(start.resume).get("layout")
+    if not isinstance(before, dict):  # of a version that did not record it, or nothing to go on from
+        return []
+    pairs = ((axis, before.get(axis, size), size) for axis, size in dataclasses.asdict(layout).items())
+    moved = [f"{axis} {then} -> {now}" for axis, then, now in pairs if then != now]
+    if not moved:
+        return []
+    lines = [f"layout  {', '.join(moved)} since {start.resume}: the run goes on the same but for rounding"]
+    if global_router:
+        lines.append("warning: parallel.global_router=true: other ranks pool their capacity now, which drops others")
+    return lines
+
+
 def start_position(start: Start) -> Progress:
     """Return where a launch begins."""
     return Progress() if start.resume is None else checkpoint_position(start.resume)
@@ -190,17 +212,16 @@ def _start_from_folder(config: PretrainConfig, path: Path) -> Start:
 def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | None:
     """Refuse options that would change what a checkpoint was trained with; return a line on a schedule that changes.
 
-    Options outside the stage must be the checkpoint's, but for those marked as free. Of the stage its phases count, as
-    they are once scaled: with `run.change_schedule` the phase at work may get another length, batch ramp and learning
-    rate from here on, and later phases may become anything; what is trained already stays.
+    Options outside the stage must be the checkpoint's, but for those marked as free and those of the layout. Of the
+    stage its phases count, as they are once scaled: with `run.change_schedule` the phase at work may get another
+    length, batch ramp and learning rate from here on, and later phases may become anything; what is trained already
+    stays.
 
     Raises:
         ConfigError: naming one option, with its value before and now.
     """
     recorded = recorded_values(read_meta(checkpoint)["config"])
-    if recorded["parallel"]["cp"] == AUTO and config.parallel.cp != AUTO:
-        recorded["parallel"]["cp"] = 1  # of a version without the option: what is recorded since is a number
-    different = differences(recorded, config)
+    different = [one for one in differences(recorded, config) if not is_marked(PretrainConfig, one.option, LAYOUT)]
     outside = next((one for one in different if not one.option.startswith("stage.")), None)
     if outside is not None:
         raise _refusal(outside, checkpoint, _back_or_anew(outside))
@@ -275,8 +296,15 @@ def _effective(phases: Sequence[PhaseConfig], data: DataConfig) -> list[dict[str
         sources = [{"weight": source.weight, "buckets": source.buckets} for source in given]
         values = dataclasses.asdict(phase) | {"sources": sources}
         del values["name"]
+        own = values["parallel"] or {}
+        values["parallel"] = {name: own[name] for name in own if own[name] is not None and _is_bound(name)}
         made.append(flat_options(values, ""))
     return made
+
+
+def _is_bound(name: str) -> bool:
+    """Whether an option of the layout changes more than where numbers are computed, and how they are rounded."""
+    return not any(is_marked(ParallelConfig, name, mark) for mark in (FREE_ON_RESUME, LAYOUT))
 
 
 def _stage(recorded: dict) -> StageConfig:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mmtrain.config import ModelConfig, PretrainConfig
-from mmtrain.config.option_marks import FREE_ON_RESUME, SHAPES_WEIGHTS, is_marked, marked_fields
+from mmtrain.config.option_marks import FREE_ON_RESUME, LAYOUT, SHAPES_WEIGHTS, is_marked, marked_fields
 from mmtrain.config.option_tree import option_paths
 
 FREE = {
@@ -32,19 +32,22 @@ BOUND = {
     "model.num_heads", "model.num_kv_heads", "model.num_layers", "model.post_norm", "model.rope_base",
     "model.rotary_dim", "model.shared_ffn_hidden_size", "model.top_k", "model.vocab_size", "optim.beta1",
     "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.name", "optim.precision",
-    "optim.weight_decay", "parallel.aux_loss_over",
-    "parallel.cp", "parallel.cp_chunks", "parallel.cp_softmax",
-    "parallel.cp_table", "parallel.ep", "parallel.etp", "parallel.exchange", "parallel.ffn_chunk_tokens",
-    "parallel.global_router", "parallel.micro_batch_rows", "parallel.pp", "parallel.pp_chunks",
-    "parallel.pp_schedule", "parallel.sync_every_micro_batch", "parallel.token_groups", "parallel.tp", "run.seed",
+    "optim.weight_decay", "parallel.aux_loss_over", "parallel.global_router", "parallel.micro_batch_rows", "run.seed",
     "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
+}  # fmt: skip
+LAID_OUT = {
+    f"parallel.{name}"
+    for name in ("cp", "cp_chunks", "cp_softmax", "cp_table", "ep", "etp", "exchange", "ffn_chunk_tokens", "pp",
+                 "pp_chunks", "pp_schedule", "sync_every_micro_batch", "token_groups", "tp")
 }  # fmt: skip
 
 
-def test_each_option_is_free_on_resume_or_bound() -> None:
+def test_each_option_is_free_on_resume_or_of_the_layout_or_bound() -> None:
     """A new option is bound until it is marked; it is named here either way, so that somebody has thought of it."""
     options = set(option_paths(PretrainConfig))
-    assert options == FREE | BOUND
+    assert options == FREE | BOUND | LAID_OUT
+    assert {option for option in options if is_marked(PretrainConfig, option, LAYOUT)} == LAID_OUT
+    assert is_marked(PretrainConfig, "stage.phases[1].parallel.tp", LAYOUT)
     assert {option for option in options if is_marked(PretrainConfig, option, FREE_ON_RESUME)} == FREE
 
 

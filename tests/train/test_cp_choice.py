@@ -95,7 +95,7 @@ def test_numbers_stand_in_the_options_afterwards() -> None:
 
 
 def test_a_resumed_run_keeps_what_was_chosen(tmp_path: Path) -> None:
-    """On a device of other memory too; a number that differs from it is refused, the same number is not."""
+    """On a device of other memory too; another number may be given, as any other layout may."""
     given = [f"run.dir={tmp_path}", "run.resume=auto"]
     made = planned(8, "cluster.device_memory_gib=80", *given).config
     checkpoint(tmp_path / "r/checkpoints/step-00000003", made)
@@ -106,19 +106,29 @@ def test_a_resumed_run_keeps_what_was_chosen(tmp_path: Path) -> None:
     assert decide_start(found.config, RunFolder(found.config)).resume is not None
     for cp in (2, 4):
         typed = plan_run(config(f"stage.phases.2.parallel={{cp: {cp}}}", *given), 8, CPU, recorded_cp(now)).config
-        if cp == 2:
-            assert decide_start(typed, RunFolder(typed)).resume is not None
-        else:
-            with pytest.raises(ConfigError, match=r"stage.phases\[2\].parallel.cp=4: .* was trained with 2"):
-                decide_start(typed, RunFolder(typed))
+        assert decide_start(typed, RunFolder(typed)).resume is not None
+    bound = config("stage.phases.2.parallel={micro_batch_rows: 2}", *given)
+    with pytest.raises(ConfigError, match=r"stage.phases\[2\].parallel.micro_batch_rows=2: .* was trained with"):
+        decide_start(bound, RunFolder(bound))
     assert recorded_cp(config(f"run.dir={tmp_path}")) == []  # a run of its own
+
+
+def test_what_was_chosen_is_chosen_anew_where_it_no_longer_runs(tmp_path: Path) -> None:
+    """On other processes, or devices of less memory; what still runs is kept."""
+    given = [f"run.dir={tmp_path}", "run.resume=auto"]
+    made = planned(8, "cluster.device_memory_gib=80", *given).config
+    checkpoint(tmp_path / "r/checkpoints/step-00000003", made)
+    for processes, memory, expected in ((8, 80, [1, 1, 2]), (16, 80, [1, 1, 2]), (128, 200, [1, 2, 4]), (8, 30, None)):
+        now = config(f"cluster.device_memory_gib={memory}", *given)
+        kept, anew = plan_run(now, processes, CPU, recorded_cp(now)), plan_run(now, processes, CPU)
+        assert sizes(kept) == (sizes(anew) if expected is None else expected), (processes, memory, sizes(kept))
 
 
 def test_a_checkpoint_from_before_there_was_a_choice_is_gone_on_from_with_1(tmp_path: Path) -> None:
     given = [f"run.dir={tmp_path}", "run.resume=auto"]
     recorded = asdict(config("parallel.cp=1"))
     checkpoint(tmp_path / "r/checkpoints/step-00000003", recorded)
-    now = config("cluster.device_memory_gib=30", *given)
+    now = config("cluster.device_memory_gib=200", *given)
     found = plan_run(now, 8, CPU, recorded_cp(now))
     assert sizes(found) == [1, 1, 1]
     assert decide_start(found.config, RunFolder(found.config)).resume is not None

@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""Saving and loading of a checkpoint, beside torch's own ways and a plain copy of the same bytes on the same disk.
+
+`torchrun --nproc-per-node N -m mmtrain.bench.checkpoint --model proxy_100m --out DIR`, on CPUs or GPUs. Figures are
+those of the slowest rank and go to DIR/checkpoint.json as they come. Steps are of random tokens.
+
+- *stall*: what a save holds the steps up by: its start, the wait before the next update, and giving it its name.
+- *steps after*: median of the steps after its start, over that of steps without any save.
+- The page cache holds what was written, so loads and copies read from memory unless the bytes exceed it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from mmtrain.bench.context_step import packed_row
+from mmtrain.bench.timing import slowest
+from mmtrain.checkpoint.agreement import on_main
+from mmtrain.checkpoint.host_copy import HostCopy
+from mmtrain.checkpoint.load import load_checkpoint
+from mmtrain.checkpoint.manifest import file_sum, is_shard
+from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save, save_checkpoint
+from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
+from mmtrain.config.cli import compose
+from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.device import compute_dtype
+from mmtrain.train.step import train_step
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class Training:
+    """A model under FSDP over all processes, its optimizer, and steps of it."""
+
+    def __init__(self, context: mesh.ParallelContext, model: str, tokens: int) -> None:
+        given = ["stage=quickstart", f"model={model}", "data.path=none", "run.name=bench"]
+        self.context, config = context, compose(given, CONFIGS).model
+        self.config = config
+        dtype = compute_dtype("auto", context.device)
+        self.model = apply_parallel(meta_model(config), context, ParallelConfig(), dtype)
+        self.model.initialise(0)
+        self.optimizer = build_optimizer(self.model.module, OptimConfig())
+        self.row = packed_row([tokens], config.vocab_size, context.rank)
+
+    def step(self, saving: PendingSave | None = None) -> float:
+        """Train one step and return its seconds; the device has done it by then."""
+        began = time.perf_counter()
+        train_step(self.model, self.optimizer, [self.row], 1e-5, 1e4, clip_grad=1.0, saving=saving)
+        if self.context.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def steps(self, count: int) -> float:
+        """Median seconds of so many steps."""
+        return statistics.median(self.step() for _ in range(count))
+
+    def state(self) -> dict[str, Any]:
+        """Weights and moments as torch's checkpoint takes them."""
+        weights, moments = get_state_dict(self.model.module, self.optimizer, options=BY_PARAMETER)
+        return {"model": weights, "optimizer": moments}
+
+    def begin(self, folder: Path, copy: HostCopy | None) -> PendingSave:
+        """Begin to save it our way."""
+        return begin_save(folder, self.model.module, self.optimizer, Progress(1, 1), {"model": {}}, 1e4, copy=copy)
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call on the slowest rank."""
+    dist.barrier()
+    began = time.perf_counter()
+    run()
+    return slowest([time.perf_counter() - began], device)[0]
+
+
+def copy_files(files: list[Path], out: Path) -> None:
+    """Copy files in large blocks, and bring the copies to the disk."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        with file.open("rb", buffering=0) as source, (out / file.name).open("wb", buffering=0) as target:
+            shutil.copyfileobj(source, target, 16 << 20)
+            os.fsync(target.fileno())
+
+
+def read_files(files: list[Path]) -> None:
+    """Read files in large blocks."""
+    block = bytearray(16 << 20)
+    for file in files:
+        with file.open("rb", buffering=0) as source:
+            while source.readinto(block):
+                pass
+
+
+def ours_beside(training: Training, folder: Path, copy: HostCopy, count: int) -> dict[str, float]:
+    """Stall of a save beside the steps, and the steps after it began."""
+    began = time.perf_counter()
+    pending = training.begin(folder, copy)
+    stall = time.perf_counter() - began
+    took, named = [], False
+    for _ in range(count):
+        took.append(training.step(pending))
+        (writing,) = slowest([float(pending.is_writing)], training.context.device)
+        if not writing and not named:
+            began = time.perf_counter()
+            pending.finish()
+            stall, named = stall + time.perf_counter() - began, True
+    if not named:
+        pending.finish()
+    return {"stall_s": stall, "step_s": statistics.median(took), "sum_s": sum(took), "write_s": pending.seconds}
+
+
+def dcp_beside(training: Training, folder: Path, count: int) -> dict[str, float]:
+    """The same of `dcp.async_save`, in a thread."""
+    group = dist.new_group(backend="gloo")
+    began = time.perf_counter()
+    future = dcp.async_save(training.state(), checkpoint_id=folder, process_group=group)
+    stall = time.perf_counter() - began
+    took = [training.step() for _ in range(count)]
+    future.result()
+    return {"stall_s": stall, "step_s": statistics.median(took), "sum_s": sum(took)}
+
+
+def measure(training: Training, out: Path, scratch: Path, count: int) -> None:
+    """Measure all, and write it as it comes."""
+    device, rank = training.context.device, dist.get_rank()
+    found: dict[str, Any] = {"model": training.config.name, "ranks": dist.get_world_size(), "device": str(device),
+                             "torch": torch.__version__}  # fmt: skip
+
+    def keep(name: str, value: object) -> None:
+        found[name] = value
+        if rank == 0:
+            print(f"{name}: {value}", flush=True)
+            (out / "checkpoint.json").write_text(json.dumps(found, indent=1) + "\n")
+
+    def ours() -> object:
+        return save_checkpoint(scratch / "ours", training.model.module, training.optimizer, Progress(1, 1),
+                               {"model": {}}, 1e4)  # fmt: skip
+
+    training.steps(3)
+    keep("step_s", training.steps(count))
+    path = scratch / "ours/step-00000001"
+    keep("ours_save_s", [seconds(ours, device) for _ in range(3)])
+    files = [file for file in sorted(path.iterdir()) if is_shard(file.name)]
+    mine = files[rank :: dist.get_world_size()]
+    keep("bytes", sum(file.stat().st_size for file in files))
+    keep("copy_s", [seconds(lambda: copy_files(mine, scratch / "copy"), device) for _ in range(3)])
+    keep("hash_s", seconds(lambda: [file_sum(file) for file in mine], device))
+    keep("read_s", [seconds(lambda: read_files(mine), device) for _ in range(3)])
+    load = lambda: load_checkpoint(path, training.model.module, training.optimizer)  # noqa: E731
+    keep("ours_load_s", [seconds(load, device) for _ in range(3)])
+    copy = HostCopy(device)
+    for i in range(3):  # the first one gets its memory
+        keep(f"ours_beside_{i}", ours_beside(training, scratch / "ours", copy, count))
+    copy.release()
+    keep("dcp_save_s", [seconds(lambda: dcp.save(training.state(), checkpoint_id=scratch / "dcp"), device)
+                        for _ in range(3)])  # fmt: skip
+
+    def load_dcp() -> None:
+        state = training.state()
+        dcp.load(state, checkpoint_id=scratch / "dcp")
+        set_state_dict(training.model.module, training.optimizer, model_state_dict=state["model"],
+                       optim_state_dict=state["optimizer"], options=BY_PARAMETER)  # fmt: skip
+
+    keep("dcp_load_s", [seconds(load_dcp, device) for _ in range(3)])
+    for i in range(2):
+        keep(f"dcp_beside_{i}", dcp_beside(training, scratch / f"dcp{i}", count))
+    keep("step_again_s", training.steps(count))
+
+
+def main() -> None:
+    """Run on the processes of the launcher."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="proxy_100m", help="a model of configs/model")
+    parser.add_argument("--tokens", type=int, default=256, help="of a rank's row")
+    parser.add_argument("--steps", type=int, default=20, help="that are timed, without a save and after one")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--scratch", type=Path, help="folder of checkpoints, on the disk that is measured")
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    context = mesh.start(ClusterConfig(device=given.device))
+    given.out.mkdir(parents=True, exist_ok=True)
+    scratch = given.scratch or given.out / "scratch"
+    try:
+        measure(Training(context, given.model, given.tokens), given.out, scratch, given.steps)
+        on_main(lambda: shutil.rmtree(scratch))
+    finally:
+        mesh.stop()
+
+
+if __name__ == "__main__":
+    main()
