@@ -39,8 +39,8 @@ PAIRS = {
     "etp 2 to ep 2": ((4, ParallelConfig(ep=2, etp=2)), (2, ParallelConfig(ep=2))),
     "one to etp 2, tp 2": (ONE, (2, ParallelConfig(tp=2, etp=2))),
     "etp 2 to etp 4": ((2, ParallelConfig(etp=2)), (4, ParallelConfig(etp=4))),
-    "cp 2 to 4": ((2, ParallelConfig(cp=2)), (4, ParallelConfig(cp=4))),
-    "cp 4, ep 2 to fsdp 2": ((4, ParallelConfig(cp=4, ep=2)), (2, ParallelConfig())),
+    "cp 2 to 4": ((2, ParallelConfig(cp=2)), (4, ParallelConfig(cp=4, cp_chunks=3))),
+    "cp 4, ep 2 to fsdp 2": ((4, ParallelConfig(cp=4, ep=2, cp_chunks=3)), (2, ParallelConfig())),
     "pp 2 to one": ((2, ParallelConfig(pp=2)), ONE),
     "fsdp 2 to pp 4": ((2, ParallelConfig()), (4, ParallelConfig(pp=4))),
     "pp 4 to pp 2 of 2 chunks": (

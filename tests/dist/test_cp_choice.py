@@ -31,6 +31,7 @@ def between() -> float:
     return sum(needs) / 2
 
 
+@pytest.mark.slow
 def test_a_phase_that_does_not_fit_shares_its_rows_and_learns_the_same(corpus: Path, tmp_path: Path) -> None:
     given = [*OPTIONS, f"data.path={corpus}"]
     done = pretrain(*given, f"run.dir={tmp_path}/chosen", f"cluster.device_memory_gib={between()}", processes=2)

@@ -33,6 +33,7 @@ def srun(*overrides: str, tasks: int = 2) -> list[tuple[int, str, str]]:
     return [(process.returncode, *both) for process, both in zip(started, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_tasks_of_a_step_train_one_run(corpus: Path, tmp_path: Path) -> None:
     common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.max_steps=2", "data.valid_rows=0"]
     done = srun("-m", *common, "run.name=1_0,2_0")  # two points: the ranks meet twice

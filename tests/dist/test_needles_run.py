@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.dist.runs import SMALL, pretrain, records, steps
 
 NEEDLES = ["stage.phases.0.seq_len=320", "stage.phases.0.batch.0.tokens=1280", "evals.needles.enabled=true",
@@ -11,6 +13,7 @@ NEEDLES = ["stage.phases.0.seq_len=320", "stage.phases.0.batch.0.tokens=1280", "
            "evals.max_share=0.5"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_needles_are_scored_at_the_end_of_a_phase_under_the_layout(corpus: Path, tmp_path: Path) -> None:
     given = [
         *SMALL,

@@ -23,6 +23,7 @@ def test_auto_says_what_it_measured_and_took(tuned: tuple[Path, str]) -> None:
     assert line.split()[2] in ("1", "2") and "1: " in line and ", 2: " in line
 
 
+@pytest.mark.slow
 def test_a_run_says_how_rows_are_exchanged(tuned: tuple[Path, str]) -> None:
     lines = tuned[1].splitlines()
     groups = next(line.split()[2] for line in lines if line.startswith("token_groups=auto took "))  # as measured
@@ -30,6 +31,7 @@ def test_a_run_says_how_rows_are_exchanged(tuned: tuple[Path, str]) -> None:
     assert f"exchange=auto took collectives: {reason}" in lines
 
 
+@pytest.mark.slow
 def test_every_step_says_how_much_communication_was_hidden(tuned: tuple[Path, str]) -> None:
     for row in steps(tuned[0]):
         assert row["exchange_s"] > 0 and row["exchange_hidden"] == 0.0  # a CPU hides nothing
