@@ -68,7 +68,9 @@ class StoredTensors:
             yield tuple(slice(start, start + length) for start, length in ends), part
 
     def whole(self, name: str) -> torch.Tensor:
-        """Return a tensor put together of its parts (ConfigError as for :meth:`parts`)."""
+        """Return a tensor put together of its parts, not to be written to (ConfigError as for :meth:`parts`)."""
+        if len(self._tensors[name].chunks) == 1:
+            return next(self.parts(name))[1]
         made = torch.empty(self.shapes[name], dtype=self.dtype(name))
         for place, part in self.parts(name):
             made[place] = part

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from mmtrain.checkpoint.safe_load import load_shards, metadata_of
+from mmtrain.checkpoint.tensors import StoredTensors
+from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import HFFolder
 from mmtrain.hf.read_weights import read_parameter
 
@@ -29,13 +29,19 @@ class CheckpointWeights:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._metadata = path, metadata_of("checkpoint", path)
+        self._path, self._tensors = path, StoredTensors(path)
 
     def read(self, name: str, shape: Sequence[int]) -> Tensor:
-        """Return a parameter's master weights."""
-        value = torch.empty(tuple(shape))
-        load_shards("checkpoint", self._path, self._metadata, {"model": {name: value}}, alone=True)
-        return value
+        """Return a parameter's master weights.
+
+        Raises:
+            ConfigError: it is not there, or has another shape.
+        """
+        found = self._tensors.shapes.get(f"model.{name}")
+        if found != tuple(shape):
+            problem = f"holds {name} " + (f"of shape {found}, not {tuple(shape)}" if found else "nowhere")
+            raise ConfigError("checkpoint", self._path, problem, "give another checkpoint")
+        return self._tensors.whole(f"model.{name}").float()
 
 
 class FolderWeights:

@@ -57,7 +57,7 @@ PAIRS = {
     ),
     "cp 2, tp 2 to ep 3 of 6 experts": ((4, ParallelConfig(cp=2, tp=2)), (3, ParallelConfig(ep=3))),
 }
-QUICK = {"fsdp 2 to 3", "tp 2, ep 2, etp 2 to cp 2, pp 2", "pp 4 to pp 2 of 2 chunks", "etp 2 to ep 2"}
+QUICK = {"fsdp 2 to 3", "tp 2, ep 2, etp 2 to cp 2, pp 2"}
 
 
 def save_and_load(folder: Path, parallel: ParallelConfig, model_of: object, load: bool) -> None:
@@ -130,9 +130,8 @@ MOVES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "to cp" else pytest.param(name, marks=pytest.mark.slow) for name in MOVES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MOVES)
 def test_a_run_that_moves_is_the_run_that_did_not(corpus: Path, tmp_path: Path, name: str) -> None:
     """The losses, the norms, the rows that were read, and the validation at the end."""
     (first, options), (second, others) = MOVES[name]

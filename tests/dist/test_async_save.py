@@ -27,9 +27,11 @@ from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.step import train_step
 from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool
 from tests.dist.runs import SMALL, pretrain, records, steps
+from tests.dist.test_sharding import batch, model_config
 
 
 def trained(context: mesh.ParallelContext, parallel: ParallelConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -163,3 +165,36 @@ def test_a_run_that_saves_beside_its_steps_is_the_run_that_waits(corpus: Path, t
     for mine, theirs in zip(steps(tmp_path / "beside"), steps(tmp_path / "waits"), strict=True):
         assert mine["loss"] == theirs["loss"] and mine["grad_norm"] == theirs["grad_norm"]
     assert records(tmp_path / "beside")[-1]["val_loss"] == records(tmp_path / "waits")[-1]["val_loss"]
+
+
+class Reader:
+    """A checkpoint that this rank still writes, or does not, and the weights as they were when it let go."""
+
+    def __init__(self, is_writing: bool, model: torch.nn.Module) -> None:
+        self.is_writing, self.model = is_writing, model
+        self.seen: list[torch.Tensor] = []
+
+    def let_go(self) -> None:
+        self.seen = [parameter.detach().full_tensor().clone() for parameter in self.model.parameters()]
+
+
+def step_beside(writers: list[int]) -> tuple[bool, bool, bool]:
+    """A step while some ranks write: what it says of that, and whether weights changed only after they let go."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+    try:
+        laid = apply_parallel(meta_model(model_config()), context, ParallelConfig(), torch.float32)
+        laid.initialise(7)
+        optimizer = build_optimizer(laid.module, OptimConfig())
+        start = [parameter.detach().full_tensor().clone() for parameter in laid.module.parameters()]
+        reader = Reader(context.rank in writers, laid.module)
+        result = train_step(laid, optimizer, [batch(context.rank)], 1e-2, 1e4, clip_grad=1.0, saving=reader)
+        end = [parameter.detach().full_tensor() for parameter in laid.module.parameters()]
+        same = all(map(torch.equal, start, reader.seen)) and len(start) == len(reader.seen)
+        return result.writing, same, any(not torch.equal(*pair) for pair in zip(start, end, strict=True))
+    finally:
+        mesh.stop()
+
+
+@pytest.mark.parametrize("writers", [[], [1], [0, 1]], ids=str)
+def test_all_ranks_know_whether_one_writes_and_weights_change_when_all_let_go(pool: Pool, writers: list[int]) -> None:
+    assert pool.run(step_beside, writers, world=2) == [(bool(writers), True, True)] * 2

@@ -106,7 +106,11 @@ def gradients_of(parallel: ParallelConfig, labelled: float, groups: list[list[in
         mesh.stop()
 
 
-@pytest.mark.parametrize("options", [{}, {"ep": 2}, {"sync_every_micro_batch": True}, {"pp": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"ep": 2}, marks=pytest.mark.slow), {"sync_every_micro_batch": True}, {"pp": 2}],
+    ids=str,
+)
 def test_gradients_are_summed_and_reduced_in_fp32(pool: Pool, options: dict[str, object]) -> None:
     """Over micro-batches and ranks: their own bf16 gradients, added up in float64, tell every sum in fewer digits."""
     parallel = ParallelConfig(**options)

@@ -22,13 +22,13 @@ from tests.dist.test_layouts import SHALLOW, check
 
 RING = {"cp_softmax": "ring"}
 LAYOUTS = {
-    "CP2": (2, {"cp": 2}),
     "CP2 zigzag, ring": (2, {"cp": 2, "cp_chunks": 2, "cp_table": "zigzag", **RING}),
     "CP2 x EP2": (2, {"cp": 2, "ep": 2}),
     "CP2 x TP2 x EP2 x ETP2": (4, {"cp": 2, "tp": 2, "ep": 2, "etp": 2, "activation_checkpoint": True}),
     "CP2 x PP2": (4, {"cp": 2, "pp": 2}),
 }
 WIDE = {
+    "CP2": (2, {"cp": 2}),
     "CP4 contiguous, one chunk": (4, {"cp": 4, "cp_chunks": 1, "cp_table": "contiguous"}),
     "CP4 ring": (4, {"cp": 4, "cp_chunks": 3, **RING}),
     "CP2 x DP2 by sequence": (4, {"cp": 2, "micro_batch_rows": 2, "aux_loss_over": "sequence"}),
@@ -127,7 +127,7 @@ def hidden_states(model: ModelConfig, parallel: ParallelConfig, token: int | Non
         mesh.stop()
 
 
-@pytest.mark.parametrize("kind", ["experts without a capacity", "dense"])
+@pytest.mark.parametrize("kind", ["experts without a capacity", pytest.param("dense", marks=pytest.mark.slow)])
 def test_a_token_is_seen_by_later_tokens_of_its_document_alone(pool: Pool, kind: str) -> None:
     """Under CP4; to the bit in a dense model. With a capacity, drops couple the tokens of a micro-batch.
 

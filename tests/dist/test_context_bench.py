@@ -20,6 +20,7 @@ def measure(out: str, only: str) -> None:
     main(["--smoke", "--out", out, "--only", only])
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_and_agrees_with_one_process(pool: Pool, tmp_path: Path) -> None:
     pool.run(measure, str(tmp_path), PARTS, world=2)
     found = json.loads((tmp_path / "context-2.json").read_text())

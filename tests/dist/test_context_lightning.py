@@ -55,7 +55,7 @@ def run(cases: list[tuple[tuple[int, ...], str]], dtype: torch.dtype) -> list[tu
         mesh.stop()
 
 
-@pytest.mark.parametrize("ranks", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_ranks_that_share_a_row_compute_the_row(pool: Pool, ranks: int, dtype: torch.dtype, tolerance: float) -> None:
     cases = [(filled(lengths), name) for lengths in ROWS.values() for name in TABLE_NAMES]

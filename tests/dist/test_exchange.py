@@ -103,6 +103,6 @@ def life(way: str) -> str:
     return "done"
 
 
-@pytest.mark.parametrize("way", ["direct", "collectives"])
+@pytest.mark.parametrize("way", [pytest.param("direct", marks=pytest.mark.slow), "collectives"])
 def test_an_exchange_makes_what_it_needs_once_and_gives_it_back(pool: Pool, way: str) -> None:
     assert pool.run(life, way, world=4) == ["done"] * 4

@@ -42,7 +42,7 @@ def gradients(model: dict, parallel: ParallelConfig) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("model", "layout"),
     [
-        (DENSE, {"tp": 2}),
+        pytest.param(DENSE, {"tp": 2}, marks=pytest.mark.slow),
         (DENSE, {"activation_checkpoint": "block"}),
         (SHARED, {"tp": 2, "ep": 2, "token_groups": 2, "activation_checkpoint": "block"}),
         pytest.param(SHARED, {"ep": 2, "etp": 1, "token_groups": 4}, marks=pytest.mark.slow),

@@ -63,7 +63,14 @@ def test_one_process_has_the_norm_of_every_parameter(one: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "world"), [({}, 2), ({"pp": 2}, 2), ({"tp": 2, "ep": 2, "etp": 2}, 4), ({"tp": 4, "ep": 2}, 4)], ids=str
+    ("options", "world"),
+    [
+        ({}, 2),
+        ({"pp": 2}, 2),
+        ({"tp": 2, "ep": 2, "etp": 2}, 4),
+        pytest.param({"tp": 4, "ep": 2}, 4, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_layouts_agree_and_a_scaled_gradient_is_named(
     pool: Pool, one: tuple, options: dict[str, int], world: int

@@ -100,6 +100,7 @@ def test_a_file_that_one_rank_cannot_read_is_told_by_all(pool: Pool, tmp_path: P
     assert lines[0] == lines[1] and "cannot be read: FileNotFoundError" in lines[0] and "(rank 1)" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_run_from_a_folder_is_the_run_from_the_same_initial_weights(tmp_path: Path) -> None:
     common = [*SMALL, f"data.path={make_corpus(tmp_path)}", f"run.dir={tmp_path / 'runs'}", "run.max_steps=2",
               "data.valid_rows=0", "checkpoint.save_final=false"]  # fmt: skip

@@ -73,9 +73,7 @@ def train(parallel: ParallelConfig) -> Trained:
         mesh.stop()
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "CP2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS])
 def test_ranks_that_share_rows_take_adamw_s_steps(pool: Pool, name: str) -> None:
     pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
     load_host_adam()  # compiles the kernel, if it has to, without a limit of time

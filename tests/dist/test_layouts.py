@@ -74,6 +74,7 @@ def test_eight_processes(pool: Pool, name: str) -> None:
     check(pool, Job(model, parallel, rows=2 * 8 // parallel.tp, steps=STEPS), 8)
 
 
+@pytest.mark.slow
 def test_two_key_value_heads_on_four_ranks(pool: Pool) -> None:
     """Ranks 0 and 1 use the first, ranks 2 and 3 the second."""
     check(pool, Job(replace(SHALLOW, num_kv_heads=2), ParallelConfig(tp=4)), 4)

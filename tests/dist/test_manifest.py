@@ -71,7 +71,7 @@ def test_every_damaged_file_is_named_and_the_checkpoint_before_taken(
     for name in FILES:
         if damage == "another step's" and name.startswith("tokenizer/"):
             continue  # it is the same file
-        if damage == "another step's":
+        if damage == "another step's" and name != "meta.json":  # as long, so that bytes alone tell
             assert (newest / name).stat().st_size == (before / name).stat().st_size, name
         DAMAGES[damage](newest / name, before / name)
         start = verified_start(config, RunFolder(config))

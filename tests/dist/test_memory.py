@@ -66,7 +66,7 @@ def predicted(model: ModelConfig, parallel: ParallelConfig, world: int, micro_ba
         (1, {}, {"num_experts": 0}, 1),
         (1, {"activation_checkpoint": "block"}, {}, 2),
         (2, {}, {"num_experts": 0}, 2),
-        (2, {"cp": 2}, {}, 1),
+        pytest.param(2, {"cp": 2}, {}, 1, marks=pytest.mark.slow),
         (4, {}, {"num_experts": 0}, 1),  # more ranks than gate and up are matrices
         (1, {"activation_checkpoint": "selective"}, {"layer_pattern": "S", "num_experts": 0, "num_layers": 12}, 1),
         (1, {"activation_checkpoint": "block", "ffn_chunk_tokens": 64}, {"num_experts": 0, "ffn_hidden_size": 1024}, 1),

@@ -45,7 +45,7 @@ LAYOUTS: dict[str, tuple[dict[str, Any], int]] = {
     "PP2 x TP2, zero bubble": ({"pp": 2, "tp": 2, "pp_schedule": "zero_bubble"}, 4),
     "PP2 x EP2, interleaved": ({"pp": 2, "ep": 2, "pp_schedule": "interleaved", "pp_chunks": 2}, 4),
 }
-QUICK = ("one process", "TP2, rows together", "EP2", "TP2 x EP2 x ETP2", "PP2")
+QUICK = ("one process", "EP2", "TP2 x EP2 x ETP2", "PP2")
 
 
 class Step(NamedTuple):

@@ -146,7 +146,7 @@ def test_rows_of_exact_size_are_never_read(pool: Pool) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"ep": 4, "activation_checkpoint": True},
+        pytest.param({"ep": 4, "activation_checkpoint": True}, marks=pytest.mark.slow),
         {"pp": 2, "ep": 2, "pp_schedule": "zero_bubble"},  # keeps gradients of the inside for later
         pytest.param({"tp": 2, "ep": 2, "etp": 2}, marks=pytest.mark.slow),
         pytest.param({"pp": 2, "ep": 2}, marks=pytest.mark.slow),

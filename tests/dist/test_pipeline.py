@@ -34,18 +34,18 @@ BUBBLE = {"pp_schedule": "zero_bubble"}
 RECOMPUTED = {"activation_checkpoint": True}
 # Model, options beside pp=2, rows, processes. A row is a micro-batch.
 QUICK = {
-    "as many micro-batches as stages": (SHALLOW, {}, 2, 2),
     "3 layers": (replace(MODEL, num_layers=3), {}, 5, 2),
     "dense": (replace(SHALLOW, num_experts=0), {}, 4, 2),
     "interleaved": (MODEL, LOOPED, 4, 2),
     "zero bubble": (SHALLOW, BUBBLE, 4, 2),
     "zero bubble of two chunks": (MODEL, {**BUBBLE, "pp_chunks": 2}, 4, 2),
-    "TP2": (SHALLOW, {"tp": 2}, 4, 4),
     "EP2": (SHALLOW, {"ep": 2}, 8, 4),
     "DP2, synchronised": (SHALLOW, {"sync_every_micro_batch": True}, 8, 4),
     "DP2, gathered once": (SHALLOW, {"reshard_after_forward": False}, 8, 4),
 }
 WIDE = {
+    "TP2": (SHALLOW, {"tp": 2}, 4, 4),
+    "as many micro-batches as stages": (SHALLOW, {}, 2, 2),
     "PP4": (MODEL, {"pp": 4}, 8, 4),
     "DP2, ZeRO-2, checkpointing": (SHALLOW, {**RECOMPUTED, "reshard_after_forward": False}, 8, 4),
     "ETP2": (SHALLOW, {"etp": 2}, 8, 4),

@@ -63,7 +63,7 @@ def test_gradients_are_the_same_to_the_bit_and_selective_runs_attention_once(poo
 @pytest.mark.parametrize(
     ("world", "layout"),
     [
-        (2, {"cp": 2, "cp_chunks": 2}),
+        pytest.param(2, {"cp": 2, "cp_chunks": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"tp": 2, "ep": 2}, marks=pytest.mark.slow),
         pytest.param(2, {"pp": 2}, marks=pytest.mark.slow),
     ],

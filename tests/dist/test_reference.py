@@ -107,7 +107,7 @@ def reference(over_sequences: bool) -> tuple[dict[str, Tensor], float]:
     return REFERENCES[over_sequences]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.slow) if w == "pipeline" else w for w in WAYS])
 def test_gradients_of_a_step(pool: Pool, way: str) -> None:
     parallel, world = WAYS[way]
     gradients, aux = reference(parallel.aux_loss_over == "sequence")

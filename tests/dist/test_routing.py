@@ -66,7 +66,9 @@ def route_pooled(parallel: ParallelConfig) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("options", "world"), [({"ep": 4}, 4), ({"tp": 2, "ep": 2, "etp": 2}, 4), ({"ep": 2}, 4)], ids=str
+    ("options", "world"),
+    [pytest.param({"ep": 4}, 4, marks=pytest.mark.slow), ({"tp": 2, "ep": 2, "etp": 2}, 4), ({"ep": 2}, 4)],
+    ids=str,
 )
 def test_micro_batches_pool_their_capacity(pool: Pool, options: dict[str, int], world: int) -> None:
     parallel = ParallelConfig(global_router=True, **options)
@@ -83,6 +85,7 @@ def test_micro_batches_pool_their_capacity(pool: Pool, options: dict[str, int], 
     assert fewer > 0
 
 
+@pytest.mark.slow
 def test_training_with_the_global_router_drops_less_and_says_so(pool: Pool) -> None:
     model = replace(MODEL, num_layers=2, layer_pattern="LS")
     drops = []

@@ -101,6 +101,7 @@ def test_a_stage_starts_from_the_weights_of_another_run(reference: Path, corpus:
     assert first["loss"] < steps(reference)[0]["loss"] - 0.5
 
 
+@pytest.mark.slow
 def test_generate_continues_a_prompt(reference: Path) -> None:
     command = [sys.executable, "launch/generate.py", str(reference), "--prompt", "alpha be", "--tokens", "5"]
     with ThreadPoolExecutor(2) as both:

@@ -267,6 +267,7 @@ def host_adam(model: nn.Module) -> torch.optim.Optimizer:
 
 
 @pytest.mark.usefixtures("deepspeed")
+@pytest.mark.slow
 def test_host_adam_equals_torch() -> None:
     ours, theirs = Weights(), Weights()
     optimizers = host_adam(ours), build_optimizer(theirs, OptimConfig())
