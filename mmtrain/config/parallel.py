@@ -20,6 +20,9 @@ class ParallelConfig:
 
     Attributes:
         micro_batch_rows: rows that one process runs at once.
+        fit: where the axes below do not fit the number of processes, as after a restart on fewer, take the nearest
+            that do: divisors of `tp`, `etp`, `cp`, `pp` and `ep`, the first of these kept longest. ``parallel=auto``
+            sets it.
         activation_checkpoint: activations that are computed again in backward: ``none``; ``block``, all of each block
             but its input; ``selective``, those but the output of softmax attention, whose cost grows with the length of
             documents. true is ``block``, false ``none``.
@@ -63,6 +66,7 @@ class ParallelConfig:
     """
 
     micro_batch_rows: int = field(default=1, metadata=at_least(1))
+    fit: bool = field(default=False, metadata=LAYOUT)
     activation_checkpoint: bool | str = field(
         default="none", metadata={**FREE_ON_RESUME, **one_of("none", "selective", "block")}
     )

@@ -77,7 +77,7 @@ def _least(config: PretrainConfig, phase: PhaseConfig, index: int, world: int, d
         runs = f"the least that runs: with cp=1 {refused}" if cp > 1 and not tried else ""
         if device_bytes is None:
             return cp, runs
-        one = _Tried(cp, _predicted(config, plan, device), world)
+        one = _Tried(cp, predicted(config, plan, device), world)
         tried.append(one)
         if not may_not_fit(one.found, device_bytes, world):
             if len(tried) == 1:
@@ -98,13 +98,29 @@ def _still_runs(
     if plan is None or isinstance(plan, ConfigError):
         return False
     device_bytes = device_memory(config, device)
-    return device_bytes is None or not cannot_fit(_predicted(config, plan, device), device_bytes)
+    return device_bytes is None or not cannot_fit(predicted(config, plan, device), device_bytes)
 
 
-def _predicted(config: PretrainConfig, plan: PhasePlan, device: torch.device) -> MemoryPrediction:
+def predicted(config: PretrainConfig, plan: PhasePlan, device: torch.device) -> MemoryPrediction:
+    """Return the memory that a phase which was laid out needs, with the stages of its pipeline balanced."""
     if plan.laid is not None and plan.laid.layout.pp > 1:
         give_stages(config, [plan], device)
     return predict(phase_workload(config, plan, device))
+
+
+def planned_with(
+    config: PretrainConfig, phase: PhaseConfig, index: int, world: int, cp: int
+) -> PhasePlan | ConfigError:
+    """Return a phase planned with a number of ranks that share a row, or why it cannot be."""
+    wanted = _with_cp(phase, cp)
+    try:
+        laid = lay_out_phase(world, config.parallel, config.model, wanted)
+        rows = laid.parallel.micro_batch_rows
+        plan = PhasePlan(wanted, laid.layout.dp, rows, f"stage.phases[{index}]", laid)
+        check_phase_batches(config, plan, index)
+    except ConfigError as error:
+        return error
+    return plan
 
 
 def _candidates(
@@ -112,16 +128,7 @@ def _candidates(
 ) -> Iterator[tuple[int, PhasePlan | ConfigError]]:
     """Every number of ranks that could share a row, from 1 on: the phase planned with it, or why it cannot be."""
     for cp in (cp for cp in range(1, world + 1) if world % cp == 0):
-        wanted = _with_cp(phase, cp)
-        try:
-            laid = lay_out_phase(world, config.parallel, config.model, wanted)
-            rows = laid.parallel.micro_batch_rows
-            plan = PhasePlan(wanted, laid.layout.dp, rows, f"stage.phases[{index}]", laid)
-            check_phase_batches(config, plan, index)
-        except ConfigError as error:
-            yield cp, error
-        else:
-            yield cp, plan
+        yield cp, planned_with(config, phase, index, world, cp)
 
 
 def _asked(config: PretrainConfig, phase: PhaseConfig) -> int | str:

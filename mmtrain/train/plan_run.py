@@ -12,6 +12,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.parallel.mesh import World
 from mmtrain.train.cp_choice import choose_cp
 from mmtrain.train.curriculum import RunPlan, scaled_phases
+from mmtrain.train.layout_choice import fit_layouts
 from mmtrain.train.phase_batches import check_batches
 from mmtrain.train.phase_layouts import PhaseLayout, plan_phase_layouts
 from mmtrain.train.phase_memory import PhaseMemory
@@ -67,9 +68,10 @@ def plan_run(config: PretrainConfig, world: int, device: torch.device, kept: Seq
     Raises:
         ConfigError: the first option that cannot work.
     """
+    config, fitted = fit_layouts(config, world, device)
     config, choices = choose_cp(config, world, device, kept)
     phases = scaled_phases(config.stage)
     plan = RunPlan.laid_out(phases, plan_phase_layouts(world, config.parallel, config.model, phases))
     check_batches(config, plan)
     balance_phases(config, plan, device)
-    return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), choices)
+    return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), fitted + choices)

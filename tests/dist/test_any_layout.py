@@ -126,6 +126,10 @@ MOVES = {
     "4 to 2": ((4, ["parallel.ep=2"]), (2, ["parallel.tp=2"])),
     "2 to 1": ((2, ["parallel.tp=2"]), (1, [])),
     "to cp": ((2, ["parallel.ep=2"]), (4, ["parallel.cp=2", "parallel.tp=2"])),
+    "by itself": (
+        (4, ["parallel=auto", "parallel.tp=2", "parallel.ep=4"]),
+        (2, ["parallel=auto", "parallel.tp=2", "parallel.ep=4"]),
+    ),
     "from cp to pp": ((2, ["parallel.cp=2"]), (2, ["parallel.pp=2"])),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,14 @@ import pytest
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
-from mmtrain.train.resume import decide_start
+from mmtrain.parallel.layout import Layout
+from mmtrain.train.resume import decide_start, layout_lines
 from tests.checkpoint.fake import checkpoint, config, said
 
 # quickstart: one phase of 983,040 tokens of 512 a row, a linear segment and an exponential one.
 CONSUMED = {"tokens": 40960, "phase": 0, "row": 80, "phase_tokens": 40960}
 CHANGE = "run.change_schedule=true"
+LAYOUT = Layout(pp=1, dp=2, cp=1, tp=1, edp=1, ep=2, etp=1)
 
 
 @pytest.fixture
@@ -174,3 +176,14 @@ def test_an_option_that_is_no_more_is_named(tmp_path: Path) -> None:
     newer["optim"]["momentum"] = 0.9
     saved = checkpoint(tmp_path / "a/checkpoints/step-00000005", newer, 5, **CONSUMED)
     assert refusal(saved).startswith(f"optim.momentum=(none): {saved} was trained with 0.9;")
+
+
+def test_a_layout_that_is_not_the_checkpoint_s_is_told(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "step-00000003", {"model": {}}, layout=asdict(LAYOUT))
+    begun, other = Start(resume=path), replace(LAYOUT, dp=1, tp=2)
+    assert layout_lines(begun, LAYOUT, True) == [] and layout_lines(Start(), other, True) == []
+    line = f"layout  dp 2 -> 1, tp 1 -> 2 since {path}: the run goes on the same but for rounding"
+    assert layout_lines(begun, other, False) == [line]
+    first, second = layout_lines(begun, other, True)
+    assert first == line and second.startswith("warning: parallel.global_router=true: ")
+    assert layout_lines(Start(resume=checkpoint(tmp_path / "step-00000004", {"model": {}}, 4)), other, True) == []
