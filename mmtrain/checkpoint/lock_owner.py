@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+PROC = Path("/proc")
+_EXITING = 0x4  # of a process's flags: PF_EXITING of Linux's sched.h
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,15 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """Return state and start time of a process, from /proc/PID/stat; two empty texts where there is none."""
+    """Return state and start time of a process, from /proc/PID/stat; two empty texts where there is none.
+
+    One that was killed and has not gone yet, as its memory or a file that it was writing takes time, is dead ("X").
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
+        pending = (PROC / f"{pid}/status").read_text()
     except OSError:
         return "", ""
-    return fields[0], fields[19]
+    masks = (line.split()[1] for line in pending.splitlines() if line.startswith(("SigPnd:", "ShdPnd:")))
+    killed = any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in masks)
+    return "X" if killed or int(fields[6]) & _EXITING else fields[0], fields[19]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mmtrain.checkpoint import lock_owner
 from mmtrain.checkpoint.lock import LockLost, RunLock
 from mmtrain.checkpoint.lock_owner import Owner
 from mmtrain.errors import ConfigError
@@ -189,3 +190,31 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run\.dir=.*runs: cannot be written: Not a directory"), \
             lock(tmp_path / "runs/r"):  # fmt: skip
         pass
+
+
+STAT = "1234 (py thon) {state} 1 1 1 0 -1 {flags} " + " ".join(str(n) for n in range(10, 22)) + " 777 0 0\n"
+STATUS = "Name:\tpython\nSigPnd:\t{own}\nShdPnd:\t{shared}\n"
+NONE, KILL, TERM = "0000000000000000", "0000000000000100", "0000000000004000"
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "own", "shared", "gone"),
+    [
+        ("S", 0x400040, NONE, NONE, False),
+        ("S", 0x400040, TERM, TERM, False),
+        ("Z", 0x400040, NONE, NONE, True),
+        ("D", 0x400044, NONE, NONE, True),  # on its way out
+        ("R", 0x400040, KILL, NONE, True),
+        ("D", 0x400040, NONE, KILL, True),
+    ],
+)
+def test_a_process_that_was_killed_holds_no_lock_though_it_has_not_gone_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, flags: int, own: str, shared: str, gone: bool
+) -> None:
+    folder = tmp_path / "1234"
+    folder.mkdir()
+    (folder / "stat").write_text(STAT.format(state=state, flags=flags))
+    (folder / "status").write_text(STATUS.format(own=own, shared=shared))
+    monkeypatch.setattr(lock_owner, "PROC", tmp_path)
+    owner = dataclasses.replace(Owner.this_process(), pid=1234, started=lock_owner._process(1234)[1])
+    assert owner.is_gone() is gone

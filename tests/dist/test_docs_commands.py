@@ -37,6 +37,8 @@ def test_first_run_own_text_and_long_context(tmp_path: Path) -> None:
     texts.mkdir()
     for path in sorted((ROOT / "mmtrain").rglob("*.py"))[:60]:
         shutil.copy(path, texts / f"{path.parent.name}_{path.name}")
+    for i in range(20):  # some for the bucket of short documents
+        (texts / f"short_{i}.py").write_text(f"def add_{i}(x: int) -> int:\n    return x + {i}\n" * 3)
     run(line_of("launch/prepare.py ", "--input my_texts/"), tmp_path)
     shutil.copytree(tmp_path / "corpora/mine", tmp_path / "corpora/stdlib")  # the recipe itself is in `make pretrain`
     run(f"{line_of('launch/pretrain.py ', 'run.name=by_hand')} {SHORT}", tmp_path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmtrain.checkpoint.lock import RunLock
+from mmtrain.checkpoint.manifest import write_manifest
 from tests.dist.runs import ROOT, SMALL, environment, pretrain, records, steps
 
 EXACT = ("step", "tokens", "loss", "aux_loss", "lr", "grad_norm", "seq_len", "rope_base", "phase", "drop_rate")
@@ -215,9 +216,8 @@ def test_a_checkpoint_of_another_model_is_refused(reference: Path, corpus: Path,
     shutil.copytree(reference / "checkpoints/step-00000008", other)
     meta = json.loads((other / "meta.json").read_text())
     meta["corpora"]["tokenizer"] = {"kind": "json", "sha256": "0" * 64, "content": None, "vocab_size": 257}
-    del meta["format"]  # as of before checksums, which would not match
-    (other / "manifest.json").unlink()
     (other / "meta.json").write_text(json.dumps(meta))
+    write_manifest(other, 8, {})
     line = refused(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", f"run.init_from={other}")
     assert "run.init_from" in line and "was trained with a tokenizer.json (257 tokens, sha256 000000000000)" in line
     assert not (tmp_path / "x").exists()
