@@ -113,7 +113,14 @@ def test_a_kill_around_a_boundary_changes_nothing(whole: Whole, corpus: Path, tm
     pretrain(*options, processes=2)
     # A launch that begins behind a boundary has no record of it.
     mine, theirs = ([one for one in told(run) if "layout" not in one] for run in (tmp_path / "run", whole.run))
-    assert mine == theirs
+    assert [record["step"] for record in mine] == [record["step"] for record in theirs]
+    apart = [
+        (one["step"], key, one.get(key), other.get(key))
+        for one, other in zip(mine, theirs, strict=True)
+        for key in one.keys() | other.keys()
+        if one.get(key) != other.get(key)
+    ]
+    assert not apart  # which step and which figure, if one is not the same to the bit
 
 
 def wait_for(run: Path, what: str, process: subprocess.Popen) -> None:
