@@ -30,11 +30,11 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from mmtrain.bench.context_step import packed_row
 from mmtrain.bench.timing import slowest
 from mmtrain.checkpoint.agreement import on_main
-from mmtrain.checkpoint.host_copy import HostCopy
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.manifest import file_sum, is_shard
 from mmtrain.checkpoint.progress import Progress
-from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save, save_checkpoint
+from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save
+from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.config.cli import compose
 from mmtrain.model.init import meta_model
@@ -77,7 +77,7 @@ class Training:
         weights, moments = get_state_dict(self.model.module, self.optimizer, options=BY_PARAMETER)
         return {"model": weights, "optimizer": moments}
 
-    def begin(self, folder: Path, copy: HostCopy | None) -> PendingSave:
+    def begin(self, folder: Path, copy: StagingBuffer | None) -> PendingSave:
         """Begin to save it our way."""
         return begin_save(folder, self.model.module, self.optimizer, Progress(1, 1), {"model": {}}, 1e4, copy=copy)
 
@@ -108,7 +108,7 @@ def read_files(files: list[Path]) -> None:
                 pass
 
 
-def ours_beside(training: Training, folder: Path, copy: HostCopy, count: int) -> dict[str, float]:
+def ours_beside(training: Training, folder: Path, copy: StagingBuffer, count: int) -> dict[str, float]:
     """Stall of a save beside the steps, and the steps after it began."""
     began = time.perf_counter()
     pending = training.begin(folder, copy)
@@ -150,8 +150,8 @@ def measure(training: Training, out: Path, scratch: Path, count: int) -> None:
             (out / "checkpoint.json").write_text(json.dumps(found, indent=1) + "\n")
 
     def ours() -> object:
-        return save_checkpoint(scratch / "ours", training.model.module, training.optimizer, Progress(1, 1),
-                               {"model": {}}, 1e4)  # fmt: skip
+        return begin_save(scratch / "ours", training.model.module, training.optimizer, Progress(1, 1),
+                               {"model": {}}, 1e4).finish()  # fmt: skip
 
     training.steps(3)
     keep("step_s", training.steps(count))
@@ -165,7 +165,7 @@ def measure(training: Training, out: Path, scratch: Path, count: int) -> None:
     keep("read_s", [seconds(lambda: read_files(mine), device) for _ in range(3)])
     load = lambda: load_checkpoint(path, training.model.module, training.optimizer)  # noqa: E731
     keep("ours_load_s", [seconds(load, device) for _ in range(3)])
-    copy = HostCopy(device)
+    copy = StagingBuffer(device)
     for i in range(3):  # the first one gets its memory
         keep(f"ours_beside_{i}", ours_beside(training, scratch / "ours", copy, count))
     copy.release()

@@ -25,6 +25,16 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Bring a file that another call wrote to the disk.
+
+    Raises:
+        OSError: it cannot be read, or brought there.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Bring a folder's list of names to the disk; file systems that know no such thing are let be."""
     try:

@@ -7,7 +7,6 @@ accident. They are no signature: who can write the folder can write a manifest t
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from mmtrain.checkpoint.durable import sync_folder, write_text
+from mmtrain.checkpoint.durable import sync_file, sync_folder, write_text
 from mmtrain.checkpoint.progress import RECORD
 from mmtrain.checkpoint.tensor_index import INDEX, RANK_FILE
 
@@ -24,7 +23,7 @@ MANIFEST = "manifest.json"
 ALGORITHM = "xxh3_128"
 OLD_SUFFIX = ".distcp"  # of torch's files of tensors, before format 3
 _BLOCK = 8 << 20  # bytes hashed at a time
-_LARGEST = 64 << 20  # bytes of a manifest: that of a million files is smaller
+_LARGEST = 256 << 20  # bytes of a manifest: a million files take about 130 each
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
@@ -112,7 +111,8 @@ def write_manifest(checkpoint: Path, step: int, hashed: Mapping[str, FileSum]) -
     files = dict(hashed)
     for name in our_files(checkpoint):
         if name not in files:
-            _sync(checkpoint / name)
+            sync_file(checkpoint / name)
+            sync_folder((checkpoint / name).parent)
             files[name] = file_sum(checkpoint / name)
     entries = {name: {"bytes": files[name].size, ALGORITHM: files[name].checksum} for name in sorted(files)}
     made = {"step": step, "files": entries}
@@ -155,10 +155,3 @@ def _entry(name: str, entry: Any) -> FileSum:
 def _own_sum(made: Mapping[str, Any]) -> str:
     """Return the checksum of a manifest's contents, so that damage in it is not laid on the files that it lists."""
     return xxhash.xxh3_128(json.dumps(made, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file that was just written to the disk, and its name with it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(path.parent)

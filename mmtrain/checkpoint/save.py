@@ -22,11 +22,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.durable import sync_folder, write_text
-from mmtrain.checkpoint.host_copy import HostCopy
 from mmtrain.checkpoint.listing import REPLACED, WRITING
 from mmtrain.checkpoint.manifest import FileSum, write_manifest
 from mmtrain.checkpoint.progress import FORMAT, RECORD, Progress
 from mmtrain.checkpoint.rank_writer import PlainPlanner, RankWriter
+from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.checkpoint.tensor_index import write_index
 from mmtrain.errors import brief
 
@@ -111,24 +111,6 @@ class PendingSave:
         return self.final
 
 
-def save_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    config: dict[str, Any],
-    rope_base: float,
-    extra: dict[str, Any] | None = None,
-    attach: Callable[[Path], None] | None = None,
-) -> Path:
-    """Write a checkpoint, and return its folder when it is whole: :func:`begin_save`, and waiting. Collective.
-
-    Raises:
-        SaveFailed: a rank could not write, for want of room, say; on all ranks, which may go on.
-    """
-    return begin_save(folder, model, optimizer, progress, config, rope_base, extra, attach).finish()
-
-
 def begin_save(
     folder: Path,
     model: nn.Module,
@@ -138,7 +120,7 @@ def begin_save(
     rope_base: float,
     extra: dict[str, Any] | None = None,
     attach: Callable[[Path], None] | None = None,
-    copy: HostCopy | None = None,
+    copy: StagingBuffer | None = None,
 ) -> PendingSave:
     """Begin to write `folder`/step-N: weights, optimizer state, progress, configuration and RoPE base. Collective.
 

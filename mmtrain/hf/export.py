@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrain.checkpoint.durable import sync_folder
+from mmtrain.checkpoint.durable import sync_file, sync_folder
 from mmtrain.checkpoint.safetensors_file import Planned, in_shards, write_tensors
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
@@ -100,7 +100,7 @@ def export(
             config[OWN]["tokenizer"] = "bytes" if text.is_bytes else "json"
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in scratch.iterdir():
-            _sync(path)
+            sync_file(path)
         sync_folder(scratch)
         check_out(out)
         os.rename(scratch, out)
@@ -191,8 +191,3 @@ def _made(
     if piece.is_rotated and reorders:
         value = value[row_order(shape[0] // model.head_dim, model.head_dim, model.rotary_dim)]
     return value.to(planned.dtype)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

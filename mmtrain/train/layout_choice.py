@@ -54,9 +54,9 @@ def _fitting(
 ) -> Iterator[dict[str, int | str]]:
     """Axes with which a phase runs, nearest first; those that its device cannot hold come last."""
     device_bytes, too_large = device_memory(config, device), []
-    for sizes in product(*(_sizes(getattr(wanted, axis), axis) for axis in AXES)):
+    for sizes in product(*(_sizes(getattr(wanted, axis)) for axis in AXES)):
         axes = dict(zip(AXES, sizes, strict=True))
-        plan = _runs(config, _with_axes(phase, axes), index, wanted, axes, world)
+        plan = _runs(config, _with_axes(phase, axes), index, world)
         if plan is None:
             continue
         if device_bytes is None or not cannot_fit(predicted(config, plan, device), device_bytes):
@@ -66,7 +66,7 @@ def _fitting(
     yield from too_large
 
 
-def _sizes(size: int | str, axis: str) -> list[int | str]:
+def _sizes(size: int | str) -> list[int | str]:
     """What an axis may become: itself, or one of its divisors, large ones first; ``auto`` stays."""
     if isinstance(size, str):
         return [size]
@@ -74,21 +74,16 @@ def _sizes(size: int | str, axis: str) -> list[int | str]:
     return found
 
 
-def _runs(
-    config: PretrainConfig,
-    phase: PhaseConfig,
-    index: int,
-    wanted: ParallelConfig,
-    axes: dict[str, int | str],
-    world: int,
-) -> PhasePlan | None:
-    """Return the plan of a phase with these axes, with the least cp that runs where it is open; None if none does."""
+def _runs(config: PretrainConfig, phase: PhaseConfig, index: int, world: int) -> PhasePlan | None:
+    """Return the plan of a phase, with the least cp that runs where it is open; None if none does."""
+    assert phase.parallel is not None
+    parallel = phase.parallel.over(config.parallel)
     try:
-        replace(wanted, **axes).validate()
+        parallel.validate()
     except ConfigError:
         return None
-    numbers = [cp for cp in range(1, world + 1) if world % cp == 0] if axes["cp"] == AUTO else [axes["cp"]]
-    plans = (planned_with(config, phase, index, world, int(cp)) for cp in numbers)
+    numbers = [cp for cp in range(1, world + 1) if world % cp == 0] if parallel.cp == AUTO else [parallel.cp_size]
+    plans = (planned_with(config, phase, index, world, cp) for cp in numbers)
     return next((plan for plan in plans if isinstance(plan, PhasePlan)), None)
 
 

@@ -12,11 +12,11 @@ import torch.distributed as dist
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY
-from mmtrain.checkpoint.host_copy import HostCopy
 from mmtrain.checkpoint.listing import remove_old
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
 from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save
+from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import PretrainConfig
 from mmtrain.model.weights import local
 from mmtrain.train.inputs import RunInputs
@@ -44,7 +44,7 @@ class Saver:
         self._folder, self._config, self._inputs, self._report = folder, config, inputs, report
         self.newest: tuple[int, Path] | None = None
         self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
-        self._copy: HostCopy | None = None
+        self._copy: StagingBuffer | None = None
         self._pending: tuple[int, PendingSave] | None = None
         self._stalled = 0.0  # seconds that the pending one has held the steps up
 
@@ -66,7 +66,6 @@ class Saver:
         progress: Progress,
         rope_base: float,
         marks: Mapping[str, Any],
-        wait: bool = False,
         last: bool = False,
     ) -> None:
         """Begin to write a checkpoint, or report that it could not be. Collective.
@@ -76,8 +75,7 @@ class Saver:
             progress: where the run stands.
             rope_base: base that the last step was trained with.
             marks: what is on record of its place in the run, by which it may be kept.
-            wait: return when it is whole.
-            last: there is nothing to go on with where it fails.
+            last: wait until it is whole, and take its failure for an error: there is nothing else to go on with.
 
         Raises:
             SaveFailed: the last one could not be written; on all ranks.
@@ -85,7 +83,7 @@ class Saver:
         """
         self.settle()
         on_main(self._folder.check_lock)
-        wait = wait or self._copy is None
+        wait = last or self._copy is None
         began = time.perf_counter()
         try:
             pending = begin_save(
@@ -130,7 +128,7 @@ class Saver:
         """Have host memory for a copy of what a rank saves, if this run saves beside its steps: before they begin."""
         if not self._config.checkpoint.asynchronous or self._config.checkpoint.interval == 0:
             return
-        self._copy = HostCopy(session.context.device)
+        self._copy = StagingBuffer(session.context.device)
         if session.context.device.type == "cuda":
             weights = sum(local(parameter).nbytes for parameter in session.model.module.parameters())
             self._copy.reserve(3 * weights)  # moments are fp32 as weights are

@@ -211,7 +211,7 @@ class Trainer:
         marks: dict[str, Any] = {PHASE_END: self.plan.left_in_phase(self.progress) == 0}
         if self.validated is not None and self.validated[0] == self.progress.step:
             marks[VALID_LOSS] = self.validated[1]
-        saver.save(self.session, self.progress, phase.rope_base, marks, wait=last, last=last)
+        saver.save(self.session, self.progress, phase.rope_base, marks, last)
 
     def _not_finite(self, saver: Saver, what: str) -> RunStopped:
         saver.settle()  # what is being written is of an earlier step, whose weights were finite

@@ -48,7 +48,7 @@ MOMENTS: dict[str, tuple[str, str, Callable]] = {
     "a step ends": ("mmtrain.train.trainer", "train_step", after),
     "a save begins": ("mmtrain.train.saving", "begin_save", before),
     "a save has begun": ("mmtrain.train.saving", "begin_save", after),
-    "a copy is taken": ("mmtrain.checkpoint.host_copy:HostCopy", "finish", before),
+    "a copy is taken": ("mmtrain.checkpoint.staging:StagingBuffer", "finish", before),
     "a file is half written": ("mmtrain.checkpoint.rank_writer", "write_tensors", half_written),
     "a file is written": ("mmtrain.checkpoint.rank_writer", "write_tensors", after),
     "an index is written": ("mmtrain.checkpoint.save", "write_index", after),

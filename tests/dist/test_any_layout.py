@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress
-from mmtrain.checkpoint.save import save_checkpoint
+from mmtrain.checkpoint.save import begin_save
 from mmtrain.checkpoint.tensors import StoredTensors
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
@@ -75,7 +75,7 @@ def save_and_load(folder: Path, parallel: ParallelConfig, model_of: object, load
                     parameter.grad = parameter.detach().abs().pow(power)  # by its value: not the same in two places
                 optimizer.step()
         name = "loaded" if load else "saved"
-        save_checkpoint(folder / name, model.module, optimizer, Progress(2, 64), {"model": {}}, 5e6)
+        begin_save(folder / name, model.module, optimizer, Progress(2, 64), {"model": {}}, 5e6).finish()
         dist.barrier()
     finally:
         mesh.stop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,14 +10,13 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from mmtrain.checkpoint.damage import damage_of
-from mmtrain.checkpoint.host_copy import HostCopy
 from mmtrain.checkpoint.manifest import file_sum, read_manifest
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
-from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save, save_checkpoint
+from mmtrain.checkpoint.save import PendingSave, begin_save
+from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.checkpoint.tensors import StoredTensors
 from mmtrain.checkpoint.verify import damage_of_tensors
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
@@ -56,7 +53,7 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def begin(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int, copy: HostCopy
+def begin(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, number: int, copy: StagingBuffer
           ) -> PendingSave:  # fmt: skip
     return begin_save(folder, model, optimizer, Progress(number, 64), {"model": {}}, 5e6, copy=copy)
 
@@ -74,8 +71,8 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         model, optimizer = trained(context, parallel)
-        save_checkpoint(folder / "whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6)
-        copy, stepped = HostCopy(context.device), threading.Event()
+        begin_save(folder / "whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6).finish()
+        copy, stepped = StagingBuffer(context.device), threading.Event()
         write = RankWriter.write
 
         def late(self: RankWriter, tensors: list[torch.Tensor]) -> object:
@@ -83,7 +80,7 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
             return write(self, tensors)
 
         with (
-            mock.patch.object(HostCopy, "finish", slow(HostCopy.finish, 0.3)),
+            mock.patch.object(StagingBuffer, "finish", slow(StagingBuffer.finish, 0.3)),
             mock.patch.object(RankWriter, "write", late),
         ):
             pending = begin(folder / "beside", model, optimizer, 1, copy)
@@ -97,7 +94,7 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
             stepped.set()
             pending.finish()
         begin(folder / "after", model, optimizer, 1, copy).finish()  # in the same memory
-        save_checkpoint(folder / "after_whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6)
+        begin_save(folder / "after_whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6).finish()
         return waited, writing and not pending.is_writing
     finally:
         mesh.stop()
@@ -116,40 +113,6 @@ def test_a_checkpoint_holds_what_was_there_when_it_began(pool: Pool, tmp_path: P
     assert torch.equal(stored.whole("model.fractions"), torch.arange(40_000.0))
     moments = [name for name in stored.shapes if name.endswith(".exp_avg")]
     assert moments and all(stored.whole(name).abs().min() > 0 for name in moments)
-
-
-def fail_beside(folder: Path, full_rank: int, file: str) -> list[str]:
-    """Three saves beside the run; in the second a rank has no room."""
-    context = mesh.start(ClusterConfig(device="cpu"))
-    try:
-        model, optimizer = trained(context, ParallelConfig())
-        copy, sync = HostCopy(context.device), os.fsync
-
-        def full(handle: int) -> None:
-            if context.rank == full_rank and file in os.readlink(f"/proc/self/fd/{handle}"):
-                raise OSError(errno.ENOSPC, "No space left on device")
-            sync(handle)
-
-        told = []
-        for number in (1, 2, 3):
-            with mock.patch.object(os, "fsync", full if number == 2 else sync):
-                try:
-                    begin(folder, model, optimizer, number, copy).finish()
-                except SaveFailed as error:
-                    told.append(str(error))
-        dist.barrier()
-        return told
-    finally:
-        mesh.stop()
-
-
-@pytest.mark.parametrize(("full_rank", "file"), [(1, "rank-00001"), (0, "tensors.json"), (0, "meta.json")])
-def test_a_full_disk_is_told_to_all_ranks(pool: Pool, tmp_path: Path, full_rank: int, file: str) -> None:
-    told = pool.run(fail_beside, tmp_path, full_rank, file, world=2)
-    line = f"{tmp_path}/step-00000002 could not be written: No space left on device (rank {full_rank})"
-    assert told == [[line], [line]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
-    assert all(damage_of(path) is None and damage_of_tensors(path) is None for path in tmp_path.iterdir())
 
 
 def test_a_run_that_saves_beside_its_steps_is_the_run_that_waits(corpus: Path, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.lock import RunLock
 from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.checkpoint.run_folder import RunFolder
-from mmtrain.checkpoint.save import BY_PARAMETER, SaveFailed, save_checkpoint
+from mmtrain.checkpoint.save import BY_PARAMETER, SaveFailed, begin_save
+from mmtrain.checkpoint.staging import StagingBuffer
+from mmtrain.checkpoint.verify import damage_of_tensors
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.load import load_for_decoding
@@ -64,7 +66,7 @@ def save_and_load(folder: Path, config: dict) -> None:
         for parameter in trained.parameters():
             parameter.grad = torch.full_like(parameter, 0.5)
         moments.step()
-        path = save_checkpoint(folder, trained, moments, Progress(1, 64), config, rope_base=5e6)
+        path = begin_save(folder, trained, moments, Progress(1, 64), config, rope_base=5e6).finish()
         meta = json.loads((path / "meta.json").read_text())
         assert meta.pop("rope_base") == 5e6
         make_old(path, trained, moments, {name: value for name, value in meta.items() if name != "format"})
@@ -133,12 +135,12 @@ def test_every_rank_learns_who_holds_the_run(pool: Pool, tmp_path: Path) -> None
     assert lines[0] == lines[1] and f"another launch of this run is at work (pid {os.getpid()} on " in lines[0]
 
 
-def save_without_room(folder: Path, full_rank: int, file: str) -> list[str]:
-    """Save three times; at the second, one rank has no room for its shard or its metadata."""
+def save_without_room(folder: Path, full_rank: int, file: str, beside: bool) -> list[str]:
+    """Save three times, in a thread or not; at the second, one rank has no room for its shard or its metadata."""
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         model, optimizer = build(context, 7)
-        sync = os.fsync
+        sync, copy = os.fsync, StagingBuffer(context.device) if beside else None
 
         def full(handle: int) -> None:
             if context.rank == full_rank and file in os.readlink(f"/proc/self/fd/{handle}"):
@@ -149,7 +151,8 @@ def save_without_room(folder: Path, full_rank: int, file: str) -> list[str]:
         for step in (1, 2, 3):
             with mock.patch.object(os, "fsync", full if step == 2 else sync):
                 try:
-                    save_checkpoint(folder, model, optimizer, Progress(step, 64 * step), {"model": {}}, rope_base=5e6)
+                    at = Progress(step, 64 * step)
+                    begin_save(folder, model, optimizer, at, {"model": {}}, rope_base=5e6, copy=copy).finish()
                 except SaveFailed as error:
                     told.append(str(error))
         return told
@@ -157,15 +160,18 @@ def save_without_room(folder: Path, full_rank: int, file: str) -> list[str]:
         mesh.stop()
 
 
-@pytest.mark.parametrize(("full_rank", "file"), [(1, "rank-00001"), (0, "tensors.json"), (0, "manifest.json")])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(
+    ("full_rank", "file"), [(1, "rank-00001"), (0, "tensors.json"), (0, "meta.json"), (0, "manifest.json")]
+)
 def test_a_full_disk_of_one_rank_costs_all_that_checkpoint_only(
-    pool: Pool, tmp_path: Path, full_rank: int, file: str
+    pool: Pool, tmp_path: Path, full_rank: int, file: str, beside: bool
 ) -> None:
-    told = pool.run(save_without_room, tmp_path, full_rank, file, world=2)
+    told = pool.run(save_without_room, tmp_path, full_rank, file, beside, world=2)
     line = f"{tmp_path}/step-00000002 could not be written: No space left on device (rank {full_rank})"
     assert told == [[line], [line]]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
-    assert all(damage_of(path) is None for path in tmp_path.iterdir())
+    assert all(damage_of(path) is None and damage_of_tensors(path) is None for path in tmp_path.iterdir())
 
 
 def load_garbage(folder: Path, shard: str) -> str:
@@ -173,7 +179,7 @@ def load_garbage(folder: Path, shard: str) -> str:
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         model, optimizer = build(context, 7)
-        path = save_checkpoint(folder, model, optimizer, Progress(1, 64), {"model": {}}, rope_base=5e6)
+        path = begin_save(folder, model, optimizer, Progress(1, 64), {"model": {}}, rope_base=5e6).finish()
         if context.rank == 0:
             os.truncate(path / shard, 4096)
         dist.barrier()

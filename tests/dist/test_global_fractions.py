@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_progress
-from mmtrain.checkpoint.save import save_checkpoint
+from mmtrain.checkpoint.save import begin_save
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
 from mmtrain.model.moe.router import Router
@@ -159,7 +159,7 @@ def part_of_a_run(parallel: ParallelConfig, folder: Path, first: int, last: int)
             rows = range(4 * step + context.dp_rank, 4 * step + 4, context.dp_size)
             batches = [packed_row(row) for row in rows]
             results.append(train_step(model, optimizer, batches, 1e-3, HEAVY.rope_base, clip_grad=1.0))
-        save_checkpoint(folder, model.module, optimizer, Progress(last, last), {}, HEAVY.rope_base)
+        begin_save(folder, model.module, optimizer, Progress(last, last), {}, HEAVY.rope_base).finish()
         return {
             **whole(model.module),
             **{name: buffer.clone() for name, buffer in model.module.named_buffers()},

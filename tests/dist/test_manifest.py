@@ -16,7 +16,7 @@ from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.manifest import file_sum, our_files, read_manifest
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
-from mmtrain.checkpoint.save import save_checkpoint
+from mmtrain.checkpoint.save import begin_save
 from mmtrain.checkpoint.verify import damage_of_tensors, shards_of
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
@@ -110,7 +110,7 @@ def save_and_verify(folder: Path) -> tuple[str | None, str | None, int]:
     context = mesh.start(ClusterConfig(device="cpu"))
     try:
         model, optimizer = build(context, 7)
-        path = save_checkpoint(folder, model, optimizer, Progress(1, 64), {"model": {}}, rope_base=5e6)
+        path = begin_save(folder, model, optimizer, Progress(1, 64), {"model": {}}, rope_base=5e6).finish()
         whole = damage_of_tensors(path)
         dist.barrier()
         if context.rank == 0:

@@ -11,7 +11,7 @@ import torch
 
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_progress
-from mmtrain.checkpoint.save import save_checkpoint
+from mmtrain.checkpoint.save import begin_save
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.init import meta_model
@@ -83,7 +83,7 @@ def step_and_save(
         batches = [packed_row(row) for row in range(4)]
         result = train_step(model, optimizer, batches, 1e-3, model_config.rope_base, clip_grad=1.0)
         if not resume:
-            save_checkpoint(folder, model.module, optimizer, Progress(1, 5), {}, model_config.rope_base)
+            begin_save(folder, model.module, optimizer, Progress(1, 5), {}, model_config.rope_base).finish()
             weights = whole(model.module)
         held_out = [(packed_row(row), row < 12) for row in range(10, 13)]
         return weights, result, evaluate(model, held_out, np.ones(101), model_config.rope_base)

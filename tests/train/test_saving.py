@@ -91,7 +91,7 @@ def test_a_save_that_fails_deletes_nothing_and_the_last_one_is_an_error(saver: S
     saver.remove_old()
     assert steps(tmp_path) == [11] and "no room; the run goes on" in saver._report.lines[-1]
     with pytest.raises(SaveFailed):
-        saver.save(SESSION, Progress(13), 1e4, MARKS, wait=True, last=True)
+        saver.save(SESSION, Progress(13), 1e4, MARKS, last=True)
 
 
 def test_one_is_written_beside_the_steps_and_named_when_it_is_settled(saver: Saver, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_one_is_written_beside_the_steps_and_named_when_it_is_settled(saver: Sav
     saver.settle()
     assert steps(tmp_path) == [21, 22] and saver.newest[0] == 22 and not saver.is_writing
     assert "step-00000022: 1 MB in 1 s, the steps waited " in saver._report.lines[-1]
-    saver.save(SESSION, Progress(23), 1e4, MARKS, wait=True)
+    saver.save(SESSION, Progress(23), 1e4, MARKS, last=True)
     assert steps(tmp_path) == [21, 22, 23]
     saver.release()
     saver.save(SESSION, Progress(24), 1e4, MARKS)
@@ -123,10 +123,10 @@ def test_one_that_fails_beside_the_steps_is_told_and_the_last_one_is_an_error(sa
     saver.settle()
     assert "step 13: no room; the run goes on" in saver._report.lines[-1] and saver.newest is None
     saver.save(SESSION, Progress(13), 1e4, MARKS)
-    saver.save(SESSION, Progress(14), 1e4, MARKS, wait=True, last=True)  # what failed is an earlier one
+    saver.save(SESSION, Progress(14), 1e4, MARKS, last=True)  # what failed is an earlier one
     assert steps(tmp_path) == [14] and saver.newest[0] == 14
     with pytest.raises(SaveFailed):
-        saver.save(SESSION, Progress(13), 1e4, MARKS, wait=True, last=True)
+        saver.save(SESSION, Progress(13), 1e4, MARKS, last=True)
 
 
 @pytest.mark.parametrize("option", ["checkpoint.asynchronous=false", "checkpoint.interval=0"])

@@ -44,10 +44,7 @@ class Loop(Trainer):
         self.done: list[tuple[Any, ...]] = []
         self.settled: list[int] = []
 
-    def save(
-        self, session: object, progress: Progress, rope_base: float, marks: dict[str, Any], wait: bool, last: bool
-    ) -> None:
-        assert wait == last
+    def save(self, session: object, progress: Progress, rope_base: float, marks: dict[str, Any], last: bool) -> None:
         self.done.append(("save", progress.step, rope_base, last))
         self.marks.append(marks)
 
@@ -223,7 +220,7 @@ def test_an_error_within_a_boundary_between_layouts_is_told_as_it_is(
     )  # fmt: skip
     run.progress = Progress(4, 128, 0, 8, 128)
     saver = SimpleNamespace(newest=None, settle=lambda: None, release=lambda: None)
-    saver.save = lambda session, progress, base, marks, wait, last: setattr(saver, "newest", (progress.step, tmp_path))
+    saver.save = lambda session, progress, base, marks, last: setattr(saver, "newest", (progress.step, tmp_path))
 
     def fail(*given: object) -> None:
         raise ConfigError("stage.phases[1].parallel", "b", "does not fit", "give another")
@@ -256,7 +253,7 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
         lambda: done.append("release"),
         lambda session: done.append(("reserve", session.laid)),
     )
-    saver.save = lambda session, progress, base, marks, wait, last: (
+    saver.save = lambda session, progress, base, marks, last: (
         done.append(("save", progress.step, last)),
         setattr(saver, "newest", (progress.step, tmp_path / "step-4")),
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 _SMALL = 1 << 16  # bytes: the copy of such a tensor takes no longer than its start
 
 
-class HostCopy:
+class StagingBuffer:
     """Memory for copies of a rank's tensors, kept from save to save.
 
     Args:
@@ -88,7 +88,7 @@ class HostCopy:
             torch.cuda.current_stream().wait_event(self._event)
 
     def reserve(self, size: int) -> None:
-        """Have memory for so many bytes; pinning it takes about a second for 10 GB. No copy is in use."""
+        """Have memory for so many bytes, pinned for a GPU, which takes its time. No copy is in use."""
         if self._buffer.numel() < size:
             self.release()
             self._buffer = _host_memory(size)
@@ -104,9 +104,7 @@ class HostCopy:
 
 
 def _host_memory(size: int) -> Tensor:
-    """Return bytes in large pages, which processes that are forked do not get: the loaders' workers need none of them,
-    and a fork would have the parent write to other pages than those that are pinned.
-    """
+    """Return bytes in large pages that forked processes do not get: the loaders' workers need none of them."""
     memory = mmap.mmap(-1, size)
     for advice in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
         with suppress(AttributeError, OSError):
