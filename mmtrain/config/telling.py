@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 from mmtrain.config.process_env import Processes, speaking_rank
 
 OTHER_RANKS_WAIT_SECONDS = 5.0
+SRUN_RANKS_WAIT_SECONDS = 60.0  # tasks of a full machine came 10 s apart
 
 
 def tell(line: str, same_everywhere: bool = False, processes: Processes | None = None) -> None:
@@ -66,29 +67,32 @@ def _leave(report: str, line: str) -> bool:
 
 
 def _answer(processes: Processes, line: str) -> bool:
-    """Keep a store for the other ranks of an srun step until each has read what rank 0 told, or gone on without."""
-    store = _store(processes, is_main=True)
-    store.set("told", line)
-    end = time.monotonic() + 2 * OTHER_RANKS_WAIT_SECONDS
-    while store.add("heard", 0) < processes.world_size - 1 and time.monotonic() < end:
-        time.sleep(0.05)
+    """Give the other ranks of an srun step what rank 0 told, until each has read it or the time is over."""
+    end = time.monotonic() + SRUN_RANKS_WAIT_SECONDS
+    with socket.create_server(("", _meeting_place(processes)[1])) as server:
+        for _ in range(processes.world_size - 1):
+            server.settimeout(max(0.0, end - time.monotonic()))
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(line.encode())
     return True
 
 
 def _ask(processes: Processes, line: str) -> bool:
-    """Tell whether rank 0 has told the same line."""
-    store = _store(processes, is_main=False)
-    told = bytes(store.get("told")).decode() == line
-    store.add("heard", 1)
-    return told
+    """Tell whether rank 0 has told the same line: it may come later to its mistake, or have none and serve a store."""
+    end = time.monotonic() + SRUN_RANKS_WAIT_SECONDS
+    while (left := end - time.monotonic()) > 0:
+        try:
+            connection = socket.create_connection(_meeting_place(processes), timeout=left)
+            with connection, connection.makefile("rb") as told:
+                return told.read().decode() == line
+        except ConnectionError:
+            time.sleep(0.05)  # nobody listens yet
+    return False
 
 
-def _store(processes: Processes, is_main: bool):  # noqa: ANN202  # torch is not imported before it is needed
-    from torch.distributed import TCPStore
-
-    host, port = processes.address or ("127.0.0.1", 0)
-    timeout = timedelta(seconds=OTHER_RANKS_WAIT_SECONDS)
-    return TCPStore(host, port, is_master=is_main, wait_for_workers=False, timeout=timeout)
+def _meeting_place(processes: Processes) -> tuple[str, int]:
+    return processes.address or ("127.0.0.1", 0)
 
 
 def _quietly(call: Callable[[], bool]) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -15,8 +17,14 @@ from tests.dist.runs import ROOT, SMALL, environment, pretrain, steps
 NO_LAUNCHER = {name: text for name, text in environment().items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
 
 
-def srun(*overrides: str, tasks: int = 2) -> list[tuple[int, str, str]]:
-    """Start launch/pretrain.py as srun starts the tasks of a step on this host; exit code, stdout, stderr of each."""
+def srun(*overrides: str, tasks: int = 2, late: Mapping[int, int] = MappingProxyType({})) -> list[tuple[int, str, str]]:
+    """Start launch/pretrain.py as srun starts the tasks of a step on this host; exit code, stdout, stderr of each.
+
+    Args:
+        overrides: of the command line.
+        tasks: how many.
+        late: seconds after which a task starts.
+    """
     step = {
         **{name: text for name, text in NO_LAUNCHER.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")},
         "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_NTASKS": str(tasks), "SLURM_STEP_NUM_TASKS": str(tasks),
@@ -24,7 +32,8 @@ def srun(*overrides: str, tasks: int = 2) -> list[tuple[int, str, str]]:
         "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     started = [
-        subprocess.Popen([sys.executable, "launch/pretrain.py", *overrides], cwd=ROOT, text=True,
+        subprocess.Popen(["sh", "-c", f'sleep {late.get(rank, 0)}; exec "$@"', "sh",
+                          sys.executable, "launch/pretrain.py", *overrides], cwd=ROOT, text=True,
                          env={**step, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for rank in range(tasks)
@@ -43,9 +52,17 @@ def test_tasks_of_a_step_train_one_run(corpus: Path, tmp_path: Path) -> None:
     assert [row["loss"] for row in first] == [row["loss"] for row in second]
 
 
-@pytest.mark.parametrize("wrong", ["model.top_k=9", pytest.param("data.path=/not/there", marks=pytest.mark.slow)])
-def test_a_mistake_of_a_step_is_told_once(corpus: Path, tmp_path: Path, wrong: str) -> None:
-    done = srun(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", wrong)
+@pytest.mark.parametrize(
+    ("wrong", "late"),
+    [
+        ("model.top_k=9", {}),
+        pytest.param("data.path=/not/there", {}, marks=pytest.mark.slow),
+        pytest.param("data.path=/not/there", {0: 12}, marks=pytest.mark.slow),  # tasks of a full machine came so late
+        pytest.param("data.path=/not/there", {1: 12}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_mistake_of_a_step_is_told_once(corpus: Path, tmp_path: Path, wrong: str, late: dict[int, int]) -> None:
+    done = srun(*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "run.name=x", wrong, late=late)
     lines = [line for _, _, errors in done for line in errors.splitlines()]
     assert [code for code, _, _ in done] == [2, 2] and len(lines) == 1 and lines[0].startswith("error: ")
     assert not os.listdir(tmp_path)
