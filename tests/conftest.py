@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
 
+
+def _mend_interpreter() -> None:
+    """Let Triton 3.6's interpreter take numpy 2.4, which makes no number of an array of one element."""
+    import triton
+    from triton.runtime import interpreter
+
+    if not triton.__version__.startswith("3.6."):
+        return
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patched(tensor: type, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
 # Without a GPU, Triton kernels run in Triton's interpreter, on CPU tensors. Triton reads this when a kernel is defined.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    _mend_interpreter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

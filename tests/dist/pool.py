@@ -226,6 +226,7 @@ def _work(pipe: Connection, stacks: Path) -> None:
     for folder in (ROOT / "data", ROOT / "kernels", ROOT):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    gc.freeze()  # what was imported stays: to look through it took half a second after every task
     pipe.send_bytes(pickle.dumps(Answer()))
     while True:
         try:

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # would wait 5 s for a name server that does not answer.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
 IMPORTS = ["torch", "mmtrain.train.trainer", "mmtrain.checkpoint.run_folder", "mmtrain.config.cli", "hydra",
-           "mmtrain.evals.needles", "mmtrain.train.plan_table", "mmtrain.health.watchdog"]  # fmt: skip
+           "mmtrain.evals.needles", "mmtrain.train.plan_table", "mmtrain.health.watchdog",
+           "megatron.core.parallel_state"]  # fmt: skip
 POLL_SECONDS = 0.02
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mmkernels import lightning_segment_states, silu_lightning_attention
+from mmkernels.common.triton_support import INTERPRETED
 from mmkernels.lightning.triton import autograd, choice
 from mmkernels.lightning.triton.choice import Launch
 from tests.kernels.chunk_cases import NAMES, Row, chunk_inputs, whole_row
@@ -17,6 +18,7 @@ from tests.kernels.lightning_cases import PACKED_CHUNKS, SLOPES, assert_close, c
 
 hopper_scan = pytest.importorskip("mmkernels.lightning.hopper.scan")
 hopper_states = pytest.importorskip("mmkernels.lightning.hopper.states")
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="needs Triton's interpreter; a Hopper GPU runs the kernels")
 BOUND = 2e-2  # the interpreter, which runs the kernels around it, cuts bfloat16 off where a GPU rounds
 
 
