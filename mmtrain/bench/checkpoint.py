@@ -33,6 +33,7 @@ from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.manifest import file_sum, is_shard
 from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
@@ -59,6 +60,7 @@ class Training:
         self.model.initialise(0)
         self.optimizer = build_optimizer(self.model.module, OptimConfig())
         self.row = packed_row([tokens], config.vocab_size, context.rank)
+        self.writer = RankWriter()
 
     def step(self, saving: PendingSave | None = None) -> float:
         """Train one step and return its seconds; the device has done it by then."""
@@ -79,7 +81,8 @@ class Training:
 
     def begin(self, folder: Path, copy: StagingBuffer | None) -> PendingSave:
         """Begin to save it our way."""
-        return begin_save(folder, self.model.module, self.optimizer, Progress(1, 1), {"model": {}}, 1e4, copy=copy)
+        return begin_save(folder, self.model.module, self.optimizer, Progress(1, 1), {"model": {}}, 1e4, copy=copy,
+                          writer=self.writer)  # fmt: skip
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -137,8 +140,8 @@ def dcp_beside(training: Training, folder: Path, count: int) -> dict[str, float]
     return {"stall_s": stall, "step_s": statistics.median(took), "sum_s": sum(took)}
 
 
-def measure(training: Training, out: Path, scratch: Path, count: int) -> None:
-    """Measure all, and write it as it comes."""
+def measure(training: Training, out: Path, scratch: Path, count: int, repeats: int) -> None:
+    """Measure all, and write it as it comes. The disk holds two copies of the state at a time."""
     device, rank = training.context.device, dist.get_rank()
     found: dict[str, Any] = {"model": training.config.name, "ranks": dist.get_world_size(), "device": str(device),
                              "torch": torch.__version__}  # fmt: skip
@@ -149,28 +152,30 @@ def measure(training: Training, out: Path, scratch: Path, count: int) -> None:
             print(f"{name}: {value}", flush=True)
             (out / "checkpoint.json").write_text(json.dumps(found, indent=1) + "\n")
 
-    def ours() -> object:
-        return begin_save(scratch / "ours", training.model.module, training.optimizer, Progress(1, 1),
-                               {"model": {}}, 1e4).finish()  # fmt: skip
+    def clear(*names: str) -> None:
+        on_main(lambda: [shutil.rmtree(scratch / name, ignore_errors=True) for name in names] and None)
+
+    def timed(run: Callable[[], object]) -> list[float]:
+        return [seconds(run, device) for _ in range(repeats)]
 
     training.steps(3)
     keep("step_s", training.steps(count))
     path = scratch / "ours/step-00000001"
-    keep("ours_save_s", [seconds(ours, device) for _ in range(3)])
+    keep("ours_save_s", timed(lambda: training.begin(scratch / "ours", None).finish()))
     files = [file for file in sorted(path.iterdir()) if is_shard(file.name)]
     mine = files[rank :: dist.get_world_size()]
     keep("bytes", sum(file.stat().st_size for file in files))
-    keep("copy_s", [seconds(lambda: copy_files(mine, scratch / "copy"), device) for _ in range(3)])
+    keep("copy_s", timed(lambda: copy_files(mine, scratch / "copy")))
+    clear("copy")
     keep("hash_s", seconds(lambda: [file_sum(file) for file in mine], device))
-    keep("read_s", [seconds(lambda: read_files(mine), device) for _ in range(3)])
-    load = lambda: load_checkpoint(path, training.model.module, training.optimizer)  # noqa: E731
-    keep("ours_load_s", [seconds(load, device) for _ in range(3)])
+    keep("read_s", timed(lambda: read_files(mine)))
+    keep("ours_load_s", timed(lambda: load_checkpoint(path, training.model.module, training.optimizer)))
     copy = StagingBuffer(device)
-    for i in range(3):  # the first one gets its memory
+    for i in range(repeats):  # the first one gets its memory
         keep(f"ours_beside_{i}", ours_beside(training, scratch / "ours", copy, count))
     copy.release()
-    keep("dcp_save_s", [seconds(lambda: dcp.save(training.state(), checkpoint_id=scratch / "dcp"), device)
-                        for _ in range(3)])  # fmt: skip
+    clear("ours")
+    keep("dcp_save_s", timed(lambda: dcp.save(training.state(), checkpoint_id=scratch / "dcp")))
 
     def load_dcp() -> None:
         state = training.state()
@@ -178,9 +183,11 @@ def measure(training: Training, out: Path, scratch: Path, count: int) -> None:
         set_state_dict(training.model.module, training.optimizer, model_state_dict=state["model"],
                        optim_state_dict=state["optimizer"], options=BY_PARAMETER)  # fmt: skip
 
-    keep("dcp_load_s", [seconds(load_dcp, device) for _ in range(3)])
-    for i in range(2):
-        keep(f"dcp_beside_{i}", dcp_beside(training, scratch / f"dcp{i}", count))
+    keep("dcp_load_s", timed(load_dcp))
+    clear("dcp")
+    for i in range(repeats):
+        keep(f"dcp_beside_{i}", dcp_beside(training, scratch / "beside", count))
+        clear("beside")
     keep("step_again_s", training.steps(count))
 
 
@@ -190,6 +197,7 @@ def main() -> None:
     parser.add_argument("--model", default="proxy_100m", help="a model of configs/model")
     parser.add_argument("--tokens", type=int, default=256, help="of a rank's row")
     parser.add_argument("--steps", type=int, default=20, help="that are timed, without a save and after one")
+    parser.add_argument("--repeats", type=int, default=3, help="of each figure")
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument("--scratch", type=Path, help="folder of checkpoints, on the disk that is measured")
     parser.add_argument("--device", default="auto")
@@ -199,7 +207,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     scratch = given.scratch or given.out / "scratch"
     try:
-        measure(Training(context, given.model, given.tokens), given.out, scratch, given.steps)
+        measure(Training(context, given.model, given.tokens), given.out, scratch, given.steps, given.repeats)
         on_main(lambda: shutil.rmtree(scratch))
     finally:
         mesh.stop()

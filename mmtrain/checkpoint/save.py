@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -25,7 +24,7 @@ from mmtrain.checkpoint.durable import sync_folder, write_text
 from mmtrain.checkpoint.listing import REPLACED, WRITING
 from mmtrain.checkpoint.manifest import FileSum, write_manifest
 from mmtrain.checkpoint.progress import FORMAT, RECORD, Progress
-from mmtrain.checkpoint.rank_writer import PlainPlanner, RankWriter
+from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.checkpoint.tensor_index import write_index
 from mmtrain.errors import brief
@@ -121,6 +120,7 @@ def begin_save(
     extra: dict[str, Any] | None = None,
     attach: Callable[[Path], None] | None = None,
     copy: StagingBuffer | None = None,
+    writer: RankWriter | None = None,
 ) -> PendingSave:
     """Begin to write `folder`/step-N: weights, optimizer state, progress, configuration and RoPE base. Collective.
 
@@ -139,18 +139,19 @@ def begin_save(
         attach: writes more files into the folder before it gets its name; called on the main process, in the thread.
         copy: memory for a copy of the tensors, which is written while the run goes on; the optimizer's next step must
             wait for `PendingSave.let_go`. None writes the tensors themselves, in `PendingSave.finish`.
+        writer: of the save before of this model and optimizer in this layout, which keeps its plan; none is in use.
 
     Raises:
         SaveFailed: the folder cannot be made; on all ranks, which may go on.
     """
     final = folder / f"step-{progress.step:08d}"
-    scratch, writer = _scratch(final), RankWriter(_scratch(final))
+    scratch, writer = _scratch(final), writer or RankWriter()
     weights, moments = get_state_dict(model, optimizer, options=BY_PARAMETER)
     try:
         on_main(lambda: _make_empty(scratch))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of its own deprecations
-            dcp.save({"model": weights, "optimizer": moments}, storage_writer=writer, planner=PlainPlanner())
+            writer.take(scratch, {"model": weights, "optimizer": moments})
     except CheckpointException as error:  # of one rank or several; all ranks get it
         rank, (cause, _) = min(error.failures.items())
         if isinstance(cause, KeyboardInterrupt | SystemExit):

@@ -14,6 +14,7 @@ from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY
 from mmtrain.checkpoint.listing import remove_old
 from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
 from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save
 from mmtrain.checkpoint.staging import StagingBuffer
@@ -45,6 +46,7 @@ class Saver:
         self.newest: tuple[int, Path] | None = None
         self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
         self._copy: StagingBuffer | None = None
+        self._writer = RankWriter()
         self._pending: tuple[int, PendingSave] | None = None
         self._stalled = 0.0  # seconds that the pending one has held the steps up
 
@@ -96,6 +98,7 @@ class Saver:
                 extra={ENTRY: self._inputs.fingerprints(), "layout": asdict(session.laid.layout), **marks},
                 attach=self._attach,
                 copy=None if wait else self._copy,
+                writer=self._writer,
             )
         except SaveFailed as error:
             self._failed(progress.step, error, last)
@@ -134,10 +137,10 @@ class Saver:
             self._copy.reserve(3 * weights)  # moments are fp32 as weights are
 
     def release(self) -> None:
-        """Give back the memory of copies; nothing is being written."""
+        """Give back the memory of copies and forget the plan, before another layout; nothing is being written."""
         if self._copy is not None:
             self._copy.release()
-        self._copy = None
+        self._copy, self._writer = None, RankWriter()
 
     def remove_old(self) -> None:
         """Delete the checkpoints that no option keeps, now that the newest is known to be good."""

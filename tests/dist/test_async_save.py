@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.manifest import file_sum, read_manifest
@@ -98,6 +99,48 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
         return waited, writing and not pending.is_writing
     finally:
         mesh.stop()
+
+
+def save_again_and_again(folder: Path, parallel: ParallelConfig) -> list[int]:
+    """Save by a writer that keeps its plan and by a new one after each change; whether the former planned each time."""
+    context = mesh.start(ClusterConfig(device="cpu"))
+
+    def forget(writer: RankWriter) -> None:
+        if context.rank == 1:  # the others would go on by a plan that does not fit there
+            writer._known = None
+
+    try:
+        model, optimizer = trained(context, parallel)
+        changes: dict[str, Callable[[RankWriter], object]] = {
+            "first": lambda writer: None,
+            "stepped": lambda writer: (spoil(model), step(model, optimizer)),
+            "rate": lambda writer: [group.update(lr=0.01 * i + 0.01) for i, group in enumerate(optimizer.param_groups)],
+            "one rank": forget,
+            "more": lambda writer: model.register_buffer("scale", torch.arange(8.0)),
+            "longer": lambda writer: model.register_buffer("scale", torch.arange(9.0)),
+        }
+        kept, planned = RankWriter(), []
+        for name, change in changes.items():
+            change(kept)
+            with mock.patch("torch.distributed.checkpoint.save", side_effect=dcp.save) as plan:
+                given = (model, optimizer, Progress(1, 64), {"model": {}}, 5e6)
+                begin_save(folder / name / "kept", *given, writer=kept).finish()
+                planned.append(plan.call_count)
+            begin_save(folder / name / "new", *given).finish()
+        return planned
+    finally:
+        mesh.stop()
+
+
+@pytest.mark.parametrize("options", [{}, {"pp": 2}])
+def test_a_plan_is_kept_as_long_as_it_fits(pool: Pool, tmp_path: Path, options: dict[str, int]) -> None:
+    assert pool.run(save_again_and_again, tmp_path, ParallelConfig(**options), world=2) == [[1, 0, 0, 1, 1, 1]] * 2
+    before = None
+    for folder in sorted(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        kept, new = (folder / name / "step-00000001" for name in ("kept", "new"))
+        assert damage_of(kept) is None and damage_of_tensors(kept) is None
+        assert read_manifest(kept).files == read_manifest(new).files != before
+        before = read_manifest(kept).files if folder.name != "rate" else None  # "one rank" changes nothing
 
 
 @pytest.mark.parametrize("options", [{}, {"tp": 2}, {"pp": 2}, {"ep": 2}])
