@@ -97,7 +97,7 @@ class Saver:
                 rope_base,
                 extra={ENTRY: self._inputs.fingerprints(), "layout": asdict(session.laid.layout), **marks},
                 attach=self._attach,
-                copy=None if wait else self._copy,
+                copy=self._copy,  # one that is waited for too: pinned memory takes it at a GPU link's speed
                 writer=self._writer,
             )
         except SaveFailed as error:

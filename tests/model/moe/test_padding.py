@@ -205,12 +205,13 @@ def test_padding_on_a_gpu_without_waiting_for_it() -> None:
             parameter.data.copy_(draw(*parameter.shape, seed=i, dtype=torch.float32) * 0.3)
         moe.to(device).router.scope = RoutingScope(parts=3)
         real = RealTokens.from_rows(REAL.per_row, ROW, device)
-        out, stats = moe(x, packed(real))
+        packing = packed(real)
+        out, stats = moe(x, packing)
         found = torch.autograd.grad(out.square().sum() + stats.aux_loss, (x, *moe.parameters()))
         if device == "cuda":  # all is compiled now; torch's grouped product of fp32 waits, so routing is asked alone
             torch.cuda.set_sync_debug_mode("error")
             try:
-                moe.router(x, packed(real))
+                moe.router(x, packing)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         results.append([t.detach().cpu() for t in (out, *stats, *found)])
