@@ -37,7 +37,7 @@ def pretrain(config: PretrainConfig) -> None:
         keep_freed_memory()
     processes = mesh.join(config.cluster)
     planned.check_same_on_all(processes)
-    context = processes.lay_out(run.first_layout)
+    context = processes.lay_out(run.first_layout(processes))
     try:
         with Watchdog(config.cluster.timeout_minutes) as watchdog, run.folder.locked(_note):
             start = run.verified_start()  # now that no other launch changes the folder

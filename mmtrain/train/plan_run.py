@@ -52,8 +52,9 @@ class PlannedRun:
         main = world.of_main("plan", mine)
         if main != mine:
             raise ConfigError("parallel.cp", self.config.parallel.cp,
-                              f"this rank plans {mine}, the main process {main}: their devices' memory differs",
-                              "give cluster.device_memory_gib, the least of all devices")  # fmt: skip
+                              f"this rank plans {mine}, the main process {main}: their devices' memory differs, or one "
+                              "does not see the newest checkpoint",
+                              "give cluster.device_memory_gib, the least of all devices; start again")  # fmt: skip
 
 
 def plan_run(config: PretrainConfig, world: int, device: torch.device, kept: Sequence[int | None] = ()) -> PlannedRun:

@@ -14,6 +14,7 @@ from mmtrain.log.wandb_tracker import wandb_mode
 from mmtrain.optim.optimizer import check_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import Layout
+from mmtrain.parallel.mesh import World
 from mmtrain.train.epochs import tokens_by_phase
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.plan_run import PlannedRun, plan_run
@@ -40,7 +41,7 @@ class PreparedRun:
         inputs: corpora and tokenizer, opened and checked.
         needles: evaluation at the run's lengths, if it is asked for.
         notes: lines for the header.
-        first_layout: of the phase that the launch begins in, the last one's if nothing is left to train.
+        first_phase: index of the phase that this process would begin in, the last one's if nothing is left to train.
     """
 
     planned: PlannedRun
@@ -49,7 +50,16 @@ class PreparedRun:
     inputs: RunInputs
     needles: NeedleEvaluation | None
     notes: tuple[str, ...]
-    first_layout: Layout
+    first_phase: int
+
+    def first_layout(self, world: World) -> Layout:
+        """Return the layout of the phase that the main process begins in. Collective, before there is a group.
+
+        Every process has looked at the folder for itself, and may have seen another newest checkpoint: NFS answers out
+        of a cache, and another launch may still write there. Groups of two layouts would wait for each other for ever.
+        """
+        phase = int(world.of_main("first phase", str(self.first_phase)))
+        return self.planned.layouts[phase].layout
 
     def verified_start(self) -> Start:
         """Choose again what the run begins with, its bytes read, and add the lines for the header. Collective.
@@ -111,6 +121,6 @@ def prepare_run(planned: PlannedRun, note: Callable[[str], None]) -> PreparedRun
     notes += (f"warning: {line}" for line in warned)
     first = plan.next(start_position(start))
     inputs.prepare(first)
-    layout = planned.layouts[-1 if first is None else first.phase_index].layout
-    notes += layout_lines(start, layout, config.parallel.global_router)
-    return PreparedRun(planned, folder, start, inputs, needles, tuple(notes), layout)
+    first_phase = len(planned.layouts) - 1 if first is None else first.phase_index
+    notes += layout_lines(start, planned.layouts[first_phase].layout, config.parallel.global_router)
+    return PreparedRun(planned, folder, start, inputs, needles, tuple(notes), first_phase)

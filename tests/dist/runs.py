@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,26 @@ def pretrain(*overrides: str, processes: int | None = 1, check: bool = True) -> 
     if check and (done.returncode != 0 or "is missing" in done.stderr):  # no rank of a whole run is missed
         raise AssertionError(f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done
+
+
+def kill_launch(launcher: subprocess.Popen) -> None:
+    """Kill torchrun and its ranks at one moment; each rank is the leader of a session of its own."""
+    tree, new = [], [launcher.pid]
+    while new:
+        tree += new
+        new = [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) in new]
+    for pid in tree:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    launcher.wait()
+
+
+def _parent(stat: Path) -> int | None:
+    """Read the parent's id out of a process's entry in /proc; None if it has ended since."""
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def steps(run: Path) -> list[dict]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from mmtrain.optim.host_kernel import load_host_adam
-from tests.dist.runs import ROOT, SMALL, environment, pretrain, records, steps
+from tests.dist.runs import ROOT, SMALL, environment, kill_launch, pretrain, records, steps
 
 PHASE = "{name: %s, seq_len: %d, rope_base: %g, tokens: 2048, batch: [{at: 0, tokens: 512}], " \
         "lr: [{kind: constant, tokens: 2048, end: 0.01}], parallel: %s}"  # fmt: skip
@@ -105,11 +103,12 @@ def test_a_kill_around_a_boundary_changes_nothing(whole: Whole, corpus: Path, tm
     options = [*whole.options, f"data.path={corpus}", f"run.dir={tmp_path}", "run.resume=auto"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "launch/pretrain.py", *options]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               start_new_session=True)  # fmt: skip
-    wait_for(tmp_path / "run", after, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL) as process:  # fmt: skip
+        try:
+            wait_for(tmp_path / "run", after, process)
+        finally:
+            kill_launch(process)  # with its ranks, which would otherwise go on beside the launch below
     pretrain(*options, processes=2)
     # A launch that begins behind a boundary has no record of it.
     mine, theirs = ([one for one in told(run) if "layout" not in one] for run in (tmp_path / "run", whole.run))

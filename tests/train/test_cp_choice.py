@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mmtrain.checkpoint.run_folder import RunFolder
+from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
@@ -17,6 +17,7 @@ from mmtrain.parallel.mesh import World
 from mmtrain.train.cp_choice import choose_cp
 from mmtrain.train.plan_run import PlannedRun, plan_run
 from mmtrain.train.plan_table import plan_lines
+from mmtrain.train.prepared_run import PreparedRun
 from mmtrain.train.resume import decide_start, recorded_cp
 from tests.checkpoint.fake import checkpoint
 
@@ -155,6 +156,23 @@ def test_ranks_that_plan_differently_are_refused(monkeypatch: pytest.MonkeyPatch
             with pytest.raises(ConfigError, match="their devices' memory differs"):
                 mine.check_same_on_all(world)
     planned(4).check_same_on_all(replace(world, store=None))
+
+
+def test_ranks_that_see_other_checkpoints_lay_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main process sees no checkpoint, rank 1 one of the last phase, whose layout is another."""
+    store = dist.HashStore()
+    found, first = planned(64), []
+    assert sizes(found) == [1, 1, 2]
+    for rank, phase in ((0, 0), (1, 2)):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "64")
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setenv("MASTER_ADDR", "localhost")
+        monkeypatch.setenv("MASTER_PORT", "1")
+        run = PreparedRun(found, RunFolder(found.config), Start(), None, None, (), phase)
+        first.append(run.first_layout(World(CPU, 1.0, store)))
+    assert first == [found.layouts[0].layout] * 2
+    assert run.first_layout(World(CPU, 1.0, None)) == found.layouts[2].layout  # alone, it is the main process
 
 
 def test_phases_of_one_layout_have_the_same_stages() -> None:
