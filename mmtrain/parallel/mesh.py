@@ -161,6 +161,7 @@ class World:
         replicas = dense["dp", "cp"]._flatten("replicas")
         if layout.cp > 1:  # messages between some of its ranks connect NCCL's group only if all have met in it before
             dist.all_reduce(torch.zeros(1, device=self.device), group=dense["cp"].get_group())
+        dist.all_reduce(torch.zeros(1))  # a rank that left now would break connections which a slow one still makes
         return ParallelContext(self.device, layout, dense, expert, replicas, self)
 
 

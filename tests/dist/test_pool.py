@@ -7,7 +7,10 @@ import gc
 import os
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +110,39 @@ def laid_out() -> tuple[int, int]:
     return during, gloo_threads()
 
 
+class LateStore(dist.Store):
+    """A rank's store that answers late when the addresses of a group's ranks are asked for."""
+
+    def __init__(self, store: dist.Store) -> None:
+        super().__init__()
+        self._store = store
+
+    def get(self, key: str) -> bytes:
+        time.sleep(0.1)
+        return self._store.get(key)
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        time.sleep(0.1)
+        return self._store.multi_get(keys)
+
+
+def _hand_on(name: str) -> Callable[..., Any]:
+    return lambda self, *args: getattr(self._store, name)(*args)
+
+
+for _name in ("set", "add", "check", "wait", "has_extended_api", "append", "multi_set", "set_timeout"):
+    setattr(LateStore, _name, _hand_on(_name))  # torch calls what a subclass defines itself
+
+
+def laid_out_slowly_on(rank: int) -> None:
+    """One rank connects late within each group; the others have nothing to do and leave."""
+    world = mesh.join(ClusterConfig(device="cpu"))
+    if int(os.environ["RANK"]) == rank:
+        world = replace(world, store=LateStore(world.store))
+    world.lay_out(plan_layout(mesh.world_size(), ParallelConfig(ep=4), MODEL, [SEQ]))
+    mesh.stop()
+
+
 def gloo_threads() -> int:
     return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
 
@@ -115,6 +151,12 @@ def test_no_thread_of_a_layout_outlives_it(pool: Pool) -> None:
     """They wear a machine down: hundreds of them took more of two cores than the tests."""
     for during, after in pool.run(laid_out, world=2):
         assert after < during / 5  # megatron-core keeps two groups: 6 of 66 threads (60 without stop)
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2, 3])
+def test_no_rank_leaves_before_all_have_met(pool: Pool, slow: int) -> None:
+    """Else a slow one finds connections closed that it is about to use."""
+    pool.run(laid_out_slowly_on, slow, world=4)
 
 
 def test_a_world_larger_than_the_pool_is_refused(pool: Pool) -> None:
