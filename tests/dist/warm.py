@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # would wait 5 s for a name server that does not answer.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "RES_OPTIONS": "timeout:1 attempts:1"}
 IMPORTS = ["torch", "mmtrain.train.trainer", "mmtrain.checkpoint.run_folder", "mmtrain.config.cli", "hydra",
-           "mmtrain.evals.needles", "mmtrain.train.plan_table", "mmtrain.health.watchdog",
-           "megatron.core.parallel_state"]  # fmt: skip
+           "mmtrain.evals.needles", "mmtrain.train.plan_table", "mmtrain.health.watchdog"]  # fmt: skip
+MEGATRON = "megatron.core.parallel_state"  # looks for GPUs when it is imported: none may be known before a fork
 POLL_SECONDS = 0.02
 
 
@@ -35,7 +36,7 @@ POLL_SECONDS = 0.02
 def warm_processes() -> ForkServerContext:
     """What starts such processes; the first call starts the server, which ends with this process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
+    context.set_forkserver_preload(IMPORTS if torch.cuda.is_available() else [*IMPORTS, MEGATRON])
     with mock.patch.dict(os.environ, ENVIRONMENT):
         forkserver.ensure_running()
     return context
