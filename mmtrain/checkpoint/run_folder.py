@@ -108,6 +108,14 @@ class RunFolder:
         """
         return on_main(lambda: self._claim(start, record))
 
+    def set_aside_after(self, step: int) -> str | None:
+        """Set aside what the run did after a step that it goes back to; returns a line on it. Collective.
+
+        Raises:
+            OSError: it cannot be moved; on all ranks.
+        """
+        return on_main(lambda: set_aside(self.path, step, always=True))
+
     def _claim(self, start: Start, record: Callable[[Path], None]) -> list[str]:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Every option of a run, typed, with the checks that need no data and no device.
 
-The groups mirror `configs/`: model, stage, parallel, data, optim, log, evals, checkpoint, cluster, and `run`. Checks
+The groups mirror `configs/`: model, stage, parallel, data, optim, guard, log, evals, checkpoint, cluster, and
+`run`. Checks
 raise :class:`~mmtrain.errors.ConfigError` before anything is touched.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmtrain.config.evals import EvalsConfig, NeedlesConfig
+from mmtrain.config.guard import GuardConfig
 from mmtrain.config.model import ModelConfig
 from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.parallel import ParallelConfig
@@ -32,6 +34,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "EvalsConfig",
+    "GuardConfig",
     "LogConfig",
     "LrSegment",
     "ModelConfig",
@@ -57,6 +60,7 @@ class PretrainConfig:
     run: RunConfig
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig, metadata=FREE_ON_RESUME)
     log: LogConfig = field(default_factory=LogConfig, metadata=FREE_ON_RESUME)
     evals: EvalsConfig = field(default_factory=EvalsConfig, metadata=FREE_ON_RESUME)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=FREE_ON_RESUME)
@@ -68,8 +72,8 @@ class PretrainConfig:
         Raises:
             ConfigError: the first option that cannot work.
         """
-        for group in (self.model, self.stage, self.data, self.run, self.parallel, self.optim, self.log,
-                      self.evals, self.checkpoint, self.cluster):  # fmt: skip
+        for group in (self.model, self.stage, self.data, self.run, self.parallel, self.optim, self.guard,
+                      self.log, self.evals, self.checkpoint, self.cluster):  # fmt: skip
             group.validate()
 
 

@@ -19,6 +19,7 @@ from mmtrain.config import BatchStep, PhaseConfig, StageConfig
 from mmtrain.config.schema import Count
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.memory.predict import MemoryPrediction
+from mmtrain.train.left_out import LeftOut, first_kept
 from mmtrain.train.lr_schedule import lr_at
 from mmtrain.train.phase_layouts import PhaseLayout
 from mmtrain.train.warmup_floor import keep_warmup
@@ -186,12 +187,14 @@ class RunPlan:
 
     Attributes:
         phases: one plan a phase.
+        left_out: rows that no step reads; the steps before and behind them follow each other.
 
     Raises:
         ConfigError: a batch cannot be shared out.
     """
 
     def __init__(self, phases: Sequence[PhaseConfig], dp_size: int, micro_batch_rows: int) -> None:
+        self.left_out: tuple[LeftOut, ...] = ()
         self.phases = [
             PhasePlan(phase, dp_size, micro_batch_rows, f"stage.phases[{i}]") for i, phase in enumerate(phases)
         ]
@@ -217,7 +220,7 @@ class RunPlan:
             index, row, tokens = index + 1, 0, 0
         if index >= len(self.phases):
             return None
-        phase = self.phases[index]
+        phase, row = self.phases[index], first_kept(row, index, self.left_out)
         return RunStep(progress, index, row, phase.num_rows(tokens), phase.lr(tokens))
 
     def left(self, progress: Progress | None = None, limit: int = sys.maxsize) -> tuple[int, int]:

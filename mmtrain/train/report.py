@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,13 +16,16 @@ from mmtrain.errors import RunStopped
 from mmtrain.evals.heat_map import PLOT_NAME, draw_heat_maps
 from mmtrain.evals.result import NeedleResult
 from mmtrain.log.console import LOG_NAME, RunConsole
+from mmtrain.log.ledger import Ledger
 from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.summary import summary_lines
 from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
+from mmtrain.train.left_out import ENTRY, LeftOut, as_records
 from mmtrain.train.phase_layouts import PhaseLayout, changes
+from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult
 
 LOAD_RECORDS = 100  # router loads are tables: about this many of them are kept over a run
@@ -39,13 +43,26 @@ class Report:
             return
         self.last_step, _ = self._ends(start)
         self.measured = start.phase, 0.0  # phase, and its peak in GiB
+        self.skipped: list[dict[str, Any]] = []  # records of the steps in a row that were skipped
         self.load_every = max(1, self.last_step // LOAD_RECORDS)
         self.console = RunConsole(log_file=folder.path / LOG_NAME, line_interval=config.log.line_interval)
-        self.writer = MetricsWriter(folder.path / FILE_NAME, start.step, warn=self.console.note)
+        self._open(start.step)
+
+    def _open(self, step: int) -> None:
+        """Open the files and trackers that records go to; what they hold of the steps past `step` is dropped."""
+        config, path = self.config, self.folder.path
+        self.writer = MetricsWriter(path / FILE_NAME, step, warn=self.console.note)
+        self.ledger = Ledger(path, step, self.console.note)
         self.trackers = (
-            Tracker(config.log, folder.path, config.run.name, asdict(config), warn=self.console.note),
-            TensorBoardTracker(config.log, folder.path, start.step),
+            Tracker(config.log, path, config.run.name, asdict(config), warn=self.console.note),
+            TensorBoardTracker(config.log, path, step),
         )
+
+    def _close(self) -> None:
+        for tracker in self.trackers:
+            tracker.finish()
+        self.writer.close()
+        self.ledger.close()
 
     def __enter__(self) -> Report:
         return self
@@ -57,9 +74,7 @@ class Report:
             if isinstance(error, RunStopped):
                 self.console.record(str(error))
             self.console.close()
-            for tracker in self.trackers:
-                tracker.finish()
-            self.writer.close()
+            self._close()
 
     def places(self) -> list[str]:
         """Where this run's records lie, for the header."""
@@ -69,8 +84,16 @@ class Report:
         wandb = self.trackers[0].place
         return [f"records {self.folder.path} ({', '.join(names)})", *([f"wandb   {wandb}"] if wandb else [])]
 
-    def step(self, step: RunStep, after: Progress, phase: PhaseConfig, result: StepResult, seconds: float) -> None:
-        """Record one optimizer step that took `seconds` and left the run at `after`."""
+    def step(
+        self,
+        step: RunStep,
+        after: Progress,
+        phase: PhaseConfig,
+        result: StepResult,
+        seconds: float,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """Record one optimizer step that took `seconds` and left the run at `after`; what it had was under `limits`."""
         if not self.enabled:
             return
         record: dict[str, Any] = {
@@ -91,9 +114,49 @@ class Report:
             tracker.log(record, after.step)
         self.console.update(record, *self._ends(after))
         if result.skipped:
-            last = step.first_row + step.num_rows - 1
-            self.note(f"step {after.step:,} skipped: its loss or gradient is not finite; the weights were left alone "
-                      f"(rows {step.first_row} to {last} of phase {phase.name})")  # fmt: skip
+            self._skipped(step, record, result, limits)
+        else:
+            self.skipped = []
+
+    def _skipped(self, step: RunStep, record: dict[str, Any], result: StepResult, limits: Limits) -> None:
+        """Tell a step that left the weights alone, and put its rows on record."""
+        why = "its loss or gradient is not finite"
+        if result.spike:
+            why = (f"its loss {result.loss:.4g} or gradient norm {result.grad_norm:.4g} is over {limits.loss:.4g} or "
+                   f"{limits.grad_norm:.4g}")  # fmt: skip
+        last = step.first_row + step.num_rows - 1
+        self.note(f"step {step.number:,} skipped: {why}; the weights were left alone (rows {step.first_row} to {last} "
+                  f"of phase {record['phase']})")  # fmt: skip
+        kept = {key: record[key] for key in ("step", "phase", "first_row", "rows", "loss", "grad_norm")}
+        kept |= {"loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm, "finite": result.spike}
+        self.skipped.append(kept)
+        self.ledger.write(kept)
+
+    def rollback(self, at: Progress, left_out: tuple[LeftOut, ...], checkpoint: Path) -> None:
+        """Put on record that the run goes back to a checkpoint, before it does.
+
+        Args:
+            at: where the run stands.
+            left_out: all that it leaves out from then on, the newest last.
+            checkpoint: that it goes back to.
+        """
+        if not self.enabled:
+            return
+        new = left_out[-1]
+        record = {"step": new.to_step, "after_step": at.step, ENTRY: as_records(left_out), "skipped": self.skipped}
+        self.ledger.write(record)
+        self.note(f"going back from step {at.step:,} to {checkpoint}: the last {len(self.skipped)} steps were skipped; "
+                  f"rows {new.first} to {new.end - 1} of phase {self.plan.phases[new.phase].phase.name} "
+                  "are left out")  # fmt: skip
+        self.skipped = []
+
+    def rolled_back(self, now: Progress, aside: str | None, seconds: float) -> None:
+        """Go on with the records of a run that has gone back: those of later steps were set aside."""
+        if not self.enabled:
+            return
+        self._close()
+        self._open(now.step)
+        self.note(f"went back to step {now.step:,} in {seconds:.1f} s" + (f"; {aside}" if aside else ""))
 
     def _add_memory(self, record: dict[str, Any], result: StepResult, phase_index: int) -> None:
         """Measured peak of the phase so far, and the predicted one."""

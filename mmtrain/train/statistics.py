@@ -21,7 +21,7 @@ from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
 
-WHOLE = ("grad_norm", "labelled", "tokens", "skipped", "stops", "writing")
+WHOLE = ("grad_norm", "labelled", "tokens", "skipped", "spike", "stops", "writing")
 """Figures of the whole step that are not summed here: every rank has them."""
 
 
@@ -34,7 +34,8 @@ class StepResult:
         aux_loss: auxiliary loss, summed over layers, mean over micro-batches.
         grad_norm: global norm before clipping.
         tokens: tokens of text in the global batch.
-        skipped: whether loss or gradient was not finite, so that the weights were left alone.
+        skipped: whether loss or gradient was not finite, or over its limit, so that the weights were left alone.
+        spike: whether it was skipped for its size alone.
         stop: whether some rank wants the run to stop after this step.
         writing: whether some rank was still writing a checkpoint within this step.
         cp_balance: softmax work of the busiest of the ranks that share a row over their mean, mean over micro-batches;
@@ -59,6 +60,7 @@ class StepResult:
     drop_rate_alone: list[float]
     router_entropy: list[float]
     skipped: bool = False
+    spike: bool = False
     stop: bool = False
     writing: bool = False
     cp_balance: float | None = None
@@ -109,6 +111,11 @@ class StepStatistics:
     def loss_is_finite(self) -> Tensor:
         """Whether this rank's losses are, a bool scalar on the device."""
         return self.sums["ce_sum"].isfinite() & self.sums["aux_loss"].isfinite()
+
+    @property
+    def loss_share(self) -> Tensor:
+        """This rank's share of the global batch's summed loss, a float64 scalar: it counts once over all ranks."""
+        return self.sums["ce_sum"] / self.model.context.layout.tp
 
     def add(self, result: MicroBatchResult) -> None:
         """Take in the figures that some layers left of a micro-batch; those with the head bring its loss."""
@@ -170,6 +177,7 @@ class StepStatistics:
             drop_rate_alone=(sums["drop_rate_alone"] / weights).tolist(),
             router_entropy=(sums["entropy"] / weights).tolist(),
             skipped=bool(sums["skipped"]),
+            spike=bool(sums["spike"]),
             stop=bool(sums["stops"]),
             writing=bool(sums["writing"]),
             memory=int(sums["memory"].max()),

@@ -13,6 +13,7 @@ from mmtrain.model.model import ModelInputs
 from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
+from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult, StepStatistics
 
 
@@ -47,18 +48,21 @@ def train_step(
     rope_base: float,
     *,
     clip_grad: float | None,
+    limits: Limits = NO_LIMITS,
     stop: Callable[[], bool] = lambda: False,
     saving: WeightsInUse | None = None,
 ) -> StepResult:
     """Run this rank's micro-batches of a step and update the weights.
 
-    A step whose loss or gradient is not finite on any rank leaves weights and optimizer as they were, on all ranks.
+    A step whose loss or gradient is not finite on any rank, or over its limit, leaves weights and optimizer as they
+    were, on all ranks.
 
     Args:
         batches: packed rows; every replica has as many batches.
         lr: learning rate of the step.
         rope_base: RoPE base of the phase.
         clip_grad: largest global norm of the gradient; None does not clip.
+        limits: largest loss and norm of a step that is taken.
         stop: asked once, after backward: whether this rank wants the run to stop.
         saving: what reads the weights meanwhile, a checkpoint that is being written; the update waits for it.
     """
@@ -73,13 +77,16 @@ def train_step(
     # All ranks must agree on both before any updates; no rank waits for its device here.
     finite, asked = statistics.loss_is_finite, (stop(), saving is not None and saving.is_writing)
     flags = torch.stack([~finite, *(finite.new_full((), one) for one in asked)]).double()
-    grad_norm, (bad_losses, stops, writing) = model.clip_gradients(clip_grad, flags)
-    skipped = (bad_losses > 0) | ~grad_norm.isfinite()
+    flags = torch.cat([flags, statistics.loss_share[None]])
+    grad_norm, (bad_losses, stops, writing, ce_sum) = model.clip_gradients(clip_grad, flags)
+    broken = (bad_losses > 0) | ~grad_norm.isfinite()
+    spike = ~broken & ((ce_sum > limits.loss * labelled.double()) | (grad_norm > limits.grad_norm))
+    skipped = broken | spike
     if saving is not None:
         saving.let_go()
     update(optimizer, lr, skipped)
     statistics.reduce()
     times = model.end_step(statistics.assigned_LE, skipped)
     whole = {"grad_norm": grad_norm, "labelled": labelled, "tokens": tokens, "skipped": skipped}
-    whole |= {"stops": stops, "writing": writing}
+    whole |= {"spike": spike, "stops": stops, "writing": writing}
     return statistics.result(whole, len(batches) * context.dp_size, times)

@@ -9,9 +9,10 @@ from typing import Any
 import torch.distributed as dist
 
 from mmdata.rows.loader import micro_batches
+from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import write_corpora
 from mmtrain.checkpoint.listing import PHASE_END, VALID_LOSS, all_checkpoints, step_of
-from mmtrain.checkpoint.progress import Progress
+from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.errors import RunStopped
@@ -26,15 +27,21 @@ from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
+from mmtrain.train.left_out import ENTRY, as_records, recorded_left_out
 from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
 from mmtrain.train.resume import start_position
+from mmtrain.train.rollback import choose_checkpoint, rows_since
 from mmtrain.train.saving import Saver
 from mmtrain.train.session import Session
+from mmtrain.train.spike_guard import SpikeGuard
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 from mmtrain.train.stop_signals import StopSignals
+
+GUARD = "guard"
+"""Entry of a checkpoint's record: what the guard against spikes knows."""
 
 
 class Trainer:
@@ -63,6 +70,7 @@ class Trainer:
         if config.log.gradient_fingerprints:
             precision = str(self.session.dtype).removeprefix("torch.")
             self.session.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
+        self.guard = SpikeGuard(config.guard)
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
@@ -72,7 +80,7 @@ class Trainer:
         """Go on from this run's checkpoint, or start from another run's, or from initial weights."""
         if self.start.resume is not None:
             self.session.load(self.start.resume, with_optimizer=True)
-            progress = checkpoint_position(self.start.resume)
+            progress = self._go_on_from(self.start.resume)
             self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
             return progress
         if self.start.weights is not None:
@@ -80,6 +88,14 @@ class Trainer:
             self.session.load(self.start.weights, moments)
             self.origin = f"weights{' and moments' if moments else ''} of {self.start.weights}"
         return Progress()
+
+    def _go_on_from(self, checkpoint: Path) -> Progress:
+        """Take over what a checkpoint says of the run, but for its tensors, and return where the run stood."""
+        own = checkpoint.resolve().parent == self.folder.checkpoints.resolve()
+        meta = read_meta(checkpoint)
+        self.plan.left_out = on_main(lambda: recorded_left_out(meta, self.folder.path if own else None))
+        self.guard.restore(meta.get(GUARD))
+        return checkpoint_position(checkpoint)
 
     def run(self, watchdog: Watchdog) -> list[str]:
         """Train to the end of the stage (or `run.max_steps`); the main process gets the closing summary's lines.
@@ -123,6 +139,9 @@ class Trainer:
             with collected_in_step():
                 while (step := self._next()) is not None:
                     watchdog.step = step.number
+                    if self.guard.wants_rollback:
+                        self._roll_back(report, saver)
+                        continue
                     if self.memory is not None:
                         self.memory.enter(step.phase_index)
                     if self.plan.phases[step.phase_index].laid != self.session.laid:
@@ -149,19 +168,46 @@ class Trainer:
         saver.settle()
         if saver.newest is None or saver.newest[0] != self.progress.step:
             self._save(self.plan.phases[self.progress.phase].phase, saver, last=True)
-        saver.release()
         _, checkpoint = saver.newest
+        held = self._change_session(step.phase_index, checkpoint, report, saver)
+        report.new_layout(step, before, self.session.laid, time.perf_counter() - began, held)
+
+    def _change_session(self, phase_index: int, checkpoint: Path, report: Report, saver: Saver) -> float:
+        """Begin anew from a checkpoint, laid out as a phase wants it; returns the GiB that torch held in between."""
+        saver.release()
         held = self.session.close()
-        self.session = Session(self.config, self.session.context, self.plan, step.phase_index, self.inputs)
+        self.session = Session(self.config, self.session.context, self.plan, phase_index, self.inputs)
         self.session.load(checkpoint, with_optimizer=True)
         for line in self.session.prepare():
             report.note(line)
         saver.reserve(self.session)
-        report.new_layout(step, before, self.session.laid, time.perf_counter() - began, held)
+        return held
+
+    def _roll_back(self, report: Report, saver: Saver) -> None:
+        """Go back to an earlier checkpoint, in the same processes, and leave out the data since then.
+
+        Whoever is killed in here meets the same again, or goes on from that checkpoint as the ledger says.
+
+        Raises:
+            RunStopped: there is no checkpoint to go back to.
+        """
+        began, at = time.perf_counter(), self.progress
+        saver.settle()
+        checkpoint = choose_checkpoint(self.folder, self.guard, self.plan, at)
+        left_out = *self.plan.left_out, rows_since(checkpoint, at)
+        report.rollback(at, left_out, checkpoint)
+        aside = self.folder.set_aside_after(step_of(checkpoint))
+        self.progress, self.plan.left_out = self._go_on_from(checkpoint), left_out
+        step = self._next()
+        assert step is not None
+        self._change_session(step.phase_index, checkpoint, report, saver)
+        saver.newest = self.progress.step, checkpoint
+        self.skipped_in_row, self.validated = 0, None
+        report.rolled_back(self.progress, aside, time.perf_counter() - began)
 
     def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
         phase = self.plan.phases[step.phase_index].phase
-        began = time.perf_counter()
+        began, limits = time.perf_counter(), self.guard.limits(step.phase_index)
         result = train_step(
             self.session.model,
             self.session.optimizer,
@@ -169,6 +215,7 @@ class Trainer:
             step.lr,
             phase.rope_base,
             clip_grad=self.config.optim.clip_grad,
+            limits=limits,
             stop=lambda: signals.received is not None,
             saving=saver,
         )
@@ -176,7 +223,8 @@ class Trainer:
             saver.settle()
         self.progress = step.after(result.tokens)
         seconds = time.perf_counter() - began
-        report.step(step, self.progress, phase, result, seconds)
+        report.step(step, self.progress, phase, result, seconds, limits)
+        self.guard.take(step.number, result)
         self._after_step(phase, result, seconds, report, saver)
         if result.stop and self._next() is not None:
             saver.settle()
@@ -185,8 +233,9 @@ class Trainer:
     def _after_step(self, phase: PhaseConfig, result: StepResult, seconds: float, report: Report, saver: Saver) -> None:
         """Validate, evaluate and save where it is due. Weights that a step could not use are never saved."""
         step, last = self.progress.step, self._next() is None
-        self.skipped_in_row = self.skipped_in_row + 1 if result.skipped else 0
-        if result.skipped and (last or self.skipped_in_row >= self.config.optim.max_skipped):
+        broken = result.skipped and not result.spike
+        self.skipped_in_row = self.skipped_in_row + 1 if broken else 0
+        if broken and (last or self.skipped_in_row >= self.config.optim.max_skipped):
             raise self._not_finite(saver, f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
         if not result.skipped and not last:
             saver.remove_old()  # only now is it known that the weights that were saved last are good
@@ -200,7 +249,7 @@ class Trainer:
         options = self.config.checkpoint
         due = (last and options.save_final) or _is_due(step, options.interval)
         due = due or (options.keep_phase_ends and self.plan.left_in_phase(self.progress) == 0)
-        if (due or result.stop) and not result.skipped:
+        if (due or result.stop) and not broken:
             self._save(phase, saver, last or result.stop)
             if last:
                 saver.remove_old()
@@ -209,6 +258,10 @@ class Trainer:
         if not self.session.model.weights_are_finite():
             raise self._not_finite(saver, "the weights hold numbers that are not finite")
         marks: dict[str, Any] = {PHASE_END: self.plan.left_in_phase(self.progress) == 0}
+        if self.guard.is_on:
+            marks[GUARD] = self.guard.state()
+        if self.plan.left_out:
+            marks[ENTRY] = as_records(self.plan.left_out)
         if self.validated is not None and self.validated[0] == self.progress.step:
             marks[VALID_LOSS] = self.validated[1]
         saver.save(self.session, self.progress, phase.rope_base, marks, last)

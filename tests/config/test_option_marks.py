@@ -18,6 +18,7 @@ FREE = {
     "data.tokenizer",
     "evals.max_share", "evals.needles.depths", "evals.needles.enabled", "evals.needles.every", "evals.needles.kinds",
     "evals.needles.lengths", "evals.needles.samples",
+    "guard.max_in_row", "guard.max_rollbacks", "guard.rollback_steps", "guard.spike_deviations", "guard.spike_window",
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
     "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint",
     "parallel.offload_block_inputs", "parallel.reshard_after_forward",

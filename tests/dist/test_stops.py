@@ -90,7 +90,8 @@ def run_options(corpus: Path, folder: Path, *more: str) -> list[str]:
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(corpus: Path, tmp_path: Path) -> None:
     lr = "stage.phases.0.lr=[{kind: constant, tokens: 2048, end: 1e-3}, {kind: constant, tokens: 2048, end: 1e30}]"
-    options = run_options(corpus, tmp_path, lr, "checkpoint.interval=2", "checkpoint.keep=1", "optim.max_skipped=2")
+    options = run_options(corpus, tmp_path, lr, "checkpoint.interval=2", "checkpoint.keep=1", "optim.max_skipped=2",
+                          "checkpoint.asynchronous=false")  # fmt: skip
     done = pretrain(*options, processes=None, check=False)
     assert done.returncode == 4, done.stderr
     last = done.stderr.strip().splitlines()[-1]

@@ -20,6 +20,7 @@ from mmtrain.train import trainer as module
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.evaluate import Validation
 from mmtrain.train.session import Session
+from mmtrain.train.spike_guard import SpikeGuard
 from mmtrain.train.trainer import Trainer
 from tests.checkpoint.fake import config
 from tests.train.test_batches import Stream
@@ -37,6 +38,7 @@ class Loop(Trainer):
     def __init__(self, options: PretrainConfig) -> None:
         self.config, self.plan = options, RunPlan(scaled_phases(options.stage), 1, 1)
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
+        self.guard = SpikeGuard(options.guard)
         self.finite, self.held_out, self.needles, self.validated = True, 1.0, None, None
         self.marks: list[dict[str, Any]] = []
         model, batches = SimpleNamespace(weights_are_finite=lambda: self.finite), SimpleNamespace(read=lambda step: [])

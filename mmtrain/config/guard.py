@@ -1,0 +1,36 @@
+"""Options of the guard: which steps a run leaves out, and when it goes back to an earlier checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmtrain.config.allowed import above, at_least, check_allowed
+
+
+@dataclass
+class GuardConfig:
+    """Guard against spikes of loss and gradient. All numbers are chosen here: the paper does not state any.
+
+    A step that the guard skips leaves weights and moments alone, as one that is not finite does, and its rows are on
+    record in the run's `ledger.jsonl`.
+
+    Attributes:
+        spike_deviations: a step is skipped whose loss or gradient norm lies more than so many standard deviations above
+            the mean of the steps before it; null turns the guard off.
+        spike_window: steps of the same phase, taken ones alone, that mean and deviation are of; nothing is skipped
+            before half as many were taken.
+        max_in_row: steps in a row that were skipped, for whatever reason, after which the run goes back to an earlier
+            checkpoint, and leaves out all data since then.
+        rollback_steps: so many steps before the first of them, or more, that checkpoint must be.
+        max_rollbacks: how often a run goes back within a phase; once more ends it.
+    """
+
+    spike_deviations: float | None = field(default=None, metadata=above(0, fix="null turns the guard off"))
+    spike_window: int = field(default=128, metadata=at_least(4))
+    max_in_row: int = field(default=5, metadata=at_least(1))
+    rollback_steps: int = field(default=100, metadata=at_least(0))
+    max_rollbacks: int = field(default=3, metadata=at_least(0, fix="0 ends a run instead of going back"))
+
+    def validate(self) -> None:
+        """Refuse numbers out of range."""
+        check_allowed(self, "guard")
