@@ -39,7 +39,7 @@ def pretrain(config: PretrainConfig) -> None:
     planned.check_same_on_all(processes)
     context = processes.lay_out(run.first_layout(processes))
     try:
-        with Watchdog(config.cluster.timeout_minutes) as watchdog, run.folder.locked(_note):
+        with Watchdog(config.cluster.timeout_minutes, run.folder.path / "stacks") as watchdog, run.folder.locked(_note):
             start = run.verified_start()  # now that no other launch changes the folder
             with planned.memory.told():
                 trainer = Trainer(planned.config, context, planned.plan, run.inputs, run.folder, start, run.needles,

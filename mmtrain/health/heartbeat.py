@@ -30,12 +30,14 @@ class Beat(NamedTuple):
         step: the step at work, from 1; None before the first.
         state: RUNNING, LEFT (it needs nobody and nobody needs it), FAILED (on an error) or LOST (others are missing).
         text: the error of state FAILED, the message of state LOST.
+        stalled_at: where the rank's main thread stands, once it has been in its step for long; "" before.
     """
 
     count: int = 0
     step: int | None = None
     state: str = RUNNING
     text: str = ""
+    stalled_at: str = ""
 
 
 class Heartbeat:
@@ -86,7 +88,12 @@ class Heartbeat:
 
     def say(self, state: str, text: str, pause: float) -> None:
         """Change this rank's state, write it at once, and beat every `pause` seconds from now on."""
-        self.own, self._pause = Beat(state=state, text=text), pause
+        self.own, self._pause = self.own._replace(state=state, text=text), pause
+        self._wake.set()
+
+    def say_stalled(self, place: str) -> None:
+        """Say at once where this rank's main thread stands; "" once it has moved on."""
+        self.own = self.own._replace(stalled_at=place)
         self._wake.set()
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:

@@ -10,11 +10,13 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mmtrain.errors import RankLost, RunStopped, brief
 from mmtrain.health.heartbeat import FAILED, LEFT, LOST, RUNNING, Heartbeat
+from mmtrain.health.stalls import Stall
 
 INTERVAL_SECONDS, INTERVALS_PER_TIMEOUT = 2.0, 12  # between beats: the first, or less where the timeout is short
 # Of the timeout: so long a rank may be silent. NCCL's watchdog ends a process, without a word on who is missing, one
@@ -33,17 +35,19 @@ class Watchdog:
     A rank that leaves the context has said goodbye and is not missed. A process on its own is not watched.
     """
 
-    def __init__(self, timeout_minutes: float) -> None:
+    def __init__(self, timeout_minutes: float, folder: Path | None = None) -> None:
         """Prepare a watch over all other ranks.
 
         Args:
             timeout_minutes: timeout of the process group's collectives.
+            folder: where each rank's stacks go when a step takes half of that, or a rank is lost; None: nowhere.
         """
         self._timeout = 60 * timeout_minutes
         self._heartbeat = Heartbeat(min(INTERVAL_SECONDS, self._timeout / INTERVALS_PER_TIMEOUT))
         self._others = [rank for rank in range(self._heartbeat.world) if rank != self._heartbeat.rank]
         self._stop, self._judging = threading.Event(), threading.Lock()
         self._unwinding = False
+        self._stall = Stall(self._heartbeat, SILENT_SHARE * self._timeout, folder)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
     @property
@@ -75,6 +79,7 @@ class Watchdog:
                 self._unwinding = True
             lost = self._cause() if isinstance(error, RuntimeError) else None  # as all errors of collectives are
         if lost is not None:
+            self._stall.dump()
             self._leave(LOST, str(lost), at_once=True)
             end = threading.Timer(UNWIND_SECONDS, self._end, [lost])
             end.daemon = True
@@ -87,12 +92,14 @@ class Watchdog:
         """Run as the thread: end the process when a rank is missing, whatever the main thread hangs in."""
         while not self._stop.wait(self._heartbeat.interval / 4):
             self._heartbeat.tick()
+            self._stall.look()
             with self._judging:
                 if not self._unwinding and (lost := self._lost(SILENT_SHARE * self._timeout)) is not None:
                     self._end(lost)
 
     def _end(self, lost: RankLost) -> None:
         try:
+            self._stall.dump()
             lost.tell()
             self._heartbeat.say(LOST, str(lost), self._heartbeat.interval)
             time.sleep(2 * self._heartbeat.interval)  # for the others to read it: the store may live in this process
@@ -122,7 +129,7 @@ class Watchdog:
             if (lost := self._lost(GRACE_BEATS * heartbeat.interval)) is not None:
                 return lost
             time.sleep(heartbeat.interval / 20)
-        return None
+        return self._stall.verdict()
 
     def _lost(self, patience: float) -> RankLost | None:
         """Return another rank's verdict, else one on ranks that are silent for `patience` seconds, else None."""

@@ -45,6 +45,11 @@ class StandIn:
         return self._process.exitcode
 
 
+def hang() -> None:
+    """Stand still as a rank does whose file system hangs."""
+    time.sleep(1000)
+
+
 def serve(environment: dict[str, str], log: Path) -> None:
     """Keep the store, as torchrun does."""
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -60,8 +65,12 @@ def train(
     stay: float = 0.0,
     device: str = "cpu",
     direct: bool = False,
+    stuck: int = -1,
 ) -> None:
-    """Reduce `steps` times, or read from each other; then the last rank needs nobody for `stay` seconds more."""
+    """Reduce `steps` times, or read from each other; then the last rank needs nobody for `stay` seconds more.
+
+    Rank `stuck` hangs in Python at step WARM.
+    """
     os.environ.update(environment)
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
         os.dup2(out.fileno(), 1)
@@ -76,8 +85,10 @@ def train(
     number = torch.ones(dist.get_world_size(), 1, device=device)
     buffers = PeerBuffers(dist.group.WORLD, number.device) if direct else None
     try:
-        with Watchdog(MINUTES) as watchdog:
+        with Watchdog(MINUTES, log.parent / "stacks") as watchdog:
             for watchdog.step in range(1, steps + 1):
+                if watchdog.step == WARM and dist.get_rank() == stuck:
+                    hang()
                 if buffers is None:
                     dist.all_reduce(number.fill_(1))
                 else:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.checkpoint.progress import read_meta
+from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.log.ledger import read_ledger
+from mmtrain.model.init import meta_model
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.spike_guard import NO_LIMITS, Limits
+from mmtrain.train.step import train_step
+from tests.dist.layouts import MODEL, SEQ, packed_row, whole
+from tests.dist.pool import Pool
 from tests.dist.runs import SMALL, environment, steps
 from tests.dist.spike_launcher import ROLLBACKS
 from tests.dist.test_runs import exact
@@ -22,6 +34,33 @@ FIRST, LAST, ROWS, STEPS = 15, 17, 8, 24  # the poisoned steps; rows a step; ste
 POISON = f"{(FIRST - 1) * ROWS}:{LAST * ROWS}"
 BACK_TO = 12  # the newest checkpoint that is two steps before the first
 LEFT_OUT = {"to_step": BACK_TO, "phase": 0, "first": BACK_TO * ROWS, "end": LAST * ROWS}
+
+
+def limited_steps(parallel: ParallelConfig) -> list[tuple[bool, bool, bool]]:
+    """First steps of one model, whose limits lie just above and just below what it gives: skipped, spike, moved."""
+    layout = plan_layout(mesh.world_size(), parallel, MODEL, [SEQ])
+    context = mesh.start(ClusterConfig(device="cpu"), layout)
+    found, given = [], NO_LIMITS
+    for signs in ((1, 1), (1, 1), (-1, 1), (1, -1)):
+        model = apply_parallel(meta_model(MODEL), context, parallel, torch.float32)
+        model.initialise(7)
+        before, optimizer = whole(model.module), build_optimizer(model.module, OptimConfig())
+        limits = Limits(*(x * (1 + 1e-6 * sign) for x, sign in zip(given, signs, strict=True)))  # at first still none
+        batches = [packed_row(2 * context.dp_rank), packed_row(2 * context.dp_rank + 1)]
+        result = train_step(model, optimizer, batches, 1e-2, 1e4, clip_grad=1.0, limits=limits)
+        given = Limits(result.loss, result.grad_norm)
+        after = whole(model.module)
+        found.append((result.skipped, result.spike, any(not torch.equal(before[name], after[name]) for name in after)))
+    mesh.stop()
+    return found
+
+
+@pytest.mark.parametrize("axis", ["dp", "tp", "cp", "pp"])
+def test_a_limit_is_of_the_whole_batch_s_loss_and_norm(pool: Pool, axis: str) -> None:
+    parallel = ParallelConfig(cp=1) if axis == "dp" else replace(ParallelConfig(cp=1), **{axis: 2})
+    taken, skipped = (False, False, True), (True, True, False)
+    for found in pool.run(limited_steps, parallel, world=2):
+        assert found == [taken, taken, skipped, skipped]
 
 
 def launch(
@@ -83,6 +122,9 @@ def test_a_kill_around_a_rollback_changes_nothing(corpus: Path, tmp_path: Path, 
     launch(corpus, tmp_path, code=-9, POISON=POISON, KILL=f"{moment}:{count}:0")
     launch(corpus, tmp_path, "run.resume=auto", POISON=POISON)
     assert exact(tmp_path / "r") == exact(went_back)
+    if moment not in ("a rollback begins", "a rollback is on record"):  # what is done is not done again
+        assert sum("left_out" in record for record in read_ledger(tmp_path / "r")) == 1
+        assert len(list((tmp_path / "r/abandoned").iterdir())) == 1
 
 
 @pytest.mark.slow

@@ -21,11 +21,12 @@ from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.step import train_step
+from tests.dist.layouts import MODEL, SEQ, packed_row, whole
 from tests.dist.pool import Pool
 from tests.dist.runs import ROOT, SMALL, environment, pretrain, records, steps
-from tests.dist.test_sharding import batch, model_config, whole
 
 
 class SpoiledLoss:
@@ -43,14 +44,15 @@ class SpoiledLoss:
 
 def spoiled_steps(parallel: ParallelConfig, gradient: bool) -> tuple[list, list[bool], list[bool]]:
     """A good step, one that rank 1 spoils, and one that rank 1 wants to be the last."""
-    context = mesh.start(ClusterConfig(device="cpu"))
-    model = apply_parallel(meta_model(model_config()), context, parallel, torch.float32)
+    layout = plan_layout(mesh.world_size(), parallel, MODEL, [SEQ])
+    context = mesh.start(ClusterConfig(device="cpu"), layout)
+    model = apply_parallel(meta_model(MODEL), context, parallel, torch.float32)
     model.initialise(7)
     optimizer = build_optimizer(model.module, OptimConfig())
     good, weights, results = model.module.token_loss, [], []
     for spoils, stops in ((False, False), (True, False), (False, True)):
         model.module.token_loss = SpoiledLoss(good, 1, gradient) if spoils else good
-        batches = [batch(context.dp_rank)]
+        batches = [packed_row(context.dp_rank)]
         stop = stops and context.rank == 1
         results.append(train_step(model, optimizer, batches, 1e-2, 1e4, clip_grad=1.0, stop=lambda stop=stop: stop))
         fractions = [buffer.tolist() for name, buffer in model.module.named_buffers() if name.endswith("fractions_E")]

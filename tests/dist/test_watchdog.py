@@ -25,7 +25,7 @@ from mmtrain.health import heartbeat, watchdog
 from mmtrain.parallel import mesh
 from tests.dist.pool import Pool
 from tests.dist.runs import ROOT, SMALL, environment
-from tests.dist.stand_in import MINUTES, StandIn, serve, train
+from tests.dist.stand_in import MINUTES, WARM, StandIn, serve, train
 from tests.dist.warm import ENVIRONMENT
 
 START_SECONDS, STOP_SECONDS = 200, 60  # to the first steps; from the signal to the end of the others
@@ -129,6 +129,23 @@ def test_a_missing_rank_is_named_by_all_others_and_a_finished_one_is_not(tmp_pat
         torchrun.check_all_say(f"{who}: the store it keeps does not answer", except_for=[0])
         assert [process.wait(STOP_SECONDS) for process in whole.ranks] == [0, 0, 0]
         assert [whole.said(rank) for rank in range(3)] == ["", "", ""]
+
+
+def test_a_rank_that_hangs_in_python_is_named_with_its_place_and_stacks(tmp_path: Path) -> None:
+    """It beats on: the others know it by where it stands, and end when their collective gives up."""
+    with started(3, tmp_path / "run", partial(StandIn, life=partial(train, stuck=1))) as run:
+        pid = run.ranks[1].pid
+        codes = [process.wait(STOP_SECONDS) for process in run.ranks]
+        assert codes == [RankLost.EXIT_CODE] * 3, [run.said(rank) for rank in range(3)]
+        place = rf"rank 1 of 3 \(pid {pid} on \S+\) at dist/stand_in\.py:\d+ hang; "
+        place += r"ranks 0, 2 at dist/stand_in\.py:\d+ train, in all_reduce; "
+        place += f"stacks of all ranks: {run.folder / 'stacks'}"
+        assert re.search(rf"^warning: no step for \d+ s \(step {WARM}\): {place}$", run.said(0), re.M), run.said(0)
+        for rank in (0, 2):
+            said = run.said(rank)
+            assert re.search(rf"^error on rank {rank}: .*step {WARM} did not end: {place}", said, re.M), said
+        stacks = [(run.folder / f"stacks/rank-{rank:05d}.txt").read_text() for rank in range(3)]
+        assert " in hang" in stacks[1] and all(" in train" in one for one in stacks) and " in hang" not in stacks[0]
 
 
 @pytest.mark.gpu
