@@ -53,10 +53,12 @@ class RunStopped(Exception):
 
     Args:
         message: the reason and the way on, one line.
-        exit_code: of the process; NOT_FINITE, or 128 and the number of the signal that asked for the stop.
+        exit_code: of the process; NOT_FINITE, FAULTY_DEVICE, or 128 and the number of the signal that asked for
+            it.
     """
 
     NOT_FINITE = 4
+    FAULTY_DEVICE = 6
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -45,7 +45,7 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
     Raises:
         SystemExit: after one line on stderr: code 1 for a run that could not save its end, 2 for a wrong input, 3 for
             one that lost a rank, 4 for one whose loss stayed not finite, 5 (with a table) for one whose device is full,
-            128 + n for one that signal n stopped.
+            6 for one on a faulty device, 128 + n for one that signal n stopped.
     """
     config_dir = Path(config_dir).resolve()
     texts, flags = _split(sys.argv[1:])

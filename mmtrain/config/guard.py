@@ -23,6 +23,9 @@ class GuardConfig:
             checkpoint, and leaves out all data since then.
         rollback_steps: so many steps before the first of them, or more, that checkpoint must be.
         max_rollbacks: how often a run goes back within a phase; once more ends it.
+        copies_interval: steps between comparisons of the parameters that several ranks have copies of (under tensor
+            parallelism, norms and routers), bit for bit: a rank that differs has a faulty device, and the run ends
+            before it is saved. 0 compares before each checkpoint alone.
     """
 
     spike_deviations: float | None = field(default=None, metadata=above(0, fix="null turns the guard off"))
@@ -30,6 +33,7 @@ class GuardConfig:
     max_in_row: int = field(default=5, metadata=at_least(1))
     rollback_steps: int = field(default=100, metadata=at_least(0))
     max_rollbacks: int = field(default=3, metadata=at_least(0, fix="0 ends a run instead of going back"))
+    copies_interval: int = field(default=100, metadata=at_least(0, fix="0 compares before each checkpoint alone"))
 
     def validate(self) -> None:
         """Refuse numbers out of range."""

@@ -21,6 +21,7 @@ from mmtrain.parallel.fingerprint import gradient_fingerprints
 from mmtrain.parallel.gradients import all_finite, clip_gradients
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, Schedule
+from mmtrain.parallel.replicas import OddCopy, odd_copies
 from mmtrain.parallel.routing import update_load_fractions
 
 
@@ -105,6 +106,10 @@ class ParallelModel:
     def weights_are_finite(self) -> bool:
         """Whether no weight of any rank is infinite or not a number; waits for the device."""
         return all_finite(self.module.parameters())
+
+    def odd_copies(self) -> list[OddCopy]:
+        """Ranks whose copy of a parameter is not the others', as :func:`~mmtrain.parallel.replicas.odd_copies` does."""
+        return odd_copies(self.module)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

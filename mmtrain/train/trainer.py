@@ -246,6 +246,8 @@ class Trainer:
         if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
             left = self.plan.left_in_phase(self.progress, self.config.run.max_steps)
             self.needles.after_step(self.session.model, phase, self.progress, left, seconds, report)
+        if _is_due(step, self.config.guard.copies_interval):
+            self._compare_copies(saver)
         options = self.config.checkpoint
         due = (last and options.save_final) or _is_due(step, options.interval)
         due = due or (options.keep_phase_ends and self.plan.left_in_phase(self.progress) == 0)
@@ -254,7 +256,22 @@ class Trainer:
             if last:
                 saver.remove_old()
 
+    def _compare_copies(self, saver: Saver) -> None:
+        """End the run if a rank's copy of a parameter is not the others'.
+
+        Raises:
+            RunStopped: naming the ranks, and a parameter.
+        """
+        if odd := self.session.model.odd_copies():
+            saver.settle()  # what is being written was the same on all
+            named = "; ".join(f"rank {one.rank} on {one.host} has other bits in its copy of {one.name}" for one in odd)
+            raise RunStopped(f"stopped after step {self.progress.step:,}: {named} than the ranks that share it: a "
+                             "fault of its device or memory; nothing was saved of it; take that machine out and go on "
+                             "with run.resume=auto",
+                             RunStopped.FAULTY_DEVICE)  # fmt: skip
+
     def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
+        self._compare_copies(saver)
         if not self.session.model.weights_are_finite():
             raise self._not_finite(saver, "the weights hold numbers that are not finite")
         marks: dict[str, Any] = {PHASE_END: self.plan.left_in_phase(self.progress) == 0}

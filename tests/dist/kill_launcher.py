@@ -1,6 +1,7 @@
 """launch/pretrain.py with a rank that dies by SIGKILL at a moment within a run: `KILL=moment:count:rank`.
 
 The moment is a call of a function, the count-th on that rank; it dies as the call begins, in its middle or at its end.
+Under torchrun it dies in the first attempt only; with `KILL_LAUNCHER` set torchrun dies with it, as a node does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ PRETRAIN = str(Path(__file__).resolve().parents[2] / "launch/pretrain.py")
 
 
 def die() -> None:
+    if "KILL_LAUNCHER" in os.environ:
+        os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -84,7 +87,7 @@ def plant(moment: str, count: int) -> None:
 
 if __name__ == "__main__":
     moment, count, rank = os.environ.pop("KILL").split(":")
-    if rank == os.environ["RANK"]:
+    if rank == os.environ["RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         plant(moment, int(count))
     sys.argv[0] = PRETRAIN
     runpy.run_path(PRETRAIN, run_name="__main__")

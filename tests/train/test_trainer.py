@@ -41,7 +41,10 @@ class Loop(Trainer):
         self.guard = SpikeGuard(options.guard)
         self.finite, self.held_out, self.needles, self.validated = True, 1.0, None, None
         self.marks: list[dict[str, Any]] = []
-        model, batches = SimpleNamespace(weights_are_finite=lambda: self.finite), SimpleNamespace(read=lambda step: [])
+        model, batches = (
+            SimpleNamespace(weights_are_finite=lambda: self.finite, odd_copies=lambda: []),
+            SimpleNamespace(read=lambda step: []),
+        )
         self.session = SimpleNamespace(model=model, optimizer=None, batches=batches, laid=None)
         self.done: list[tuple[Any, ...]] = []
         self.settled: list[int] = []
@@ -218,7 +221,7 @@ def test_an_error_within_a_boundary_between_layouts_is_told_as_it_is(
         phase.laid = name
     run.session = SimpleNamespace(
         laid="a", context=None, close=lambda: 0.0, batches=SimpleNamespace(close=lambda: closed.append(True)),
-        model=SimpleNamespace(weights_are_finite=lambda: True),
+        model=SimpleNamespace(weights_are_finite=lambda: True, odd_copies=lambda: []),
     )  # fmt: skip
     run.progress = Progress(4, 128, 0, 8, 128)
     saver = SimpleNamespace(newest=None, settle=lambda: None, release=lambda: None)
@@ -239,7 +242,7 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
     """Both at once would not fit; the new one starts from the checkpoint of the very step before, with its moments."""
     run, done = loop(tmp_path), []
     run.inputs, run.progress = None, Progress(4, 128, 0, 8, 128)
-    model = SimpleNamespace(weights_are_finite=lambda: True)
+    model = SimpleNamespace(weights_are_finite=lambda: True, odd_copies=lambda: [])
     run.session = SimpleNamespace(laid="a", context="groups", close=lambda: done.append("close") or 1.5, model=model)
 
     def make(config: object, context: object, plan: object, phase_index: int, inputs: object) -> SimpleNamespace:
