@@ -6,6 +6,7 @@ Plain `python launch/pretrain.py` runs one process. Options are Hydra's: see con
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def _note(line: str) -> None:
 
 def main() -> None:
     """Train with the options of the command line; exit codes: see :func:`~mmtrain.config.cli.hydra_entry`."""
+    faulthandler.enable()  # a crash within a library says where, on every rank
     hydra_entry(pretrain, CONFIGS)
 
 

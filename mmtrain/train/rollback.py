@@ -10,8 +10,8 @@ from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.checkpoint.verify import damage_of_tensors, has_checksums
-from mmtrain.errors import RunStopped
 from mmtrain.train.curriculum import RunPlan
+from mmtrain.train.endings import no_way_back
 from mmtrain.train.left_out import LeftOut
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.spike_guard import SpikeGuard
@@ -32,13 +32,13 @@ def choose_checkpoint(folder: RunFolder, guard: SpikeGuard, plan: RunPlan, at: P
     options = folder.config.guard
     if sum(one.phase == at.phase for one in plan.left_out) >= options.max_rollbacks:
         problem = f"this phase has used up guard.max_rollbacks={options.max_rollbacks}"
-        raise _stopped(guard, at, problem, "guard.max_rollbacks")
+        raise no_way_back(at.step, guard.in_row, problem, "guard.max_rollbacks")
     newest = guard.first_skipped - 1 - options.rollback_steps
     for path in reversed(on_main(lambda: all_checkpoints(folder.checkpoints))):
         if step_of(path) <= newest and not _is_damaged(path, folder.config.checkpoint.verify):
             return path
     problem = f"no checkpoint lies {options.rollback_steps} steps before them (guard.rollback_steps)"
-    raise _stopped(guard, at, problem, "checkpoint.keep or checkpoint.interval")
+    raise no_way_back(at.step, guard.in_row, problem, "checkpoint.keep or checkpoint.interval")
 
 
 def rows_since(checkpoint: Path, at: Progress) -> LeftOut:
@@ -51,9 +51,3 @@ def _is_damaged(path: Path, verify: bool) -> bool:
     if on_main(lambda: damage_of(path)) is not None:
         return True
     return verify and on_main(lambda: has_checksums(path)) and damage_of_tensors(path) is not None
-
-
-def _stopped(guard: SpikeGuard, at: Progress, problem: str, option: str) -> RunStopped:
-    return RunStopped(f"stopped after step {at.step:,}: the last {guard.in_row} steps were skipped, and {problem}; "
-                      f"lower the learning rate, look at the rows in ledger.jsonl, or change {option}",
-                      RunStopped.NOT_FINITE)  # fmt: skip

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from mmdata.rows.loader import micro_batches
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import write_corpora
-from mmtrain.checkpoint.listing import PHASE_END, VALID_LOSS, all_checkpoints, step_of
+from mmtrain.checkpoint.listing import PHASE_END, VALID_LOSS, step_of
 from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
 from mmtrain.config import PhaseConfig, PretrainConfig
@@ -21,6 +21,7 @@ from mmtrain.health.watchdog import Watchdog
 from mmtrain.hf.folder import is_hf_folder
 from mmtrain.log.gradients import GradientRecord
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.train import endings
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.device import peak_rate
 from mmtrain.train.evaluate import Validation, evaluate
@@ -228,7 +229,7 @@ class Trainer:
         self._after_step(phase, result, seconds, report, saver)
         if result.stop and self._next() is not None:
             saver.settle()
-            self._stop_as_asked(signals)
+            raise endings.asked_for(self.folder.checkpoints, self.progress.step, signals.received)
 
     def _after_step(self, phase: PhaseConfig, result: StepResult, seconds: float, report: Report, saver: Saver) -> None:
         """Validate, evaluate and save where it is due. Weights that a step could not use are never saved."""
@@ -264,11 +265,7 @@ class Trainer:
         """
         if odd := self.session.model.odd_copies():
             saver.settle()  # what is being written was the same on all
-            named = "; ".join(f"rank {one.rank} on {one.host} has other bits in its copy of {one.name}" for one in odd)
-            raise RunStopped(f"stopped after step {self.progress.step:,}: {named} than the ranks that share it: a "
-                             "fault of its device or memory; nothing was saved of it; take that machine out and go on "
-                             "with run.resume=auto",
-                             RunStopped.FAULTY_DEVICE)  # fmt: skip
+            raise endings.faulty_device(self.progress.step, odd)
 
     def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
         self._compare_copies(saver)
@@ -285,22 +282,7 @@ class Trainer:
 
     def _not_finite(self, saver: Saver, what: str) -> RunStopped:
         saver.settle()  # what is being written is of an earlier step, whose weights were finite
-        good = all_checkpoints(self.folder.checkpoints)
-        kept = f"{good[-1]} is the last good checkpoint" if good else "no checkpoint had been saved"
-        return RunStopped(f"stopped after step {self.progress.step:,}: {what}; nothing was saved of it, {kept}; "
-                          "lower the learning rate or look at the rows of those steps in metrics.jsonl",
-                          RunStopped.NOT_FINITE)  # fmt: skip
-
-    def _stop_as_asked(self, signals: StopSignals) -> None:
-        name, code = "a signal to another rank", 143
-        if signals.received is not None:
-            name, code = signals.received.name, 128 + signals.received
-        found = all_checkpoints(self.folder.checkpoints)
-        newest = found[-1] if found else "none"
-        is_new = bool(found) and step_of(found[-1]) == self.progress.step
-        what = f"saved {newest}" if is_new else f"nothing of it was saved, the newest checkpoint is {newest}"
-        raise RunStopped(f"stopped by {name} after step {self.progress.step:,}, {what}; go on with run.resume=auto",
-                         code)  # fmt: skip
+        return endings.not_finite(self.folder.checkpoints, self.progress.step, what)
 
     def _validate(self, phase: PhaseConfig, report: Report) -> Validation | None:
         stream = self.inputs.valid_stream(phase.seq_len)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -50,6 +52,20 @@ def hang() -> None:
     time.sleep(1000)
 
 
+def hold_interpreter() -> None:
+    """Stand still without letting another thread run, as a library does that forgot to let go."""
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def crash() -> None:
+    """Read where there is no memory."""
+    faulthandler.enable()
+    ctypes.string_at(0)
+
+
+FAULTS = {"hang": hang, "hold": hold_interpreter, "crash": crash}
+
+
 def serve(environment: dict[str, str], log: Path) -> None:
     """Keep the store, as torchrun does."""
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
@@ -66,10 +82,11 @@ def train(
     device: str = "cpu",
     direct: bool = False,
     stuck: int = -1,
+    how: str = "hang",
 ) -> None:
     """Reduce `steps` times, or read from each other; then the last rank needs nobody for `stay` seconds more.
 
-    Rank `stuck` hangs in Python at step WARM.
+    Rank `stuck` meets one of FAULTS at step WARM.
     """
     os.environ.update(environment)
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
@@ -88,7 +105,7 @@ def train(
         with Watchdog(MINUTES, log.parent / "stacks") as watchdog:
             for watchdog.step in range(1, steps + 1):
                 if watchdog.step == WARM and dist.get_rank() == stuck:
-                    hang()
+                    FAULTS[how]()
                 if buffers is None:
                     dist.all_reduce(number.fill_(1))
                 else:

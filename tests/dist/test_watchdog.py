@@ -148,6 +148,18 @@ def test_a_rank_that_hangs_in_python_is_named_with_its_place_and_stacks(tmp_path
         assert " in hang" in stacks[1] and all(" in train" in one for one in stacks) and " in hang" not in stacks[0]
 
 
+@pytest.mark.slow
+def test_a_rank_that_crashes_or_holds_the_interpreter_is_missed(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        runs = [stack.enter_context(started(2, tmp_path / how, partial(StandIn, life=partial(train, stuck=1, how=how))))
+                for how in ("crash", "hold")]  # fmt: skip
+        for run in runs:
+            run.check_all_say(missing(run, 1), except_for=[1])
+        assert runs[0].ranks[1].wait(1) == -signal.SIGSEGV
+        crashed = runs[0].said(1)
+        assert "Fatal Python error: Segmentation fault" in crashed and " in crash" in crashed
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("direct", [False, True], ids=["nccl", "direct"])
