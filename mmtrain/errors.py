@@ -53,8 +53,7 @@ class RunStopped(Exception):
 
     Args:
         message: the reason and the way on, one line.
-        exit_code: of the process; NOT_FINITE, FAULTY_DEVICE, or 128 and the number of the signal that asked for
-            it.
+        exit_code: of the process; NOT_FINITE, FAULTY_DEVICE, or 128 and the number of the signal that asked.
     """
 
     NOT_FINITE = 4

@@ -85,6 +85,28 @@ class Training:
                           writer=self.writer)  # fmt: skip
 
 
+class Figures:
+    """Figures of a benchmark, on file and on the screen as they come; written by rank 0.
+
+    Args:
+        training: what they are of.
+        path: a JSON file.
+    """
+
+    def __init__(self, training: Training, path: Path) -> None:
+        config, device = training.config, training.context.device
+        self._path = path
+        self._found: dict[str, object] = {"model": config.name, "ranks": dist.get_world_size(), "device": str(device),
+                                          "torch": torch.__version__}  # fmt: skip
+
+    def keep(self, name: str, value: object) -> None:
+        """Add one."""
+        self._found[name] = value
+        if dist.get_rank() == 0:
+            print(f"{name}: {value}", flush=True)
+            self._path.write_text(json.dumps(self._found, indent=1) + "\n")
+
+
 def seconds(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of a call on the slowest rank."""
     dist.barrier()
@@ -143,14 +165,7 @@ def dcp_beside(training: Training, folder: Path, count: int) -> dict[str, float]
 def measure(training: Training, out: Path, scratch: Path, count: int, repeats: int) -> None:
     """Measure all, and write it as it comes. The disk holds two copies of the state at a time."""
     device, rank = training.context.device, dist.get_rank()
-    found: dict[str, Any] = {"model": training.config.name, "ranks": dist.get_world_size(), "device": str(device),
-                             "torch": torch.__version__}  # fmt: skip
-
-    def keep(name: str, value: object) -> None:
-        found[name] = value
-        if rank == 0:
-            print(f"{name}: {value}", flush=True)
-            (out / "checkpoint.json").write_text(json.dumps(found, indent=1) + "\n")
+    keep = Figures(training, out / "checkpoint.json").keep
 
     def clear(*names: str) -> None:
         on_main(lambda: [shutil.rmtree(scratch / name, ignore_errors=True) for name in names] and None)
@@ -191,26 +206,45 @@ def measure(training: Training, out: Path, scratch: Path, count: int, repeats: i
     keep("step_again_s", training.steps(count))
 
 
-def main() -> None:
-    """Run on the processes of the launcher."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the options that benchmarks of a disk share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="proxy_100m", help="a model of configs/model")
-    parser.add_argument("--tokens", type=int, default=256, help="of a rank's row")
-    parser.add_argument("--steps", type=int, default=20, help="that are timed, without a save and after one")
     parser.add_argument("--repeats", type=int, default=3, help="of each figure")
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
-    parser.add_argument("--scratch", type=Path, help="folder of checkpoints, on the disk that is measured")
+    parser.add_argument("--scratch", type=Path, help="folder of what is written, on the disk that is measured")
     parser.add_argument("--device", default="auto")
-    given = parser.parse_args()
+    return parser
+
+
+def run(given: argparse.Namespace, tokens: int, measure: Callable[[Training, Path], None]) -> None:
+    """Lay the processes of the launcher out, measure, and remove what was written.
+
+    Args:
+        given: options of :func:`parser_of`.
+        tokens: of a rank's row.
+        measure: is given the training and the folder to write to.
+    """
     warnings.simplefilter("ignore")
     context = mesh.start(ClusterConfig(device=given.device))
     given.out.mkdir(parents=True, exist_ok=True)
     scratch = given.scratch or given.out / "scratch"
     try:
-        measure(Training(context, given.model, given.tokens), given.out, scratch, given.steps, given.repeats)
+        measure(Training(context, given.model, tokens), scratch)
         on_main(lambda: shutil.rmtree(scratch))
     finally:
         mesh.stop()
+
+
+def main() -> None:
+    """Run on the processes of the launcher."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--tokens", type=int, default=256, help="of a rank's row")
+    parser.add_argument("--steps", type=int, default=20, help="that are timed, without a save and after one")
+    given = parser.parse_args()
+    run(
+        given, given.tokens, lambda training, scratch: measure(training, given.out, scratch, given.steps, given.repeats)
+    )
 
 
 if __name__ == "__main__":

@@ -11,53 +11,41 @@ the disk, as an export is.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from mmtrain.bench.checkpoint import Training, copy_files, seconds
+from mmtrain.bench.checkpoint import Figures, Training, copy_files, parser_of, run, seconds
 from mmtrain.checkpoint.agreement import on_main
-from mmtrain.config import ClusterConfig
 from mmtrain.hf.export import export
 from mmtrain.hf.folder import check_folder
 from mmtrain.hf.read_weights import load_folder
 from mmtrain.hf.sources import CheckpointWeights
 from mmtrain.hf.target import DTYPES, TARGETS, Target
-from mmtrain.parallel import mesh
 
 FORMATS = ("hf", "minimax")
+TOKENS = 64  # of the step that gives the checkpoint its moments
 
 
 def measure(training: Training, out: Path, scratch: Path, repeats: int) -> None:
     """Measure all, and write it as it comes."""
     device, rank, model = training.context.device, dist.get_rank(), training.config
-    found: dict[str, object] = {"model": model.name, "ranks": dist.get_world_size(), "device": str(device),
-                                "torch": torch.__version__}  # fmt: skip
-
-    def keep(name: str, value: object) -> None:
-        found[name] = value
-        if rank == 0:
-            print(f"{name}: {value}", flush=True)
-            (out / "hugging_face.json").write_text(json.dumps(found, indent=1) + "\n")
+    keep = Figures(training, out / "hugging_face.json").keep
 
     def clear(folder: Path) -> None:
         on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
 
-    def timed(run: Callable[[], object], *folders: Path) -> list[float]:
+    def timed(call: Callable[[], object], *folders: Path) -> list[float]:
         took = []
         for _ in range(repeats):
             for folder in folders:
                 clear(folder)
-            took.append(seconds(run, device))
+            took.append(seconds(call, device))
         return took
 
-    training.step()  # a checkpoint has moments
+    training.step()
     training.begin(scratch / "ours", None).finish()
     checkpoint = scratch / "ours/step-00000001"
     for name in FORMATS:
@@ -84,22 +72,8 @@ def measure(training: Training, out: Path, scratch: Path, repeats: int) -> None:
 
 def main() -> None:
     """Run on the processes of the launcher."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="proxy_100m", help="a model of configs/model")
-    parser.add_argument("--repeats", type=int, default=3, help="of each figure")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
-    parser.add_argument("--scratch", type=Path, help="folder of what is written, on the disk that is measured")
-    parser.add_argument("--device", default="auto")
-    given = parser.parse_args()
-    warnings.simplefilter("ignore")
-    context = mesh.start(ClusterConfig(device=given.device))
-    given.out.mkdir(parents=True, exist_ok=True)
-    scratch = given.scratch or given.out / "scratch"
-    try:
-        measure(Training(context, given.model, 64), given.out, scratch, given.repeats)
-        on_main(lambda: shutil.rmtree(scratch))
-    finally:
-        mesh.stop()
+    given = parser_of(__doc__).parse_args()
+    run(given, TOKENS, lambda training, scratch: measure(training, given.out, scratch, given.repeats))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Every option of a run, typed, with the checks that need no data and no device.
 
 The groups mirror `configs/`: model, stage, parallel, data, optim, guard, log, evals, checkpoint, cluster, and
-`run`. Checks
-raise :class:`~mmtrain.errors.ConfigError` before anything is touched.
+`run`. Checks raise :class:`~mmtrain.errors.ConfigError` before anything is touched.
 """
 
 from __future__ import annotations

@@ -47,6 +47,7 @@ class Heartbeat:
         interval: seconds between beats.
         own: what this rank says; :meth:`say` changes it.
         step: the step to say.
+        stalled_at: the place to say; apart from `own`, which another thread sets.
         hosts: host name and process id of every rank.
         heard: the last beat of every rank that was ever watched.
         now: seconds on a clock that stands still while this process does (suspended, say), as it hears nobody then.
@@ -57,6 +58,7 @@ class Heartbeat:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.interval = self._pause = interval
         self.own, self.step, self._count, self._written = Beat(), None, 0, RUNNING
+        self.stalled_at = ""
         self.heard = dict.fromkeys(range(self.world), Beat())
         self.gone = False
         self.now = self._answered = 0.0
@@ -88,12 +90,12 @@ class Heartbeat:
 
     def say(self, state: str, text: str, pause: float) -> None:
         """Change this rank's state, write it at once, and beat every `pause` seconds from now on."""
-        self.own, self._pause = self.own._replace(state=state, text=text), pause
+        self.own, self._pause = Beat(state=state, text=text), pause
         self._wake.set()
 
     def say_stalled(self, place: str) -> None:
         """Say at once where this rank's main thread stands; "" once it has moved on."""
-        self.own = self.own._replace(stalled_at=place)
+        self.stalled_at = place
         self._wake.set()
 
     def wait(self, done: Callable[[], bool], seconds: float) -> None:
@@ -148,6 +150,6 @@ class Heartbeat:
 
     def _write(self) -> None:
         self._count += 1
-        beat = self.own._replace(count=self._count, step=self.step)
+        beat = self.own._replace(count=self._count, step=self.step, stalled_at=self.stalled_at)
         self._store.set(str(self.rank), json.dumps(beat))
         self._written = beat.state

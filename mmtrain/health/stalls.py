@@ -36,12 +36,12 @@ class Stall:
         heartbeat = self._heartbeat
         if heartbeat.step != self._step:
             self._step, self._since, self._told = heartbeat.step, heartbeat.now, False
-            if heartbeat.own.stalled_at:
+            if heartbeat.stalled_at:
                 heartbeat.say_stalled("")
         if self._step is None or heartbeat.own.state != RUNNING:
             return
         waited = heartbeat.now - self._since
-        if waited > self._patience and not heartbeat.own.stalled_at:
+        if waited > self._patience and not heartbeat.stalled_at:
             heartbeat.say_stalled(main_place())
             self.dump()
         late = waited > self._patience + TOLD_AFTER_BEATS * heartbeat.interval
@@ -51,25 +51,31 @@ class Stall:
                   file=sys.stderr, flush=True)  # fmt: skip
 
     def dump(self) -> None:
-        """Write this rank's stacks."""
-        if self._folder is not None:
+        """Write this rank's stacks; not before the first step, when the folder may be another launch's."""
+        if self._folder is not None and self._heartbeat.step is not None:
             dump(self._folder / f"rank-{self._heartbeat.rank:05d}.txt")
 
     def verdict(self) -> RankLost | None:
-        """Return who stood where, after a collective has failed in a step that had stalled; None if none had."""
-        if not self._heartbeat.own.stalled_at:
+        """Return who stood where, after an error in a step that had stalled.
+
+        None if it had not, or if all stood at the same place: nobody is to blame then, and the error says more.
+        """
+        if not self._heartbeat.stalled_at or len(self._by_place()) == 1:
             return None
         return RankLost(f"step {self._step} did not end: {self._places()}{self._files()}; see the logs of the ranks "
                         "that stand apart for the cause, then go on with run.resume=auto")  # fmt: skip
 
     def _places(self) -> str:
         """Describe where ranks stand; those that stand apart from most first."""
+        parts = sorted(self._by_place().items(), key=lambda item: (len(item[1]), item[1]))
+        return "; ".join(f"{_ranks(ranks, self._heartbeat)} at {place}" for place, ranks in parts)
+
+    def _by_place(self) -> dict[str, list[int]]:
         heartbeat, places = self._heartbeat, {}
         for rank in range(heartbeat.world):
-            beat = heartbeat.own if rank == heartbeat.rank else heartbeat.heard[rank]
-            places.setdefault(beat.stalled_at or "another step", []).append(rank)
-        parts = sorted(places.items(), key=lambda item: (len(item[1]), item[1]))
-        return "; ".join(f"{_ranks(ranks, heartbeat)} at {place}" for place, ranks in parts)
+            place = heartbeat.stalled_at if rank == heartbeat.rank else heartbeat.heard[rank].stalled_at
+            places.setdefault(place or "another step", []).append(rank)
+        return places
 
     def _files(self) -> str:
         return "" if self._folder is None else f"; stacks of all ranks: {self._folder}"

@@ -16,7 +16,7 @@ from mmtrain.errors import RunStopped
 from mmtrain.evals.heat_map import PLOT_NAME, draw_heat_maps
 from mmtrain.evals.result import NeedleResult
 from mmtrain.log.console import LOG_NAME, RunConsole
-from mmtrain.log.ledger import Ledger
+from mmtrain.log.ledger import Ledger, read_ledger
 from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
 from mmtrain.log.summary import summary_lines
 from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
@@ -43,7 +43,6 @@ class Report:
             return
         self.last_step, _ = self._ends(start)
         self.measured = start.phase, 0.0  # phase, and its peak in GiB
-        self.skipped: list[dict[str, Any]] = []  # records of the steps in a row that were skipped
         self.load_every = max(1, self.last_step // LOAD_RECORDS)
         self.console = RunConsole(log_file=folder.path / LOG_NAME, line_interval=config.log.line_interval)
         self._open(start.step)
@@ -115,8 +114,6 @@ class Report:
         self.console.update(record, *self._ends(after))
         if result.skipped:
             self._skipped(step, record, result, limits)
-        else:
-            self.skipped = []
 
     def _skipped(self, step: RunStep, record: dict[str, Any], result: StepResult, limits: Limits) -> None:
         """Tell a step that left the weights alone, and put its rows on record."""
@@ -129,7 +126,6 @@ class Report:
                   f"of phase {record['phase']})")  # fmt: skip
         kept = {key: record[key] for key in ("step", "phase", "first_row", "rows", "loss", "grad_norm")}
         kept |= {"loss_limit": limits.loss, "grad_norm_limit": limits.grad_norm, "finite": result.spike}
-        self.skipped.append(kept)
         self.ledger.write(kept)
 
     def rollback(self, at: Progress, left_out: tuple[LeftOut, ...], checkpoint: Path) -> None:
@@ -143,12 +139,12 @@ class Report:
         if not self.enabled:
             return
         new = left_out[-1]
-        record = {"step": new.to_step, "after_step": at.step, ENTRY: as_records(left_out), "skipped": self.skipped}
+        skipped = [one for one in read_ledger(self.folder.path) if one["step"] > new.to_step]  # dropped once it is back
+        record = {"step": new.to_step, "after_step": at.step, ENTRY: as_records(left_out), "skipped": skipped}
         self.ledger.write(record)
-        self.note(f"going back from step {at.step:,} to {checkpoint}: the last {len(self.skipped)} steps were skipped; "
+        self.note(f"going back from step {at.step:,} to {checkpoint}: its last steps were skipped; "
                   f"rows {new.first} to {new.end - 1} of phase {self.plan.phases[new.phase].phase.name} "
                   "are left out")  # fmt: skip
-        self.skipped = []
 
     def rolled_back(self, now: Progress, aside: str | None, seconds: float) -> None:
         """Go on with the records of a run that has gone back: those of later steps were set aside."""

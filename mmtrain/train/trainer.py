@@ -247,8 +247,6 @@ class Trainer:
         if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
             left = self.plan.left_in_phase(self.progress, self.config.run.max_steps)
             self.needles.after_step(self.session.model, phase, self.progress, left, seconds, report)
-        if _is_due(step, self.config.guard.copies_interval):
-            self._compare_copies(saver)
         options = self.config.checkpoint
         due = (last and options.save_final) or _is_due(step, options.interval)
         due = due or (options.keep_phase_ends and self.plan.left_in_phase(self.progress) == 0)
@@ -256,6 +254,8 @@ class Trainer:
             self._save(phase, saver, last or result.stop)
             if last:
                 saver.remove_old()
+        elif _is_due(step, self.config.guard.copies_interval):
+            self._compare_copies(saver)
 
     def _compare_copies(self, saver: Saver) -> None:
         """End the run if a rank's copy of a parameter is not the others'.

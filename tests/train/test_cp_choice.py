@@ -141,14 +141,17 @@ def test_a_checkpoint_from_before_there_was_a_choice_is_gone_on_from_with_1(tmp_
     assert decide_start(without, RunFolder(without)).resume is not None
 
 
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
+    """Make this process one of torchrun's."""
+    told = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def test_ranks_that_plan_differently_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
     for rank, memory in ((0, 80), (1, 80), (2, 30)):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "4")
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setenv("MASTER_ADDR", "localhost")
-        monkeypatch.setenv("MASTER_PORT", "1")
+        as_rank(monkeypatch, rank, 4)
         world, mine = World(CPU, 1.0, store), planned(4, f"cluster.device_memory_gib={memory}")
         if rank < 2:
             mine.check_same_on_all(world)
@@ -164,11 +167,7 @@ def test_ranks_that_see_other_checkpoints_lay_out_the_same(monkeypatch: pytest.M
     found, first = planned(64), []
     assert sizes(found) == [1, 1, 2]
     for rank, phase in ((0, 0), (1, 2)):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "64")
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setenv("MASTER_ADDR", "localhost")
-        monkeypatch.setenv("MASTER_PORT", "1")
+        as_rank(monkeypatch, rank, 64)
         run = PreparedRun(found, RunFolder(found.config), Start(), None, None, (), phase)
         first.append(run.first_layout(World(CPU, 1.0, store)))
     assert first == [found.layouts[0].layout] * 2
