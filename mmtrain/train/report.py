@@ -92,7 +92,7 @@ class Report:
         seconds: float,
         limits: Limits = NO_LIMITS,
     ) -> None:
-        """Record one optimizer step that took `seconds` and left the run at `after`; what it had was under `limits`."""
+        """Record one optimizer step that took `seconds` and left the run at `after`, and was held against `limits`."""
         if not self.enabled:
             return
         record: dict[str, Any] = {
