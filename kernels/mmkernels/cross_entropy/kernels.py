@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def statistics_kernel(logits_ptr, labels_ptr, stats_ptr, C, V, BLOCK: tl.constexpr) -> None:
+def cross_entropy_statistics_kernel(logits_ptr, labels_ptr, stats_ptr, C, V, BLOCK: tl.constexpr) -> None:
     """Largest logit, sum of exp(logit - largest) and the label's logit of a row. Grid: C."""
     c = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + c * V
@@ -32,7 +32,9 @@ def statistics_kernel(logits_ptr, labels_ptr, stats_ptr, C, V, BLOCK: tl.constex
 
 
 @triton.jit
-def gradient_kernel(logits_ptr, labels_ptr, top_ptr, sum_ptr, at_label_ptr, V, BLOCK: tl.constexpr) -> None:
+def cross_entropy_gradient_kernel(
+    logits_ptr, labels_ptr, top_ptr, sum_ptr, at_label_ptr, V, BLOCK: tl.constexpr
+) -> None:
     """Logits <- exp(logit - top) / sum, and at_label in the label's column. Grid: C, ceil(V / BLOCK)."""
     c = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mmkernels.cross_entropy.kernels import gradient_kernel, statistics_kernel
+from mmkernels.cross_entropy.kernels import cross_entropy_gradient_kernel, cross_entropy_statistics_kernel
 
 ROW_BLOCK, ROW_WARPS = 8192, 8
 """Columns that the one program of a row reads at once."""
@@ -22,7 +22,7 @@ def triton_row_statistics(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
     count, columns = logits_CV.shape
     stats_3C = torch.empty(3, count, dtype=torch.float32, device=logits_CV.device)
     block = min(ROW_BLOCK, max(16, triton.next_power_of_2(columns)))
-    statistics_kernel[(count,)](logits_CV, labels_C.contiguous(), stats_3C, count, columns,
+    cross_entropy_statistics_kernel[(count,)](logits_CV, labels_C.contiguous(), stats_3C, count, columns,
                                  BLOCK=block, num_warps=ROW_WARPS)  # fmt: skip
     return stats_3C
 
@@ -33,7 +33,7 @@ def triton_logits_to_gradient_(
     """Gradients in place of logits: the backend "triton" of `logits_to_gradient_`, which has checked the arguments."""
     count, columns = logits_CV.shape
     block = min(BLOCK, max(16, triton.next_power_of_2(columns)))
-    gradient_kernel[(count, triton.cdiv(columns, block))](
+    cross_entropy_gradient_kernel[(count, triton.cdiv(columns, block))](
         logits_CV, labels_C.contiguous(), top_C.contiguous(), sum_C.contiguous(), at_label_C.contiguous(), columns,
         BLOCK=block, num_warps=WARPS,
     )  # fmt: skip

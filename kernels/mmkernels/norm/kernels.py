@@ -16,7 +16,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["rows"])
-def forward_kernel(
+def rms_norm_forward_kernel(
     x_ptr,
     y_ptr,
     weight_ptr,
@@ -52,7 +52,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def backward_kernel(
+def rms_norm_backward_kernel(
     dnormed_ptr,
     dh_ptr,
     h_ptr,

@@ -33,7 +33,7 @@ def forward(
     if rows:
         inputs = 1 if y_TD is None else 2
         with torch.cuda.device_of(x_TD):
-            kernels.forward_kernel[(programs(x_TD),)](
+            kernels.rms_norm_forward_kernel[(programs(x_TD),)](
                 x_TD, y_TD, weight_D, normed_TD, h_TD, rstd_T, rows,
                 x_TD.stride(0), 0 if y_TD is None else y_TD.stride(0), alpha, 1.0 / width, eps,
                 ADD=y_TD is not None, STAGES=stages(FORWARD_STAGES, inputs, x_TD),
@@ -54,7 +54,7 @@ def backward(
     if rows:
         inputs = 2 if dh_TD is None else 3
         with torch.cuda.device_of(h_TD):
-            kernels.backward_kernel[(count,)](
+            kernels.rms_norm_backward_kernel[(count,)](
                 dnormed_TD, dh_TD, h_TD, weight_D, rstd_T, dx_TD, dy_TD, dweight_PD, rows,
                 dnormed_TD.stride(0), 0 if dh_TD is None else dh_TD.stride(0), h_TD.stride(0),
                 1.0 if alpha is None else alpha, 1.0 / width, ADD=alpha is not None, HAS_DH=dh_TD is not None,

@@ -16,7 +16,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["rows"])
-def sum_squares_kernel(
+def norm_gate_sum_squares_kernel(
     o_ptr,
     sumsq_ptr,
     rows,
@@ -34,7 +34,7 @@ def sum_squares_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def forward_kernel(
+def norm_gate_forward_kernel(
     o_ptr,
     gate_ptr,
     weight_ptr,
@@ -66,7 +66,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def dots_kernel(
+def norm_gate_dots_kernel(
     dy_ptr,
     o_ptr,
     gate_ptr,
@@ -92,7 +92,7 @@ def dots_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def backward_kernel(
+def norm_gate_backward_kernel(
     dy_ptr,
     o_ptr,
     gate_ptr,

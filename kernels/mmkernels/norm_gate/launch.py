@@ -29,7 +29,7 @@ def sum_squares(o_TI: Tensor) -> Tensor:
     if rows:
         grid = (programs(o_TI),)
         with torch.cuda.device_of(o_TI):
-            kernels.sum_squares_kernel[grid](
+            kernels.norm_gate_sum_squares_kernel[grid](
                 o_TI, sumsq_T, rows, o_TI.stride(0), STAGES=FORWARD_STAGES, **shape(width, FORWARD_COLUMNS)
             )
     return sumsq_T
@@ -45,7 +45,7 @@ def forward(
     if rows:
         grid = (programs(o_TI),)
         with torch.cuda.device_of(o_TI):
-            kernels.forward_kernel[grid](
+            kernels.norm_gate_forward_kernel[grid](
                 o_TI, gate_TI, weight_I, sumsq_T, y_TI, rstd_T, rows, o_TI.stride(0), gate_TI.stride(0), inv_width, eps,
                 GIVEN=sumsq_T is not None, STAGES=stages(FORWARD_STAGES, 2, o_TI),
                 **shape(width, FORWARD_COLUMNS),
@@ -60,7 +60,7 @@ def dots(dy_TI: Tensor, o_TI: Tensor, gate_TI: Tensor, weight_I: Tensor) -> Tens
     if rows:
         grid = (programs(o_TI),)
         with torch.cuda.device_of(o_TI):
-            kernels.dots_kernel[grid](
+            kernels.norm_gate_dots_kernel[grid](
                 dy_TI, o_TI, gate_TI, weight_I, dot_T, rows, dy_TI.stride(0), o_TI.stride(0), gate_TI.stride(0),
                 STAGES=stages(FORWARD_STAGES, 3, o_TI), **shape(width, FORWARD_COLUMNS),
             )  # fmt: skip
@@ -84,7 +84,7 @@ def backward(
     dweight_PI = torch.empty(count, width, dtype=torch.float32, device=o_TI.device)
     if rows:
         with torch.cuda.device_of(o_TI):
-            kernels.backward_kernel[(count,)](
+            kernels.norm_gate_backward_kernel[(count,)](
                 dy_TI, o_TI, gate_TI, weight_I, rstd_T, dot_T, do_TI, dgate_TI, dweight_PI, rows,
                 dy_TI.stride(0), o_TI.stride(0), gate_TI.stride(0), inv_width,
                 GIVEN=dot_T is not None, STAGES=stages(BACKWARD_STAGES, 3, o_TI),

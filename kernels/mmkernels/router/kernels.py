@@ -44,7 +44,7 @@ def _product(x, exact):
 
 
 @triton.jit(do_not_specialize=["T"])
-def logits_kernel(
+def router_logits_kernel(
     x_ptr,
     weight_ptr,
     logits_ptr,
@@ -77,7 +77,7 @@ def logits_kernel(
 
 
 @triton.jit(do_not_specialize=["T"])
-def input_grad_kernel(
+def router_input_grad_kernel(
     dlogits_ptr,
     weight_ptr,
     dx_ptr,
@@ -106,7 +106,7 @@ def input_grad_kernel(
 
 
 @triton.jit(do_not_specialize=["T", "TOKENS"])
-def weight_grad_kernel(
+def router_weight_grad_kernel(
     dlogits_ptr,
     x_ptr,
     part_ptr,
@@ -153,7 +153,7 @@ def _softmax(logits_ptr, t, e, N, E: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["N", "inv_tokens"])
-def balance_kernel(
+def router_balance_kernel(
     logits_ptr,
     part_ptr,
     N,
@@ -177,7 +177,7 @@ def balance_kernel(
 
 
 @triton.jit(do_not_specialize=["N", "inv_tokens"])
-def balance_grad_kernel(
+def router_balance_grad_kernel(
     logits_ptr,
     dmean_ptr,
     dlogits_ptr,

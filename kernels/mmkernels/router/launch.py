@@ -52,7 +52,7 @@ class _RouterLogits(torch.autograd.Function):
         if tokens:
             grid = triton.cdiv(tokens, tile["BLOCK_T"]) * triton.cdiv(experts, tile["BLOCK_E"])
             with torch.cuda.device_of(x_TD):
-                kernels.logits_kernel[(grid,)](
+                kernels.router_logits_kernel[(grid,)](
                     x_TD, weight_ED, logits_TE, tokens, D=width, E=experts, STAGES=STAGES, **tile
                 )
         return logits_TE
@@ -74,7 +74,7 @@ def _input_grad(dlogits_TE: Tensor, weight_ED: Tensor, x_TD: Tensor) -> Tensor:
     tile["num_warps"] = WARPS if tile["BLOCK_E"] < MAX_BLOCK_E else 2 * WARPS
     if dx_TD.numel():
         grid = triton.cdiv(tokens, tile["BLOCK_T"]) * triton.cdiv(width, tile["BLOCK_D"])
-        kernels.input_grad_kernel[(grid,)](dlogits_TE, weight_ED, dx_TD, tokens, D=width, E=experts, **tile)
+        kernels.router_input_grad_kernel[(grid,)](dlogits_TE, weight_ED, dx_TD, tokens, D=width, E=experts, **tile)
     return dx_TD
 
 
@@ -89,7 +89,7 @@ def _weight_grad(dlogits_TE: Tensor, x_TD: Tensor) -> Tensor:
     splits = triton.cdiv(blocks, max(per_split, 1))
     part_SED = torch.empty(splits, experts, width, dtype=torch.float32, device=x_TD.device)
     if part_SED.numel():
-        kernels.weight_grad_kernel[(splits * tiles,)](
+        kernels.router_weight_grad_kernel[(splits * tiles,)](
             dlogits_TE, x_TD, part_SED, tokens, per_split * tile["BLOCK_T"],
             D=width, E=experts, STAGES=STAGES, **tile,
         )  # fmt: skip
@@ -120,7 +120,7 @@ class _BalanceStats(torch.autograd.Function):
         part_BF = torch.empty(blocks, experts + 1, dtype=torch.float32, device=logits_NE.device)
         if tokens:
             with torch.cuda.device_of(logits_NE):
-                kernels.balance_kernel[(blocks,)](logits_NE, part_BF, tokens, 1.0 / tokens, E=experts, **shape)
+                kernels.router_balance_kernel[(blocks,)](logits_NE, part_BF, tokens, 1.0 / tokens, E=experts, **shape)
         sums_F = part_BF.sum(0)
         mean_E, entropy = sums_F[:experts], sums_F[experts]
         ctx.mark_non_differentiable(entropy)
@@ -134,7 +134,7 @@ class _BalanceStats(torch.autograd.Function):
         shape = _stats_shape(experts)
         if tokens:
             with torch.cuda.device_of(logits_NE):
-                kernels.balance_grad_kernel[(triton.cdiv(tokens, shape["BLOCK_N"]),)](
+                kernels.router_balance_grad_kernel[(triton.cdiv(tokens, shape["BLOCK_N"]),)](
                     logits_NE, dmean_E.contiguous(), dlogits_NE, tokens, 1.0 / tokens, E=experts, **shape
                 )
         return dlogits_NE

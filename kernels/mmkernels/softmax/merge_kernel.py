@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def merge_kernel(
+def softmax_merge_kernel(
     o_ptr,
     lse_ptr,
     part_ptr,

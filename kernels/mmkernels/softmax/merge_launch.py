@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mmkernels.softmax.merge_kernel import merge_kernel
+from mmkernels.softmax.merge_kernel import softmax_merge_kernel
 
 ELEMENTS_PER_PROGRAM = 4096
 """Of each output: 32 queries at a head width of 128."""
@@ -23,7 +23,7 @@ def merge(o_THD: Tensor, lse_HT: Tensor, part_THD: Tensor, part_lse_HT: Tensor) 
     block_d = triton.next_power_of_2(width)
     block_t = max(1, min(ELEMENTS_PER_PROGRAM // block_d, triton.next_power_of_2(tokens)))
     with torch.cuda.device_of(o_THD):
-        merge_kernel[(triton.cdiv(tokens, block_t), heads)](
+        softmax_merge_kernel[(triton.cdiv(tokens, block_t), heads)](
             o_THD, lse_HT, part_THD, part_lse_HT, tokens, o_THD.stride(0), o_THD.stride(1), *lse_HT.stride(),
             part_THD.stride(0), part_THD.stride(1), *part_lse_HT.stride(),
             WIDTH=width, BLOCK_T=block_t, BLOCK_D=block_d,

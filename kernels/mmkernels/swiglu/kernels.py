@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def forward_kernel(
+def swiglu_forward_kernel(
     gate_up_ptr,
     y_ptr,
     rows_ptr,
@@ -33,7 +33,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def swiglu_backward_kernel(
     gate_up_ptr,
     dy_ptr,
     grad_ptr,

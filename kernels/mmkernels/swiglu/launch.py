@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.common.launch_shapes import dividing_block
-from mmkernels.swiglu.kernels import backward_kernel, forward_kernel
+from mmkernels.swiglu.kernels import swiglu_backward_kernel, swiglu_forward_kernel
 
 MAX_BLOCK = 1024
 """Elements of a row's half that one program takes, a power of two."""
@@ -33,7 +33,7 @@ def triton_swiglu_grad(
     y_NF = torch.empty_like(dy_NF) if with_output else None
     block = dividing_block(width, MAX_BLOCK)
     if dy_NF.numel():
-        backward_kernel[(count * triton.cdiv(width, block),)](
+        swiglu_backward_kernel[(count * triton.cdiv(width, block),)](
             gate_up_N2F, dy_NF, grad_N2F, y_NF, rows,
             F=width, BLOCK=block, HAS_ROWS=rows is not None, HAS_Y=with_output, num_warps=_warps(block),
         )  # fmt: skip
@@ -49,7 +49,7 @@ class _SwiGLU(torch.autograd.Function):
         y_NF = torch.empty(count, width, dtype=gate_up_N2F.dtype, device=gate_up_N2F.device)
         block = dividing_block(width, MAX_BLOCK)
         if y_NF.numel():
-            forward_kernel[(count * triton.cdiv(width, block),)](
+            swiglu_forward_kernel[(count * triton.cdiv(width, block),)](
                 gate_up_N2F, y_NF, rows, F=width, BLOCK=block, HAS_ROWS=rows is not None, num_warps=_warps(block)
             )
         return y_NF

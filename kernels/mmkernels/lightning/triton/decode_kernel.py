@@ -19,7 +19,7 @@ ELEMENTS_PER_THREAD = 32
 
 
 @triton.jit
-def decode_kernel(
+def lightning_decode_kernel(
     q_ptr, k_ptr, v_ptr, slopes_ptr, h0, ht, o_ptr, H,
     q_stride_b, q_stride_h, q_stride_k, k_stride_b, k_stride_h, k_stride_k, v_stride_b, v_stride_h, v_stride_v,
     slopes_stride, h0_stride_b, h0_stride_h, h0_stride_k, h0_stride_v,
@@ -72,7 +72,7 @@ def triton_decode_step(
     grid = (sequences * heads * triton.cdiv(width, block_v),)
     if grid[0]:
         with torch.cuda.device_of(q_BHD):
-            decode_kernel[grid](
+            lightning_decode_kernel[grid](
                 q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE, o_BHE, heads,
                 *q_BHD.stride(), *k_BHD.stride(), *v_BHE.stride(), *slopes_H.stride(),
                 *state_BHDE.stride(), *new_BHDE.stride(),

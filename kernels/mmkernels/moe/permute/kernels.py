@@ -51,7 +51,7 @@ def permute_kernel(
 
 
 @triton.jit(do_not_specialize=["R"])
-def gather_kernel(
+def unpermute_gather_kernel(
     y_ptr,
     weight_ptr,
     out_ptr,

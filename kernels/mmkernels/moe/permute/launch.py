@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.common.launch_shapes import dividing_block
-from mmkernels.moe.permute.kernels import gather_kernel, permute_kernel, unpermute_grad_kernel
+from mmkernels.moe.permute.kernels import permute_kernel, unpermute_gather_kernel, unpermute_grad_kernel
 from mmkernels.moe.route_types import Route
 
 ROW_BLOCK = 2048
@@ -131,7 +131,7 @@ def _gather(
         out_TD = torch.empty(tokens, width, dtype=y_RD.dtype, device=y_RD.device)
     block = dividing_block(width, ROW_BLOCK)
     if out_TD.numel():
-        gather_kernel[(tokens * triton.cdiv(width, block),)](
+        unpermute_gather_kernel[(tokens * triton.cdiv(width, block),)](
             y_RD, weight_TK, out_TD, row_TK, y_RD.shape[0],
             K=top_k, D=width, BLOCK_D=block, WEIGHTED=weight_TK is not None, SKIP=skip, num_warps=warps(block),
         )  # fmt: skip

@@ -27,7 +27,7 @@ def _sortable(value) -> tl.tensor:
 
 
 @triton.jit(do_not_specialize=["T", "B"])
-def choose_kernel(
+def route_choose_kernel(
     logits_ptr,
     weight_ptr,
     expert_ptr,
@@ -86,7 +86,7 @@ def choose_kernel(
 
 
 @triton.jit(do_not_specialize=["B"])
-def scan_kernel(block_count_ptr, assigned_ptr, B, BLOCK_B: tl.constexpr) -> None:
+def route_scan_kernel(block_count_ptr, assigned_ptr, B, BLOCK_B: tl.constexpr) -> None:
     """Turn block_count_EB into the assignments of earlier blocks, in at_list; their total is assigned_E. Grid: E."""
     expert = tl.program_id(0)
     total = 0
@@ -100,7 +100,7 @@ def scan_kernel(block_count_ptr, assigned_ptr, B, BLOCK_B: tl.constexpr) -> None
 
 
 @triton.jit(do_not_specialize=["A", "B"])
-def list_kernel(
+def route_list_kernel(
     expert_ptr,
     priority_ptr,
     rank_ptr,
@@ -117,8 +117,8 @@ def list_kernel(
 ) -> None:
     """Sort assignments by expert, then by position: list_priority_A and list_assignment_A.
 
-    Grid: blocks of BLOCK_A assignments. `before_ptr` is the scanned block_count_EB of `choose_kernel`, whose blocks
-    held ASSIGNMENTS_PER_BLOCK assignments.
+    Grid: blocks of BLOCK_A assignments. `before_ptr` is the scanned block_count_EB of `route_choose_kernel`, whose
+    blocks held ASSIGNMENTS_PER_BLOCK assignments.
     """
     a = tl.program_id(0) * BLOCK_A + tl.arange(0, BLOCK_A)
     inside = a < A
@@ -133,7 +133,7 @@ def list_kernel(
 
 
 @triton.jit(do_not_specialize=["T"])
-def weight_grad_kernel(
+def route_weight_grad_kernel(
     dweight_ptr,
     weight_ptr,
     expert_ptr,

@@ -40,7 +40,7 @@ def _threshold(list_ptr, assigned, capacity, passes, BLOCK: tl.constexpr) -> tup
 
 
 @triton.jit(do_not_specialize=["R", "limit"])
-def drop_kernel(
+def route_drop_kernel(
     list_priority_ptr,
     list_assignment_ptr,
     assigned_ptr,

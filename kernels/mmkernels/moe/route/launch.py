@@ -12,8 +12,13 @@ import triton
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.moe.route.kernels import choose_kernel, list_kernel, scan_kernel, weight_grad_kernel
-from mmkernels.moe.route.kernels_drop import drop_kernel
+from mmkernels.moe.route.kernels import (
+    route_choose_kernel,
+    route_list_kernel,
+    route_scan_kernel,
+    route_weight_grad_kernel,
+)
+from mmkernels.moe.route.kernels_drop import route_drop_kernel
 from mmkernels.moe.route_types import Quotas, Route, ranks_by_probability, static_rows
 
 ROUTE_TILE, MIN_TOKENS = 4096, 16
@@ -118,21 +123,21 @@ def _forward(
     block_count_EB = torch.empty(experts, blocks, dtype=torch.int32, device=device)
 
     if tokens:
-        choose_kernel[(blocks,)](
+        route_choose_kernel[(blocks,)](
             logits_TE, weight_TK, expert_TK, priority_A, rank_A, block_count_EB, tokens, blocks,
             E=experts, K=top_k, EP=padded, BLOCK_T=block_tokens, PROBS=ranked,
             num_warps=_warps(padded * block_tokens),
         )  # fmt: skip
-    scan_kernel[(experts,)](block_count_EB, assigned_E, blocks, BLOCK_B=tiles.scanned, num_warps=SCAN_WARPS)
+    route_scan_kernel[(experts,)](block_count_EB, assigned_E, blocks, BLOCK_B=tiles.scanned, num_warps=SCAN_WARPS)
     if tokens:
         block = tiles.list_block(experts)
-        list_kernel[(triton.cdiv(assignments, block),)](
+        route_list_kernel[(triton.cdiv(assignments, block),)](
             expert_TK, priority_A, rank_A, block_count_EB, assigned_E, list_priority_A, list_assignment_A,
             assignments, blocks, E=experts, EP=padded, ASSIGNMENTS_PER_BLOCK=block_tokens * top_k, BLOCK_A=block,
             num_warps=LIST_WARPS,
         )  # fmt: skip
     quota_E = None if quotas is None else quotas(assigned_E)
-    drop_kernel[(experts,)](
+    route_drop_kernel[(experts,)](
         list_priority_A, list_assignment_A, assigned_E, row_TK, token_R, count_E, offset_E, rows, limit, quota_E,
         E=experts, K=top_k, EP=padded, PROBS=ranked, QUOTAS=quotas is not None,
         BLOCK=tiles.dropped, num_warps=DROP_WARPS,
@@ -145,7 +150,7 @@ def _backward(dweight_TK: Tensor, weight_TK: Tensor, expert_TK: Tensor, experts:
     dlogits_TE = torch.empty(tokens, experts, dtype=torch.float32, device=weight_TK.device)
     padded, block_tokens = triton.next_power_of_2(experts), tiles.route_tokens(experts)
     if tokens:
-        weight_grad_kernel[(triton.cdiv(tokens, block_tokens),)](
+        route_weight_grad_kernel[(triton.cdiv(tokens, block_tokens),)](
             dweight_TK, weight_TK, expert_TK, dlogits_TE, tokens, E=experts, K=top_k,
             EP=padded, KP=triton.next_power_of_2(top_k), BLOCK_T=block_tokens,
             num_warps=_warps(padded * block_tokens),
