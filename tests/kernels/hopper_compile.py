@@ -114,6 +114,7 @@ def lightning_sizes() -> tuple[Tensor, Tensor]:
 def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
     from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
+    from mmkernels.embedding import add_embedding_grad
     from mmkernels.lightning import lightning_decode_step
     from mmkernels.moe import permute, route, sort_received, take_rows, to_slots, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
@@ -154,6 +155,7 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     with torch.no_grad():
         logits, labels = tensor(rows, 200_064), torch.zeros(rows, dtype=torch.int64)
         logits_to_gradient_(logits, labels, *row_statistics(logits, labels, **triton), **triton)
+        add_embedding_grad(torch.zeros(512, 2048), labels, tensor(rows, 2048), **triton)
     for dtype, experts in ((torch.bfloat16, 32), (torch.bfloat16, 200), (torch.float32, 64)):
         x, weight = tensor(tokens, 6144, dtype=dtype), tensor(experts, 6144, dtype=torch.float32)
         yield router_logits(x, weight, **triton)

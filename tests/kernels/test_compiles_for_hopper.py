@@ -20,23 +20,24 @@ SHARED_BYTES = 232448
 """What one program may have on an H100."""
 # Kernels that stream rows or states: anything narrower than 16 bytes costs them their bandwidth.
 STREAMING = [
-    "cross_entropy.kernels.gradient_kernel",
-    "cross_entropy.kernels.statistics_kernel",
-    "lightning.triton.decode_kernel.decode_kernel",
-    "moe.permute.kernels.gather_kernel",
+    "cross_entropy.kernels.cross_entropy_gradient_kernel",
+    "cross_entropy.kernels.cross_entropy_statistics_kernel",
+    "embedding.kernels.embedding_add_rows_kernel",
+    "lightning.triton.decode_kernel.lightning_decode_kernel",
+    "moe.permute.kernels.unpermute_gather_kernel",
     "moe.permute.kernels.permute_kernel",
     "moe.permute.kernels.unpermute_grad_kernel",
-    "norm.kernels.backward_kernel",
-    "norm.kernels.forward_kernel",
-    "norm_gate.kernels.backward_kernel",
-    "norm_gate.kernels.forward_kernel",
+    "norm.kernels.rms_norm_backward_kernel",
+    "norm.kernels.rms_norm_forward_kernel",
+    "norm_gate.kernels.norm_gate_backward_kernel",
+    "norm_gate.kernels.norm_gate_forward_kernel",
     "rope.kernels.rope_kernel",
-    "router.kernels.input_grad_kernel",
-    "router.kernels.logits_kernel",
-    "router.kernels.weight_grad_kernel",
-    "softmax.merge_kernel.merge_kernel",
-    "swiglu.kernels.backward_kernel",
-    "swiglu.kernels.forward_kernel",
+    "router.kernels.router_input_grad_kernel",
+    "router.kernels.router_logits_kernel",
+    "router.kernels.router_weight_grad_kernel",
+    "softmax.merge_kernel.softmax_merge_kernel",
+    "swiglu.kernels.swiglu_backward_kernel",
+    "swiglu.kernels.swiglu_forward_kernel",
 ]
 
 
