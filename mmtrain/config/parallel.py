@@ -61,6 +61,10 @@ class ParallelConfig:
             token group, a capacity of each micro-batch's own, and ep (and etp, if above 1, the same ranks as tp) on one
             host; ``collectives``, whatever the layout; or ``auto``, which is direct on GPUs where it can be.
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
+        cuda_graphs: record forward and backward between softmax layers once, and launch them as CUDA graphs: the host
+            launches a few graphs a micro-batch in place of thousands of kernels, for the same bits. ``auto`` does so
+            where it can: on a run of one GPU, without `offload_block_inputs` or selective recomputation. true refuses
+            to run without, false is for debugging.
         aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
             or of the ``global_batch``. The last are the step before's; at the first step all are even.
     """
@@ -89,6 +93,7 @@ class ParallelConfig:
     token_groups: int | str = field(default=1, metadata={**LAYOUT, **at_least(1), **one_of("auto")})
     exchange: str = field(default="auto", metadata={**LAYOUT, **one_of("auto", "direct", "collectives")})
     global_router: bool = False
+    cuda_graphs: bool | str = field(default=AUTO, metadata={**FREE_ON_RESUME, **one_of(AUTO)})
     aux_loss_over: str = field(default="micro_batch", metadata=one_of("micro_batch", "sequence", "global_batch"))
 
     def __post_init__(self) -> None:
@@ -125,11 +130,26 @@ class ParallelConfig:
         require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs", True,
                  "without recomputation blocks hold more than their inputs",
                  "give parallel.activation_checkpoint=block or selective too")  # fmt: skip
+        require(self.cuda_graphs is not True or not self._unrecorded, "parallel.cuda_graphs", True,
+                 f"{self._unrecorded} cannot be part of a graph", "give parallel.cuda_graphs=auto")  # fmt: skip
         senders, sharers = self.ep * self.etp, self.cp_size * self.tp
         require(not self.global_router or (senders % sharers == 0 and senders > sharers), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
                  f"micro-batches, each on cp {self.cp_size} x tp {self.tp} = {sharers} ranks",
                  "raise parallel.ep, or turn it off")  # fmt: skip
+
+    @property
+    def _unrecorded(self) -> str:
+        """What these options ask for that CUDA graphs cannot hold; empty if nothing."""
+        if self.offload_block_inputs:
+            return "copies of offload_block_inputs to host memory"
+        return (
+            "attention that activation_checkpoint=selective keeps" if self.activation_checkpoint == "selective" else ""
+        )
+
+    def records_graphs(self, world: int, device_type: str) -> bool:
+        """Whether a run of so many processes records CUDA graphs."""
+        return self.cuda_graphs is not False and world == 1 and device_type == "cuda" and not self._unrecorded
 
     def _check_direct(self) -> None:
         """Refuse to read rows directly where collectives are needed."""

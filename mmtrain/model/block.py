@@ -104,8 +104,24 @@ class Block(nn.Module):
     def _run(self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any) -> tuple[Tensor, RouterStats | None]:
         x_TD = self.input_norm(h_TD)
         mixed_TD = self.mixer(self.sequence.gather_from(x_TD), packing, rope, cache)
+        return self._feed_forward(mixed_TD, x_TD if self.post_norm else h_TD, packing)
+
+    def before_attention(self, h_TD: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return q, k and v of a softmax layer, and its residual: the part of `forward` before its attention."""
+        x_TD = self.input_norm(h_TD)
+        return *self.mixer.project(self.sequence.gather_from(x_TD), rope), x_TD if self.post_norm else h_TD
+
+    def after_attention(
+        self, o_THK: Tensor, residual_TD: Tensor, packing: Packing
+    ) -> tuple[Tensor, RouterStats | None]:
+        """Return what `forward` returns, given the attention's result and what :meth:`before_attention` returned."""
+        return self._feed_forward(self.mixer.finish(o_THK), residual_TD, packing)
+
+    def _feed_forward(
+        self, mixed_TD: Tensor, residual_TD: Tensor, packing: Packing
+    ) -> tuple[Tensor, RouterStats | None]:
+        """Return the block's result, given its mixer's, of which ranks may have parts of a sum."""
         mixed_TD = self.sequence.reduce_scatter_to(mixed_TD)
-        residual_TD = x_TD if self.post_norm else h_TD
         x_TD, h_TD = self.post_attention_norm.after_residual(residual_TD, mixed_TD, self.alpha)
         out_TD, stats = self.ffn(x_TD, packing) if isinstance(self.ffn, MoE) else (self.ffn(x_TD), None)
         residual_TD = x_TD if self.post_norm else h_TD

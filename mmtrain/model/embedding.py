@@ -10,7 +10,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
+from mmkernels.embedding import add_embedding_grad
+from mmtrain.model.gradient_sum import gradient_sum_of
 from mmtrain.model.initial import XAVIER, Initial
 from mmtrain.model.weights import local
 
@@ -27,7 +30,26 @@ class LocalLookup:
 
     def __call__(self, tokens_T: Tensor, weight_VD: Tensor) -> Tensor:
         """Return the embeddings of all T tokens."""
+        if gradient_sum_of(weight_VD) is None or not weight_VD.requires_grad:
+            return F.embedding(tokens_T, weight_VD)
+        return _Lookup.apply(tokens_T, weight_VD)
+
+
+class _Lookup(torch.autograd.Function):
+    """Lookup whose gradient is added to the table's sum where its tokens' rows are, and not made as a table."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tokens_T: Tensor, weight_VD: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens_T)
+        ctx.total_VD = gradient_sum_of(weight_VD)
         return F.embedding(tokens_T, weight_VD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy_TD: Tensor) -> tuple[None, None]:
+        (tokens_T,) = ctx.saved_tensors
+        add_embedding_grad(ctx.total_VD, tokens_T, dy_TD)
+        return None, None
 
 
 class Embedding(nn.Module):

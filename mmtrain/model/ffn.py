@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkernels.swiglu import swiglu
+from mmtrain.model.gradient_sum import project
 from mmtrain.model.initial import Initial, Xavier
 from mmtrain.model.sequence import SequenceRegion, WholeSequence
 from mmtrain.model.weights import local
@@ -26,7 +26,7 @@ class FeedForwardCall(Protocol):
 
 def whole_feed_forward(x_TD: Tensor, w13_2FD: Tensor, w2_DF: Tensor) -> Tensor:
     """W2 (SiLU(W1 x) * W3 x) of all tokens at once; autograd saves x, the first product and the activation."""
-    return F.linear(swiglu(F.linear(x_TD, w13_2FD.flatten(0, 1))), w2_DF)
+    return project(swiglu(project(x_TD, w13_2FD)), w2_DF)
 
 
 class SwiGLU(nn.Module):

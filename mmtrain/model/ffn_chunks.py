@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.swiglu import swiglu, swiglu_grad
-from mmtrain.model.loss import accumulate
+from mmtrain.model.gradient_sum import accumulate
 
 
 def chunk_slices(rows: int, chunk: int) -> list[slice]:

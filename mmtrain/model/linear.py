@@ -6,9 +6,9 @@ Legend: T tokens, D input width, E output width.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmtrain.model.gradient_sum import project
 from mmtrain.model.initial import XAVIER, Initial
 from mmtrain.model.weights import local
 
@@ -35,7 +35,7 @@ class Linear(nn.Module):
             rows: rows of this process's part of W to project to; None: all of them.
         """
         weight_ED = local(self.weight)
-        return F.linear(x_TD, weight_ED if rows is None else weight_ED[rows])
+        return project(x_TD, weight_ED if rows is None else weight_ED[rows])
 
     def extra_repr(self) -> str:
         """Input and output width, for printing the module."""

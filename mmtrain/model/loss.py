@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from mmkernels.cross_entropy import has_kernel, logits_to_gradient_, row_statistics
+from mmtrain.model.gradient_sum import accumulate, gradient_sum_of, set_gradient_factor
 
 IGNORE = -100
 
@@ -68,21 +69,28 @@ def linear_cross_entropy(
     Returns:
         fp32 scalar (float64 for float64 input), in nats.
     """
-    return _LinearCrossEntropy.apply(x_SD, weight_VD, labels_T, chunk_tokens, shard)
+    return _LinearCrossEntropy.apply(x_SD, weight_VD, labels_T, chunk_tokens, shard, torch.is_grad_enabled())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x_SD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int, shard: VocabShard | None
+        ctx: FunctionCtx,
+        x_SD: Tensor,
+        weight_VD: Tensor,
+        labels_T: Tensor,
+        chunk_tokens: int,
+        shard: VocabShard | None,
+        learns: bool,
     ) -> Tensor:
-        need_x, need_w = ctx.needs_input_grad[:2]
+        need_x, need_w = (learns and needs for needs in ctx.needs_input_grad[:2])  # these do not know of no_grad
         x_TD = x_SD if shard is None else shard.gather(x_SD)
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         total = x_TD.new_zeros((), dtype=wide)
         # Gathered tokens are a copy of ours, whose chunks nothing reads again: gradients take their place.
         dx_TD = None if not need_x else torch.empty_like(x_TD) if shard is None else x_TD
-        dweight_VD = torch.zeros_like(weight_VD, dtype=wide) if need_w else None
+        weight_total = gradient_sum_of(weight_VD) if need_w else None
+        dweight_VD = torch.zeros_like(weight_VD, dtype=wide) if need_w and weight_total is None else weight_total
         # The same buffers for all chunks: fresh memory of this size costs a third of the time on CPU, in page faults.
         logits_CV = x_TD.new_empty(min(chunk_tokens, x_TD.shape[0]), weight_VD.shape[0])
         wide_CV = None if has_kernel(logits_CV) else torch.empty_like(logits_CV, dtype=wide)
@@ -101,20 +109,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dx_TD is not None:
                 torch.mm(dlogits_CV, weight_VD, out=dx_TD[part]).mul_(valid_C1)
         dx_SD = dx_TD if dx_TD is None or shard is None else shard.scatter_sum(dx_TD)
-        ctx.save_for_backward(dx_SD, dweight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.save_for_backward(dx_SD, None if weight_total is not None else dweight_VD)
+        ctx.weight_dtype, ctx.weight = weight_VD.dtype, None if weight_total is None else weight_VD
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         dx_SD, dweight_VD = ctx.saved_tensors
         dx = None if dx_SD is None else dx_SD * grad.to(dx_SD.dtype)
+        if ctx.weight is not None:
+            set_gradient_factor(ctx.weight, grad)
         # Rounded while it is scaled: the table is the largest weight, and one more of it in fp32 would be the peak.
         dweight = None if dweight_VD is None else torch.empty_like(dweight_VD, dtype=ctx.weight_dtype)
         if dweight is not None:
             torch.mul(dweight_VD, grad, out=dweight)
-        return dx, dweight, None, None, None
+        return dx, dweight, None, None, None, None
 
 
 def _chunk(
@@ -192,13 +202,3 @@ def own_rows(ids_T: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
     local_T = ids_T - first
     mine_T = (local_T >= 0) & (local_T < count)
     return torch.where(mine_T, local_T, 0), mine_T
-
-
-def accumulate(total_VD: Tensor, dlogits_CV: Tensor, x_CD: Tensor) -> None:
-    """Add dlogits^T x to `total`, in total's dtype."""
-    if total_VD.dtype == x_CD.dtype:
-        total_VD.addmm_(dlogits_CV.t(), x_CD)
-    elif total_VD.is_cuda and total_VD.numel():  # added inside the product, which is neither rounded nor stored
-        torch.addmm(total_VD, dlogits_CV.t(), x_CD, out_dtype=total_VD.dtype, out=total_VD)
-    else:
-        total_VD += dlogits_CV.t() @ x_CD

@@ -122,7 +122,7 @@ class HybridLM(nn.Module):
         if cache is not None:
             cache.length += tokens_T.shape[0]
         if self.norm is None:
-            return StageOutput(h_TD, _total(router, h_TD.new_zeros((), dtype=torch.float32)), router)
+            return StageOutput(h_TD, total_aux_loss(router, h_TD.new_zeros((), dtype=torch.float32)), router)
         h_TD = self.norm(h_TD)
         if labels_T is None:
             return self.lm_head(h_TD)
@@ -130,7 +130,7 @@ class HybridLM(nn.Module):
         if score:
             return self.label_score(h_TD, *head)
         ce_sum = self.token_loss(h_TD, *head)
-        return LossOutput(ce_sum, _total(router, torch.zeros_like(ce_sum)), router)
+        return LossOutput(ce_sum, total_aux_loss(router, torch.zeros_like(ce_sum)), router)
 
     def prune(self, layers: set[int], *, embedding: bool, head: bool) -> None:
         """Take away all layers but `layers`, and the embedding, or norm and head, unless they are to stay.
@@ -151,5 +151,6 @@ class HybridLM(nn.Module):
         return [int(name) for name, _ in self.layers.named_children()]
 
 
-def _total(router: list[RouterStats], zero: Tensor) -> Tensor:
+def total_aux_loss(router: list[RouterStats], zero: Tensor) -> Tensor:
+    """Return the auxiliary losses of all layers, summed from the first to the last, given a zero of their type."""
     return sum((stats.aux_loss for stats in router), start=zero)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+P = TypeVar("P")
 
 
 def offsets_of(lengths: Sequence[int]) -> Tensor:
@@ -55,6 +58,7 @@ class Packing:
             that tensor is on a device, the host waits for the device.
         real: the tokens that are no padding; None if rows are never padded. The padding of a row is a document of its
             own to the mixers; nothing of it is routed, learned from or counted.
+        plans: what :meth:`planned` has made.
     """
 
     cu_seqlens: Tensor
@@ -62,10 +66,18 @@ class Packing:
     max_seqlen: int
     lengths: tuple[int, ...] = ()
     real: RealTokens | None = None
+    plans: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.lengths:
             object.__setattr__(self, "lengths", tuple(self.cu_seqlens.diff().tolist()))
+
+    def planned(self, make: Callable[..., P], *given: Hashable) -> P:
+        """Return what a function makes of this row and `given`: made for the first layer that asks, kept for others."""
+        key = (make, *given)
+        if key not in self.plans:
+            self.plans[key] = make(self, *given)
+        return self.plans[key]
 
     @property
     def row_tokens(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmtrain.config import OptimConfig
 from mmtrain.errors import ConfigError
+from mmtrain.optim.local_adamw import LocalAdamW
 from mmtrain.optim.shard_adam import fused_adam, host_adam
 from mmtrain.parallel.gradients import by_mesh
 
@@ -45,7 +46,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         return fused_adam(groups, betas, config.eps)
     if config.name == "cpu_offload":
         return host_adam(groups, betas, config.eps)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
+    return LocalAdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
 
 
 def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:

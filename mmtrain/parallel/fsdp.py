@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -72,6 +73,22 @@ def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
         return None
     free = [dim for dim, size in enumerate(parameter.shape) if dim not in taken and size % ranks == 0 and size > 1]
     return Shard(free[0]) if free else None
+
+
+class ShardedWeights:
+    """Weights that FSDP2's hooks gather and reduce while a micro-batch runs."""
+
+    def __init__(self, model: FSDPModule, config: ParallelConfig) -> None:
+        self._model, self._config = model, config
+
+    def micro_batch(self, first: bool, last: bool) -> AbstractContextManager[None]:
+        """Say whether the micro-batch that is about to run is the step's last, which reduces gradients."""
+        set_micro_batch(self._model, self._config, last)
+        return nullcontext()
+
+    def forward_only(self) -> AbstractContextManager[None]:
+        """Leave all to the hooks."""
+        return nullcontext()
 
 
 def set_micro_batch(model: FSDPModule, config: ParallelConfig, last: bool) -> None:

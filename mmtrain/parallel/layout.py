@@ -81,6 +81,8 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
     require(parallel.exchange != "direct" or model.capacity_factor is not None, "parallel.exchange", "direct",
              "without model.capacity_factor rows have no fixed slots",
              "give parallel.exchange=auto or a model.capacity_factor")  # fmt: skip
+    require(parallel.cuda_graphs is not True or world == 1, "parallel.cuda_graphs", True,
+             f"of {world} processes none records graphs yet", "give parallel.cuda_graphs=auto")  # fmt: skip
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
     return Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)

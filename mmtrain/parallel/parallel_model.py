@@ -166,7 +166,16 @@ class ParallelModel:
             lines.append(f"exchange=auto took {self._exchange.exchange_reason}")
         return lines
 
+    def take_notes(self) -> list[str]:
+        """Lines for the log about the steps since the last call. Not collective."""
+        return self._schedule.take_notes()
+
+    def peak_bytes(self) -> int:
+        """The most that this rank's device has held for tensors and recorded graphs; 0 on a CPU. Not collective."""
+        return self._schedule.peak_bytes() if self.context.device.type == "cuda" else 0
+
     def close(self) -> None:
         """Let go of what the layout holds besides parameters: groups, streams and memory shared between processes."""
+        self._schedule.close()
         if self._exchange is not None:
             self._exchange.close()

@@ -10,13 +10,15 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.host_inputs import HostInputs
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.model import HybridLM
+from mmtrain.parallel.compute_weights import ComputeWeights
 from mmtrain.parallel.context.context_parallel import apply_context_parallel
 from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
-from mmtrain.parallel.fsdp import apply_fsdp
+from mmtrain.parallel.fsdp import ShardedWeights, apply_fsdp
+from mmtrain.parallel.graphs.recorded_model import RecordedModel
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallel_model import ParallelModel
-from mmtrain.parallel.pipeline.micro_batch import Schedule, SingleStage
+from mmtrain.parallel.pipeline.micro_batch import PlainModel, Schedule, SingleStage, WeightsInUse
 from mmtrain.parallel.pipeline.schedule import Pipeline
 from mmtrain.parallel.pipeline.split import split_layers, split_stages
 from mmtrain.parallel.routing import apply_routing
@@ -65,8 +67,13 @@ def apply_parallel(
         apply_fsdp(model, mine.values(), context, config, compute_dtype, host_parameters)
         schedule: Schedule = Pipeline(model, mine, context, config, compute_dtype)
     else:
-        apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
-        schedule = SingleStage(model, config)
+        if layout.world == 1 and not host_parameters:  # nothing to shard, gather or reduce
+            weights: WeightsInUse = ComputeWeights(model, context, compute_dtype)
+        else:
+            apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
+            weights = ShardedWeights(model, config)
+        recorded = config.records_graphs(layout.world, context.device.type)
+        schedule = SingleStage(model, weights, RecordedModel(model) if recorded else PlainModel(model))
     return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import PretrainConfig
+from mmtrain.config.checks import require
 from mmtrain.config.process_env import read_processes
 from mmtrain.evals.needles import NeedleEvaluation, needle_evaluation
 from mmtrain.log.tensorboard_tracker import check_tensorboard
@@ -84,6 +85,8 @@ def plan_launch(config: PretrainConfig) -> PlannedRun:
     device, plan_only = mesh.pick_device(config.cluster), config.run.plan
     if not plan_only:
         check_optimizer(config.optim, device.type)
+        require(config.parallel.cuda_graphs is not True or device.type == "cuda", "parallel.cuda_graphs", True,
+                 f"a {device.type} has none", "give parallel.cuda_graphs=auto")  # fmt: skip
     check_tensorboard(config.log)
     if read_processes().rank == 0 and not plan_only:
         wandb_mode(config.log)  # refuses what cannot be

@@ -145,8 +145,7 @@ class StepStatistics:
         """Sum over the ranks that had other rows or other layers; afterwards all have the same."""
         self.sums["flops"].fill_(self.flops)
         context = self.model.context
-        if context.device.type == "cuda":
-            self.sums["memory"][context.rank] = torch.cuda.max_memory_allocated(context.device)
+        self.sums["memory"][context.rank].fill_(self.model.peak_bytes())  # an assignment would wait for the device
         self.model.sum_over_ranks(self.sums.flat)
 
     def result(self, whole: Mapping[str, Tensor], micro_batches: int, times: CommTimes) -> StepResult:

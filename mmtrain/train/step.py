@@ -10,7 +10,7 @@ import torch
 from mmdata.rows.loader import PackedBatch
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import ModelInputs
-from mmtrain.model.packed_seq import Packing, RealTokens
+from mmtrain.model.packed_seq import Packing, RealTokens, to_device
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
@@ -68,7 +68,7 @@ def train_step(
     """
     context = model.context
     mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
-    counts = torch.tensor(mine, dtype=torch.int64, device=context.device)
+    counts = to_device(torch.tensor(mine, dtype=torch.int64), context.device)
     labelled, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
     statistics = StepStatistics(model.module.config, model)
     inputs = (model_inputs(batch, rope_base, context.device) for batch in batches)

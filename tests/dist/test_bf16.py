@@ -121,10 +121,14 @@ def test_gradients_are_summed_and_reduced_in_fp32(pool: Pool, options: dict[str,
     apart = pool.run(gradients_of, ParallelConfig(), LABELLED / replicas, [[0], [1], [2], [3]], world=1)[0]
     assert many.keys() == apart[0].keys()
     exchanged = bool(options.get("ep"))  # rows of both ranks are in one product there, and rounded together
+    for each in apart:  # a process by itself does not round the gradient of the head
+        each["lm_head.weight"] = each["lm_head.weight"].bfloat16()
     for name, gradient in many.items():
         exact = sum(each[name].double() for each in apart) / replicas
         if exchanged and "experts" in name:
             assert relative(gradient, exact) < 0.05, name
+        elif name == "embed_tokens.weight":  # nor sums of a token's rows, which these do not round once but each time
+            assert relative(gradient, exact) < 1e-3
         else:
             assert relative(gradient, exact) < EXACT, name
         if gradient.dim() > 1:

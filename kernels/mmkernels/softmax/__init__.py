@@ -7,11 +7,14 @@ from mmkernels.softmax.api import (
     softmax_forward,
     softmax_merge,
     softmax_packed_backward,
+    softmax_pieces,
 )
 from mmkernels.softmax.backends.cudnn_plans import build_plans
+from mmkernels.softmax.dispatch import Piece
 from mmkernels.softmax.suffixes import Suffixes, softmax_suffix_backward, softmax_suffix_forward
 
 __all__ = [
+    "Piece",
     "Suffixes",
     "build_plans",
     "softmax_attention",
@@ -20,6 +23,7 @@ __all__ = [
     "softmax_forward",
     "softmax_merge",
     "softmax_packed_backward",
+    "softmax_pieces",
     "softmax_suffix_backward",
     "softmax_suffix_forward",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 from mmkernels.common.checks import use_triton
 from mmkernels.softmax import merge
 from mmkernels.softmax.checks import check_causal, check_lengths, check_parts, check_qkv, check_results
-from mmkernels.softmax.dispatch import block_for, pieces_of
+from mmkernels.softmax.dispatch import Piece, block_for, pieces_of
 from mmkernels.softmax.packed import PackedAttention, packed_gradients
 
 
@@ -26,6 +26,7 @@ def softmax_attention(
     *,
     scale: float | None = None,
     backend: str = "auto",
+    pieces: list[Piece] | None = None,
 ) -> Tensor:
     """Causal softmax attention inside each document of a packed row: ``o_i = sum_{j<=i} softmax_j(scale q_i.k_j) v_j``.
 
@@ -41,6 +42,7 @@ def softmax_attention(
         backend: "flash" (all documents in one call of FlashAttention-2), "cudnn" (each document by itself, those of one
             token through FlashAttention-2), "torch", or "auto": on CUDA, 16-bit documents of at least ``dispatch.LONG``
             tokens through cuDNN and the others through FlashAttention-2, as far as the device and D allow; else torch.
+        pieces: of :func:`softmax_pieces` for these documents, which need be found once for all layers; None finds them.
 
     Returns:
         o_THD, contiguous, in the dtype of q. Gradients flow to q, k and v; there are no second derivatives.
@@ -48,7 +50,22 @@ def softmax_attention(
     Raises:
         KernelArgumentError: an argument does not fit; the message names it and what is allowed.
     """
-    return softmax_attention_with_lse(q_THD, k_TGD, v_TGD, cu_seqlens, lengths, scale=scale, backend=backend)[0]
+    return softmax_attention_with_lse(
+        q_THD, k_TGD, v_TGD, cu_seqlens, lengths, scale=scale, backend=backend, pieces=pieces
+    )[0]
+
+
+def softmax_pieces(q_THD: Tensor, cu_seqlens: Tensor, lengths: Sequence[int], *, backend: str = "auto") -> list[Piece]:
+    """Pieces that :func:`softmax_attention` cuts a row into, each with the kernel that takes it.
+
+    Args:
+        q_THD: queries, of which dtype, D and device count.
+        cu_seqlens: as for :func:`softmax_attention`, as are the others.
+
+    Raises:
+        KernelArgumentError: the backend is unknown, or cannot take this row.
+    """
+    return pieces_of(backend, q_THD, cu_seqlens, lengths)
 
 
 def softmax_attention_with_lse(
@@ -60,6 +77,7 @@ def softmax_attention_with_lse(
     *,
     scale: float | None = None,
     backend: str = "auto",
+    pieces: list[Piece] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`softmax_attention`, and the natural log-sum-exp of each query's scaled scores.
 
@@ -68,7 +86,8 @@ def softmax_attention_with_lse(
     """
     check_qkv(q_THD, k_TGD, v_TGD, ("q_THD", "k_TGD", "v_TGD"))
     host_lengths = check_lengths(q_THD, k_TGD, cu_seqlens, lengths)
-    pieces = pieces_of(backend, q_THD, cu_seqlens, host_lengths)
+    if pieces is None:
+        pieces = pieces_of(backend, q_THD, cu_seqlens, host_lengths)
     if not pieces:
         return _nothing(q_THD, k_TGD, v_TGD)
     rows = (tokens_outermost(x) for x in (q_THD, k_TGD, v_TGD))

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from mmkernels.lightning import silu_lightning_attention
-from mmkernels.softmax import softmax_attention
+from mmkernels.softmax import Piece, softmax_attention, softmax_pieces
 from mmtrain.model.packed_seq import Packing
 
 
@@ -42,4 +43,11 @@ class LocalAttention:
 
     def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
         """Return the output of the softmax kernels, [T, H, K]."""
-        return softmax_attention(q_THK, k_TGK, v_TGK, packing.cu_seqlens, packing.lengths)
+        pieces = packing.planned(_softmax_pieces, q_THK.dtype, q_THK.shape[2])
+        return softmax_attention(q_THK, k_TGK, v_TGK, packing.cu_seqlens, packing.lengths, pieces=pieces)
+
+
+def _softmax_pieces(packing: Packing, dtype: torch.dtype, width: int) -> list[Piece]:
+    """The calls that a row's attention is cut into, for heads of this type and width."""
+    q_T1K = packing.cu_seqlens.new_empty(1, 1, width, dtype=dtype).expand(sum(packing.lengths), 1, width)
+    return softmax_pieces(q_T1K, packing.cu_seqlens, packing.lengths)

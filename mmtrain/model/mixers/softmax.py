@@ -69,14 +69,22 @@ class SoftmaxAttention(nn.Module):
 
         With a cache, the tokens continue the cached document, and their keys and values are added to it.
         """
-        q_THK = self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim))
-        k_TGK = self.k_proj(x_TD, self._kv_rows).unflatten(-1, (-1, self.head_dim))
-        v_TGK = self.v_proj(x_TD, self._kv_rows).unflatten(-1, (-1, self.head_dim))
-        q_THK, k_TGK = apply_rope(q_THK, rope), apply_rope(k_TGK, rope)
+        q_THK, k_TGK, v_TGK = self.project(x_TD, rope)
         if cache is None:
             o_THK = self.attention.softmax(q_THK, k_TGK, v_TGK, packing)
         else:
             o_THK = causal_softmax(q_THK, *cache.append(k_TGK, v_TGK))
+        return self.finish(o_THK)
+
+    def project(self, x_TD: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v of every token, rotated: what attention takes."""
+        q_THK = self.q_proj(x_TD).unflatten(-1, (-1, self.head_dim))
+        k_TGK = self.k_proj(x_TD, self._kv_rows).unflatten(-1, (-1, self.head_dim))
+        v_TGK = self.v_proj(x_TD, self._kv_rows).unflatten(-1, (-1, self.head_dim))
+        return apply_rope(q_THK, rope), apply_rope(k_TGK, rope), v_TGK
+
+    def finish(self, o_THK: Tensor) -> Tensor:
+        """Return the mixer's result [T, D], given attention's."""
         return self.o_proj(o_THK.flatten(-2))
 
 

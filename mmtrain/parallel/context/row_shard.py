@@ -8,10 +8,8 @@ Legend: T tokens of the row, M chunks of C = T / M tokens, R ranks, N = M / R ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +18,6 @@ from torch import Tensor
 from mmkernels.lightning import ChunkPlan
 from mmtrain.model.packed_seq import Packing, offsets_of, to_device
 from mmtrain.parallel.context.ownership import TABLES, Table, causal_work, imbalance
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,6 @@ class ContextPacking(Packing):
         index_S: int64 [S], places of this rank's tokens in the row, on the device.
         place_M: int64 [M], `RowShard.place_M` on the device.
         chunk_plan: how states go from chunk to chunk, for all lightning layers.
-        plans: what :meth:`planned` has made.
     """
 
     whole: Packing | None = None
@@ -135,13 +130,6 @@ class ContextPacking(Packing):
     index_S: Tensor | None = None
     place_M: Tensor | None = None
     chunk_plan: ChunkPlan | None = None
-    plans: dict[Callable, Any] = field(default_factory=dict, compare=False)
-
-    def planned(self, make: Callable[[ContextPacking], T]) -> T:
-        """Return what a function makes of this row: made by the first layer that asks, and kept for the others."""
-        if make not in self.plans:
-            self.plans[make] = make(self)
-        return self.plans[make]
 
     @property
     def real_lengths(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.parallel.memory.activations import layer_activations
 from mmtrain.parallel.memory.communication import lasting_buffers, mixer_buffers
 from mmtrain.parallel.memory.workload import (
@@ -96,7 +97,8 @@ class _Rank:
         for last in (False, True) if self.work.micro_batches > 1 else (True,):
             yield from self._micro_batch(last)
         held = self._lasting()
-        held["gradients"] += 0 if self.work.host_optimizer else FP32 * self._all.sharded(self.work.layout)
+        if not (self.work.host_optimizer or self.work.is_alone):
+            held["gradients"] += FP32 * self._all.sharded(self.work.layout)
         yield "the optimizer's step", held
 
     @property
@@ -110,16 +112,34 @@ class _Rank:
             sharded = FP32 * self._all.sharded(work.layout)
             held["parameters"], held["optimizer"] = sharded, 2 * sharded
         held["gathered"] = work.compute_bytes * self.root.whole
+        if work.is_alone:  # copies of all parameters, unless they are computed with as they are
+            held["gathered"] = work.compute_bytes * self._all.whole if work.compute_bytes != FP32 else 0.0
         held["communication"] = lasting_buffers(work)
         held["transient"] = WORKSPACE + work.row_tokens * 25 + work.mixer_tokens * work.model.rotary_dim * FP32
-        held["gradients"] = 0.0
+        held["gradients"] = FP32 * self._all.whole if work.is_alone else 0.0
+        if work.records_graphs:
+            held["transient"] += self._beside_graphs() * work.mixer_tokens * work.compute_bytes
         return held
+
+    def _beside_graphs(self) -> int:
+        """Elements a token that graphs hold besides: the embeddings, and what lies around softmax attention.
+
+        Of each softmax layer a copy of attention's result, its gradient and the residual's. Once the gradients of q, k
+        and v; and the scratch memory of attention, which is in no graph and shares none of theirs.
+        """
+        model, count = self.work.model, self.letters.count(SOFTMAX.letter)
+        if not count:
+            return model.hidden_size
+        gradients = model.inner_size + 2 * model.num_kv_heads * model.head_dim
+        scratch = SOFTMAX.memory_on(model, 1).backward
+        return count * (2 * model.inner_size + model.hidden_size) + gradients + scratch + model.hidden_size
 
     def _micro_batch(self, last: bool) -> Iterator[tuple[str, Mapping[str, float]]]:
         """Moments of the backward pass of the oldest micro-batch in flight, the last of a step or an earlier one."""
         work, size = self.work, self.work.compute_bytes
         reduces = (last or work.parallel.sync_every_micro_batch) and not work.zero_bubble
-        per_layer = [Counter(self.activations[letter].kept(self._policy, self._on_host)) for letter in self.letters]
+        per_layer = [Counter(self.activations[letter].kept(self._policy(letter), self._on_host))
+                     for letter in self.letters]  # fmt: skip
         all_kept = sum(per_layer, Counter[str]())
         others = Counter({part: (self.flights - 1) * value for part, value in all_kept.items()})
         held = self._lasting()
@@ -129,16 +149,21 @@ class _Rank:
         held += self._stage_outputs()
         if self.last:
             yield from self._loss(held + all_kept, last)
-            held["gradients"] += size * self._table  # of the head, until the stage's end
+            held["gradients"] += 0 if work.is_alone else size * self._table  # of the head, until the stage's end
         whole = [self.layer[letter] for letter in self.letters]
         for number in range(len(self.letters) - 1, -1, -1):
             letter, own = self.letters[number], whole[number]
             before = sum(per_layer[:number], Counter[str]())
             now = held + before
             now["gradients"] += self._gradients(whole[:number], whole[number + 1 :], last, reduces)
-            now["gradients"] += size * own.whole + (FP32 * own.whole if self.flat > 1 or not reduces else 0)
+            if work.is_alone:  # products add to the sums, but for those of experts
+                now["gradients"] += size * own.experts
+            else:
+                now["gradients"] += size * own.whole + (FP32 * own.whole if self.flat > 1 or not reduces else 0)
             now["gathered"] += self._gathered(whole[: number + 1], own, last)
             yield from self._layer(f"backward of layer {number + 1} of {len(self.letters)} ({letter})", now, letter)
+        if work.is_alone:
+            return
         held["gradients"] += self._gradients([], whole, last, reduces) + size * (
             self.root.whole - self.last * self._table
         )
@@ -168,9 +193,10 @@ class _Rank:
         held["gradients"] += self._gradients([self.layer[letter] for letter in self.letters], [], last, False)
         held["gathered"] += self._gathered([self.layer[letter] for letter in self.letters], self._largest, last)
         held["norms"] += 2 * hidden  # before and after the last norm
-        forward = held + Counter({"loss": FP32 * self._table + gathered + logits})
+        table = 0 if work.is_alone else self._table  # products add to the sum of its gradients
+        forward = held + Counter({"loss": FP32 * table + gathered + logits})
         yield "forward of the loss", forward
-        yield "backward of the loss", held + Counter({"loss": (FP32 + size) * self._table + 2 * hidden})
+        yield "backward of the loss", held + Counter({"loss": (FP32 + size) * table + 2 * hidden})
 
     def _stage_outputs(self) -> Counter[str]:
         """Hidden states that the stages of a pipeline pass on, kept by its schedule."""
@@ -182,6 +208,8 @@ class _Rank:
     def _gradients(self, before: list[Parameters], after: list[Parameters], last: bool, reduces: bool) -> float:
         """Bytes of gradients of layers that are still to be differentiated in this micro-batch, and of those done."""
         work = self.work
+        if work.is_alone:  # their sums are among what lasts
+            return 0.0
         zero = Parameters(0, 0)
         todo, done = sum(before, zero), sum(after, zero)
         several, root = work.micro_batches > 1, self.root
@@ -200,6 +228,8 @@ class _Rank:
     def _gathered(self, todo: list[Parameters], own: Parameters, last: bool) -> float:
         """Bytes of gathered parameters of blocks, with a layer at work and, where they come from others, the next."""
         size = self.work.compute_bytes
+        if self.work.is_alone:  # all of them are, and last
+            return 0.0
         if not self.work.keeps_gathered:
             return self.flat * size * own.whole
         if last and not self.work.zero_bubble:
@@ -214,8 +244,10 @@ class _Rank:
     def _table(self) -> int:
         return -(-self.work.model.vocab_size // self.work.layout.tp) * self.work.model.hidden_size
 
-    @property
-    def _policy(self) -> str:
+    def _policy(self, letter: str) -> str:
+        """What a layer of a kind recomputes; a graph begins and ends inside of softmax layers, which do not."""
+        if letter == SOFTMAX.letter and self.work.records_graphs:
+            return "none"
         return str(self.work.parallel.activation_checkpoint)
 
     @property

@@ -68,6 +68,16 @@ class Workload:
         return self.layout.pp > 1 and self.parallel.pp_schedule == "zero_bubble"
 
     @property
+    def is_alone(self) -> bool:
+        """Whether a rank shares parameters with no other: it keeps copies to compute with, and sums of gradients."""
+        return self.layout.world == 1 and not self.host_optimizer
+
+    @property
+    def records_graphs(self) -> bool:
+        """Whether CUDA graphs run the layers, in memory that they keep."""
+        return self.is_alone and self.parallel.records_graphs(self.layout.world, "cuda")
+
+    @property
     def keeps_gathered(self) -> bool:
         """Whether blocks' parameters stay gathered between forward and backward."""
         return self.zero_bubble or not self.parallel.reshard_after_forward

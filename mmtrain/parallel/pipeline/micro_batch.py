@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from mmtrain.config import ParallelConfig
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
 from mmtrain.model.packed_seq import Packing
-from mmtrain.parallel.fsdp import set_micro_batch
 
 
 class MicroBatchResult(NamedTuple):
@@ -49,12 +49,80 @@ class Schedule(Protocol):
     def score(self, batch: ModelInputs) -> LabelScore | None:
         """Score of one micro-batch's labels; None on ranks that do not learn it."""
 
+    def close(self) -> None:
+        """Free what is kept from one step to the next."""
+
+    def peak_bytes(self) -> int:
+        """The most that this rank's CUDA device has held for tensors and recorded graphs."""
+
+    def take_notes(self) -> list[str]:
+        """Lines for the log since the last call."""
+
+
+class WeightsInUse(Protocol):
+    """The weights that modules compute with, and their gradients, while micro-batches run."""
+
+    def micro_batch(self, first: bool, last: bool) -> AbstractContextManager[None]:
+        """Forward and backward of one micro-batch run inside.
+
+        Args:
+            first: it is the step's first.
+            last: it is the step's last: afterwards gradients are whole.
+        """
+
+    def forward_only(self) -> AbstractContextManager[None]:
+        """A forward pass without gradients runs inside."""
+
+
+class TrainingPass(Protocol):
+    """The way from a micro-batch to its loss, which autograd differentiates."""
+
+    def __call__(self, batch: ModelInputs) -> LossOutput:
+        """Return the loss of a micro-batch."""
+
+    def close(self) -> None:
+        """Free what is kept from one micro-batch to the next."""
+
+    def peak_bytes(self) -> int:
+        """The most that this rank's CUDA device has held for it and all other tensors."""
+
+    def take_notes(self) -> list[str]:
+        """Lines for the log since the last call."""
+
+
+class PlainModel:
+    """The model as it is, kernel by kernel."""
+
+    def __init__(self, model: HybridLM) -> None:
+        self._model = model
+
+    def __call__(self, batch: ModelInputs) -> LossOutput:
+        """Return the loss of a micro-batch."""
+        return self._model(*batch)
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def peak_bytes(self) -> int:
+        """The most that this rank's CUDA device has held for tensors."""
+        return torch.cuda.max_memory_allocated()
+
+    def take_notes(self) -> list[str]:
+        """There is nothing to tell."""
+        return []
+
 
 class SingleStage:
-    """All layers on this rank: micro-batches one after another, each forward and backward."""
+    """All layers on this rank: micro-batches one after another, each forward and backward.
 
-    def __init__(self, model: HybridLM, config: ParallelConfig) -> None:
-        self.model, self.config = model, config
+    Args:
+        model: the whole model.
+        weights: it computes with.
+        run: gives the model's loss of a micro-batch, for training.
+    """
+
+    def __init__(self, model: HybridLM, weights: WeightsInUse, run: TrainingPass) -> None:
+        self.model, self.weights, self.run = model, weights, run
 
     def train(
         self, batches: Iterable[ModelInputs], count: int, token_scale: Tensor, aux_divisor: float
@@ -62,18 +130,34 @@ class SingleStage:
         """Yield each micro-batch's result after its backward; the next is taken from `batches` only then."""
         layers = range(self.model.config.num_layers)
         for number, batch in enumerate(batches):
-            set_micro_batch(self.model, self.config, last=number == count - 1)
-            out = self.model(*batch)
-            (out.ce_sum * token_scale + out.aux_loss / aux_divisor).backward()
-            yield MicroBatchResult(batch.packing, layers, detached(out))
+            with self.weights.micro_batch(first=number == 0, last=number == count - 1):
+                out = self.run(batch)
+                (out.ce_sum * token_scale + out.aux_loss / aux_divisor).backward()
+            result = MicroBatchResult(batch.packing, layers, detached(out))
+            del out  # and with it what is left of autograd's graph
+            yield result
 
     def forward(self, batch: ModelInputs) -> Tensor:
         """Summed loss of one micro-batch."""
-        return self.model(*batch).ce_sum
+        with self.weights.forward_only():
+            return self.model(*batch).ce_sum
 
     def score(self, batch: ModelInputs) -> LabelScore:
         """Score of one micro-batch's labels."""
-        return self.model(*batch, score=True)
+        with self.weights.forward_only():
+            return self.model(*batch, score=True)
+
+    def close(self) -> None:
+        """Free what is kept from one micro-batch to the next."""
+        self.run.close()
+
+    def peak_bytes(self) -> int:
+        """The most that this rank's CUDA device has held for tensors and recorded graphs."""
+        return self.run.peak_bytes()
+
+    def take_notes(self) -> list[str]:
+        """Lines for the log since the last call."""
+        return self.run.take_notes()
 
 
 def detached(out: LossOutput | StageOutput) -> LossOutput | StageOutput:

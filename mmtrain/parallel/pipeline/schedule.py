@@ -89,6 +89,17 @@ class Pipeline:
         out = self._forward(batch, score=True)
         return out if isinstance(out, LabelScore) else None
 
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def peak_bytes(self) -> int:
+        """The most that this rank's CUDA device has held for tensors."""
+        return torch.cuda.max_memory_allocated()
+
+    def take_notes(self) -> list[str]:
+        """There is nothing to tell."""
+        return []
+
     def _forward(self, batch: ModelInputs, *, score: bool) -> LossOutput | StageOutput | LabelScore | None:
         """Output of this rank's last stage for one micro-batch."""
         ranks, rank = self.group.size(), self.group.rank()
