@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain long-ctx docs test test-all test-gpu lint format bench bench-kernels bench-moe clean
+.PHONY: help setup pretrain long-ctx docs test test-all test-gpu lint format bench bench-kernels bench-moe bench-step clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -116,8 +116,13 @@ bench-moe: $(READY) $(CORPUS)/manifest.json  ## MoE layer beside megatron-core's
 	$(MOE) --ep $(GPUS)
 	$(MOE) --ep $$(( $(GPUS) / 2 )) --etp 2 --tp 2
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(GPUS) -m mmtrain.bench.nccl_gpu --out $(MOE_OUT)
-	$(PY) -m mmtrain.bench.scaling_gpu launch/pretrain.py --data $(CORPUS) --gpus $(GPUS) --rows 8 --out $(MOE_OUT) parallel.micro_batch_rows=4 \
+	$(PY) -m mmtrain.bench.scaling_gpu launch/pretrain.py --data $(CORPUS) --gpus $(GPUS) --rows 8 --out $(MOE_OUT) \
 		parallel.reshard_after_forward=false --layout parallel.ep=$(GPUS) --layout parallel.ep=1
+
+STEP_OUT ?= mmtrain/bench/results/$(shell date +%F)-step-1gpu
+bench-step: $(READY)  ## whole training steps on one GPU, softmax-only ones beside transformers' Llama of the same shape
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node 1 -m mmtrain.bench.step_gpu --out $(STEP_OUT) \
+		--peers 410m-softmax-one-document,1b-softmax-one-document
 
 clean:  ## remove caches and built files; runs, corpora and .venv stay
 	rm -rf .pytest_cache .ruff_cache dist build *.egg-info

@@ -4,8 +4,9 @@
     python -m mmtrain.bench.scaling_gpu launch/pretrain.py --data CORPUS --gpus 4 --out FOLDER --layout "parallel.ep=4"
 
 The model is as wide and deep as hybrid_1b, with 16 experts of 1,408 in place of each dense layer; rows of 8,192 tokens,
-as many a GPU on one GPU as on all. Medians of the steps after the first three. As GPUs of one host differ by some
-percent, all of them first train alone, at the same time: the efficiency of a layout is its speed over their mean.
+as many a GPU on one GPU as on all, in micro-batches of the most rows that fit the memory of one GPU, alone and in every
+layout. Medians of the steps after the first three. As GPUs of one host differ by some percent, all of them first train
+alone, at the same time: the efficiency of a layout is its speed over their mean.
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmtrain.config.cli import compose
+from mmtrain.errors import ConfigError
 from mmtrain.log.metrics import read_metrics
+from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.memory.options import may_not_fit
+from mmtrain.parallel.memory.predict import GIB, predict
+from mmtrain.parallel.memory.workload import Workload
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 SEQ_LEN, STEPS, SKIPPED = 8192, 9, 3
 MODEL = ["model=hybrid_1b", "model.num_experts=16", "model.ffn_hidden_size=1408"]
@@ -32,6 +42,33 @@ RUN = ["stage=quickstart", f"stage.phases.0.seq_len={SEQ_LEN}", "data.num_worker
        "log.wandb=off", "log.plot=false", "log.valid_interval=0", "checkpoint.save_final=false",
        "checkpoint.interval=0", "cluster.device=cuda", "stage.phases.0.lr.0.end=0.0003",
        "stage.phases.0.lr.1.start=0.0003", f"run.max_steps={STEPS}"]  # fmt: skip
+
+
+def rows_that_fit(rows: int, layouts: Sequence[tuple[int, Sequence[str]]], device_bytes: float) -> int:
+    """The most rows of a micro-batch, a divisor of those of a step, with which every layout fits its devices.
+
+    Args:
+        rows: of a GPU and step.
+        layouts: numbers of GPUs with the overrides of a run on them.
+        device_bytes: memory of a GPU.
+
+    Raises:
+        ConfigError: one row is too many, with the layout that does not take it.
+    """
+    for each in range(rows, 0, -1):
+        if rows % each == 0 and not any(_too_large(*layout, rows, each, device_bytes) for layout in layouts):
+            return each
+    raise ConfigError("--rows", rows, f"not one row of {SEQ_LEN:,} tokens fits {device_bytes / GIB:.0f} GiB",
+                      "add parallel.activation_checkpoint=block, or take GPUs with more memory")  # fmt: skip
+
+
+def _too_large(gpus: int, overrides: Sequence[str], rows: int, each: int, device_bytes: float) -> bool:
+    given = [*MODEL, *RUN, "data.path=none", "run.name=run", *overrides, f"parallel.micro_batch_rows={each}"]
+    config = compose(given, CONFIGS)
+    layout = plan_layout(gpus, config.parallel, config.model, [SEQ_LEN])
+    ranks_of_a_row = layout.world // (layout.dp * layout.cp)  # pipelines and tensor parallelism share a GPU's rows
+    work = Workload(config.model, config.parallel, layout, SEQ_LEN, rows * ranks_of_a_row // each, 2)
+    return may_not_fit(predict(work), device_bytes, gpus)
 
 
 def train(launcher: Path, data: Path, gpus: int, rows: int, overrides: list[str], first: int = 0) -> dict[str, Any]:
@@ -81,6 +118,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     options, common = parser.parse_known_args()
+    if not any(override.startswith("parallel.micro_batch_rows=") for override in common):
+        layouts = [(1, common), *((options.gpus, [*common, *layout.split()]) for layout in options.layout)]
+        each = rows_that_fit(options.rows, layouts, torch.cuda.get_device_properties(0).total_memory)
+        print(f"micro-batches of {each} rows, the most that fit", flush=True)
+        common = [*common, f"parallel.micro_batch_rows={each}"]
     rows = train_alone(options.launcher, options.data, options.gpus, options.rows, common)
     for row in rows:
         print(json.dumps(row), flush=True)
