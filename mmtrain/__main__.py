@@ -21,6 +21,7 @@ from mmtrain.errors import ConfigError, nearest
 COMMANDS = {
     "pretrain": "train a model, alone or as one of torchrun's processes",
     "prepare": "turn text into a corpus to train on",
+    "profile_step": "profile a few steps of a run and say in a page why it is as fast as it is",
     "compare": "train a few steps under several layouts and say whether they agree",
     "generate": "continue a prompt from a checkpoint",
     "convert": "export a checkpoint to a Hugging Face folder",
@@ -85,7 +86,7 @@ def _editable_checkout(package: Path) -> Path | None:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  {name:<12} {purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(["usage: mmtrain COMMAND ARGUMENTS", "", *lines, "", "mmtrain COMMAND --help says more."])
 
 

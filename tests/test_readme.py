@@ -59,6 +59,11 @@ def test_prepare_and_generate_options_parse() -> None:
     assert len(looked_into) >= 3
     for line in looked_into:
         script("checkpoint").parse(after(line, "launch/checkpoint.py"))
+    profiled = commands("launch/profile_step.py ")
+    assert len(profiled) >= 2
+    for line in profiled:
+        _, overrides = script("profile_step").parse(after(line, "launch/profile_step.py"))
+        assert compose(overrides, ROOT / "configs").run.name and not any(text.startswith("--") for text in overrides)
     for line in generate:
         script("generate").parse(after(line, "launch/generate.py"))
 

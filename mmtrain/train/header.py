@@ -39,9 +39,18 @@ def header_lines(
         progress: where this launch begins.
         origin: what the weights come from.
     """
+    steps, tokens = plan.left(progress, _limit(config, progress))
+    return [
+        *run_lines(config, context, dtype, origin),
+        *(_phase(phase) for phase in plan.phases),
+        f"ahead   {steps:,} steps, {count_text(tokens)} tokens",
+    ]
+
+
+def run_lines(config: PretrainConfig, context: ParallelContext, dtype: torch.dtype, origin: str) -> list[str]:
+    """Return a line each on the run, device, layout, model and numbers; arguments as of :func:`header_lines`."""
     parallel, layout = config.parallel, context.layout
     recompute = _RECOMPUTED[str(parallel.activation_checkpoint)]
-    steps, tokens = plan.left(progress, _limit(config, progress))
     return [
         f"run     {config.run.name}: {origin}",
         f"device  {_device(context)}, torch {torch.__version__}",
@@ -49,8 +58,6 @@ def header_lines(
         f"model   {_model(config)}",
         f"numbers {str(dtype).removeprefix('torch.')} products, float32 weights and gradients; "
         f"{config.optim.name}; {recompute}",
-        *(_phase(phase) for phase in plan.phases),
-        f"ahead   {steps:,} steps, {count_text(tokens)} tokens",
     ]
 
 

@@ -44,6 +44,8 @@ def test_first_run_own_text_and_long_context(tmp_path: Path) -> None:
     run(f"{line_of('launch/pretrain.py ', 'run.name=by_hand')} {SHORT}", tmp_path)
     run(line_of("launch/generate.py ", "runs/by_hand"), tmp_path)
     run(f"{line_of('launch/pretrain.py ', 'run.name=mine', 'stage=quickstart')} {SHORT}", tmp_path)
+    run(f"{line_of('launch/profile_step.py ', 'model=tiny')} --steps 1 --warmup 1", tmp_path)
+    assert (tmp_path / "profiles/first/report.txt").is_file()
     (tmp_path / "runs/by_hand").rename(tmp_path / "runs/quickstart")
     long = line_of("launch/pretrain.py ", "stage=long_ctx", "model=tiny")
     run(f"{long} {SHORT}", tmp_path)
