@@ -62,11 +62,13 @@ class RunStopped(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self._told = False
 
     def tell(self) -> None:
-        """Print the message on stderr, on one rank: it is the same on all."""
-        if os.environ.get("RANK", "0") == "0":
+        """Print the message on stderr, once and on one rank: it is the same on all."""
+        if os.environ.get("RANK", "0") == "0" and not self._told:
             print(self, file=sys.stderr, flush=True)
+        self._told = True
 
 
 class OutOfDeviceMemory(UserError):

@@ -26,6 +26,8 @@ class GuardConfig:
         copies_interval: steps between comparisons of the parameters that several ranks have copies of (under tensor
             parallelism, norms and routers), bit for bit: a rank that differs has a faulty device, and the run ends
             before it is saved. 0 compares before each checkpoint alone.
+        pace_interval: steps between comparisons of the ranks' pace: of a product of each device, and of the time that
+            each waits for rows. A rank that is slower than the others twice in a row is named. 0 compares never.
     """
 
     spike_deviations: float | None = field(default=None, metadata=above(0, fix="null turns the guard off"))
@@ -34,6 +36,7 @@ class GuardConfig:
     rollback_steps: int = field(default=100, metadata=at_least(0))
     max_rollbacks: int = field(default=3, metadata=at_least(0, fix="0 ends a run instead of going back"))
     copies_interval: int = field(default=100, metadata=at_least(0, fix="0 compares before each checkpoint alone"))
+    pace_interval: int = field(default=100, metadata=at_least(0, fix="0 compares never"))
 
     def validate(self) -> None:
         """Refuse numbers out of range."""

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
-from mmdata.rows.loader import micro_batches
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import write_corpora
-from mmtrain.checkpoint.listing import PHASE_END, VALID_LOSS, step_of
+from mmtrain.checkpoint.listing import step_of
 from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder, Start
-from mmtrain.config import PhaseConfig, PretrainConfig
+from mmtrain.config import PretrainConfig
 from mmtrain.errors import RunStopped
 from mmtrain.evals.needles import NeedleEvaluation
+from mmtrain.health.stragglers import Stragglers
 from mmtrain.health.watchdog import Watchdog
 from mmtrain.hf.folder import is_hf_folder
 from mmtrain.log.gradients import GradientRecord
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train import endings
+from mmtrain.train.between_steps import GUARD, BetweenSteps
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.device import peak_rate
-from mmtrain.train.evaluate import Validation, evaluate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
-from mmtrain.train.left_out import ENTRY, as_records, recorded_left_out
+from mmtrain.train.left_out import recorded_left_out
 from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.position import checkpoint_position
 from mmtrain.train.report import Report
@@ -36,16 +36,13 @@ from mmtrain.train.resume import start_position
 from mmtrain.train.rollback import choose_checkpoint, rows_since
 from mmtrain.train.saving import Saver
 from mmtrain.train.session import Session
-from mmtrain.train.spike_guard import SpikeGuard
+from mmtrain.train.spike_guard import NO_LIMITS, Limits, SpikeGuard
 from mmtrain.train.statistics import StepResult
-from mmtrain.train.step import train_step
+from mmtrain.train.step import WeightsInUse, train_step
 from mmtrain.train.stop_signals import StopSignals
 
-GUARD = "guard"
-"""Entry of a checkpoint's record: what the guard against spikes knows."""
 
-
-class Trainer:
+class Trainer(BetweenSteps):
     """Runs the phases of a stage on the processes of `context`.
 
     Everything that happens in a step follows from the configuration and the position before it alone, so a resumed run
@@ -72,9 +69,11 @@ class Trainer:
             precision = str(self.session.dtype).removeprefix("torch.")
             self.session.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
         self.guard = SpikeGuard(config.guard)
+        self.stragglers = Stragglers(config.guard.pace_interval, context.device, self.session.dtype)
         self.origin = "initial weights"
         self.progress = self._load()
         self.skipped_in_row = 0
+        self.waited_for_rows = 0.0
         self.validated: tuple[int, float] | None = None  # step and held-out loss of the last validation
 
     def _load(self) -> Progress:
@@ -107,6 +106,15 @@ class Trainer:
         Raises:
             RunStopped: a signal asked for it, or loss or gradient stayed not finite.
         """
+        try:
+            return self._run(watchdog)
+        except RunStopped as stopped:
+            stopped.tell()
+            if dist.is_initialized():
+                dist.barrier()  # before the main process has told, none leaves: a launcher ends the others then
+            raise
+
+    def _run(self, watchdog: Watchdog) -> list[str]:
         notes = [*self.start.notes, *self.folder.claim(self.start, self._record_inputs)]
         peak = peak_rate(self.session.context.device, self.session.dtype) * dist.get_world_size()
         with (
@@ -154,11 +162,6 @@ class Trainer:
         finally:
             self.session.batches.close()
         return None
-
-    def _next(self) -> RunStep | None:
-        """The step to run now; None at the end of the plan or of `run.max_steps`."""
-        limit = self.config.run.max_steps
-        return None if limit is not None and self.progress.step >= limit else self.plan.next(self.progress)
 
     def _cross(self, step: RunStep, report: Report, saver: Saver) -> None:
         """Go over to the layout of the next step's phase, through a checkpoint, in the same processes.
@@ -209,21 +212,14 @@ class Trainer:
     def _step(self, step: RunStep, report: Report, saver: Saver, signals: StopSignals) -> None:
         phase = self.plan.phases[step.phase_index].phase
         began, limits = time.perf_counter(), self.guard.limits(step.phase_index)
-        result = train_step(
-            self.session.model,
-            self.session.optimizer,
-            self.session.batches.read(step),
-            step.lr,
-            phase.rope_base,
-            clip_grad=self.config.optim.clip_grad,
-            limits=limits,
-            stop=lambda: signals.received is not None,
-            saving=saver,
-        )
+        result = self.take(step, limits, lambda: signals.received is not None, saver)
         if not result.writing:
             saver.settle()
         self.progress = step.after(result.tokens)
         seconds = time.perf_counter() - began
+        self.stragglers.add(self.waited_for_rows, seconds)
+        for line in [*self.session.model.take_notes(), *self.stragglers.check(step.number)]:
+            report.note(line)
         report.step(step, self.progress, phase, result, seconds, limits)
         self.guard.take(step.number, result)
         self._after_step(phase, result, seconds, report, saver)
@@ -231,73 +227,32 @@ class Trainer:
             saver.settle()
             raise endings.asked_for(self.folder.checkpoints, self.progress.step, signals.received)
 
-    def _after_step(self, phase: PhaseConfig, result: StepResult, seconds: float, report: Report, saver: Saver) -> None:
-        """Validate, evaluate and save where it is due. Weights that a step could not use are never saved."""
-        step, last = self.progress.step, self._next() is None
-        broken = result.skipped and not result.spike
-        self.skipped_in_row = self.skipped_in_row + 1 if broken else 0
-        if broken and (last or self.skipped_in_row >= self.config.optim.max_skipped):
-            raise self._not_finite(saver, f"loss or gradient of the last {self.skipped_in_row} steps was not finite")
-        if not result.skipped and not last:
-            saver.remove_old()  # only now is it known that the weights that were saved last are good
-        if last or _is_due(step, self.config.log.valid_interval):
-            found = self._validate(phase, report)
-            if last and found is not None and not found.is_finite:
-                raise self._not_finite(saver, "the held-out loss of the last weights is not finite")
-        if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
-            left = self.plan.left_in_phase(self.progress, self.config.run.max_steps)
-            self.needles.after_step(self.session.model, phase, self.progress, left, seconds, report)
-        options = self.config.checkpoint
-        due = (last and options.save_final) or _is_due(step, options.interval)
-        due = due or (options.keep_phase_ends and self.plan.left_in_phase(self.progress) == 0)
-        if (due or result.stop) and not broken:
-            self._save(phase, saver, last or result.stop)
-            if last:
-                saver.remove_old()
-        elif _is_due(step, self.config.guard.copies_interval):
-            self._compare_copies(saver)
+    def take(
+        self,
+        step: RunStep,
+        limits: Limits = NO_LIMITS,
+        stop: Callable[[], bool] = lambda: False,
+        saving: WeightsInUse | None = None,
+    ) -> StepResult:
+        """Train one step and nothing else; `progress` is left to the caller. Collective.
 
-    def _compare_copies(self, saver: Saver) -> None:
-        """End the run if a rank's copy of a parameter is not the others'.
-
-        Raises:
-            RunStopped: naming the ranks, and a parameter.
+        Args:
+            step: that follows `progress`.
+            limits: largest loss and norm of a step that is taken.
+            stop: whether this rank wants the run to stop.
+            saving: what reads the weights meanwhile.
         """
-        if odd := self.session.model.odd_copies():
-            saver.settle()  # what is being written was the same on all
-            raise endings.faulty_device(self.progress.step, odd)
-
-    def _save(self, phase: PhaseConfig, saver: Saver, last: bool) -> None:
-        self._compare_copies(saver)
-        if not self.session.model.weights_are_finite():
-            raise self._not_finite(saver, "the weights hold numbers that are not finite")
-        marks: dict[str, Any] = {PHASE_END: self.plan.left_in_phase(self.progress) == 0}
-        if self.guard.is_on:
-            marks[GUARD] = self.guard.state()
-        if self.plan.left_out:
-            marks[ENTRY] = as_records(self.plan.left_out)
-        if self.validated is not None and self.validated[0] == self.progress.step:
-            marks[VALID_LOSS] = self.validated[1]
-        saver.save(self.session, self.progress, phase.rope_base, marks, last)
-
-    def _not_finite(self, saver: Saver, what: str) -> RunStopped:
-        saver.settle()  # what is being written is of an earlier step, whose weights were finite
-        return endings.not_finite(self.folder.checkpoints, self.progress.step, what)
-
-    def _validate(self, phase: PhaseConfig, report: Report) -> Validation | None:
-        stream = self.inputs.valid_stream(phase.seq_len)
-        if stream is None:
-            return None
-        rows, dp = min(self.config.data.valid_rows, stream.rows_per_epoch()), self.session.context.dp_size
-        # Every rank runs as many; surplus is not counted.
-        mine = range(self.session.context.dp_rank, -(-rows // dp) * dp, dp)
-        numbers = [[min(row, rows - 1)] for row in mine]
-        batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
-        found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
-        report.validation(self.progress, found)
-        self.validated = (self.progress.step, found.loss) if found.is_finite else None
-        return found
-
-
-def _is_due(step: int, interval: int) -> bool:
-    return interval > 0 and step % interval == 0
+        began = time.perf_counter()
+        batches = self.session.batches.read(step)
+        self.waited_for_rows = time.perf_counter() - began
+        return train_step(
+            self.session.model,
+            self.session.optimizer,
+            batches,
+            step.lr,
+            self.plan.phases[step.phase_index].phase.rope_base,
+            clip_grad=self.config.optim.clip_grad,
+            limits=limits,
+            stop=stop,
+            saving=saving,
+        )

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError, RunStopped
-from mmtrain.train import session
+from mmtrain.health.stragglers import Stragglers
+from mmtrain.train import between_steps, session
 from mmtrain.train import trainer as module
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.evaluate import Validation
@@ -38,11 +40,11 @@ class Loop(Trainer):
     def __init__(self, options: PretrainConfig) -> None:
         self.config, self.plan = options, RunPlan(scaled_phases(options.stage), 1, 1)
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
-        self.guard = SpikeGuard(options.guard)
+        self.guard, self.stragglers = SpikeGuard(options.guard), Stragglers(0, torch.device("cpu"), torch.float32)
         self.finite, self.held_out, self.needles, self.validated = True, 1.0, None, None
         self.marks: list[dict[str, Any]] = []
         model, batches = (
-            SimpleNamespace(weights_are_finite=lambda: self.finite, odd_copies=lambda: []),
+            SimpleNamespace(weights_are_finite=lambda: self.finite, odd_copies=lambda: [], take_notes=lambda: []),
             SimpleNamespace(read=lambda step: []),
         )
         self.session = SimpleNamespace(model=model, optimizer=None, batches=batches, laid=None)
@@ -200,7 +202,7 @@ def test_ranks_validate_the_rows_in_turn_and_surplus_ones_do_not_count(
         assert rope_base == 1e6
         return Validation(1.0, 1.0)
 
-    monkeypatch.setattr(module, "evaluate", look)
+    monkeypatch.setattr(between_steps, "evaluate", look)
     stream = Stream(0)
     stream.rows_per_epoch = lambda: 100
     for rank in range(2):

@@ -1,0 +1,112 @@
+"""Ranks that are slower than the others, named: all wait for the slowest, so that step times do not say which it is.
+
+Each rank measures two things that no other rank delays: a product of its device, and the time that it waits for rows. A
+device that is throttled or shared shows in the first, slow storage of a host in the second.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+SLOW_PRODUCT = 1.2
+"""Times the others' median from which on a device is slow. Ours: GPUs of one host differ by some percent."""
+SLOW_READING = 0.05
+"""Share of a step that a rank may wait for rows longer than others do. Ours."""
+IN_A_ROW = 2
+"""Checks in a row after which a rank is named: one alone may have met something else that ran."""
+
+
+class Pace(NamedTuple):
+    """Seconds of a rank.
+
+    Attributes:
+        product: of a product on its device.
+        reading: of waiting for the rows of a step, in the mean since the last check.
+        step: of a step, likewise.
+    """
+
+    product: float
+    reading: float
+    step: float
+
+
+class Stragglers:
+    """Checks of all ranks' pace; collective.
+
+    Args:
+        interval: steps between them; 0 checks never.
+        device: of this rank.
+        dtype: of its products.
+    """
+
+    def __init__(self, interval: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._interval, self._device, self._dtype = interval, device, dtype
+        self._reading: list[float] = []
+        self._steps: list[float] = []
+        self._slow_for: dict[tuple[int, str], int] = {}
+
+    def add(self, reading: float, step: float) -> None:
+        """Take in a step: seconds that it waited for its rows, and in all."""
+        self._reading.append(reading)
+        self._steps.append(step)
+
+    def check(self, step: int) -> list[str]:
+        """Compare all ranks, if the step is one to do so after; returns a line on each that is slow, on all ranks."""
+        if self._interval == 0 or step % self._interval or dist.get_world_size() == 1 or not self._steps:
+            return []
+        mine = Pace(
+            product_seconds(self._device, self._dtype), statistics.mean(self._reading), statistics.mean(self._steps)
+        )
+        self._reading, self._steps = [], []
+        everyone: list[tuple[Pace, str] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (mine, socket.gethostname()))
+        paces, hosts = zip(*(one for one in everyone if one is not None), strict=True)
+        found = slow_ranks(paces)
+        self._slow_for = {key: self._slow_for.get(key, 0) + 1 for key in found}
+        return [f"rank {rank} ({hosts[rank]}) is slow, and all wait for it: {found[rank, what]}"
+                for (rank, what), checks in self._slow_for.items() if checks == IN_A_ROW]  # fmt: skip
+
+
+def slow_ranks(paces: Sequence[Pace]) -> dict[tuple[int, str], str]:
+    """Ranks whose device or whose rows take longer than the others', each with what was measured.
+
+    Args:
+        paces: of all ranks, in their order.
+    """
+    found = {}
+    for rank, pace in enumerate(paces):
+        others = [other for number, other in enumerate(paces) if number != rank]
+        product, reading = (statistics.median(each) for each in zip(*(one[:2] for one in others), strict=True))
+        if pace.product > SLOW_PRODUCT * product:
+            found[rank, "device"] = (
+                f"a product takes its device {pace.product * 1e3:.1f} ms, the others' {product * 1e3:.1f} (median)"
+            )
+        if pace.reading - reading > SLOW_READING * pace.step:
+            found[rank, "rows"] = (
+                f"it waits {pace.reading:.2f} s a step for its rows, the others {reading:.2f} (median), "
+                f"in steps of {pace.step:.2f} s"
+            )
+    return found
+
+
+def product_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of a product on a device, the best of six: what runs beside one of them is not the device's pace."""
+    size = 4096 if device.type == "cuda" else 384
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    best = float("inf")
+    for _ in range(6):  # the first finds caches and clocks cold
+        began = time.perf_counter()
+        product = a
+        for _ in range(4):
+            product = a @ product
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return best
