@@ -19,6 +19,8 @@ SLOW_PRODUCT = 1.2
 """Times the others' median from which on a device is slow. Ours: GPUs of one host differ by some percent."""
 SLOW_READING = 0.05
 """Share of a step that a rank may wait for rows longer than others do. Ours."""
+LEAST_READING = 0.02
+"""Seconds likewise, whatever the step takes."""
 IN_A_ROW = 2
 """Checks in a row after which a rank is named: one alone may have met something else that ran."""
 
@@ -88,7 +90,7 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[tuple[int, str], str]:
             found[rank, "device"] = (
                 f"a product takes its device {pace.product * 1e3:.1f} ms, the others' {product * 1e3:.1f} (median)"
             )
-        if pace.reading - reading > SLOW_READING * pace.step:
+        if pace.reading - reading > max(SLOW_READING * pace.step, LEAST_READING):
             found[rank, "rows"] = (
                 f"it waits {pace.reading:.2f} s a step for its rows, the others {reading:.2f} (median), "
                 f"in steps of {pace.step:.2f} s"

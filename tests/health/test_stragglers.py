@@ -32,6 +32,7 @@ def test_slow_rows_are_named_from_a_share_of_the_step_on() -> None:
     text = "it waits 0.25 s a step for its rows, the others 0.00 (median), in steps of 1.00 s"
     assert found == {(2, "rows"): text}
     assert slow_ranks([pace._replace(step=10.0) for pace in changed(2, reading=0.25)]) == {}
+    assert slow_ranks([pace._replace(step=0.01) for pace in changed(2, reading=0.02)]) == {}
 
 
 def test_of_two_ranks_the_slower_is_named() -> None:
