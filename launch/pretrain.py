@@ -7,11 +7,10 @@ Plain `python launch/pretrain.py` runs one process. Options are Hydra's: see con
 from __future__ import annotations
 
 import faulthandler
-import sys
 from pathlib import Path
 
 from mmtrain.config import PretrainConfig
-from mmtrain.config.cli import hydra_entry
+from mmtrain.config.cli import hydra_entry, note
 from mmtrain.config.process_env import read_processes
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -22,7 +21,6 @@ def pretrain(config: PretrainConfig) -> None:
     from mmtrain.health.watchdog import Watchdog
     from mmtrain.output import say
     from mmtrain.parallel import mesh
-    from mmtrain.train.device import keep_freed_memory
     from mmtrain.train.plan_table import plan_lines
     from mmtrain.train.prepared_run import plan_launch, prepare_run
     from mmtrain.train.trainer import Trainer
@@ -32,15 +30,10 @@ def pretrain(config: PretrainConfig) -> None:
         if read_processes().rank == 0:
             say("\n".join(plan_lines(planned)))
         return
-    run = prepare_run(planned, _note)
-    device = mesh.pick_device(config.cluster)
-    if device.type == "cpu":
-        keep_freed_memory()
-    processes = mesh.join(config.cluster)
-    planned.check_same_on_all(processes)
-    context = processes.lay_out(run.first_layout(processes))
+    run = prepare_run(planned, note)
+    context = run.join()
     try:
-        with Watchdog(config.cluster.timeout_minutes, run.folder.path / "stacks") as watchdog, run.folder.locked(_note):
+        with Watchdog(config.cluster.timeout_minutes, run.folder.path / "stacks") as watchdog, run.folder.locked(note):
             start = run.verified_start()  # now that no other launch changes the folder
             with planned.memory.told():
                 trainer = Trainer(planned.config, context, planned.plan, run.inputs, run.folder, start, run.needles,
@@ -49,12 +42,6 @@ def pretrain(config: PretrainConfig) -> None:
                     say(line)
     finally:
         mesh.stop()
-
-
-def _note(line: str) -> None:
-    """Print a line on stderr, on the main process."""
-    if read_processes().rank == 0:
-        print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -18,8 +18,7 @@ from pathlib import Path
 
 from mmtrain.command_line import Parser
 from mmtrain.config import PretrainConfig
-from mmtrain.config.cli import hydra_entry
-from mmtrain.config.process_env import read_processes
+from mmtrain.config.cli import hydra_entry, note
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -36,12 +35,6 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     return parser.parse_known_args(argv)
 
 
-def _note(line: str) -> None:
-    """Print a line on stderr, on the main process."""
-    if read_processes().rank == 0:
-        print(f"note: {line}", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     """Profile with the options of the command line; exit codes: see :func:`~mmtrain.config.cli.hydra_entry`."""
     faulthandler.enable()  # a crash within a library says where, on every rank
@@ -52,7 +45,7 @@ def main() -> None:
         from mmtrain.runs.profile_step import profile_step
         from mmtrain.runs.step_profiler import ProfileOptions
 
-        profile_step(config, ProfileOptions(options.steps, options.warmup, options.out, options.memory), _note)
+        profile_step(config, ProfileOptions(options.steps, options.warmup, options.out, options.memory), note)
 
     hydra_entry(profile, CONFIGS)
 

@@ -19,7 +19,7 @@ from mmtrain.config import PretrainConfig, load_config
 from mmtrain.config.diagnose import check_flags, check_name, diagnose
 from mmtrain.config.essentials import check_essentials
 from mmtrain.config.overrides import Given, read_overrides, with_text
-from mmtrain.config.process_env import Processes, join_launcher
+from mmtrain.config.process_env import Processes, join_launcher, read_processes
 from mmtrain.config.telling import leave_for_torchrun, tell
 from mmtrain.errors import ConfigError, OutOfDeviceMemory, RankLost, RunStopped, is_user_error
 from mmtrain.output import say
@@ -67,6 +67,12 @@ def hydra_entry(run: Callable[[PretrainConfig], None], config_dir: Path, config_
         tell(_one_line(error), processes is not None, processes)
         sys.exit(2)
     _run_hydra(run, given, flags, config_dir, config_name, processes)
+
+
+def note(line: str) -> None:
+    """Print a line about what takes its time on stderr, on the main process."""
+    if read_processes().rank == 0:
+        print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def _run_hydra(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import socket
 import statistics
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from mmtrain.health.product_time import product_seconds
 
 SLOW_PRODUCT = 1.2
 """Times the others' median from which on a device is slow. Ours: GPUs of one host differ by some percent."""
@@ -21,6 +22,8 @@ SLOW_READING = 0.05
 """Share of a step that a rank may wait for rows longer than others do. Ours."""
 LEAST_READING = 0.02
 """Seconds likewise, whatever the step takes."""
+PRODUCT = {"cuda": 4096, "cpu": 384}
+"""Rows and columns of the matrices that are multiplied: a millisecond's work or less."""
 IN_A_ROW = 2
 """Checks in a row after which a rank is named: one alone may have met something else that ran."""
 
@@ -64,7 +67,9 @@ class Stragglers:
         if self._interval == 0 or step % self._interval or dist.get_world_size() == 1 or not self._steps:
             return []
         mine = Pace(
-            product_seconds(self._device, self._dtype), statistics.mean(self._reading), statistics.mean(self._steps)
+            product_seconds(self._device, self._dtype, PRODUCT[self._device.type]),
+            statistics.mean(self._reading),
+            statistics.mean(self._steps),
         )
         self._reading, self._steps = [], []
         everyone: list[tuple[Pace, str] | None] = [None] * dist.get_world_size()
@@ -96,19 +101,3 @@ def slow_ranks(paces: Sequence[Pace]) -> dict[tuple[int, str], str]:
                 f"in steps of {pace.step:.2f} s"
             )
     return found
-
-
-def product_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Seconds of a product on a device, the best of six: what runs beside one of them is not the device's pace."""
-    size = 4096 if device.type == "cuda" else 384
-    a = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(6):  # the first finds caches and clocks cold
-        began = time.perf_counter()
-        product = a
-        for _ in range(4):
-            product = a @ product
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return best

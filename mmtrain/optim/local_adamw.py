@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from mmtrain.parallel.dtensor_params import local_tensor
 
 
 class LocalAdamW(torch.optim.AdamW):
@@ -31,10 +32,10 @@ class LocalAdamW(torch.optim.AdamW):
             steps = [state["step"] for state in states]
             torch._foreach_add_(steps, 1)
             torch._fused_adamw_(
-                [_local(p) for p in here],
-                [_local(p.grad) for p in here],
-                [_local(state["exp_avg"]) for state in states],
-                [_local(state["exp_avg_sq"]) for state in states],
+                [local_tensor(p) for p in here],
+                [local_tensor(p.grad) for p in here],
+                [local_tensor(state["exp_avg"]) for state in states],
+                [local_tensor(state["exp_avg_sq"]) for state in states],
                 [],
                 steps,
                 lr=group["lr"],
@@ -57,8 +58,3 @@ class LocalAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         return state
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

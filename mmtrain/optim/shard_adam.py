@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from mmtrain.optim.host_kernel import load_host_adam
+from mmtrain.parallel.dtensor_params import local_tensor
 
 
 class ShardAdam(torch.optim.Optimizer):
@@ -32,7 +32,7 @@ class ShardAdam(torch.optim.Optimizer):
         make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
     ) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self._local = {p: nn.Parameter(_local(p)) for group in self.param_groups for p in group["params"]}
+        self._local = {p: nn.Parameter(local_tensor(p)) for group in self.param_groups for p in group["params"]}
         self._inner = make(
             [{**group, "params": [self._local[p] for p in group["params"]]} for group in self.param_groups]
         )
@@ -66,12 +66,12 @@ class ShardAdam(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         local = self._local[parameter]
-        local.grad = _local(parameter.grad)
+        local.grad = local_tensor(parameter.grad)
         done = int(state["step"])
         self._inner.state[local] = {
             "step": done,
-            "exp_avg": _local(state["exp_avg"]),
-            "exp_avg_sq": _local(state["exp_avg_sq"]),
+            "exp_avg": local_tensor(state["exp_avg"]),
+            "exp_avg_sq": local_tensor(state["exp_avg_sq"]),
         }
         return done
 
@@ -90,8 +90,3 @@ def fused_adam(groups: list[dict[str, Any]], betas: tuple[float, float], eps: fl
     from apex.optimizers import FusedAdam
 
     return ShardAdam(groups, betas, eps, lambda inner: FusedAdam(inner, lr=0.0, betas=betas, eps=eps, adam_w_mode=True))
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part of a tensor, sharing its memory."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mmtrain.model.packed_seq import to_device
+from mmtrain.parallel.dtensor_params import local_tensor
 
 
 def by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -71,7 +72,7 @@ def _squares(gradients: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
 @torch.no_grad()
 def all_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether no parameter of any rank is infinite or not a number. Collective; waits for the device."""
-    local = [p.to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]
+    local = [local_tensor(parameter) for parameter in parameters]
     bad = torch.zeros((), dtype=torch.int64, device=local[0].device)
     if here := [part for part in local if part.numel()]:
         largest = torch.stack(torch._foreach_norm(here, math.inf))  # of magnitudes: NaN where any element is

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import time
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from mmdata.rows.loader import PackedBatch
 from mmtrain.config import ModelConfig
 from mmtrain.log.kernel_times import PRODUCTS
 from mmtrain.model.flops import step_flops
 from mmtrain.model.mixers.registry import MIXERS
+from mmtrain.parallel.dtensor_params import local_tensor
 from mmtrain.parallel.layout import Layout
 from mmtrain.train.batches import BatchReader
 from mmtrain.train.curriculum import RunStep
@@ -28,23 +27,20 @@ from mmtrain.train.step import model_inputs
 GIB = 2**30
 
 
-class TimedReader:
-    """Reader of a run's rows that knows how long it was waited for.
+class KeepingReader:
+    """Reader of a run's rows that keeps those of the last step.
 
     Attributes:
-        seconds: that the last step waited.
         batches: micro-batches that the last step got.
     """
 
     def __init__(self, reader: BatchReader) -> None:
         self._reader = reader
-        self.seconds, self.batches = 0.0, list[PackedBatch]()
+        self.batches: list[PackedBatch] = []
 
     def read(self, step: RunStep) -> list[PackedBatch]:
         """Return this rank's micro-batches of a step."""
-        began = time.perf_counter()
         self.batches = self._reader.read(step)
-        self.seconds = time.perf_counter() - began
         return self.batches
 
     def close(self) -> None:
@@ -100,7 +96,7 @@ class HeldMemory:
         self._hook.remove()
 
     def gib(self) -> dict[str, float]:
-        """Return GiB by kind; on a GPU the rest of the peak, and the peak as torch gave it out and reserved it."""
+        """Return GiB by kind; on a GPU the rest of the peak, the peak, graphs included, and what torch reserved."""
         device, optimizer = self._session.context.device, self._session.optimizer
         states = (value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
         found = {
@@ -109,7 +105,7 @@ class HeldMemory:
             "optimizer": _bytes(states),
         }
         if device.type == "cuda":
-            peak, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+            peak, reserved = self._session.model.peak_bytes(), torch.cuda.max_memory_reserved(device)
             here = next(self._session.model.module.parameters()).device == device  # all three are on the host otherwise
             found["the rest"] = peak - (sum(found.values()) if here else 0)
             found |= {"peak allocated": peak, "peak reserved": reserved}
@@ -118,8 +114,7 @@ class HeldMemory:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of this rank's part of some tensors."""
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
+    return sum(local.numel() * local.element_size() for local in map(local_tensor, tensors))
 
 
 def versions(device: torch.device) -> dict[str, str]:

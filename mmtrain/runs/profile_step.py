@@ -21,7 +21,6 @@ from mmtrain.log.profile_report import ProfileReport, report_lines
 from mmtrain.output import say
 from mmtrain.parallel import mesh
 from mmtrain.runs.step_profiler import TIMED, ProfileOptions, StepProfiler
-from mmtrain.train.device import keep_freed_memory
 from mmtrain.train.prepared_run import PreparedRun, plan_launch, prepare_run
 from mmtrain.train.resume import start_position
 from mmtrain.train.trainer import Trainer
@@ -42,12 +41,7 @@ def profile_step(config: PretrainConfig, options: ProfileOptions, note: Callable
     planned = plan_launch(_quiet(config))
     run = prepare_run(planned, note)
     _check_steps(run, options)
-    device = mesh.pick_device(config.cluster)
-    if device.type == "cpu":
-        keep_freed_memory()
-    processes = mesh.join(config.cluster)
-    planned.check_same_on_all(processes)
-    context = processes.lay_out(run.first_layout(processes))
+    context = run.join()
     out = options.out or Path("profiles") / config.run.name
     try:
         on_main(lambda: _make(out))

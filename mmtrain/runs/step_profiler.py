@@ -21,7 +21,7 @@ from mmtrain.log.operator_times import operator_times
 from mmtrain.log.profile_report import ProfileReport, RankRow, gap_rows, kind_rows
 from mmtrain.log.timeline import draw_timeline
 from mmtrain.parallel import mesh
-from mmtrain.runs.profile_figures import HeldMemory, TimedReader, document_lengths, operations, versions
+from mmtrain.runs.profile_figures import HeldMemory, KeepingReader, document_lengths, operations, versions
 from mmtrain.train.device import peak_rate, product_rate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import run_lines
@@ -77,7 +77,7 @@ class StepProfiler:
     def __init__(self, trainer: Trainer, options: ProfileOptions, out: Path, watchdog: Watchdog) -> None:
         self._trainer, self._options, self._out, self._watchdog = trainer, options, out, watchdog
         self._context, self._device = trainer.session.context, trainer.session.context.device
-        self._reader = trainer.session.batches = TimedReader(trainer.session.batches)
+        self._reader = trainer.session.batches = KeepingReader(trainer.session.batches)
         self._seconds: list[float] = []
         self._waits: list[float] = []
         self._watched: list[tuple[list[PackedBatch], StepResult]] = []
@@ -115,7 +115,7 @@ class StepProfiler:
         began = time.perf_counter()
         result = self._step()  # reading its figures waits for the device
         self._seconds.append(time.perf_counter() - began)
-        self._waits.append(self._reader.seconds)
+        self._waits.append(self._trainer.waited_for_rows)
         return result
 
     def _watched_step(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import time
 
 import torch
 
+from mmtrain.health.product_time import product_seconds
 from mmtrain.model.flops import peak_flops
 
 
@@ -70,10 +70,4 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large product of random numbers, measured now; a GPU's clock follows what it multiplies."""
     size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(20):  # the best of many: other processes of the run measure at the same time
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+    return 2.0 * size**3 / product_seconds(device, dtype, size, repeats=20)

@@ -15,7 +15,8 @@ from mmtrain.log.wandb_tracker import wandb_mode
 from mmtrain.optim.optimizer import check_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import Layout
-from mmtrain.parallel.mesh import World
+from mmtrain.parallel.mesh import ParallelContext, World
+from mmtrain.train.device import keep_freed_memory
 from mmtrain.train.epochs import tokens_by_phase
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.plan_run import PlannedRun, plan_run
@@ -61,6 +62,19 @@ class PreparedRun:
         """
         phase = int(world.of_main("first phase", str(self.first_phase)))
         return self.planned.layouts[phase].layout
+
+    def join(self) -> ParallelContext:
+        """Join the other processes, in the layout that the main process begins with. Collective.
+
+        Raises:
+            ConfigError: another process has other options.
+        """
+        cluster = self.planned.config.cluster
+        if mesh.pick_device(cluster).type == "cpu":
+            keep_freed_memory()
+        world = mesh.join(cluster)
+        self.planned.check_same_on_all(world)
+        return world.lay_out(self.first_layout(world))
 
     def verified_start(self) -> Start:
         """Choose again what the run begins with, its bytes read, and add the lines for the header. Collective.

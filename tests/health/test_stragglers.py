@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmtrain.health.stragglers import Pace, product_seconds, slow_ranks
+from mmtrain.health.product_time import product_seconds
+from mmtrain.health.stragglers import Pace, slow_ranks
 
 EVEN = [Pace(0.01, 0.001, 1.0)] * 4
 
@@ -40,4 +41,4 @@ def test_of_two_ranks_the_slower_is_named() -> None:
 
 
 def test_a_product_takes_some_time() -> None:
-    assert 0 < product_seconds(torch.device("cpu"), torch.float32) < 10
+    assert 0 < product_seconds(torch.device("cpu"), torch.float32, 64) < 10
