@@ -130,7 +130,8 @@ class _Rank:
         else:
             held["gathered"] = work.compute_bytes * whole
             held["gradients"] = FP32 * (whole + self._all.sharded(work.layout))
-            held["communication"] += 2 * FP32 * min(BUCKET_ELEMENTS, whole) * (1 + 1 / ranks)
+            buffers = min(BUCKET_ELEMENTS, whole) * (1 if whole <= BUCKET_ELEMENTS else 2)
+            held["communication"] += FP32 * buffers * (1 + 1 / ranks)
 
     def _beside_graphs(self) -> int:
         """Elements a token that graphs hold besides: the embeddings, and what lies around softmax attention.
