@@ -107,7 +107,8 @@ def gathered_after_micro_batches(parallel: ParallelConfig) -> list[bool]:
         set_micro_batch(model.module, parallel, last=row == 2)
         out = model.module(*model_inputs(batch(row), 1e4, context.device))
         (out.ce_sum + out.aux_loss).backward()
-        whole = {not isinstance(parameter, DTensor) for parameter in model.module.layers.parameters()}
+        mixers = [parameter for block in model.module.layers for parameter in block.mixer.parameters()]
+        whole = {not isinstance(parameter, DTensor) for parameter in mixers}
         assert len(whole) == 1
         found.append(whole.pop())
     mesh.stop()
