@@ -86,7 +86,7 @@ def model_config(case: Case) -> ModelConfig:
 
 
 def batches(case: Case, vocabulary: int, step: int, rank: int = 0) -> list[PackedBatch]:
-    """The micro-batches of a step on a rank, on the host; documents of every rank, and of `STEPS` steps, are its own."""
+    """The micro-batches of a step on a rank, on the host; each rank has rows of its own, and each of `STEPS` steps."""
     first = (rank * STEPS + step) * case.micro_batches
     return [batch(case, vocabulary, first + i) for i in range(case.micro_batches)]
 

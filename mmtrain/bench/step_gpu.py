@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument(
-        "--only", default=",".join(CASES), help="names of cases, with commas between them; may be empty"
+        "--only", default=",".join(CASES), help="cases with commas between them; may be empty"
     )
     parser.add_argument("--graphs", choices=("on", "off", "both"), default="on")
     parser.add_argument("--peers", default="", help=f"PEER:CASE with commas between them; peers: {', '.join(PEERS)}")

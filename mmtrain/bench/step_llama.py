@@ -39,8 +39,8 @@ class LlamaStep:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         self.settings = f"transformers Llama, SDPA, compiled{' with CUDA graphs' if job.graphs else ''}"
         mode = "reduce-overhead" if job.graphs else "default"
-        self.hidden = torch.compile(self.model.model, mode=mode, disable=not job.compiled)
-        self.loss = torch.compile(self._loss, mode=mode, disable=not job.compiled)
+        self.hidden = torch.compile(self.model.model, mode=mode)
+        self.loss = torch.compile(self._loss, mode=mode)
 
     def _loss(self, hidden_BTD: Tensor, labels_BT: Tensor) -> Tensor:
         return F.cross_entropy(self.model.lm_head(hidden_BTD).float().flatten(0, 1), labels_BT.flatten())

@@ -22,8 +22,8 @@ from mmtrain.config import ModelConfig
 
 SETTINGS = (
     "megatron-core GPTModel, local spec, attention by torch's SDPA (cuDNN, then flash), fused SwiGLU, bias-dropout and "
-    "cross-entropy, bf16 parameters, its DDP and distributed optimizer with fp32 gradients and main parameters, torch's "
-    "fused AdamW"
+    "cross-entropy, bf16 parameters, its DDP and distributed optimizer with fp32 gradients and main parameters, "
+    "torch's fused AdamW"
 )
 EXPERT_SETTINGS = ", experts one after the other (no grouped GEMM without Transformer Engine), all-to-all dispatcher, "
 

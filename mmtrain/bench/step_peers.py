@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,7 +38,7 @@ class PeerJob:
         device: to train on.
         graphs: record CUDA graphs, where the peer can.
         experts_apart: share the experts out to all GPUs (EP), where the peer can; else each GPU has all.
-        compiled: call torch.compile, where the peer does well with and without.
+        compiled: call torch.compile, where the peer does without it too.
     """
 
     config: ModelConfig
@@ -45,7 +46,7 @@ class PeerJob:
     device: torch.device
     graphs: bool = False
     experts_apart: bool = False
-    compiled: bool = True
+    compiled: bool = False
 
     @property
     def on_device(self) -> list[PackedBatch]:
@@ -94,7 +95,7 @@ class Peer(NamedTuple):
     experts: bool = False
     several: bool = True
     graphs: bool = False
-    options: dict[str, bool] = {}
+    options: Mapping[str, bool] = MappingProxyType({})
 
 
 PEERS = {
@@ -104,8 +105,8 @@ PEERS = {
         "step_megatron", "MegatronStep", ("megatron.core",), experts=True, graphs=True, options={"experts_apart": True}
     ),
     "fla": Peer("step_fla", "FlaStep", ("fla", "einops"), kinds="LS", packed=True),
-    "fla-eager": Peer(
-        "step_fla", "FlaStep", ("fla", "einops"), kinds="LS", packed=True, options={"compiled": False}
+    "fla-compiled": Peer(
+        "step_fla", "FlaStep", ("fla", "einops"), kinds="LS", packed=True, options={"compiled": True}
     ),
 }  # fmt: skip
 
