@@ -26,7 +26,9 @@ SETTINGS = (
     "SwiGLU, RotaryEmbedding, FusedLinearCrossEntropyLoss; softmax layers by torch's varlen_attn; "
 )
 ONE = "bf16 parameters and gradients, torch's fused AdamW over fp32 copies"
-SEVERAL = "FSDP2 of bf16 over fp32 parameters, gathered once a step, gradients reduced once in fp32, torch's fused AdamW"
+SEVERAL = (
+    "FSDP2 of bf16 over fp32 parameters, gathered once a step, gradients reduced once in fp32, torch's fused AdamW"
+)
 
 
 class Rows(NamedTuple):

@@ -114,9 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the cases asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
-    parser.add_argument(
-        "--only", default=",".join(CASES), help="cases with commas between them; may be empty"
-    )
+    parser.add_argument("--only", default=",".join(CASES), help="cases with commas between them; may be empty")
     parser.add_argument("--graphs", choices=("on", "off", "both"), default="on")
     parser.add_argument("--peers", default="", help=f"PEER:CASE with commas between them; peers: {', '.join(PEERS)}")
     parser.add_argument("--peer-graphs", action="store_true", help="llama and megatron with CUDA graphs too")

@@ -141,11 +141,18 @@ def _check(entry: str, peer: Peer, case: Case) -> None:
     if case.mean_document and not peer.packed:
         raise ConfigError("--peers", entry, "its rows are of one document", "give a case that ends in -one-document")
     for package in peer.packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ConfigError("--peers", entry, f"{package} cannot be imported ({error})",
-                              "install it, or leave this peer out") from None  # fmt: skip
+        if problem := missing(package):
+            raise ConfigError("--peers", entry, f"{package} cannot be imported ({problem})",
+                              "install it, or leave this peer out")  # fmt: skip
+
+
+def missing(package: str) -> str | None:
+    """Why a package cannot be imported; None if it can."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def build(name: str, job: PeerJob) -> PeerStep:
