@@ -22,13 +22,11 @@ from mmtrain.config import ModelConfig
 from mmtrain.model.mixers.lightning import decay_slopes
 
 SETTINGS = (
-    "FLA {version}: chunk_simple_gla with our slopes, FusedRMSNormGated, RMSNorm with fused residual, GatedMLP with fused "
-    "SwiGLU, RotaryEmbedding, FusedLinearCrossEntropyLoss; softmax layers by torch's varlen_attn; "
+    "FLA {version}: chunk_simple_gla with our slopes, FusedRMSNormGated, RMSNorm with fused residual, GatedMLP with "
+    "fused SwiGLU, RotaryEmbedding, FusedLinearCrossEntropyLoss; softmax layers by torch's varlen_attn; "
 )
 ONE = "bf16 parameters and gradients, torch's fused AdamW over fp32 copies"
-SEVERAL = (
-    "FSDP2 of bf16 over fp32 parameters, gathered once a step, gradients reduced once in fp32, torch's fused AdamW"
-)
+SEVERAL = "FSDP2 of bf16 over fp32 parameters, gathered and reduced (fp32) once a step, torch's fused AdamW"
 
 
 class Rows(NamedTuple):
@@ -78,7 +76,7 @@ class Lightning(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Grouped-query attention with FLA's partial RoPE and torch's packed flash attention (FLA's own wants flash-attn)."""
+    """Grouped-query attention with FLA's RoPE and torch's packed flash attention (FLA's layer wants flash-attn)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         from fla.modules import RotaryEmbedding

@@ -118,7 +118,7 @@ def parse_peers(given: str) -> list[tuple[str, str]]:
         ConfigError: an unknown peer or case, a case that the peer cannot train, or a package that is not installed.
     """
     found = []
-    for entry in filter(None, given.split(",")):
+    for entry in filter(None, map(str.strip, given.split(","))):
         peer, _, case = entry.rpartition(":")
         peer = peer or "llama"
         if peer not in PEERS:

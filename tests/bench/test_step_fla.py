@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ pytest.importorskip("fla", reason="flash-linear-attention is not installed")
 def reference(q: Tensor, k: Tensor, v: Tensor, gamma_H: Tensor, bounds: Tensor) -> Tensor:
     """Decayed linear attention within documents, [1, T, H, K]."""
     found, offsets = [], bounds.tolist()
-    for begin, end in zip(offsets, offsets[1:], strict=False):
+    for begin, end in pairwise(offsets):
         q_HTK, k_HTK, v_HTK = (x[0, begin:end].transpose(0, 1).float() for x in (q, k, v))
         distance_TS = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
         decay_HTS = torch.exp(gamma_H[:, None, None] * distance_TS.clamp(min=0)) * (distance_TS >= 0)

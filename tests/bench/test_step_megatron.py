@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -79,7 +80,8 @@ def as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def renamed(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
     """Our weights under megatron-core's names; a group's query rows stand before its key and value rows."""
     ours, groups = model.state_dict(), config.num_kv_heads
-    found = {"embedding.word_embeddings.weight": ours["embed_tokens.weight"], "output_layer.weight": ours["lm_head.weight"],
+    found = {"embedding.word_embeddings.weight": ours["embed_tokens.weight"],
+             "output_layer.weight": ours["lm_head.weight"],
              "decoder.final_layernorm.weight": ours["norm.weight"]}  # fmt: skip
     for layer in range(config.num_layers):
         here, there = f"layers.{layer}.", f"decoder.layers.{layer}."
@@ -124,6 +126,6 @@ def test_steps_train_the_whole_model(group: None, as_gpu: None, experts: tuple[s
     for part in step.optimizer.param_groups:
         part["lr"] = 1e-3
     losses = [step() for _ in range(4)]
-    assert all(later < before - 0.01 for before, later in zip(losses, losses[1:], strict=False)), losses
+    assert all(later < before - 0.01 for before, later in pairwise(losses)), losses
     assert ("EP1" in step.settings) == bool(experts)
     step.close()
