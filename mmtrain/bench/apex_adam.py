@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def check_source(folder: Path) -> None:
             )
 
 
-def build_kernels(folder: Path, scratch: Path) -> ModuleType:
+def build_kernels(folder: Path) -> ModuleType:
     """The extension `amp_C` with the kernels of Adam, built for this machine's GPU.
 
     Raises:
@@ -88,18 +89,18 @@ def build_kernels(folder: Path, scratch: Path) -> ModuleType:
         raise ConfigError(
             "CUDA_HOME", "(missing)", "there is no nvcc here", "install CUDA's compiler, or set CUDA_HOME"
         )
-    scratch.mkdir(parents=True, exist_ok=True)
-    frontend = scratch / "frontend.cpp"
-    frontend.write_text(FRONTEND)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "{}.{}".format(*torch.cuda.get_device_capability()))
-    sources = [str(frontend), str(folder / "csrc/multi_tensor_adam.cu")]
     headers: list[str] = []
     if not (Path(CUDA_HOME) / "include/cusparse.h").exists():  # which torch's headers include, and its packages have
         headers = [str(path) for path in Path(torch.__file__).parents[1].glob("nvidia/*/include")]
-    return load(
-        "amp_C", sources, extra_cuda_cflags=FLAGS, extra_include_paths=headers, build_directory=str(scratch),
-        with_cuda=True,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:  # what is loaded stays loaded
+        frontend = Path(scratch) / "frontend.cpp"
+        frontend.write_text(FRONTEND)
+        sources = [str(frontend), str((folder / "csrc/multi_tensor_adam.cu").resolve())]
+        return load(
+            "amp_C", sources, extra_cuda_cflags=FLAGS, extra_include_paths=headers, build_directory=scratch,
+            with_cuda=True,
+        )  # fmt: skip
 
 
 def load_fused_adam(folder: Path, kernels: ModuleType) -> type[torch.optim.Optimizer]:
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build, compare and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, required=True, help="folder with apex's source")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the figures, and of what is built")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument("--model", default="hybrid_410m", help="a preset, whose shapes are updated")
     given = parser.parse_args(arguments)
     check_source(given.source)
@@ -218,8 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("--source", given.source, "FusedAdam needs a GPU", "run this on one")
     config = compose(["stage=quickstart", f"model={given.model}", "data.path=none", "run.name=bench"], CONFIGS).model
     shapes = [parameter.shape for parameter in meta_model(config).parameters()]
+    given.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    kernels = build_kernels(given.source, given.out / "build")
+    kernels = build_kernels(given.source)
     built = time.perf_counter() - began
     found = measure(load_fused_adam(given.source, kernels), shapes, torch.device("cuda"))
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}

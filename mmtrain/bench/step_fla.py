@@ -9,6 +9,7 @@ Legend: T tokens of all rows, D model width, H heads, G key/value heads, K head 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -172,7 +173,7 @@ class FlaStep:
             for layer in self.model.layers:
                 layer.compile()
         if self.several:
-            _shard(self.model)
+            shard(self.model, self.model.layers)
             self.weights = list(self.model.parameters())
         else:
             self.weights = [nn.Parameter(p.detach().clone()) for p in self.model.parameters()]
@@ -190,6 +191,7 @@ class FlaStep:
                 last = number == len(self.rows) - 1
                 self.model.set_requires_gradient_sync(last)
                 self.model.set_is_last_backward(last)
+                self.model.set_reshard_after_backward(last)
             loss = self.model(*row)
             (loss / len(self.rows)).backward()
         parameters = list(self.model.parameters())
@@ -210,15 +212,15 @@ class FlaStep:
         """Nothing is held elsewhere."""
 
 
-def _shard(model: FlaModel) -> None:
+def shard(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Put a model under FSDP2, a group a layer; weights stay gathered in bf16 from the first forward of a step on."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": False}
-    for layer in model.layers:
+    for layer in layers:
         fully_shard(layer, **options)
     fully_shard(model, **options)
-    model.set_reshard_after_backward(False)
 
 
 def _inputs(row: PackedBatch, device: torch.device) -> tuple[Tensor, Tensor, Rows]:

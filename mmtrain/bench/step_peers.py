@@ -100,6 +100,7 @@ class Peer(NamedTuple):
 
 PEERS = {
     "llama": Peer("step_llama", "LlamaStep", ("transformers",), several=False, graphs=True),
+    "titan": Peer("step_titan", "TitanStep", ("torchtitan.models.llama3",)),
     "megatron": Peer("step_megatron", "MegatronStep", ("megatron.core",), experts=True, graphs=True),
     "megatron-ep": Peer(
         "step_megatron", "MegatronStep", ("megatron.core",), experts=True, graphs=True, options={"experts_apart": True}

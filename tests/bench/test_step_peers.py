@@ -11,6 +11,7 @@ from mmtrain.bench import step_peers
 from mmtrain.bench.step_cases import CASES, STEPS, batches, model_config
 from mmtrain.bench.step_peers import PEERS, PeerJob, build, parse_peers
 from mmtrain.errors import ConfigError
+from mmtrain.model.flops import count_parameters
 from tests.bench.shapes import tiny
 
 SOFTMAX = "410m-softmax-one-document"
@@ -33,7 +34,7 @@ def test_names(all_installed: None) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        (f"apex:{SOFTMAX}", "apex is none of llama, megatron"),
+        (f"apex:{SOFTMAX}", "apex is none of llama, titan, megatron"),
         ("fla:2b", "2b is no case"),
         ("megatron:1b", "no layers of kind L"),
         ("megatron:1b-softmax", "its rows are of one document"),
@@ -72,11 +73,13 @@ def test_ranks_and_steps_have_rows_of_their_own() -> None:
     assert len(seen) == 2 * STEPS * case.micro_batches
 
 
-def test_llama_trains() -> None:
-    pytest.importorskip("transformers")
-    config, rows = tiny("S")
+@pytest.mark.parametrize(("peer", "package"), [("llama", "transformers"), ("titan", "torchtitan.models.llama3")])
+def test_llama_trains(peer: str, package: str) -> None:
+    pytest.importorskip(package)
+    config, rows = tiny("S", "model.ffn_hidden_size=176")
     with torch.compiler.set_stance("force_eager"):
-        step = build("llama", PeerJob(config, rows, torch.device("cpu")))
+        step = build(peer, PeerJob(config, rows, torch.device("cpu")))
+        assert step.parameters == count_parameters(config).total
         for part in step.optimizer.param_groups:
             part["lr"] = 1e-3
         losses = [step() for _ in range(3)]
