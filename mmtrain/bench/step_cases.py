@@ -22,6 +22,8 @@ SIXTEEN = ("model.num_experts=16", *EXPERTS[1:], SOFTMAX_ONLY)
 SEVENTY = ("model.num_layers=12", "model.hidden_size=640", "model.num_heads=10", "model.head_dim=64",
            "model.rotary_dim=32", "model.ffn_hidden_size=1792", "model.num_experts=0", SOFTMAX_ONLY)  # fmt: skip
 
+RECOMPUTED = {"activation_checkpoint": "block"}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -67,14 +69,19 @@ CASES: dict[str, Case] = {
     "100m": Case("proxy_100m"),
     "70m-softmax": Case("proxy_100m", SEVENTY),
     "100m-4rows": Case("proxy_100m", rows=4, micro_batches=2),
-    "100m-16k-recompute": Case("proxy_100m", seq_len=16384, parallel={"activation_checkpoint": "block"}),
-    "410m-32k": Case("hybrid_410m", seq_len=2**15, micro_batches=1, parallel={"activation_checkpoint": "block"}),
-    "410m-128k": Case("hybrid_410m", seq_len=2**17, micro_batches=1, parallel={"activation_checkpoint": "block"}),
-    "410m-512k": Case("hybrid_410m", seq_len=2**19, micro_batches=1, parallel={"activation_checkpoint": "block"}),
+    "100m-16k-recompute": Case("proxy_100m", seq_len=16384, parallel=RECOMPUTED),
+    "410m-32k": Case("hybrid_410m", seq_len=2**15, micro_batches=1, parallel=RECOMPUTED),
+    "410m-128k": Case("hybrid_410m", seq_len=2**17, micro_batches=1, parallel=RECOMPUTED),
+    "410m-256k": Case("hybrid_410m", seq_len=2**18, micro_batches=1, parallel=RECOMPUTED),
+    "410m-512k": Case("hybrid_410m", seq_len=2**19, micro_batches=1, parallel=RECOMPUTED),
+    "410m-1m": Case("hybrid_410m", seq_len=2**20, micro_batches=1, parallel=RECOMPUTED),
+    "410m-softmax-recompute": Case("hybrid_410m", (SOFTMAX_ONLY,), parallel=RECOMPUTED),
+    "410m-softmax-32k": Case("hybrid_410m", (SOFTMAX_ONLY,), seq_len=2**15, micro_batches=1, parallel=RECOMPUTED),
+    "410m-softmax-256k": Case("hybrid_410m", (SOFTMAX_ONLY,), seq_len=2**18, micro_batches=1, parallel=RECOMPUTED),
     "7b-mixers": Case("hybrid_7b", ("model.num_layers=4", "model.layer_pattern=L", "model.ffn_hidden_size=512",
                                     "model.vocab_size=4096"), seq_len=2**16, micro_batches=1,
-                      parallel={"activation_checkpoint": "block"}),
-    "410m-recompute": Case("hybrid_410m", parallel={"activation_checkpoint": "block"}),
+                      parallel=RECOMPUTED),
+    "410m-recompute": Case("hybrid_410m", parallel=RECOMPUTED),
 }
 # fmt: on
 
