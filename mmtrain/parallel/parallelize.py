@@ -75,7 +75,8 @@ def apply_parallel(
             weights = ShardedWeights(model, config)
         recorded = context.device.type == "cuda" and records_graphs(layout, config, host_parameters)
         most = None if config.cuda_graphs is True else MOST_GRAPH_TOKENS
-        schedule = SingleStage(model, weights, RecordedModel(model, most) if recorded else PlainModel(model))
+        run = RecordedModel(model, most, compute_dtype) if recorded else PlainModel(model)
+        schedule = SingleStage(model, weights, run)
     return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
 
 

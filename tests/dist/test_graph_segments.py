@@ -97,6 +97,14 @@ def test_longer_micro_batches_than_auto_records_run_plain() -> None:
     assert not RecordedModel(build_model(DENSE))._problem(micro_batch([64]))
 
 
+def test_experts_in_float32_run_plain() -> None:
+    """Their products ask the device how many rows each has, which a graph cannot."""
+    experts, given = build_model(MODELS["experts"]), micro_batch([64])
+    assert "not in bfloat16" in RecordedModel(experts, dtype=torch.float32)._problem(given)
+    assert not RecordedModel(experts)._problem(given)
+    assert not RecordedModel(build_model(DENSE), dtype=torch.float32)._problem(given)
+
+
 def test_documents_that_a_row_has_not_got_are_empty() -> None:
     memory = _memory_like(SegmentInputs.of(micro_batch([64]), build_model(DENSE)))
     for lengths in ([2] * 32, [64], [10, 54]):

@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from mmtrain.parallel import mesh
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.step import train_step
-from tests.dist.pool import Pool
+from tests.dist.pool import free_port
 
 pytestmark = pytest.mark.gpu
 DENSE = ModelConfig("graphs", vocab_size=512, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64,
@@ -52,11 +53,16 @@ def sums_in_one_order(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def train(
-    context: ParallelContext, model: ModelConfig, steps: list[list[PackedBatch]], graphs: bool, **options: object
+    context: ParallelContext,
+    model: ModelConfig,
+    steps: list[list[PackedBatch]],
+    graphs: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    **options: object,
 ) -> tuple[list[tuple], dict[str, torch.Tensor], list[str]]:
     """Losses, norms and drops of steps, the weights after them, and what was told of micro-batches without graphs."""
     parallel = ParallelConfig(cuda_graphs=graphs, **options)
-    laid = apply_parallel(meta_model(model), context, parallel, torch.bfloat16)
+    laid = apply_parallel(meta_model(model), context, parallel, dtype)
     laid.initialise(0)
     optimizer = build_optimizer(laid.module, OptimConfig())
     found = []
@@ -130,22 +136,31 @@ def test_a_step_that_is_not_finite_is_seen(context: ParallelContext) -> None:
     laid.close()
 
 
-def as_rank(graphs: bool) -> tuple[list[tuple], dict[str, torch.Tensor], list[str]]:
-    """A rank's part of steps of data parallelism that gathers and reduces once a step."""
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+def test_float32(context: ParallelContext) -> None:
+    """Dense layers are recorded; experts' products wait for the host there, and say so once."""
+    dense = train(context, DENSE, rows(DOCUMENTS * 2), True, torch.float32)
+    assert not dense[2]
+    assert_same(dense, train(context, DENSE, rows(DOCUMENTS * 2), False, torch.float32))
+    experts = train(context, EXPERTS, rows(), True, torch.float32)
+    assert len(experts[2]) == 1 and "not in bfloat16" in experts[2][0]
+    assert_same(experts, train(context, EXPERTS, rows(), False, torch.float32))
+
+
+def as_rank(rank: int, port: int, out: str) -> None:
+    """A rank's part of steps of data parallelism that gathers and reduces once a step, with graphs and without."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), CUBLAS_WORKSPACE_CONFIG=":4096:8")  # fmt: skip
     context = mesh.start(ClusterConfig())
     torch.use_deterministic_algorithms(True)
-    steps = [step[context.rank : context.rank + 2] for step in rows(DOCUMENTS * 2)]  # of three micro-batches
-    losses, weights, notes = train(context, EXPERTS, steps, graphs, reshard_after_forward=False)
+    steps = [step[rank : rank + 2] for step in rows(DOCUMENTS * 2)]  # of three micro-batches
+    graphed, plain = (train(context, EXPERTS, steps, on, reshard_after_forward=False) for on in (True, False))
+    assert not graphed[2]
+    assert_same(graphed, plain)
+    Path(out, str(rank)).write_text(str(graphed[0]))
     mesh.stop()
-    return losses, {name: weight.cpu() for name, weight in weights.items()}, notes
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_each_of_several_gpus_records_its_own() -> None:
-    with Pool(2) as pool:
-        graphed, plain = pool.run(as_rank, True, world=2, timeout=200), pool.run(as_rank, False, world=2, timeout=200)
-    assert graphed[0][0] == graphed[1][0]  # losses of the global batch
-    for one, other in zip(graphed, plain, strict=True):
-        assert not one[2]
-        assert_same(one, other)
+def test_each_of_several_gpus_records_its_own(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(as_rank, (free_port(), str(tmp_path)), 2)
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()  # figures of the global batch

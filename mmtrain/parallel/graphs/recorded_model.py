@@ -44,10 +44,13 @@ class RecordedModel:
     Args:
         model: the whole model, in training mode, with the weights that micro-batches compute with.
         most_tokens: of a micro-batch that is recorded; None: any number.
+        dtype: of its products.
     """
 
-    def __init__(self, model: HybridLM, most_tokens: int | None = None) -> None:
+    def __init__(self, model: HybridLM, most_tokens: int | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
         self._model, self._segments, self._most_tokens = model, cut(model), most_tokens
+        # torch has grouped products in bfloat16 alone; else it asks the device for each expert's number of rows.
+        self._host_counts_rows = bool(model.config.num_experts) and dtype != torch.bfloat16
         self._tokens = 0
         self._recording: _Recording | None = None
         self._told: set[str] = set()
@@ -102,6 +105,8 @@ class RecordedModel:
         tokens = batch.tokens_T.shape[0]
         if self._most_tokens is not None and tokens > self._most_tokens:
             return f"cuda_graphs=auto records up to {self._most_tokens:,} tokens; kernels of {tokens:,} hide launches"
+        if self._host_counts_rows:
+            return "experts' products that are not in bfloat16 wait for the numbers of their rows"
         room = _room(tokens)
         if len(batch.packing.lengths) > room:
             return f"it has more documents than the {room} that a graph of its tokens has room for"
