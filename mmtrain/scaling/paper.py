@@ -71,9 +71,10 @@ def table1_parameters(architecture: str, layers: int, hidden: int, heads: int) -
 def table1_flops(architecture: str, layers: int, hidden: int, heads: int, batch: int, seq: int) -> float:
     """Return the operations of one training step by Table 1, forward and backward, in FLOP.
 
-    Two things differ from :func:`mmtrain.model.flops.step_flops`. Softmax attention counts masked pairs too, twice
-    ours. A lightning layer counts 36 d^2/h operations a token for its attention, three times the least it takes, which
-    is ours, as blocks do more. The term 20 l d a token is in neither the head nor the products: we have none like it.
+    It differs from :func:`mmtrain.model.flops.step_flops` in four things. Softmax attention counts masked pairs too,
+    twice ours. Lightning attention counts 36 d^2/h operations a token and layer, three times the least it takes, which
+    is ours, and nothing for its gate, which is 6 d^2 a token of ours. The head is left out. 20 l d operations a token
+    are counted beside the products; we count no such work.
 
     Args:
         architecture: `softmax`, `lightning` or `hybrid` (7:1).

@@ -44,6 +44,15 @@ def test_what_table_1_counts_otherwise(name, pattern):
     assert table1_flops(name, LAYERS, HIDDEN, HEADS, BATCH, SEQ) == pytest.approx(expected, rel=1e-9)
 
 
+def test_table_2_as_printed():
+    printed = """softmax 3.7087 -0.0798 1.82e+08 0.7118 2.56e+10 0.5102
+    lightning 3.5391 -0.0768 2.74e+08 0.647 4.43e+10 0.4684
+    hybrid 3.4797 -0.0763 2.57e+08 0.667 3.7e+10 0.4707"""
+    rows = {name: [row.loss, row.parameters, row.tokens] for name, row in TABLE_2.items()}
+    lines = [" ".join([name, *(f"{law.beta:.5g} {law.alpha:.4g}" for law in row)]) for name, row in rows.items()]
+    assert lines == [line.strip() for line in printed.splitlines()]
+
+
 def test_table_2_is_not_6_n_d():
     sizes = {name: (row.parameters, row.tokens) for name, row in TABLE_2.items()}
     share = {name: 6 * n.beta * d.beta / PFLOP_S_DAY for name, (n, d) in sizes.items()}

@@ -48,8 +48,11 @@ def test_files_and_summary(tmp_path):
 
 
 def test_held_out_size_and_prediction():
-    fit = one(surface_points(SIZES, COMPUTES, noise=0.001), target_flops=1e22)
+    points = surface_points(SIZES, COMPUTES, noise=0.001)
+    fit = one(points, target_flops=1e22)
     by_size, by_group = fit.held_out
+    without = one([p for p in points if p.activated < 1.6e9])
+    assert by_size.predicted == without.surface.at(1.6e9, by_size.flops / 6 / 1.6e9)
     assert by_size.parameters == 1.6e9 and abs(by_size.error) < 0.01
     assert by_size.measured == max((p for p in fit.ends if p.activated == 1.6e9), key=lambda p: p.flops).loss
     assert by_group.method == "L(C) of isoFLOP minima" and by_group.flops == pytest.approx(1e20)
