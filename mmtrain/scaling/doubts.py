@@ -9,7 +9,7 @@ from mmtrain.scaling.surface import SurfaceFit
 MAX_HALF_WIDTH = 0.5  # of an exponent's or a floor's interval, over its value
 MAX_LOSS_HALF_WIDTH = 0.05  # of a predicted loss: more than twice the compute is worth (2^-0.076 is 5%)
 MIN_BEND = 1e-3  # of ln C squared: 0.5% of the loss ten times beyond the data
-MIN_AGREEING = 0.05  # of the starts; fewer have come to the optimum by luck
+MIN_AGREEING = 0.1  # of the best starts; fewer have come to the optimum by luck
 
 
 def doubt_power(name: str, law: PowerFit, rising: bool) -> list[str]:
@@ -42,9 +42,8 @@ def doubt_surface(fit: SurfaceFit) -> list[str]:
     if floor.relative_half_width > MAX_HALF_WIDTH:
         found.append(f"the data do not support a value of {fit.law.constant} of {form}: {floor.text('.3g')}")
     if fit.agreeing < MIN_AGREEING:
-        found.append(
-            f"only {fit.agreeing:.0%} of {fit.starts} starts came to the optimum of {form}: it may not be the least"
-        )
+        share = f"{fit.agreeing:.0%} of the best eighth of {fit.starts} starts"
+        found.append(f"only {share} came to the optimum of {form}: it may not be the least")
     return found
 
 

@@ -82,7 +82,7 @@ def _surfaces(fit: ArchitectureFit) -> list[Block]:
             rows += [["N_opt exponent", _split_exponent(law).text()]] if law.law is CHINCHILLA else []
             blocks += [
                 f"{law.law.form}: residuals {law.scatter:.2%} (root mean square) over {len(law.residuals)} points; "
-                f"{law.agreeing:.0%} of {law.starts} starts came to this optimum.",
+                f"{law.agreeing:.0%} of the best eighth of {law.starts} starts came to this optimum.",
                 Table(["coefficient", "value"], rows),
             ]
     return blocks

@@ -52,7 +52,14 @@ def log_sum(terms_Kn_p: Array, theta_Sp: Array) -> tuple[Array, Array]:
     return top_Sn + np.log(total_Sn), np.einsum("skn,knp->snp", shares_SKn, terms_Kn_p, optimize=True)
 
 
-def solve(terms_Kn_p: Array, log_loss_n: Array, starts_Sp: Array, weights_Sn: Array, delta: float = DELTA) -> Solution:
+def solve(
+    terms_Kn_p: Array,
+    log_loss_n: Array,
+    starts_Sp: Array,
+    weights_Sn: Array,
+    delta: float = DELTA,
+    steps: int = STEPS,
+) -> Solution:
     """Minimise the sum over points of weight times Huber's loss of the residual of log loss, from every start.
 
     A sum, not a mean: the minimum is the same, but a library's tolerance on the objective is not (Besiroglu et al.
@@ -65,6 +72,7 @@ def solve(terms_Kn_p: Array, log_loss_n: Array, starts_Sp: Array, weights_Sn: Ar
         starts_Sp: first coefficients.
         weights_Sn: weight of each point for each start, 1 or how often a resample drew it; [1, n] for all.
         delta: where the loss turns linear.
+        steps: at most.
     """
     weights_Sn = np.broadcast_to(weights_Sn, (len(starts_Sp), len(log_loss_n)))
     parts = []
@@ -72,19 +80,19 @@ def solve(terms_Kn_p: Array, log_loss_n: Array, starts_Sp: Array, weights_Sn: Ar
         here = slice(first, first + CHUNK)
         theta_Sp, width = starts_Sp[here], max(delta, DELTA)
         while width > delta:
-            theta_Sp = _descend(terms_Kn_p, log_loss_n, theta_Sp, weights_Sn[here], width).theta_Sp
+            theta_Sp = _descend(terms_Kn_p, log_loss_n, theta_Sp, weights_Sn[here], width, steps).theta_Sp
             width = max(delta, width / 4)
-        parts.append(_descend(terms_Kn_p, log_loss_n, theta_Sp, weights_Sn[here], delta))
+        parts.append(_descend(terms_Kn_p, log_loss_n, theta_Sp, weights_Sn[here], delta, steps))
     return Solution(np.concatenate([part.theta_Sp for part in parts]), np.concatenate([p.objective_S for p in parts]))
 
 
-def _descend(terms: Array, log_loss_n: Array, theta_Sp: Array, weights_Sn: Array, delta: float) -> Solution:
+def _descend(terms: Array, log_loss_n: Array, theta_Sp: Array, weights_Sn: Array, delta: float, steps: int) -> Solution:
     """Step until no start gains: each has a damping of its own, and a step that gains nothing is not taken."""
     value_Sn, slope_Snp = log_sum(terms, theta_Sp)
     best_S = (weights_Sn * huber(value_Sn - log_loss_n, delta)).sum(axis=1)
     damping_S, active = np.full(len(theta_Sp), 1e-3), np.ones(len(theta_Sp), bool)
     theta_Sp = theta_Sp.copy()
-    for _ in range(STEPS):
+    for _ in range(steps):
         rows = np.flatnonzero(active)
         if not len(rows):
             break

@@ -18,6 +18,7 @@ from mmtrain.scaling.solve import DELTA, Array, log_sum, solve
 
 RESAMPLES = 400
 SPLITS, EXPONENTS = (0.3, 0.6, 0.9), (0.1, 0.3, 0.6, 1.0)  # of the grid of starts
+FIRST_STEPS, FINALISTS = 40, 8  # all starts go 40 steps, the best eighth of them to the end
 SAME_OPTIMUM = 1e-5  # relative; starts whose objectives differ by less have come to the same place
 MIN_PLACES = 3  # sizes, and token counts: a power and a constant have three coefficients along each
 TOGETHER = 0.995  # correlation of ln N and ln D above which they are one variable
@@ -81,7 +82,7 @@ class SurfaceFit:
         coefficients: by name, with percentile intervals of the bootstrap.
         residuals: of log loss, measured less fitted, in the order of the points.
         objective: Huber's loss, summed.
-        agreeing: share of the starts that came to this optimum.
+        agreeing: share of the best eighth of the starts that came to this optimum.
         starts: how many there were.
         resamples: how many the intervals are from.
     """
@@ -139,7 +140,10 @@ def fit_surface(
     _require(law, places)
     centre = np.log(places).mean(axis=1)
     features, weights = _features(law, places, centre), np.ones((1, places.shape[1]))
-    found = solve(features, log_loss, _starts(law, float(log_loss.min())), weights, delta)
+    starts = _starts(law, float(log_loss.min()))
+    tried = solve(features, log_loss, starts, weights, steps=FIRST_STEPS)
+    finalists = tried.theta_Sp[np.argsort(tried.objective_S)[: len(starts) // FINALISTS]]
+    found = solve(features, log_loss, finalists, weights, delta)
     best = int(found.objective_S.argmin())
     theta, objective = found.theta_Sp[best : best + 1], float(found.objective_S[best])
     drawn = _draw(runs or [str(i) for i in range(len(loss))], resamples, seed)
@@ -150,7 +154,7 @@ def fit_surface(
         residuals=tuple((log_loss - log_sum(features, theta)[0][0]).tolist()),
         objective=objective,
         agreeing=float((found.objective_S <= objective * (1 + SAME_OPTIMUM) + 1e-15).mean()),
-        starts=len(found.objective_S),
+        starts=len(starts),
         resamples=resamples,
         centre=centre,
         theta_Sp=theta_Sp,
