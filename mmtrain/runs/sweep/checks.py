@@ -14,14 +14,13 @@ from mmtrain.config.cli import compose
 from mmtrain.config.sweep import SweepConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.memory.predict import GIB
-from mmtrain.runs.sweep.grid import SweepRun
+from mmtrain.runs.sweep.grid import NO_CORPUS, SweepRun, without_corpus
 from mmtrain.runs.sweep.slots import Slot
 from mmtrain.train.epochs import tokens_by_phase
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.plan_run import PlannedRun, plan_run
 
 FEWEST = 3  # sizes of an isoFLOP group (a parabola has three numbers), and compute points of a power law
-NO_CORPUS = "unknown"
 
 
 def check_fit(sweep: SweepConfig, runs: Sequence[SweepRun]) -> None:
@@ -81,7 +80,7 @@ def check_runs(
 
 
 def _planned(sweep: SweepConfig, run: SweepRun, slot: Slot, config_dir: Path) -> PlannedRun:
-    config = _on_share(compose([*run.overrides, f"run.name={run.name}"], config_dir), slot)
+    config = _on_share(compose([*run.overrides, *without_corpus(run.overrides), f"run.name={run.name}"], config_dir), slot)
     device = torch.device("cuda" if slot.gpus else "cpu")
     planned = plan_run(config, sweep.processes, device)
     planned.memory.check()

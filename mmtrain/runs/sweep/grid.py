@@ -14,9 +14,10 @@ from mmtrain.errors import ConfigError
 from mmtrain.model.flops import count_parameters, step_flops
 from mmtrain.runs.sweep.command import Axis, Request
 from mmtrain.runs.sweep.shapes import Shape, shape_of
-from mmtrain.runs.sweep.words import count_words, plain_name
+from mmtrain.runs.sweep.words import batch_words, count_words, plain_name
 
 OFF_LEVEL = 0.04  # by so much a run may miss the length asked for, as it is whole steps: groups stay within 1.1
+NO_CORPUS = "unknown"
 SAME_LEVEL = 0.01  # levels this near to a validation of a longer run are read off it
 
 
@@ -103,7 +104,7 @@ def grid_runs(request: Request, config_dir: Path) -> list[SweepRun]:
         ConfigError: an option that cannot work, for the first run that it is wrong for.
     """
     runs: list[SweepRun] = []
-    for architecture, settings in itertools.product(request.sweep.architectures, _settings(request.axes)):
+    for architecture, settings in itertools.product(request.sweep.architectures, settings_of(request.axes)):
         base = _base(request, architecture, settings, config_dir)
         for number, size in enumerate(request.sweep.sizes):
             runs += _of_size(request, architecture, settings, base, size, f"sweep.sizes[{number}]")
@@ -111,7 +112,8 @@ def grid_runs(request: Request, config_dir: Path) -> list[SweepRun]:
     return runs
 
 
-def _settings(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
+def settings_of(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
+    """Return every combination of the axes' values; one empty one without axes."""
     return list(itertools.product(*(axis.values for axis in axes)))
 
 
@@ -125,13 +127,17 @@ def _common(request: Request, architecture: str, settings: Sequence[str]) -> lis
 def _base(request: Request, architecture: str, settings: Sequence[str], config_dir: Path) -> PretrainConfig:
     """Compose the options of an architecture; its shape and stage are replaced for every size."""
     given = _common(request, architecture, settings)
-    named = {text.partition("=")[0].lstrip("+~") for text in given}
-    missing = [] if {"data.path", "data.sources"} & named else ["data.path=unknown"]
     try:
-        return compose([*given, *missing, "run.name=sweep"], config_dir)
+        return compose([*given, *without_corpus(given), "run.name=sweep"], config_dir)
     except ConfigError as error:
         problem = f"{error.problem} (architecture {architecture})"
         raise ConfigError(error.option, error.value, problem, error.fix) from error
+
+
+def without_corpus(overrides: Sequence[str]) -> list[str]:
+    """Return an override that stands for the corpus where none is given, as a plan needs none."""
+    named = {text.partition("=")[0].lstrip("+") for text in overrides}
+    return [] if {"data.path", "data.sources"} & named else [f"data.path={NO_CORPUS}"]
 
 
 def _of_size(
@@ -142,6 +148,10 @@ def _of_size(
     shape = shape_of(size, sweep, base.model, option)
     model = shape.applied(base.model)
     model.validate()
+    if shape.num_layers % len(model.layer_pattern):
+        raise ConfigError(option, size.name, f"{shape.num_layers} layers are no whole number of {model.layer_pattern}: "
+                          f"{architecture} would be another architecture",
+                          f"give a multiple of {len(model.layer_pattern)} layers")  # fmt: skip
     count = count_parameters(model)
     activated = count.activated_without_embeddings
     embeddings = count.by_part["embedding"] + count.by_part["head"]
@@ -203,9 +213,10 @@ def _wanted(sweep: SweepConfig, per_token: float, activated: int) -> list[tuple[
 
 def _name(sweep: SweepConfig, run: SweepRun, lr: float) -> str:
     """Name a run by what tells it from the others."""
-    parts = [run.architecture, run.size, count_words(run.tokens)]
+    length = f"{run.levels[-1].group}FLOP" if sweep.compute else count_words(run.tokens)
+    parts = [run.architecture, run.size, length.replace("+", "")]
     parts += [f"lr{lr:g}"] if len(sweep.lr) > 1 else []
-    parts += [f"b{count_words(run.batch_tokens)}"] if len(sweep.batch_tokens) > 1 else []
+    parts += [f"b{batch_words(run.batch_tokens)}"] if len(sweep.batch_tokens) > 1 else []
     parts += [setting.partition("=")[0].split(".")[-1] + setting.partition("=")[2] for setting in run.settings]
     return plain_name("-".join(parts))
 

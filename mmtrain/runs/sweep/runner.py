@@ -75,6 +75,7 @@ class LocalRunner:
         share = [] if slot.device_bytes is None or len(self._slots) == len({one.gpus for one in self._slots}) else [
             f"cluster.device_memory_gib={slot.device_bytes / 2**30:.1f}"]  # fmt: skip
         command = run_command(self._launcher, self._sweep, [*share, *run.overrides, *place_of(self._folder, run)])
+        self._folder.forget_outcome(run.name)
         return RunProcess(command, run, slot, self._folder.log(run))
 
     def _record(self, process: RunProcess) -> str:

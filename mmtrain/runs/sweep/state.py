@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from mmtrain.checkpoint.durable import write_text
 from mmtrain.config.sweep import SweepConfig
 from mmtrain.log.metrics import FILE_NAME, read_metrics
 from mmtrain.runs.sweep.grid import SweepRun
@@ -22,7 +23,7 @@ class SweepFolder:
     Attributes:
         path: the sweep's folder.
         definition: what the sweep is, as JSON.
-        outcomes: one line a run that ended, with its exit code and reason.
+        outcomes: a file for each run that has ended, with its exit code and reason.
         runs: folder of the runs' folders.
         logs: what the runs' processes wrote to the terminal.
     """
@@ -30,7 +31,7 @@ class SweepFolder:
     def __init__(self, sweep: SweepConfig) -> None:
         self.path = Path(sweep.dir) / sweep.name
         self.definition = self.path / "sweep.json"
-        self.outcomes = self.path / "outcomes.jsonl"
+        self.outcomes = self.path / "outcomes"
         self.timings = self.path / "timings.json"
         self.runs = self.path / "runs"
         self.logs = self.path / "logs"
@@ -40,9 +41,25 @@ class SweepFolder:
         return self.logs / f"{run.name}.txt"
 
     def add_outcome(self, run: str, code: int, reason: str) -> None:
-        """Put on record how a run ended; the newest line of a run counts."""
-        with self.outcomes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": run, "exit_code": code, "reason": reason}) + "\n")
+        """Put on record how a run ended; a file of its own, as Slurm's jobs may write from several hosts.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.outcomes.mkdir(parents=True, exist_ok=True)
+        write_text(self._outcome(run), json.dumps({"exit_code": code, "reason": reason}) + "\n")
+
+    def forget_outcome(self, run: str) -> None:
+        """Forget how a run ended, as it starts again."""
+        self._outcome(run).unlink(missing_ok=True)
+
+    def outcome(self, run: str) -> dict[str, Any] | None:
+        """Return the exit code and reason of a run's last end; None for one that has not ended by itself."""
+        path = self._outcome(run)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _outcome(self, run: str) -> Path:
+        return self.outcomes / f"{run}.json"
 
 
 class Kind(Enum):
@@ -81,8 +98,7 @@ def read_states(folder: SweepFolder, runs: Sequence[SweepRun]) -> dict[str, RunS
 
     A run is done when its validation at its last step is on record and is a number: that is what the sweep is for.
     """
-    outcomes = _outcomes(folder)
-    return {run.name: _state(records(folder, run), run, outcomes.get(run.name)) for run in runs}
+    return {run.name: _state(records(folder, run), run, folder.outcome(run.name)) for run in runs}
 
 
 def records(folder: SweepFolder, run: SweepRun) -> list[dict[str, Any]]:
@@ -104,16 +120,3 @@ def _state(found: Sequence[Mapping[str, Any]], run: SweepRun, outcome: Mapping[s
     if outcome is not None and outcome["exit_code"]:
         return RunState(Kind.FAILED, last, reason=outcome["reason"], tokens_per_second=pace)
     return RunState(Kind.STOPPED if found else Kind.NEW, last, tokens_per_second=pace)
-
-
-def _outcomes(folder: SweepFolder) -> dict[str, Any]:
-    """Return the newest outcome of each run; a line that a crash cut short is passed over."""
-    found = {}
-    if folder.outcomes.is_file():
-        for line in folder.outcomes.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                found[record["run"]] = record
-            except (ValueError, KeyError, TypeError):
-                continue
-    return found

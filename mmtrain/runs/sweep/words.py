@@ -13,6 +13,14 @@ def count_words(number: float) -> str:
     return f"{number:g}"
 
 
+def batch_words(tokens: int) -> str:
+    """Write a batch in powers of two where it is whole in them: ``64Ki``, ``4Mi``, ``300``."""
+    for size, unit in ((2**20, "Mi"), (2**10, "Ki")):
+        if tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return f"{tokens}"
+
+
 def time_words(seconds: float | None) -> str:
     """Write a time: ``45 s``, ``12 min``, ``3.4 h``; ``?`` where it is not known."""
     if seconds is None:
