@@ -34,8 +34,8 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("-m", "--multirun", action="store_true", help="options may have several values, as a,b,c")
     parser.add_argument("--plan", action="store_true", help="print the plan and start nothing")
     parser.add_argument("--retry", action="store_true", help="start the runs that failed again too")
-    parser.add_argument("--timing", action="store_true",
-                        help="first run a few steps of every architecture and size, so that the plan knows its time")  # fmt: skip
+    timing = "first run a few steps of every architecture and size, so that the plan knows its time"
+    parser.add_argument("--timing", action="store_true", help=timing)
     return parser.parse_known_args(argv)
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from mmtrain.runs.sweep.run_sweep import SweepOptions, run_sweep
 
     flags = SweepOptions(options.multirun, options.plan, options.retry, options.timing)
-    again = "error: stopped; the runs at work were asked to save themselves, and the same command goes on with the sweep"
+    again = "error: stopped, and the runs at work saved themselves; the same command goes on with the sweep"
     return exit_code(lambda: run_sweep(PRETRAIN, CONFIGS, overrides, flags), lambda: print(again, file=sys.stderr))
 
 

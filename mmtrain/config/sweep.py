@@ -97,7 +97,8 @@ class SweepConfig:
         sizes: shapes of the models.
         compute: operations of a run (forward and backward, head and attention counted): one isoFLOP group each.
         tokens: tokens of a run.
-        tokens_per_parameter: tokens of a run for each activated parameter without embeddings. One of the three is given.
+        tokens_per_parameter: tokens of a run for each activated parameter without embeddings. Only one of the
+            three is given.
         lr: learning rates.
         lr_exponent: the learning rate of N parameters is lr x (N / lr_at)^lr_exponent; 0 is one for all sizes.
         lr_at: parameters at which it is `lr`.
@@ -153,11 +154,13 @@ class SweepConfig:
         """Refuse grids that are empty, name nothing, or contradict themselves (ConfigError)."""
         check_allowed(self, "sweep")
         plain = bool(self.name.strip()) and "/" not in self.name and self.name.isprintable()
-        require(plain and not self.name.startswith("."), "sweep.name", self.name,
-                "must be a plain folder name, no slash in it and no dot in front", "for example sweep.name=first")  # fmt: skip
+        problem = "must be a plain folder name, no slash in it and no dot in front"
+        require(
+            plain and not self.name.startswith("."), "sweep.name", self.name, problem, "for example sweep.name=first"
+        )
         for name in ("architectures", "sizes", "lr", "batch_tokens"):
             require(bool(getattr(self, name)), f"sweep.{name}", "[]", "is empty: there is nothing to run",
-                    f"give at least one, or take one of the ready sweeps: sweep=tiny_cpu")  # fmt: skip
+                    "give at least one, or take one of the ready sweeps: sweep=tiny_cpu")  # fmt: skip
         self._validate_lengths()
         known = [variant.name for variant in self.variants]
         for name in self.architectures:
@@ -168,8 +171,8 @@ class SweepConfig:
         _no_twins("sweep.sizes", [size.name for size in self.sizes])
         for i, size in enumerate(self.sizes):
             size.validate(f"sweep.sizes[{i}]")
-        require(self.lr_exponent == 0 or self.lr_at is not None, "sweep.lr_at", None,
-                f"lr_exponent={self.lr_exponent:g} needs a size to start from", "for example sweep.lr_at=70M")  # fmt: skip
+        problem = f"lr_exponent={self.lr_exponent:g} needs a size to start from"
+        require(self.lr_exponent == 0 or self.lr_at is not None, "sweep.lr_at", None, problem, "as in sweep.lr_at=70M")
 
     def _validate_lengths(self) -> None:
         given = [name for name in ("compute", "tokens", "tokens_per_parameter") if getattr(self, name)]

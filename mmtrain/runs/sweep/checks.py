@@ -80,7 +80,9 @@ def check_runs(
 
 
 def _planned(sweep: SweepConfig, run: SweepRun, slot: Slot, config_dir: Path) -> PlannedRun:
-    config = _on_share(compose([*run.overrides, *without_corpus(run.overrides), f"run.name={run.name}"], config_dir), slot)
+    config = _on_share(
+        compose([*run.overrides, *without_corpus(run.overrides), f"run.name={run.name}"], config_dir), slot
+    )
     device = torch.device("cuda" if slot.gpus else "cpu")
     planned = plan_run(config, sweep.processes, device)
     planned.memory.check()

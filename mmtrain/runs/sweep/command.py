@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.config.diagnose import check_name
-from mmtrain.config.overrides import Given, read_override
 from mmtrain.config.option_tree import options_of
+from mmtrain.config.overrides import Given, read_override
 from mmtrain.config.sweep import SweepConfig, load_sweep
 from mmtrain.errors import ConfigError, nearest
 
@@ -26,7 +26,7 @@ OWNED = {
     "run.max_steps": "sweep.tokens", "run.plan": "--plan", "stage": "sweep.tokens, sweep.lr and sweep.schedule",
     "log.valid_interval": "sweep.validations", "model.hidden_size": "sweep.sizes", "model.num_layers": "sweep.sizes",
     "model.ffn_hidden_size": "sweep.sizes", "model.num_heads": "sweep.sizes", "model.num_kv_heads": "sweep.sizes",
-    "model.head_dim": "sweep.head_dim",
+    "model.head_dim": "sweep.head_dim", "model.rotary_dim": "nothing: it is half of a head",
 }  # fmt: skip
 """Options of a run that the sweep sets, and what says it there."""
 
@@ -50,13 +50,20 @@ class Request:
 
     Attributes:
         sweep: the checked options of the sweep.
-        overrides: of all runs: the sweep file's, then those of the command line with one value.
-        axes: overrides with several values.
+        defaults: overrides of all runs that the sweep's file holds; those of an architecture come after them.
+        given: those of the command line with one value, which come last.
+        axes: those with several values.
     """
 
     sweep: SweepConfig
-    overrides: tuple[str, ...]
+    defaults: tuple[str, ...]
+    given: tuple[str, ...]
     axes: tuple[Axis, ...]
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """All that is the same for every run."""
+        return (*self.defaults, *self.given)
 
 
 def read_request(arguments: Sequence[str], multirun: bool, config_dir: Path) -> Request:
@@ -85,13 +92,24 @@ def read_request(arguments: Sequence[str], multirun: bool, config_dir: Path) -> 
     known = sorted(path.stem for path in (config_dir / "sweep").glob("*.yaml") if path.stem != "default")
     if name not in known:
         problem = "not a known sweep" if name else "no sweep is named"
-        raise ConfigError("sweep", name or "(missing)", problem, nearest(name, known) if name else f"give sweep={known[0]}")
-    sweep = load_sweep(_compose(name, [_listed(text, multirun) for text in own], config_dir))
-    fixed, axes = _split_axes(runs, multirun, config_dir)
+        raise ConfigError(
+            "sweep", name or "(missing)", problem, nearest(name, known) if name else f"give sweep={known[0]}"
+        )
+    values = _compose(name, [_listed(text, multirun) for text in own], config_dir)
+    sweep = load_sweep({**values, "sizes": _sizes(values.get("sizes"))})
+    given, axes = _split_axes(runs, multirun)
     written = [read_override(text) for text in sweep.overrides]
-    for one in [*written, *runs]:
+    variants = [read_override(text) for variant in sweep.variants for text in variant.overrides]
+    for one in [*written, *variants, *runs]:
         _check_run_option(one, config_dir)
-    return Request(sweep, (*(one.hydra for one in written), *fixed), axes)
+    return Request(sweep, tuple(one.hydra for one in written), given, axes)
+
+
+def _sizes(given: Any) -> Any:
+    """Let a size be written as its number of parameters alone: ``70M`` is ``{name: 70M, parameters: 70M}``."""
+    if not isinstance(given, list):
+        return given
+    return [{"name": str(size), "parameters": size} if isinstance(size, str | int | float) else size for size in given]
 
 
 def _compose(name: str, overrides: list[str], config_dir: Path) -> dict[str, Any]:
@@ -141,7 +159,7 @@ def _listed(text: str, multirun: bool) -> str:
     return text
 
 
-def _split_axes(runs: Sequence[Given], multirun: bool, config_dir: Path) -> tuple[tuple[str, ...], tuple[Axis, ...]]:
+def _split_axes(runs: Sequence[Given], multirun: bool) -> tuple[tuple[str, ...], tuple[Axis, ...]]:
     """Tell overrides with one value from those with several."""
     fixed: list[str] = []
     axes: list[Axis] = []

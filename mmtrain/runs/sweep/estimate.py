@@ -28,7 +28,9 @@ def flops_per_second(
     found = {}
     for run in runs:
         pace = states[run.name].tokens_per_second
-        rate = pace * run.flops_per_token if pace else measured.get((run.architecture, run.size), sweep.flops_per_second)
+        rate = (
+            pace * run.flops_per_token if pace else measured.get((run.architecture, run.size), sweep.flops_per_second)
+        )
         if rate:
             found[run.name] = rate
     return found

@@ -120,8 +120,7 @@ def settings_of(axes: Sequence[Axis]) -> list[tuple[str, ...]]:
 def _common(request: Request, architecture: str, settings: Sequence[str]) -> list[str]:
     """Overrides of an architecture: the sweep's, the variant's, the command line's."""
     variant = next(one for one in request.sweep.variants if one.name == architecture)
-    return [*request.overrides[: len(request.sweep.overrides)], *variant.overrides,
-            *request.overrides[len(request.sweep.overrides) :], *settings]  # fmt: skip
+    return [*request.defaults, *variant.overrides, *request.given, *settings]
 
 
 def _base(request: Request, architecture: str, settings: Sequence[str], config_dir: Path) -> PretrainConfig:

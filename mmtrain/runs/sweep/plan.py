@@ -60,7 +60,19 @@ class SweepPlan:
     def lines(self) -> list[str]:
         """Return the table, and lines on the total and on what counts as a point."""
         table = Table(box=None, pad_edge=False)
-        for title in ("run", "N", "activated", "layers x width", "tokens", "FLOP", "steps", "lr", "points", "time", "state"):
+        for title in (
+            "run",
+            "N",
+            "activated",
+            "layers x width",
+            "tokens",
+            "FLOP",
+            "steps",
+            "lr",
+            "points",
+            "time",
+            "state",
+        ):
             table.add_column(title, justify="left" if title in ("run", "state") else "right", no_wrap=True)
         for run in self.runs:
             table.add_row(*self._row(run))
@@ -94,12 +106,16 @@ class SweepPlan:
 
     def _notes(self) -> list[str]:
         sweep = self.sweep
-        lines = [f"FLOP: forward and backward, head and attention counted, over rows that are one document of {sweep.seq_len:,}"]
+        lines = [
+            f"FLOP: forward and backward, head and attention counted, over rows that are one document of {sweep.seq_len:,}"
+        ]
         if sweep.schedule == "constant":
             lines.append(f"points: every validation past the warm-up ({sweep.validations} a run), as the learning rate "
                          "is constant")  # fmt: skip
         else:
-            lines.append(f"points: the last validation of each run alone, as its learning rate decays ({sweep.schedule})")
+            lines.append(
+                f"points: the last validation of each run alone, as its learning rate decays ({sweep.schedule})"
+            )
         return lines
 
     def _failures(self) -> list[str]:

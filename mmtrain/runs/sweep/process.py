@@ -13,6 +13,8 @@ from mmtrain.runs.sweep.grid import SweepRun
 from mmtrain.runs.sweep.slots import Slot
 from mmtrain.runs.sweep.state import SweepFolder
 
+# On Linux a run is asked to stop when its sweep dies, however it does: prctl(PR_SET_PDEATHSIG, SIGTERM), which exec keeps.
+WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 STOP_SECONDS = 60.0  # that a run gets to save itself before it is killed
 
 
@@ -38,6 +40,8 @@ class RunProcess:
     def __init__(self, command: Sequence[str], run: SweepRun, slot: Slot, log: Path) -> None:
         self.run, self.slot, self._log = run, slot, log
         log.parent.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "linux":
+            command = [sys.executable, "-c", WITH_PARENT, *command]
         with log.open("w", encoding="utf-8") as file:  # what an earlier launch wrote is of no use any more
             # A session of its own: Ctrl-C reaches the sweep alone, which then asks its runs once each.
             self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mmtrain.output import say
 from mmtrain.runs.sweep.checks import check_fit, check_runs
 from mmtrain.runs.sweep.command import Request, read_request
 from mmtrain.runs.sweep.definition import check_definition, definition_of, write_definition
-from mmtrain.runs.sweep.finish import finish
+from mmtrain.runs.sweep.finish import fit_and_tell
 from mmtrain.runs.sweep.grid import SweepRun, grid_runs, settings_of, without_corpus
 from mmtrain.runs.sweep.plan import SweepPlan
 from mmtrain.runs.sweep.points import save_points
@@ -75,7 +76,7 @@ def run_sweep(launcher: Path, config_dir: Path, overrides: Sequence[str], option
         return 0
     _require_text(request)
     lock = RunLock(folder.path, _note, patience=LOCK_PATIENCE)
-    with _held(lock, folder):
+    with _held(lock):
         write_definition(folder.definition, definition)
         plan = _planned(request, folder, runs, slots)
         say("\n".join(plan.lines()))
@@ -104,24 +105,21 @@ def _require_text(request: Request) -> None:
                           "prepare one with launch/prepare.py and give data.path=DIR")  # fmt: skip
 
 
-class _held:  # noqa: N801 - a context, as contextlib's are written
-    """Context that holds a sweep's folder; a refusal names the sweep."""
+@contextmanager
+def _held(lock: RunLock) -> Iterator[None]:
+    """Hold a sweep's folder.
 
-    def __init__(self, lock: RunLock, folder: SweepFolder) -> None:
-        self._lock, self._folder = lock, folder
-
-    def __enter__(self) -> None:
+    Raises:
+        ConfigError: another launch holds it, or it cannot be written; named as options of the sweep.
+    """
+    with ExitStack() as stack:
         try:
-            self._lock.__enter__()
+            stack.enter_context(lock)
         except ConfigError as error:
-            if error.option != "run.name":
-                raise
+            option, fix = (text.replace("run.", "sweep.") for text in (error.option, error.fix))
             problem = error.problem.replace("of this run", "of this sweep")
-            raise ConfigError("sweep.name", self._folder.path.name, problem,
-                              error.fix.replace("run.name", "sweep.name")) from error  # fmt: skip
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.__exit__(*error)  # type: ignore[arg-type]
+            raise ConfigError(option, error.value, problem, fix) from error
+        yield
 
 
 def _save(folder: SweepFolder, runs: Sequence[SweepRun]) -> None:
@@ -141,9 +139,12 @@ def _end(
     again = f"python launch/sweep.py -m {shlex.join(overrides)}"
     following = f"{again} --retry" if failed else again if done < len(runs) else ""
     if done == len(runs) and request.sweep.fit:
-        following = finish(folder.path)
+        following = fit_and_tell(folder.path)
     points = f"{saved[1]} points in {saved[0]}" if saved else "no points yet"
-    say(f"{done} of {len(runs)} runs done, {points}; runs in {folder.runs}" + (f"; next: {following}" if following else ""))
+    say(
+        f"{done} of {len(runs)} runs done, {points}; runs in {folder.runs}"
+        + (f"; next: {following}" if following else "")
+    )
     return 1 if failed else 0
 
 

@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mmtrain.config.sweep import SweepConfig
+from mmtrain.parallel.memory.predict import GIB
 from mmtrain.runs.sweep.grid import SweepRun
 from mmtrain.runs.sweep.process import RunProcess, place_of, run_command
 from mmtrain.runs.sweep.slots import Slot
 from mmtrain.runs.sweep.state import Kind, SweepFolder, read_states
 from mmtrain.runs.sweep.words import time_words
 
+HELD = "another launch of this run is at work"  # of a run folder's lock
 POLL_SECONDS = 0.5
 SHOW_SECONDS = 2.0  # between looks at the records of runs at work, on a terminal
 
@@ -72,22 +74,25 @@ class LocalRunner:
                 _stop(at_work)
 
     def _start(self, run: SweepRun, slot: Slot) -> RunProcess:
-        share = [] if slot.device_bytes is None or len(self._slots) == len({one.gpus for one in self._slots}) else [
-            f"cluster.device_memory_gib={slot.device_bytes / 2**30:.1f}"]  # fmt: skip
+        shared = slot.device_bytes is not None and self._sweep.runs_at_once > 1
+        share = [f"cluster.device_memory_gib={slot.device_bytes / GIB:.1f}"] if shared else []
         command = run_command(self._launcher, self._sweep, [*share, *run.overrides, *place_of(self._folder, run)])
         self._folder.forget_outcome(run.name)
         return RunProcess(command, run, slot, self._folder.log(run))
 
     def _record(self, process: RunProcess) -> str:
         """Put the end of a run on record, and return the line that tells it."""
-        code = process.poll() or 0
-        reason = process.reason() if code else ""
-        self._folder.add_outcome(process.run.name, code, reason)
+        run, code = process.run, process.poll() or 0
         self._after_run()
-        state = read_states(self._folder, [process.run])[process.run.name]
+        state = read_states(self._folder, [run])[run.name]
         if state.kind is Kind.DONE:
-            return f"done    {process.run.name}: loss {state.loss:.4f}"
-        return f"failed  {process.run.name}: {state.reason or 'it ended before its last step'}"
+            self._folder.add_outcome(run.name, 0, "")
+            return f"done    {run.name}: loss {state.loss:.4f}"
+        reason = state.reason or (process.reason() if code else "it ended without a validation at its last step")
+        if HELD in reason:  # it is at work: a sweep that was killed left it behind, or someone else started it
+            return f"held    {run.name}: {reason}"
+        self._folder.add_outcome(run.name, code or 1, reason)
+        return f"failed  {run.name}: {reason}"
 
 
 def _stop(processes: Sequence[RunProcess]) -> None:

@@ -75,7 +75,7 @@ def read_jobs(folder: SweepFolder) -> dict[str, str]:
 def _submitit() -> Any:
     try:
         import submitit
-        except ImportError as error:
+    except ImportError as error:
         raise ConfigError("sweep.runner", "slurm", "needs the package submitit", "pip install submitit") from error
     return submitit
 

@@ -23,7 +23,11 @@ STEPS = 8  # the first three warm up
 
 
 def time_sizes(
-    launcher: Path, sweep: SweepConfig, folder: SweepFolder, runs: Sequence[SweepRun], slot: Slot,
+    launcher: Path,
+    sweep: SweepConfig,
+    folder: SweepFolder,
+    runs: Sequence[SweepRun],
+    slot: Slot,
     note: Callable[[str], None],
 ) -> None:
     """Time every architecture and size that has not been timed, one after another, and keep the figures.
