@@ -42,12 +42,12 @@ def check_fit(sweep: SweepConfig, runs: Sequence[SweepRun]) -> None:
                               f"an isoFLOP group of {mine[0].architecture} has {len(sizes)} of the {FEWEST} sizes that "
                               "a minimum needs", fix)  # fmt: skip
         if sweep.compute and len(sweep.compute) < FEWEST:
-            raise ConfigError("sweep.compute", sweep.compute,
-                              f"a power law needs {FEWEST} compute points, and there are {len(sweep.compute)}", fix)  # fmt: skip
+            problem = f"a power law needs {FEWEST} compute points, and there are {len(sweep.compute)}"
+            raise ConfigError("sweep.compute", sweep.compute, problem, fix)
         found = {f"{run.flops_per_token * step * run.batch_tokens:.3g}" for run in mine for step in run.usable_steps}
         if len(found) < FEWEST:
-            raise ConfigError("sweep.tokens", len(found),
-                              f"{mine[0].architecture} has fewer than {FEWEST} compute points to fit a law to", fix)  # fmt: skip
+            problem = f"{mine[0].architecture} has fewer than {FEWEST} compute points to fit a law to"
+            raise ConfigError("sweep.tokens", len(found), problem, fix)
 
 
 def check_runs(
@@ -66,7 +66,7 @@ def check_runs(
         ConfigError: the first of them, with the run's name.
     """
     most: dict[str, tuple[SweepRun, PlannedRun]] = {}
-    for run in runs:
+    for run in _distinct(runs):
         planned = _named(run, lambda run=run: _planned(sweep, run, slot, config_dir))  # type: ignore[misc]
         config = planned.config
         reads = repr((config.data, config.model.vocab_size))
@@ -77,6 +77,15 @@ def check_runs(
             note("no data.path was given: whether there is enough text was not checked")
             continue
         _named(run, lambda planned=planned: _check_text(planned, note))  # type: ignore[misc]
+
+
+def _distinct(runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """Return the longest of the runs that differ in length and learning rate alone: what holds of it holds of all."""
+    found: dict[tuple[object, ...], SweepRun] = {}
+    for run in sorted(runs, key=lambda run: -run.steps):
+        same = tuple(text for text in run.overrides if not text.startswith(("stage.", "log.valid_interval=")))
+        found.setdefault((same, run.batch_tokens), run)
+    return list(found.values())
 
 
 def _planned(sweep: SweepConfig, run: SweepRun, slot: Slot, config_dir: Path) -> PlannedRun:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmtrain.config.checks import choose
 from mmtrain.config.diagnose import check_name
 from mmtrain.config.option_tree import options_of
 from mmtrain.config.overrides import Given, read_override
@@ -90,11 +91,9 @@ def read_request(arguments: Sequence[str], multirun: bool, config_dir: Path) -> 
         else:
             runs.append(read_override(text))
     known = sorted(path.stem for path in (config_dir / "sweep").glob("*.yaml") if path.stem != "default")
-    if name not in known:
-        problem = "not a known sweep" if name else "no sweep is named"
-        raise ConfigError(
-            "sweep", name or "(missing)", problem, nearest(name, known) if name else f"give sweep={known[0]}"
-        )
+    if not name:
+        raise ConfigError("sweep", "(missing)", "no sweep is named", f"give sweep={' or '.join(known)}")
+    choose("sweep", name, known)
     values = _compose(name, [_listed(text, multirun) for text in own], config_dir)
     sweep = load_sweep({**values, "sizes": _sizes(values.get("sizes"))})
     given, axes = _split_axes(runs, multirun)

@@ -1,4 +1,4 @@
-"""`sweep.json`: what a sweep is, so that a later launch under the same name goes on with the same sweep or is refused."""
+"""`sweep.json`: what a sweep is, so that a later launch under its name goes on with the same sweep or is refused."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ def flops_per_second(
 ) -> dict[str, float]:
     """Return the operations a second of every run for which they are known.
 
-    A run's own pace comes first, then that of another run of its architecture and size, a timing run's (`--timing`), and
-    `sweep.flops_per_second`.
+    A run's own pace comes first, then that of another run of its architecture and size, a timing run's (`--timing`),
+    and `sweep.flops_per_second`.
     """
     measured: dict[tuple[str, str], float] = read_timings(folder)
     for run in runs:

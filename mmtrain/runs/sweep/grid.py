@@ -43,7 +43,8 @@ class SweepRun:
         architecture, size: the names that it was made from.
         settings: values of the axes, as overrides.
         shape: of its model.
-        parameters: of the model without embeddings; activated: those that a token meets; experts: of a layer, 0 for none.
+        parameters, activated: of the model without embeddings, and those of them that a token meets.
+        experts: of a layer, 0 for none.
         batch_tokens, steps: of the global batch, and optimizer steps of the whole run.
         warmup: steps of the learning rate's warm-up.
         every: steps between validations; 0 for the last one alone.
@@ -172,7 +173,9 @@ def _of_size(
 def _lengths(
     sweep: SweepConfig, batch: int, per_token: float, activated: int
 ) -> Iterator[tuple[int, tuple[Level, ...]]]:
-    """Yield steps and levels of each run: with a constant rate, a length that another run's validation is at needs none.
+    """Yield steps and levels of each run.
+
+    With a constant learning rate, a length at which a longer run is validated needs no run of its own.
 
     Raises:
         ConfigError: a batch that is no whole number of rows, or a length that whole steps miss by too much.
@@ -186,9 +189,12 @@ def _lengths(
         option, longest, _ = left[0]
         steps = parts * max(1, round(longest / batch / parts))
         if abs(steps * batch / longest - 1) > OFF_LEVEL:
-            raise ConfigError(option, f"{longest:.4g} tokens",
-                              f"{steps} steps of {batch:,} tokens, a multiple of {parts} validations, miss it by more "
-                              f"than {OFF_LEVEL:.0%}", "give longer runs, smaller batches or fewer validations")  # fmt: skip
+            problem = (
+                f"{steps} steps of {batch:,} tokens, a multiple of {parts} validations, miss it by more "
+                f"than {OFF_LEVEL:.0%}"
+            )
+            fix = "give longer runs, smaller batches or fewer validations"
+            raise ConfigError(option, f"{longest:.4g} tokens", problem, fix)
         levels, others = [], []
         for one in left:
             part = one[1] / longest * parts

@@ -15,6 +15,7 @@ from mmtrain.runs.sweep.grid import SweepRun
 from mmtrain.runs.sweep.state import Kind, RunState, SweepFolder
 from mmtrain.runs.sweep.words import count_words, time_words
 
+COLUMNS = ("run", "N", "activated", "layers x width", "tokens", "FLOP", "steps", "lr", "points", "time", "state")
 WIDE = 200  # columns of a table that no terminal cuts
 
 
@@ -60,26 +61,14 @@ class SweepPlan:
     def lines(self) -> list[str]:
         """Return the table, and lines on the total and on what counts as a point."""
         table = Table(box=None, pad_edge=False)
-        for title in (
-            "run",
-            "N",
-            "activated",
-            "layers x width",
-            "tokens",
-            "FLOP",
-            "steps",
-            "lr",
-            "points",
-            "time",
-            "state",
-        ):
+        for title in COLUMNS:
             table.add_column(title, justify="left" if title in ("run", "state") else "right", no_wrap=True)
         for run in self.runs:
             table.add_row(*self._row(run))
         text = io.StringIO()
         Console(file=text, width=WIDE).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
-        return [*lines, "", self._total(), *self._notes(), *self._failures()]
+        return [*lines, "", self._total(), *self._notes()]
 
     def _row(self, run: SweepRun) -> list[str]:
         state, shape = self.states[run.name], run.shape
@@ -107,17 +96,17 @@ class SweepPlan:
     def _notes(self) -> list[str]:
         sweep = self.sweep
         lines = [
-            f"FLOP: forward and backward, head and attention counted, over rows that are one document of {sweep.seq_len:,}"
+            "FLOP: forward and backward, head and attention counted, over rows that are one document of "
+            f"{sweep.seq_len:,}; N: parameters without embeddings"
         ]
         if sweep.schedule == "constant":
             lines.append(f"points: every validation past the warm-up ({sweep.validations} a run), as the learning rate "
                          "is constant")  # fmt: skip
         else:
-            lines.append(
-                f"points: the last validation of each run alone, as its learning rate decays ({sweep.schedule})"
-            )
+            lines.append(f"points: each run's last validation alone, as its learning rate decays ({sweep.schedule})")
         return lines
 
-    def _failures(self) -> list[str]:
+    def failures(self) -> list[str]:
+        """Return a line on each run that failed: why, and where its output is."""
         failed = [run for run in self.runs if self.states[run.name].kind is Kind.FAILED]
         return [f"failed  {run.name}: {self.states[run.name].reason} ({self.folder.log(run)})" for run in failed]

@@ -15,8 +15,8 @@ def collect_points(folder: SweepFolder, runs: Sequence[SweepRun]) -> list[Point]
     """Return the points of all runs that have any, also of those that have not ended.
 
     With a constant learning rate a run's validation at another length of the grid is what a run of that length would
-    have ended with, so it counts as final; validations in between count as points that are not. With a decaying rate the
-    last validation alone is a point. Losses that are not finite are left out.
+    have ended with, so it counts as final; validations in between count as points that are not. With a decaying rate
+    the last validation alone is a point. Losses that are not finite are left out.
     """
     return [point for run in runs for point in _of_run(folder, run)]
 

@@ -13,7 +13,7 @@ from mmtrain.runs.sweep.grid import SweepRun
 from mmtrain.runs.sweep.slots import Slot
 from mmtrain.runs.sweep.state import SweepFolder
 
-# On Linux a run is asked to stop when its sweep dies, however it does: prctl(PR_SET_PDEATHSIG, SIGTERM), which exec keeps.
+# On Linux a run is asked to stop when its sweep dies, however it does: PR_SET_PDEATHSIG with SIGTERM, which exec keeps.
 WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 STOP_SECONDS = 60.0  # that a run gets to save itself before it is killed
 

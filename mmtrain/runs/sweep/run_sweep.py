@@ -72,7 +72,8 @@ def run_sweep(launcher: Path, config_dir: Path, overrides: Sequence[str], option
     if options.timing:
         time_sizes(launcher, sweep, folder, runs, slots[0], _note)
     if options.plan:
-        say("\n".join(_planned(request, folder, runs, slots).lines()))
+        plan = _planned(request, folder, runs, slots)
+        say("\n".join([*plan.lines(), *plan.failures()]))
         return 0
     _require_text(request)
     lock = RunLock(folder.path, _note, patience=LOCK_PATIENCE)
@@ -85,7 +86,7 @@ def run_sweep(launcher: Path, config_dir: Path, overrides: Sequence[str], option
             submit_runs(launcher, sweep, folder, to_start)
         else:
             LocalRunner(launcher, sweep, folder, slots, lambda: _save(folder, runs), lock.check).run(to_start)
-        return _end(request, folder, runs, slots, overrides)
+        return _end(_planned(request, folder, runs, slots), overrides)
 
 
 def _planned(request: Request, folder: SweepFolder, runs: Sequence[SweepRun], slots: Sequence[Slot]) -> SweepPlan:
@@ -126,25 +127,19 @@ def _save(folder: SweepFolder, runs: Sequence[SweepRun]) -> None:
     save_points(folder, runs)
 
 
-def _end(
-    request: Request, folder: SweepFolder, runs: Sequence[SweepRun], slots: Sequence[Slot], overrides: Sequence[str]
-) -> int:
+def _end(plan: SweepPlan, overrides: Sequence[str]) -> int:
     """Write the points, fit them where all runs are done, and say what is where and what comes next."""
-    saved = save_points(folder, runs)
-    states = read_states(folder, runs)
-    done = sum(state.kind is Kind.DONE for state in states.values())
-    failed = [run for run in runs if states[run.name].kind is Kind.FAILED]
-    for run in failed:
-        say(f"failed  {run.name}: {states[run.name].reason} ({folder.log(run)})")
+    folder, runs = plan.folder, plan.runs
+    saved, failed = save_points(folder, runs), plan.failures()
+    done = sum(state.kind is Kind.DONE for state in plan.states.values())
+    for line in failed:
+        say(line)
     again = f"python launch/sweep.py -m {shlex.join(overrides)}"
-    following = f"{again} --retry" if failed else again if done < len(runs) else ""
-    if done == len(runs) and request.sweep.fit:
-        following = fit_and_tell(folder.path)
+    following = f"; next: {again}{' --retry' if failed else ''}" if done < len(runs) else ""
+    if done == len(runs) and plan.sweep.fit:
+        following = f"; next: {fit_and_tell(folder.path)}"
     points = f"{saved[1]} points in {saved[0]}" if saved else "no points yet"
-    say(
-        f"{done} of {len(runs)} runs done, {points}; runs in {folder.runs}"
-        + (f"; next: {following}" if following else "")
-    )
+    say(f"{done} of {len(runs)} runs done, {points}; runs in {folder.runs}{following}")
     return 1 if failed else 0
 
 

@@ -1,11 +1,11 @@
 """Shapes of a sweep's models: as they are given, or derived from a number of parameters.
 
-The rule for a number N of activated parameters without embeddings: layers l (a multiple of `layers_multiple`) and width
-d (a multiple of the head's, of whole heads) are those for which 12 l d^2, the paper's count (MiniMax-01 Table 1), is
-nearest to N and d / l nearest to `aspect`, the two errors as logarithms added up. They are the same for every
-architecture. The width of the feed-forward, a multiple of 8, is then each architecture's own: the one with which its exact
-count (`mmtrain.model.flops`) is nearest to N, so that architectures are compared at equal size. The rule is chosen here:
-the paper gives sizes and no shapes.
+The rule for a number N of activated parameters without embeddings: layers l (a multiple of `layers_multiple`) and
+width d (whole heads) are those for which 12 l d^2, the paper's count (MiniMax-01 Table 1), is nearest to N and d / l
+nearest to `aspect`, the two errors as logarithms added up. They are the same for every architecture. The width of the
+feed-forward, a multiple of 8, is then each architecture's own: the one with which its exact count
+(`mmtrain.model.flops`) is nearest to N, so that architectures are compared at equal size. The rule is chosen here: the
+paper gives sizes and no shapes.
 """
 
 from __future__ import annotations
