@@ -31,6 +31,7 @@ class RunJob:
 
     def __call__(self) -> int:
         """Run it to its end; returns its exit code."""
+        self._folder.forget_outcome(self._name)
         log = self._folder.logs / f"{self._name}.txt"
         with log.open("w", encoding="utf-8") as file:
             # The job's own task would be taken for the run's rank; torchrun or plain Python starts it.
