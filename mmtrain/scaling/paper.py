@@ -1,5 +1,6 @@
 """The scaling laws of MiniMax-01 (arXiv 2501.08313) as data: sizes and operations of Table 1, coefficients of Table 2,
-and the marks of its batch sizes in Figure 13. Compute is in PFLOP/s-days there."""
+and the marks of its batch sizes in Figure 13. Compute is in PFLOP/s-days there.
+"""
 
 from __future__ import annotations
 
