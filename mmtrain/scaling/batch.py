@@ -85,12 +85,13 @@ def measure_batches(points: Sequence[Point]) -> list[CriticalBatch]:
 
 
 def fit_batch_law(measured: Sequence[CriticalBatch]) -> PowerFit:
-    """Fit B_crit = beta L^alpha.
+    """Fit B_crit = beta L^alpha; as the losses share training curves, the intervals are those of three points.
 
     Raises:
         NotSupported: fewer than three losses.
     """
-    return fit_power([one.loss for one in measured], [one.tokens for one in measured], "B_crit(L)")
+    losses, tokens = [one.loss for one in measured], [one.tokens for one in measured]
+    return fit_power(losses, tokens, "B_crit(L)", independent=MIN_BATCHES)
 
 
 def batch_ramp(law: PowerFit, surface: SurfaceFit, parameters: float, tokens: float) -> list[RampStep]:
@@ -136,8 +137,8 @@ def _measure(curves: dict[float, list[tuple[list[float], list[float]]]], loss: f
     slope, fewest = np.polyfit(batches, tokens, 1, w=1 / tokens)
     if slope <= 0 or fewest <= 0:
         raise NotSupported(
-            f"B_crit(L) at loss {loss:.3f}: tokens do not grow with the batch as T (1 + B/B_crit) does; try batches of a "
-            "wider range"
+            f"B_crit(L) at loss {loss:.3f}: tokens do not grow with the batch as T (1 + B/B_crit) does; "
+            "try batches of a wider range"
         )
     error = float(np.sqrt(np.mean((np.polyval([slope, fewest], batches) / tokens - 1) ** 2)))
     return CriticalBatch(loss, float(fewest / slope), size, error)

@@ -58,11 +58,13 @@ def frontier_laws(points: Sequence[Point], frontier: Sequence[Point] | None = No
             "add sizes, and validations on the way"
         )
     compute = [point.flops / PFLOP_S_DAY for point in chosen]
-    loss = fit_power(compute, [point.loss for point in chosen], "L(C) of the frontier")
+    runs = len({point.run for point in chosen})
+    loss = fit_power(compute, [point.loss for point in chosen], "L(C) of the frontier", runs)
     if why_not := _chosen_ratio(points, chosen):
         return ComputeLaws(loss, why_not=why_not)
     sizes, tokens = [point.activated for point in chosen], [point.tokens for point in chosen]
-    return ComputeLaws(loss, fit_power(compute, sizes, "N_opt(C)"), fit_power(compute, tokens, "D_opt(C)"))
+    parameters, amounts = fit_power(compute, sizes, "N_opt(C)", runs), fit_power(compute, tokens, "D_opt(C)", runs)
+    return ComputeLaws(loss, parameters, amounts)
 
 
 def isoflop_laws(minima: Sequence[IsoflopMinimum]) -> ComputeLaws:

@@ -28,8 +28,8 @@ def doubt_bend(name: str, law: PowerFit) -> list[str]:
     if law.bend is None or law.bend.low <= 0 or abs(law.bend.value) < MIN_BEND:
         return []
     return [
-        f"{name} bends upwards in the logs ({law.bend.text('.2g')}), so a power law predicts too little beyond the data; "
-        "L(N, D), which has a floor, is the better guide"
+        f"{name} bends upwards in the logs ({law.bend.text('.2g')}), so a power law predicts too little beyond the "
+        "data; L(N, D), which has a floor, is the better guide"
     ]
 
 
@@ -54,8 +54,8 @@ def doubt_prediction(prediction: Prediction) -> list[str]:
     if loss.relative_half_width <= MAX_LOSS_HALF_WIDTH:
         return []
     return [
-        f"the data do not support a prediction by {prediction.method} at {prediction.flops:.3g} FLOP: {loss.text('.3f')}, "
-        f"{prediction.beyond:.3g} times beyond the data"
+        f"the data do not support a prediction by {prediction.method} at {prediction.flops:.3g} FLOP: "
+        f"{loss.text('.3f')}, {prediction.beyond:.3g} times the data's most"
     ]
 
 

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KNOWN = {"softmax": "#2b6cb0", "lightning": "#c05621", "hybrid": "#b83280"}
+COMPUTE, SIZE = "PFLOP/s-days", "activated parameters"
+PANELS = {  # title, and labels of the axes
+    "loss": ("Loss over compute: points, frontier, its law; dotted: MiniMax-01 Table 2", COMPUTE, "nats per token"),
+    "isoflop": ("IsoFLOP groups and their minima", SIZE, "nats per token"),
+    "residuals": ("Residuals of L(N, D)", COMPUTE, "measured / fitted - 1, %"),
+    "parameters": ("N_opt(C): dots isoFLOP minima, squares frontier; dotted: the paper", COMPUTE, SIZE),
+    "tokens": ("D_opt(C)", COMPUTE, "tokens"),
+}
 OTHERS = ("#2f855a", "#6b46c1", "#b7791f", "#0987a0", "#9b2c2c", "#4a5568")
 
 
@@ -33,21 +41,8 @@ def draw_fits(fits: Sequence[ArchitectureFit], out: Path) -> Path:
         _draw_residuals(panels["residuals"], fit, colors[fit.label])
         for name in ("parameters", "tokens"):
             _draw_best(panels[name], fit, name, colors[fit.label])
-    _style(
-        panels["loss"],
-        "Loss over compute: points, frontier, its law; dotted: MiniMax-01 Table 2",
-        "PFLOP/s-days",
-        "nats per token",
-    )
-    _style(panels["isoflop"], "IsoFLOP groups and their minima", "activated parameters", "nats per token")
-    _style(panels["residuals"], "Residuals of L(N, D)", "PFLOP/s-days", "measured / fitted - 1, %")
-    _style(
-        panels["parameters"],
-        "N_opt(C): dots isoFLOP minima, squares frontier; dotted: the paper",
-        "PFLOP/s-days",
-        "activated parameters",
-    )
-    _style(panels["tokens"], "D_opt(C)", "PFLOP/s-days", "tokens")
+    for name, (title, x, y) in PANELS.items():
+        _style(panels[name], title, x, y)
     for name in ("loss", "parameters", "tokens"):
         panels[name].set_yscale("log")
     for name in ("isoflop", "residuals"):
@@ -80,7 +75,7 @@ def _draw_loss(axes: Axes, fit: ArchitectureFit, color: str) -> None:
     if laws:
         _draw_law(axes, laws.loss, color, f"{fit.label}: {laws.loss.beta.value:.3g} C^{laws.loss.alpha.value:.4f}")
     _draw_paper(axes, fit, lambda row: row.loss.at, color)
-    for prediction in fit.predictions[:1]:
+    for prediction in fit.predictions[-1:]:  # L(N, D), where there is one
         low, value, high = prediction.loss.low, prediction.loss.value, prediction.loss.high
         error = [[value - low], [high - value]]
         axes.errorbar([prediction.flops / PFLOP_S_DAY], [value], error, fmt="*", color=color, markersize=9, capsize=3)
@@ -100,7 +95,9 @@ def _draw_paper(
     if row := TABLE_2.get(fit.architecture):
         computes = [point.flops for point in fit.points]
         grid = np.geomspace(min(computes), max(computes), 60)
-        axes.plot(grid / PFLOP_S_DAY, [law(row)(float(x)) for x in grid], ":", color=color, linewidth=1.4)
+        values = [law(row)(float(x)) for x in grid]
+        axes.plot(grid / PFLOP_S_DAY, values, color=INK, linewidth=2.2, linestyle=":", zorder=3)
+        axes.plot(grid / PFLOP_S_DAY, values, color=color, linewidth=1.2, linestyle=":", zorder=4)
 
 
 def _draw_parabolas(axes: Axes, fit: ArchitectureFit, color: str) -> None:
@@ -123,14 +120,9 @@ def _draw_residuals(axes: Axes, fit: ArchitectureFit, color: str) -> None:
 
 
 def _draw_best(axes: Axes, fit: ArchitectureFit, name: str, color: str) -> None:
-    """Show one of N_opt and D_opt: what the minima and the frontier say, and the law of the minima where there is one."""
-    axes.plot(
-        [m.flops / PFLOP_S_DAY for m in fit.minima],
-        [getattr(m, name) for m in fit.minima],
-        "o",
-        color=color,
-        markersize=5,
-    )
+    """Show N_opt or D_opt: what minima and frontier say, and the law of the minima, else of the frontier."""
+    xs, ys = [one.flops / PFLOP_S_DAY for one in fit.minima], [getattr(one, name) for one in fit.minima]
+    axes.plot(xs, ys, "o", color=color, markersize=5)
     field = "activated" if name == "parameters" else name
     xs, ys = [p.flops / PFLOP_S_DAY for p in fit.frontier], [getattr(p, field) for p in fit.frontier]
     axes.plot(xs, ys, "s", color=color, markersize=4.5, markerfacecolor="white")

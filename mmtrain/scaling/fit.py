@@ -152,8 +152,8 @@ def _fit(fit: ArchitectureFit, options: FitOptions) -> ArchitectureFit:
         fit.held_out += [held] if held else []
     if fit.surface is None and options.intermediate != "all" and len(fit.ends) < len(fit.points):
         fit.refused.append(
-            f"{len(fit.points) - len(fit.ends)} validations on the way were not used for L(N, D): if the learning rate is "
-            "constant, their losses are those of shorter runs, and intermediate=all uses them"
+            f"{len(fit.points) - len(fit.ends)} validations on the way were not used for L(N, D): if the learning rate "
+            "is constant, their losses are those of shorter runs, and intermediate=all uses them"
         )
     if options.target_flops is not None:
         fit.predictions = _predict(fit, options.target_flops)

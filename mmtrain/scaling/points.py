@@ -21,7 +21,7 @@ class Point:
     """One measured loss of one run: at its end, or at a validation on the way.
 
     Attributes:
-        architecture: `softmax`, `lightning`, `hybrid` (the paper's laws are shown beside these), or a label of your own.
+        architecture: `softmax`, `lightning`, `hybrid` (which the paper has laws of), or a label of your own.
         run: name of the run; points of one run are one training curve.
         parameters: of the model, without both embedding matrices.
         activated: parameters that one token meets, without both embedding matrices; `parameters` of a dense model.

@@ -57,6 +57,7 @@ class PowerFit:
         points: how many were fitted.
         low_x: smallest x among them.
         high_x: largest.
+        freedom: degrees of freedom of the intervals.
     """
 
     beta: Interval
@@ -67,36 +68,40 @@ class PowerFit:
     points: int
     low_x: float
     high_x: float
+    freedom: int
     mean_log_x: float
     spread_log_x: float  # sum of squared distances from the mean
+    error: float  # standard deviation of a point, as if all were independent
 
     def at(self, x: float) -> Interval:
         """Return the law's value and its interval at x: of the law, to which a run adds its own scatter."""
-        middle = math.log(self.beta.value) + self.alpha.value * math.log(x)
-        return _exp(middle, self._half_width(math.log(x)))
+        log_x = math.log(x)
+        lever = 1 / self.points + (log_x - self.mean_log_x) ** 2 / self.spread_log_x
+        middle = math.log(self.beta.value) + self.alpha.value * log_x
+        return _exp(middle, student(self.freedom) * self.error * math.sqrt(lever))
 
     def solve(self, y: float) -> float:
         """Return the x at which the law takes this value."""
         return (y / self.beta.value) ** (1 / self.alpha.value)
 
-    def _half_width(self, log_x: float) -> float:
-        lever = 1 / self.points + (log_x - self.mean_log_x) ** 2 / self.spread_log_x
-        return student(self.points - 2) * self.scatter * math.sqrt(lever)
 
-
-def fit_power(x: Sequence[float], y: Sequence[float], form: str) -> PowerFit:
+def fit_power(x: Sequence[float], y: Sequence[float], form: str, independent: int | None = None) -> PowerFit:
     """Fit ln y = ln beta + alpha ln x by least squares.
 
     Args:
         x: positive.
         y: positive.
         form: what is fitted, for the message.
+        independent: how many of the points tell something of their own, where several are of one training run:
+            intervals are as wide as with so many. None: all.
 
     Raises:
-        NotSupported: fewer than 3 points, or all at one x.
+        NotSupported: fewer than 3 points, independent or not, or all at one x.
     """
-    if len(x) < MIN_POINTS:
-        raise NotSupported(f"{form} needs {MIN_POINTS} points; there {_are(len(x))}")
+    own = len(x) if independent is None else min(independent, len(x))
+    if own < MIN_POINTS:
+        extra = f", of {own} runs" if own < len(x) else ""
+        raise NotSupported(f"{form} needs {MIN_POINTS} points; it has {len(x)}{extra}")
     log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
     mean, spread = float(log_x.mean()), float(((log_x - log_x.mean()) ** 2).sum())
     if spread < 1e-12:
@@ -104,33 +109,35 @@ def fit_power(x: Sequence[float], y: Sequence[float], form: str) -> PowerFit:
     alpha = float(((log_x - mean) * (log_y - log_y.mean())).sum() / spread)
     log_beta = float(log_y.mean()) - alpha * mean
     residuals = log_y - log_beta - alpha * log_x
-    scatter, quantile = math.sqrt(float((residuals**2).sum()) / (len(x) - 2)), student(len(x) - 2)
-    half_alpha = quantile * scatter / math.sqrt(spread)
-    half_beta = quantile * scatter * math.sqrt(1 / len(x) + mean**2 / spread)
+    scatter = math.sqrt(float((residuals**2).mean()) * own / (own - 2))
+    error, quantile = scatter * math.sqrt(len(x) / own), student(own - 2)
+    half = quantile * error / math.sqrt(spread)
     return PowerFit(
-        beta=_exp(log_beta, half_beta),
-        alpha=Interval(alpha, alpha - half_alpha, alpha + half_alpha),
+        beta=_exp(log_beta, quantile * error * math.sqrt(1 / len(x) + mean**2 / spread)),
+        alpha=Interval(alpha, alpha - half, alpha + half),
         scatter=scatter,
-        bend=_bend(log_x - mean, log_y),
+        bend=_bend(log_x - mean, log_y, own),
         residuals=tuple(residuals.tolist()),
         points=len(x),
         low_x=float(min(x)),
         high_x=float(max(x)),
+        freedom=own - 2,
         mean_log_x=mean,
         spread_log_x=spread,
+        error=error,
     )
 
 
-def _bend(x: Array, y: Array) -> Interval | None:
-    """Return the square's coefficient of a parabola, with its interval."""
-    if len(x) < MIN_POINTS + 1:
+def _bend(x: Array, y: Array, own: int) -> Interval | None:
+    """Return the square's coefficient of a parabola, with its interval by so many independent points."""
+    if own < MIN_POINTS + 1:
         return None
     design = np.vander(x, 3)
     if np.linalg.matrix_rank(design) < 3:
         return None
     found = np.linalg.lstsq(design, y, rcond=None)[0]
-    variance = float(((design @ found - y) ** 2).sum()) / (len(x) - 3) * np.linalg.inv(design.T @ design)[0, 0]
-    half = student(len(x) - 3) * math.sqrt(variance)
+    variance = float(((design @ found - y) ** 2).sum()) / (own - 3) * np.linalg.inv(design.T @ design)[0, 0]
+    half = student(own - 3) * math.sqrt(variance)
     return Interval(float(found[0]), float(found[0]) - half, float(found[0]) + half)
 
 
@@ -158,7 +165,3 @@ def _exp(log_value: float, half_width: float) -> Interval:
     """Return the interval of a value whose logarithm has this estimate and half width."""
     value, grow = math.exp(log_value), math.exp(min(half_width, 300.0))
     return Interval(value, value / grow, value * grow)
-
-
-def _are(count: int) -> str:
-    return "is 1" if count == 1 else f"are {count}"

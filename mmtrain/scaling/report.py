@@ -1,4 +1,4 @@
-"""The page that says what was fitted: laws beside the paper's, how far to trust them, and what the data do not support."""
+"""The page that says what was fitted: laws beside the paper's, how far to trust them, what the data do not support."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mmtrain.scaling.surface import CHINCHILLA, SurfaceFit, percentiles
 from mmtrain.scaling.tables import Block, Table, Title
 
 UNITS = (
-    "Loss in nats a token, N activated parameters without embeddings, D tokens. Laws over compute take C in PFLOP/s-days "
-    "(8.64e19 FLOP). In brackets 95% intervals: Student's of a power law, a bootstrap over runs of L(N, D)."
+    "Loss in nats a token, N activated parameters without embeddings, D tokens. Laws over compute take C in "
+    "PFLOP/s-days (8.64e19 FLOP). In brackets 95% intervals of the laws, to which a run adds its scatter: Student's of "
+    "a power law, a bootstrap over runs of L(N, D)."
 )
 
 
@@ -26,7 +27,7 @@ def blocks_of(fits: Sequence[ArchitectureFit]) -> list[Block]:
         for part in (_compute, _surfaces, _held_out, _predictions, _batches, _rates):
             blocks += part(fit)
         if fit.doubts:
-            blocks.append("Too wide to mean anything:\n" + "\n".join(f"- {doubt}" for doubt in fit.doubts))
+            blocks.append("Doubtful:\n" + "\n".join(f"- {doubt}" for doubt in fit.doubts))
         if fit.refused:
             blocks.append("Not fitted:\n" + "\n".join(f"- {reason}" for reason in fit.refused))
     return blocks
@@ -108,8 +109,8 @@ def _predictions(fit: ArchitectureFit) -> list[Block]:
     if paper := TABLE_2.get(fit.architecture):
         laws = [law.at(first.flops) for law in (paper.loss, paper.parameters, paper.tokens)]
         rows.append(["MiniMax-01 Table 2", f"{laws[0]:.4g}", count_text(laws[1]), count_text(laws[2])])
-    where = f"{first.flops:.3g} FLOP ({first.flops / PFLOP_S_DAY:.3g} PFLOP/s-days), {first.beyond:.3g} times the data's most"
-    return [f"Predicted at {where}:", Table(["by", "loss", "N", "D"], rows)]
+    where = f"{first.flops:.3g} FLOP ({first.flops / PFLOP_S_DAY:.3g} PFLOP/s-days)"
+    return [f"Predicted at {where}, {first.beyond:.3g} times the data's most:", Table(["by", "loss", "N", "D"], rows)]
 
 
 def _count(interval: Interval | None) -> str:
@@ -123,8 +124,8 @@ def _batches(fit: ArchitectureFit) -> list[Block]:
         return []
     law = fit.batch_law
     text = (
-        f"Critical batch: B_crit = {law.beta.value:.3g} L^{law.alpha.text('.3g')} tokens, measured at {law.points} losses "
-        f"from {law.low_x:.3f} to {law.high_x:.3f}. They share training curves: the interval is too narrow for that."
+        f"Critical batch: B_crit = {law.beta.value:.3g} L^{law.alpha.text('.3g')} tokens, measured at {law.points} "
+        f"losses from {law.low_x:.3f} to {law.high_x:.3f}."
     )
     if not fit.ramp or not fit.ramp_for:
         return [text]

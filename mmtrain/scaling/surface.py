@@ -178,8 +178,8 @@ def _require(law: SumLaw, places: Array) -> None:
     logs = np.log(places)
     if (together := abs(float(np.corrcoef(logs)[0, 1]))) > TOGETHER:
         raise NotSupported(
-            f"{law.form} needs sizes trained on different amounts of data; here both grow together (correlation of their "
-            f"logs {together:.4f})"
+            f"{law.form} needs sizes trained on different amounts of data; here both grow together "
+            f"(correlation of their logs {together:.4f})"
         )
 
 

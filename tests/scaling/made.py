@@ -55,6 +55,6 @@ def paper_points(architecture, noise=0.0, seed=0, days=(0.01, 0.03, 0.1, 0.3, 1.
         for off in (-1.1, -0.7, -0.35, 0.0, 0.35, 0.7, 1.1):
             size, tokens = row.parameters.at(flops) * np.exp(off), row.tokens.at(flops) * np.exp(-off)
             loss = (row.loss.at(flops) + 0.05 * off**2) * np.exp(noise * noisy.standard_normal())
-            name = f"{day}-{off}"
-            points.append(point(architecture=architecture, run=name, parameters=size, tokens=tokens, flops=flops, loss=loss, group=str(day)))  # fmt: skip
+            named = {"architecture": architecture, "run": f"{day} {off}", "group": str(day)}
+            points.append(point(parameters=size, tokens=tokens, flops=flops, loss=loss, **named))
     return points
