@@ -183,7 +183,7 @@ def _fit_batches(fit: ArchitectureFit) -> None:
     fit.batch_law = fit.attempt(lambda: fit_batch_law(fit.critical))
     if fit.batch_law and fit.surface:
         best = next((p for p in fit.predictions if p.method == "L(N, D)" and p.parameters and p.tokens), None)
-        largest = max(fit.points, key=lambda point: point.flops)
+        largest = max(fit.points, key=lambda point: (point.activated, point.tokens))
         size, tokens = largest.activated, largest.tokens
         if best and best.parameters and best.tokens:
             size, tokens = best.parameters.value, best.tokens.value
