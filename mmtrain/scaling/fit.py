@@ -16,8 +16,8 @@ from mmtrain.scaling.points import Point
 from mmtrain.scaling.power import NotSupported, PowerFit, fit_power
 from mmtrain.scaling.predict import HeldOut, Prediction, hold_out, hold_out_group, predict_laws, predict_surface
 from mmtrain.scaling.rates import BestRate, best_rates
-from mmtrain.scaling.select import best_settings
 from mmtrain.scaling.surface import CHINCHILLA, MIXTURE, RESAMPLES, SumLaw, SurfaceFit, fit_surface
+from mmtrain.scaling.tuned import best_settings
 
 Intermediate = Literal["none", "frontier", "all"]
 T = TypeVar("T")

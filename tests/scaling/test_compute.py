@@ -9,7 +9,7 @@ from mmtrain.scaling.compute import frontier_laws, isoflop_laws
 from mmtrain.scaling.frontier import find_frontier
 from mmtrain.scaling.isoflop import fit_group, fit_groups
 from mmtrain.scaling.power import NotSupported
-from mmtrain.scaling.select import best_settings
+from mmtrain.scaling.tuned import best_settings
 from tests.scaling.made import REFIT, curve_points, point, surface_points
 
 SIZES = np.geomspace(7e7, 7e9, 7)
@@ -31,8 +31,17 @@ def test_frontier_of_curves_is_near_the_best_for_its_compute():
         loss, size = best_loss(one.flops)
         assert loss <= one.loss < 1.01 * loss
         assert size / 2.2 < one.activated < 2.2 * size
-    assert [one.activated for one in frontier].count(SIZES[0]) == 1  # ends are open: one point each
-    assert [one.activated for one in frontier].count(SIZES[-1]) == 1
+    # Ends are open: a size that nothing bounds gives one point.
+    assert frontier[0].activated == SIZES[0] != frontier[1].activated
+    assert frontier[-1].activated == SIZES[-1] != frontier[-2].activated
+
+
+def test_a_size_without_rivals_at_little_compute_does_not_count():
+    """Curves of one size in the middle, beside ends: where nothing else was that cheap, it is no frontier."""
+    ends = surface_points([5e7, 1e8, 2e8, 4e8, 8e8, 1.6e9], [1e18, 1e19, 1e20])
+    frontier = find_frontier([*ends, *curve_points([4e8], 1e11)])
+    early = [one for one in frontier if one.flops < 9e17]
+    assert len(early) == 1 and len(frontier) > 5
 
 
 def test_laws_of_the_frontier():

@@ -111,7 +111,7 @@ def test_any_few_points_are_answered_not_crashed(tmp_path):
 
 
 def test_command(tmp_path, capsys):
-    write_points(tmp_path, surface_points(SIZES, COMPUTES[:3], 0.002))
+    write_points(tmp_path, surface_points(SIZES, COMPUTES, 0.002))
     assert main([str(tmp_path), "--target-flops", "1e21", "--resamples", "40"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("fitted hybrid: frontier, isoFLOP, L(N, D) -> ")
