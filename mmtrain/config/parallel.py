@@ -33,7 +33,8 @@ class ParallelConfig:
             for nothing in a dense layer, else 2 of a feed-forward's 9 products more. null: all tokens at once. A chunk
             of experts should have thousands of rows for each of a rank's experts.
         reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
-            step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next).
+            step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next). ZeRO-1 of data
+            parallelism alone runs without FSDP2's hooks, for much less work of the host.
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
         tp: tensor parallelism of attention, embedding, head and loss, with sequence parallelism.
         pp: pipeline parallelism; ranks that share the depth.
@@ -63,8 +64,9 @@ class ParallelConfig:
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
         cuda_graphs: record forward and backward between softmax layers once, and launch them as CUDA graphs: the host
             launches a few graphs a micro-batch in place of thousands of kernels, for the same bits. ``auto`` does so
-            where it can: on a run of one GPU, without `offload_block_inputs` or selective recomputation. true refuses
-            to run without, false is for debugging.
+            where it can: on one GPU, or with data parallelism alone that gathers and reduces once a step (the two
+            options before `tp` false); without `offload_block_inputs` or selective recomputation. true refuses to run
+            without, false is for debugging.
         aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
             or of the ``global_batch``. The last are the step before's; at the first step all are even.
     """
@@ -130,8 +132,8 @@ class ParallelConfig:
         require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs", True,
                  "without recomputation blocks hold more than their inputs",
                  "give parallel.activation_checkpoint=block or selective too")  # fmt: skip
-        require(self.cuda_graphs is not True or not self._unrecorded, "parallel.cuda_graphs", True,
-                 f"{self._unrecorded} cannot be part of a graph", "give parallel.cuda_graphs=auto")  # fmt: skip
+        require(self.cuda_graphs is not True or not self.unrecorded, "parallel.cuda_graphs", True,
+                 f"{self.unrecorded} cannot be part of a graph", "give parallel.cuda_graphs=auto")  # fmt: skip
         senders, sharers = self.ep * self.etp, self.cp_size * self.tp
         require(not self.global_router or (senders % sharers == 0 and senders > sharers), "parallel.global_router",
                  self.global_router, f"ep {self.ep} x etp {self.etp} = {senders} ranks must hold several whole "
@@ -139,17 +141,13 @@ class ParallelConfig:
                  "raise parallel.ep, or turn it off")  # fmt: skip
 
     @property
-    def _unrecorded(self) -> str:
+    def unrecorded(self) -> str:
         """What these options ask for that CUDA graphs cannot hold; empty if nothing."""
         if self.offload_block_inputs:
             return "copies of offload_block_inputs to host memory"
         return (
             "attention that activation_checkpoint=selective keeps" if self.activation_checkpoint == "selective" else ""
         )
-
-    def records_graphs(self, world: int, device_type: str) -> bool:
-        """Whether a run of so many processes records CUDA graphs."""
-        return self.cuda_graphs is not False and world == 1 and device_type == "cuda" and not self._unrecorded
 
     def _check_direct(self) -> None:
         """Refuse to read rows directly where collectives are needed."""

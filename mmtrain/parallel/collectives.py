@@ -96,6 +96,11 @@ def start_gather_into(out_MD: Tensor, x_ND: Tensor, group: ProcessGroup) -> dist
     return _all_gather(out_MD, x_ND, group=group, async_op=True)
 
 
+def start_scatter_sum_into(out_ND: Tensor, x_MD: Tensor, group: ProcessGroup) -> dist.Work:
+    """Start a reduce-scatter of rows into memory that is there, unseen by autograd."""
+    return _reduce_scatter(out_ND, x_MD, group=group, async_op=True)
+
+
 def scatter_sum_into(out_ND: Tensor, x_MD: Tensor, group: ProcessGroup) -> None:
     """A reduce-scatter of rows into memory that is there, unseen by autograd."""
     if out_ND.numel():

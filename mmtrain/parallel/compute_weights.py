@@ -1,8 +1,9 @@
-"""Weights of a rank that shares its parameters with no other: what FSDP2 does for mixed precision, without its hooks.
+"""Weights of ranks that have all parameters to compute with: what FSDP2 does for mixed precision, without its hooks.
 
-Masters stay fp32 DTensors in `named_parameters`, for optimizers and checkpoints. While a micro-batch runs, the modules
-have copies of them in the type that blocks compute in, and gradients are summed in fp32. Copies and sums keep their
-memory from step to step, so that a recorded graph of kernels finds them where they were.
+Masters stay fp32 DTensors in `named_parameters`, for optimizers and checkpoints, sharded over the ranks. While a
+micro-batch runs, the modules have whole copies of them in the type that blocks compute in, and gradients are summed in
+fp32. Copies and sums keep their memory from step to step, so that a recorded graph of kernels finds them where they
+were. Several ranks exchange copies and sums between passes (ZeRO-1); one rank shares with no other.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch.distributed.tensor import DTensor, Shard
 from mmtrain.model.gradient_sum import whole_gradient
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.router import Router
-from mmtrain.parallel.dtensor_params import shard_parameter
+from mmtrain.parallel.dtensor_params import local_tensor, shard_parameter
+from mmtrain.parallel.fsdp import free_dimension
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.parallel.weight_exchange import ShardedWeight, WeightExchange
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,9 @@ class _Weight:
     Attributes:
         owner: module that has it, under the name `leaf`.
         master: fp32, for the optimizer.
-        used: what the module computes with: a copy in another type, or the master's own memory.
-        total: fp32, sum of the gradients of the step's micro-batches.
-        grad: the same memory as the master's gradient.
+        used: what the module computes with, whole: a copy, or the master's own memory.
+        total: fp32, sum of the gradients of the step's micro-batches on this rank.
+        grad: the master's gradient; on one rank the memory of `total`.
     """
 
     owner: nn.Module
@@ -41,6 +44,13 @@ class _Weight:
     total: Tensor
     grad: DTensor
 
+    @property
+    def sharded(self) -> ShardedWeight:
+        """What several ranks exchange of it."""
+        (placement,) = self.master.placements
+        shard, grad = local_tensor(self.master), local_tensor(self.grad)
+        return ShardedWeight(self.used.detach(), self.total, shard, grad, placement.dim)
+
     def put(self, parameter: nn.Parameter) -> None:
         self.owner._parameters[self.leaf] = parameter
 
@@ -49,16 +59,18 @@ class ComputeWeights:
     """Copies of all parameters to compute with, and the sums of their gradients.
 
     Args:
-        model: a (meta) model of plain parameters, which become DTensors of one rank.
-        context: a world of one rank.
+        model: a (meta) model of plain parameters, which become DTensors over the replicas.
+        context: ranks that are all replicas of each other.
         compute_dtype: type of the copies; routers' weights are used in fp32, as they are.
     """
 
     def __init__(self, model: HybridLM, context: ParallelContext, compute_dtype: torch.dtype) -> None:
         self._model, self._dtype = model, compute_dtype
         self._weights: list[_Weight] = []
-        for name, _ in list(model.named_parameters()):
-            shard_parameter(model, name, context.replicas, [Shard(0)])
+        self._replicas, self._exchange = context.replicas, None
+        for name, parameter in list(model.named_parameters()):
+            placement = free_dimension(parameter, self._replicas.size()) or Shard(0)
+            shard_parameter(model, name, self._replicas, [placement])
 
     @contextmanager
     def micro_batch(self, first: bool, last: bool) -> Iterator[None]:
@@ -66,7 +78,7 @@ class ComputeWeights:
 
         Args:
             first: it is the step's first: copies are brought up to date, and sums begin at zero.
-            last: it is the step's last: the masters get the sums as their gradients.
+            last: it is the step's last: the masters get the sums, or the mean of all ranks', as their gradients.
         """
         with self._in_use(fresh=first):
             if first:
@@ -74,8 +86,10 @@ class ComputeWeights:
             yield
         if last:
             for weight in self._weights:
-                whole_gradient(weight.used)  # in the memory that `grad` has
+                whole_gradient(weight.used)  # in the memory of `total`
                 weight.master.grad = weight.grad
+            if self._exchange is not None:
+                self._exchange.reduce()
 
     @contextmanager
     def forward_only(self) -> Iterator[None]:
@@ -87,6 +101,8 @@ class ComputeWeights:
     def _in_use(self, fresh: bool) -> Iterator[None]:
         if not self._weights:  # masters get their memory after the model was laid out
             self._weights = [self._weight(*where) for where in _owners(self._model)]
+            if self._replicas.size() > 1:
+                self._exchange = WeightExchange([one.sharded for one in self._weights], self._replicas.get_group())
         if fresh:
             self._bring_up_to_date()
         for weight in self._weights:
@@ -99,6 +115,9 @@ class ComputeWeights:
 
     @torch.no_grad()
     def _bring_up_to_date(self) -> None:
+        if self._exchange is not None:
+            self._exchange.gather()
+            return
         copies = [weight for weight in self._weights if weight.used.dtype != weight.master.dtype]
         if copies:
             torch._foreach_copy_([one.used for one in copies], [one.master.to_local() for one in copies])
@@ -108,15 +127,18 @@ class ComputeWeights:
         master = owner._parameters[leaf]
         assert isinstance(master, DTensor)
         local, dtype = master.to_local().detach(), master.dtype if isinstance(owner, Router) else self._dtype
-        used = nn.Parameter(local if dtype == local.dtype else torch.empty_like(local, dtype=dtype))
-        total = torch.zeros_like(local)
+        alone = self._replicas.size() == 1
+        whole = local if alone and dtype == local.dtype else local.new_empty(master.shape, dtype=dtype)
+        used, total = nn.Parameter(whole), local.new_zeros(master.shape)
         if dtype == local.dtype:
             used.grad = total  # autograd adds to what is there
         else:
             used.register_post_accumulate_grad_hook(_add_to(total))
         used.gradient_sum = total  # for products that add to it themselves (`mmtrain.model.gradient_sum`)
-        grad = DTensor.from_local(total, master.device_mesh, master.placements, run_check=False)
-        return _Weight(owner, leaf, master, used, total, grad)
+        grad = total if alone else torch.zeros_like(local)
+        laid = {"shape": master.shape, "stride": master.stride()}  # parts may be uneven
+        shared = DTensor.from_local(grad, master.device_mesh, master.placements, run_check=False, **laid)
+        return _Weight(owner, leaf, master, used, total, shared)
 
 
 def _owners(model: nn.Module) -> list[tuple[nn.Module, str]]:

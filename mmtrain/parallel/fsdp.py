@@ -42,8 +42,8 @@ def apply_fsdp(
     exact = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     offload = CPUOffloadPolicy() if host_parameters and context.device.type == "cuda" else OffloadPolicy()
     shard = partial(fully_shard, offload_policy=offload)
-    dense = {"mesh": context.replicas, "shard_placement_fn": partial(_free_dimension, ranks=context.replicas.size())}
-    expert = {"mesh": context.expert["edp"], "shard_placement_fn": partial(_free_dimension, ranks=layout.edp)}
+    dense = {"mesh": context.replicas, "shard_placement_fn": partial(free_dimension, ranks=context.replicas.size())}
+    expert = {"mesh": context.expert["edp"], "shard_placement_fn": partial(free_dimension, ranks=layout.edp)}
     # Weight gradients that are computed apart look for the parameters as forward used them.
     reshard = config.reshard_after_forward and not (layout.pp > 1 and config.pp_schedule == "zero_bubble")
     for block in model.layers:
@@ -59,7 +59,7 @@ def apply_fsdp(
         shard(stage, mp_policy=policy, reshard_after_forward=False, **dense)
 
 
-def _free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
+def free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:
     """Dimension along which FSDP cuts a parameter; None for its own choice, the first.
 
     A parameter that is split already is cut along the first other dimension that the ranks divide evenly. So is one

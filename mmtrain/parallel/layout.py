@@ -16,6 +16,10 @@ from mmtrain.model.mixers.registry import check_layer_pattern, mixer_spec
 AXES = ("pp", "cp", "tp", "ep", "etp")  # those that a user sets and the search for a layout that works may change
 ROW_ALIGNMENT = 8  # bf16 elements in the 16 bytes that rows of a grouped product are aligned to
 
+BUCKET_ELEMENTS = 2**25
+"""Most elements of all ranks' parts of the weights that are gathered or reduced at once (`weight_exchange`), 128 MiB of
+fp32. Ours: enough for NVLink's rate, and buffers of two buckets are small beside a model."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -43,6 +47,11 @@ class Layout:
     def replicas(self) -> int:
         """Ranks that hold the same part of the dense parameters, and shard it among them."""
         return self.dp * self.cp
+
+    @property
+    def only_replicas(self) -> bool:
+        """Whether no parameter is split: every rank could hold all of the model."""
+        return self.replicas == self.edp == self.world
 
     def __str__(self) -> str:
         dense = f"PP{self.pp} x DP{self.dp} x CP{self.cp} x TP{self.tp}"
@@ -81,11 +90,34 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
     require(parallel.exchange != "direct" or model.capacity_factor is not None, "parallel.exchange", "direct",
              "without model.capacity_factor rows have no fixed slots",
              "give parallel.exchange=auto or a model.capacity_factor")  # fmt: skip
-    require(parallel.cuda_graphs is not True or world == 1, "parallel.cuda_graphs", True,
-             f"of {world} processes none records graphs yet", "give parallel.cuda_graphs=auto")  # fmt: skip
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
-    return Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)
+    layout = Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)
+    require(parallel.cuda_graphs is not True or records_graphs(layout, parallel), "parallel.cuda_graphs", True,
+             f"{layout} with reshard_after_forward={parallel.reshard_after_forward} and sync_every_micro_batch="
+             f"{parallel.sync_every_micro_batch} has communication inside of a pass, which is not recorded",
+             "give parallel.cuda_graphs=auto; or data parallelism alone, with both options false")  # fmt: skip
+    return layout
+
+
+def keeps_whole_weights(layout: Layout, parallel: ParallelConfig, host_parameters: bool = False) -> bool:
+    """Whether ranks keep copies of all parameters to compute with, and sums of all gradients, from step to step.
+
+    One rank does, and so do several that split no parameter and are to gather and reduce once a step (ZeRO-1): then
+    nothing of FSDP2 is needed. Its hooks cost the host as much as the kernels of a small model.
+    """
+    once = not (parallel.reshard_after_forward or parallel.sync_every_micro_batch)
+    return not host_parameters and layout.only_replicas and (layout.world == 1 or once)
+
+
+def records_graphs(layout: Layout, parallel: ParallelConfig, host_parameters: bool = False) -> bool:
+    """Whether a run on CUDA devices records graphs: of passes without communication."""
+    return (
+        keeps_whole_weights(layout, parallel, host_parameters)
+        and layout.cp == 1
+        and parallel.cuda_graphs is not False
+        and not parallel.unrecorded
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
 from mmtrain.parallel.fsdp import ShardedWeights, apply_fsdp
 from mmtrain.parallel.graphs.recorded_model import RecordedModel
+from mmtrain.parallel.layout import keeps_whole_weights, records_graphs
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import PlainModel, Schedule, SingleStage, WeightsInUse
@@ -34,7 +35,7 @@ def apply_parallel(
     seq_len: int = 8192,
     stages: Sequence[Sequence[int]] = (),
 ) -> ParallelModel:
-    """Turn every parameter of a (meta) model into a DTensor on the meshes of `context`, sharded by FSDP2. Collective.
+    """Turn every parameter of a (meta) model into a DTensor on the meshes of `context`. Collective.
 
     Dense parameters are split over tp, and sharded over dp and cp; experts are split over ep and etp, and sharded over
     edp. Master weights stay fp32; blocks compute in `compute_dtype`, routers in fp32; gradients are reduced in fp32, as
@@ -67,12 +68,12 @@ def apply_parallel(
         apply_fsdp(model, mine.values(), context, config, compute_dtype, host_parameters)
         schedule: Schedule = Pipeline(model, mine, context, config, compute_dtype)
     else:
-        if layout.world == 1 and not host_parameters:  # nothing to shard, gather or reduce
+        if keeps_whole_weights(layout, config, host_parameters):
             weights: WeightsInUse = ComputeWeights(model, context, compute_dtype)
         else:
             apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
             weights = ShardedWeights(model, config)
-        recorded = config.records_graphs(layout.world, context.device.type)
+        recorded = context.device.type == "cuda" and records_graphs(layout, config, host_parameters)
         schedule = SingleStage(model, weights, RecordedModel(model) if recorded else PlainModel(model))
     return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
 

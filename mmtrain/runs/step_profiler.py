@@ -21,6 +21,7 @@ from mmtrain.log.operator_times import operator_times
 from mmtrain.log.profile_report import ProfileReport, RankRow, gap_rows, kind_rows
 from mmtrain.log.timeline import draw_timeline
 from mmtrain.parallel import mesh
+from mmtrain.parallel.layout import records_graphs
 from mmtrain.runs.profile_figures import HeldMemory, KeepingReader, document_lengths, operations, versions
 from mmtrain.train.device import peak_rate, product_rate
 from mmtrain.train.garbage import collect, collected_in_step
@@ -167,7 +168,7 @@ class StepProfiler:
         peak, rate = peak_rate(self._device, session.dtype), product_rate(self._device, session.dtype)
         ranks = self._all_ranks(times, step_s, memory)
         kinds = times.by_kind() if on_gpu else operator_times(profiler)
-        off = parallel.cuda_graphs is False
+        recordable = on_gpu and records_graphs(self._context.layout, replace(parallel, cuda_graphs="auto"))
         return ProfileReport(
             header=run_lines(trainer.config, self._context, session.dtype, trainer.origin),
             versions=versions(self._device),
@@ -186,7 +187,7 @@ class StepProfiler:
             losses=self._losses,
             ranks=ranks,
             phase=trainer.progress.phase,
-            graphs_possible=off and replace(parallel, cuda_graphs="auto").records_graphs(world, self._device.type),
+            graphs_possible=recordable and parallel.cuda_graphs is False,
             recomputes=parallel.activation_checkpoint == "block",
             device_gib=torch.cuda.get_device_properties(self._device).total_memory / 2**30 if on_gpu else None,
         )

@@ -113,5 +113,5 @@ def gathered_after_micro_batches(parallel: ParallelConfig) -> list[bool]:
 
 @pytest.mark.parametrize("reshard", [False, True])
 def test_parameters_kept_between_forward_and_backward_are_gathered_once_a_step(pool: Pool, reshard: bool) -> None:
-    parallel = ParallelConfig(reshard_after_forward=reshard)
+    parallel = ParallelConfig(reshard_after_forward=reshard, ep=2)  # without ep FSDP2 has nothing to do
     assert pool.run(gathered_after_micro_batches, parallel, world=2) == [[not reshard, not reshard, False]] * 2

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import Shard
 
-from mmtrain.parallel.fsdp import _free_dimension
+from mmtrain.parallel.fsdp import free_dimension
 
 
 @pytest.mark.parametrize(
@@ -24,4 +24,4 @@ from mmtrain.parallel.fsdp import _free_dimension
 def test_ranks_hold_about_as_much_of_every_parameter(
     shape: tuple[int, ...], ranks: int, dimension: Shard | None
 ) -> None:
-    assert _free_dimension(nn.Parameter(torch.empty(shape, device="meta")), ranks) == dimension
+    assert free_dimension(nn.Parameter(torch.empty(shape, device="meta")), ranks) == dimension

@@ -57,8 +57,10 @@ def test_intervals_hold_as_often_as_they_say():
 
 @pytest.mark.skipif(not CHINCHILLA_CSV, reason="CHINCHILLA_CSV names no file")
 def test_the_public_refit_is_reproduced():
-    """The authors' notebook: 478, 2144, 1.8172, 0.3473, 0.3672 by Huber's loss with delta 1e-3, and the paper's table by
-    a density whose fitted scale, e^-12.27, makes delta so small that absolute residuals are summed."""
+    """The authors' notebook (Huber's loss, delta 1e-3: A 478, B 2144), and the paper's table (A 482, B 2085).
+
+    The table is from a density of Huber's form whose fitted scale, e^-12.27, multiplies delta: absolute residuals.
+    """
     with open(CHINCHILLA_CSV, newline="") as file:
         rows = list(csv.DictReader(file))
     size, flops, loss = (

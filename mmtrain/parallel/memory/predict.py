@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mmtrain.model.mixers.registry import SOFTMAX
+from mmtrain.parallel.layout import BUCKET_ELEMENTS
 from mmtrain.parallel.memory.activations import layer_activations
 from mmtrain.parallel.memory.communication import lasting_buffers, mixer_buffers
 from mmtrain.parallel.memory.workload import (
@@ -97,7 +98,7 @@ class _Rank:
         for last in (False, True) if self.work.micro_batches > 1 else (True,):
             yield from self._micro_batch(last)
         held = self._lasting()
-        if not (self.work.host_optimizer or self.work.is_alone):
+        if not (self.work.host_optimizer or self.work.keeps_whole):
             held["gradients"] += FP32 * self._all.sharded(self.work.layout)
         yield "the optimizer's step", held
 
@@ -112,14 +113,24 @@ class _Rank:
             sharded = FP32 * self._all.sharded(work.layout)
             held["parameters"], held["optimizer"] = sharded, 2 * sharded
         held["gathered"] = work.compute_bytes * self.root.whole
-        if work.is_alone:  # copies of all parameters, unless they are computed with as they are
-            held["gathered"] = work.compute_bytes * self._all.whole if work.compute_bytes != FP32 else 0.0
         held["communication"] = lasting_buffers(work)
+        if work.keeps_whole:
+            self._add_whole(held)
         held["transient"] = WORKSPACE + work.row_tokens * 25 + work.mixer_tokens * work.model.rotary_dim * FP32
-        held["gradients"] = FP32 * self._all.whole if work.is_alone else 0.0
         if work.records_graphs:
             held["transient"] += self._beside_graphs() * work.mixer_tokens * work.compute_bytes
         return held
+
+    def _add_whole(self, held: Counter[str]) -> None:
+        """Add copies of all parameters and sums of their gradients; several ranks exchange them, one shares its own."""
+        work, whole, ranks = self.work, self._all.whole, self.work.layout.replicas
+        if ranks == 1:
+            held["gathered"] = work.compute_bytes * whole if work.compute_bytes != FP32 else 0.0
+            held["gradients"] = FP32 * whole
+        else:
+            held["gathered"] = work.compute_bytes * whole
+            held["gradients"] = FP32 * (whole + self._all.sharded(work.layout))
+            held["communication"] += 2 * FP32 * min(BUCKET_ELEMENTS, whole) * (1 + 1 / ranks)
 
     def _beside_graphs(self) -> int:
         """Elements a token that graphs hold besides: the embeddings, and what lies around softmax attention.
@@ -149,20 +160,20 @@ class _Rank:
         held += self._stage_outputs()
         if self.last:
             yield from self._loss(held + all_kept, last)
-            held["gradients"] += 0 if work.is_alone else size * self._table  # of the head, until the stage's end
+            held["gradients"] += 0 if work.keeps_whole else size * self._table  # of the head, until the stage's end
         whole = [self.layer[letter] for letter in self.letters]
         for number in range(len(self.letters) - 1, -1, -1):
             letter, own = self.letters[number], whole[number]
             before = sum(per_layer[:number], Counter[str]())
             now = held + before
             now["gradients"] += self._gradients(whole[:number], whole[number + 1 :], last, reduces)
-            if work.is_alone:  # products add to the sums, but for those of experts
+            if work.keeps_whole:  # products add to the sums, but for those of experts
                 now["gradients"] += size * own.experts
             else:
                 now["gradients"] += size * own.whole + (FP32 * own.whole if self.flat > 1 or not reduces else 0)
             now["gathered"] += self._gathered(whole[: number + 1], own, last)
             yield from self._layer(f"backward of layer {number + 1} of {len(self.letters)} ({letter})", now, letter)
-        if work.is_alone:
+        if work.keeps_whole:
             return
         held["gradients"] += self._gradients([], whole, last, reduces) + size * (
             self.root.whole - self.last * self._table
@@ -193,7 +204,7 @@ class _Rank:
         held["gradients"] += self._gradients([self.layer[letter] for letter in self.letters], [], last, False)
         held["gathered"] += self._gathered([self.layer[letter] for letter in self.letters], self._largest, last)
         held["norms"] += 2 * hidden  # before and after the last norm
-        table = 0 if work.is_alone else self._table  # products add to the sum of its gradients
+        table = 0 if work.keeps_whole else self._table  # products add to the sum of its gradients
         forward = held + Counter({"loss": FP32 * table + gathered + logits})
         yield "forward of the loss", forward
         yield "backward of the loss", held + Counter({"loss": (FP32 + size) * table + 2 * hidden})
@@ -208,7 +219,7 @@ class _Rank:
     def _gradients(self, before: list[Parameters], after: list[Parameters], last: bool, reduces: bool) -> float:
         """Bytes of gradients of layers that are still to be differentiated in this micro-batch, and of those done."""
         work = self.work
-        if work.is_alone:  # their sums are among what lasts
+        if work.keeps_whole:  # their sums are among what lasts
             return 0.0
         zero = Parameters(0, 0)
         todo, done = sum(before, zero), sum(after, zero)
@@ -228,7 +239,7 @@ class _Rank:
     def _gathered(self, todo: list[Parameters], own: Parameters, last: bool) -> float:
         """Bytes of gathered parameters of blocks, with a layer at work and, where they come from others, the next."""
         size = self.work.compute_bytes
-        if self.work.is_alone:  # all of them are, and last
+        if self.work.keeps_whole:  # all of them are, and last
             return 0.0
         if not self.work.keeps_gathered:
             return self.flat * size * own.whole

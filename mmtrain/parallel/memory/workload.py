@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.model.mixers.registry import Placement, mixer_spec
-from mmtrain.parallel.layout import Layout
+from mmtrain.parallel.layout import Layout, keeps_whole_weights, records_graphs
 
 FP32 = 4
 """Bytes of master weights, gradients and moments, whatever products are computed in."""
@@ -68,14 +68,14 @@ class Workload:
         return self.layout.pp > 1 and self.parallel.pp_schedule == "zero_bubble"
 
     @property
-    def is_alone(self) -> bool:
-        """Whether a rank shares parameters with no other: it keeps copies to compute with, and sums of gradients."""
-        return self.layout.world == 1 and not self.host_optimizer
+    def keeps_whole(self) -> bool:
+        """Whether a rank keeps copies of all parameters to compute with, and sums of all gradients."""
+        return keeps_whole_weights(self.layout, self.parallel, self.host_optimizer)
 
     @property
     def records_graphs(self) -> bool:
         """Whether CUDA graphs run the layers, in memory that they keep."""
-        return self.is_alone and self.parallel.records_graphs(self.layout.world, "cuda")
+        return records_graphs(self.layout, self.parallel, self.host_optimizer)
 
     @property
     def keeps_gathered(self) -> bool:
