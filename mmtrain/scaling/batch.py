@@ -65,17 +65,6 @@ def measure_batches(points: Sequence[Point]) -> list[CriticalBatch]:
     by_size: dict[float, dict[float, list[Point]]] = {}
     for point in points:
         by_size.setdefault(point.activated, {}).setdefault(point.batch_tokens, []).append(point)
-<<<<<<< HEAD
-    size, batches = max(by_size.items(), key=lambda item: len(item[1]))
-    if len(batches) < MIN_BATCHES:
-        raise NotSupported(
-            f"B_crit(L) needs {MIN_BATCHES} batch sizes at one model size; there are {len(batches)} at most"
-        )
-    curves = {batch: _curves(found) for batch, found in batches.items()}
-    if empty := [batch for batch, found in curves.items() if not found]:
-        raise NotSupported(
-            f"B_crit(L) needs validations on the way; runs of {empty[0]:.3g} tokens a batch have one each"
-=======
     curves_of = {size: {batch: _curves(own) for batch, own in tried.items()} for size, tried in by_size.items()}
     usable = {size: {batch: own for batch, own in tried.items() if own} for size, tried in curves_of.items()}
     size, curves = max(usable.items(), key=lambda item: len(item[1]))
@@ -83,7 +72,6 @@ def measure_batches(points: Sequence[Point]) -> list[CriticalBatch]:
         raise NotSupported(
             f"B_crit(L) needs {MIN_BATCHES} batch sizes at one model size, validated on the way; "
             f"there are {len(curves)} at most"
->>>>>>> scaling
         )
     low = max(min(losses[-1] for _, losses in found) for found in curves.values())
     high = min(max(losses[0] for _, losses in found) for found in curves.values())

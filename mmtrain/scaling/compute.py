@@ -47,16 +47,9 @@ def frontier_laws(points: Sequence[Point], frontier: Sequence[Point] | None = No
     Raises:
         NotSupported: one size, or a frontier of fewer than three points.
     """
-<<<<<<< HEAD
-    if len(distinct([point.activated for point in points])) < 2:
-        raise NotSupported(
-            f"the frontier needs several sizes; all {len(points)} points lie at {points[0].activated:.3g}"
-        )
-=======
     if len(sizes := distinct([point.activated for point in points])) < 2:
         where = f"all {len(points)} points lie at {sizes[0]:.3g} parameters" if sizes else "there are no points"
         raise NotSupported(f"the frontier needs several sizes; {where}")
->>>>>>> scaling
     chosen = find_frontier(points) if frontier is None else frontier
     if len(chosen) < MIN_POINTS:
         raise NotSupported(
@@ -68,15 +61,9 @@ def frontier_laws(points: Sequence[Point], frontier: Sequence[Point] | None = No
     loss = fit_power(compute, [point.loss for point in chosen], "L(C) of the frontier", runs)
     if why_not := _chosen_ratio(points, chosen):
         return ComputeLaws(loss, why_not=why_not)
-<<<<<<< HEAD
-    sizes, tokens = [point.activated for point in chosen], [point.tokens for point in chosen]
-    parameters, amounts = fit_power(compute, sizes, "N_opt(C)", runs), fit_power(compute, tokens, "D_opt(C)", runs)
-    return ComputeLaws(loss, parameters, amounts)
-=======
     parameters = fit_power(compute, [point.activated for point in chosen], "N_opt(C)", runs)
     tokens = fit_power(compute, [point.tokens for point in chosen], "D_opt(C)", runs)
     return ComputeLaws(loss, parameters, tokens)
->>>>>>> scaling
 
 
 def isoflop_laws(minima: Sequence[IsoflopMinimum]) -> ComputeLaws:

@@ -96,12 +96,7 @@ def _draw_paper(
         computes = [point.flops for point in fit.points]
         grid = np.geomspace(min(computes), max(computes), 60)
         values = [law(row)(float(x)) for x in grid]
-<<<<<<< HEAD
-        axes.plot(grid / PFLOP_S_DAY, values, color=INK, linewidth=2.2, linestyle=":", zorder=3)
-        axes.plot(grid / PFLOP_S_DAY, values, color=color, linewidth=1.2, linestyle=":", zorder=4)
-=======
         axes.plot(grid / PFLOP_S_DAY, values, color=color, linewidth=1.6, linestyle=":")
->>>>>>> scaling
 
 
 def _draw_parabolas(axes: Axes, fit: ArchitectureFit, color: str) -> None:

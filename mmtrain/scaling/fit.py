@@ -16,13 +16,8 @@ from mmtrain.scaling.points import Point
 from mmtrain.scaling.power import NotSupported, PowerFit, fit_power
 from mmtrain.scaling.predict import HeldOut, Prediction, hold_out, hold_out_group, predict_laws, predict_surface
 from mmtrain.scaling.rates import BestRate, best_rates
-<<<<<<< HEAD
-from mmtrain.scaling.select import best_settings
-from mmtrain.scaling.surface import CHINCHILLA, MIXTURE, RESAMPLES, SumLaw, SurfaceFit, fit_surface
-=======
 from mmtrain.scaling.surface import CHINCHILLA, MIXTURE, RESAMPLES, SumLaw, SurfaceFit, fit_surface
 from mmtrain.scaling.tuned import best_settings
->>>>>>> scaling
 
 Intermediate = Literal["none", "frontier", "all"]
 T = TypeVar("T")
@@ -188,11 +183,7 @@ def _fit_batches(fit: ArchitectureFit) -> None:
     fit.batch_law = fit.attempt(lambda: fit_batch_law(fit.critical))
     if fit.batch_law and fit.surface:
         best = next((p for p in fit.predictions if p.method == "L(N, D)" and p.parameters and p.tokens), None)
-<<<<<<< HEAD
-        largest = max(fit.points, key=lambda point: point.flops)
-=======
         largest = max(fit.points, key=lambda point: (point.activated, point.tokens))
->>>>>>> scaling
         size, tokens = largest.activated, largest.tokens
         if best and best.parameters and best.tokens:
             size, tokens = best.parameters.value, best.tokens.value

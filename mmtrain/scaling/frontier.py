@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-<<<<<<< HEAD
-=======
 from itertools import groupby
->>>>>>> scaling
 
 import numpy as np
 
@@ -21,12 +18,8 @@ def find_frontier(points: Sequence[Point]) -> list[Point]:
     It is the falling part of the lower convex hull of log loss over log compute, and what lies 0.2% above it at most:
     where training curves of several sizes cross, the hull touches each near the compute at which it is the best, while
     the points that merely undercut all others reach to the crossings. The ends are cut, as no neighbour bounds them: of
-<<<<<<< HEAD
-    the smallest size only the point of most compute counts, of the largest only that of least.
-=======
     the size that the frontier begins with only its last point in a row counts, of the one that it ends with only the
     first. Points of a single size are all returned.
->>>>>>> scaling
     """
     hull = _hull(points)
     if not hull:
@@ -37,21 +30,12 @@ def find_frontier(points: Sequence[Point]) -> list[Point]:
         x, y = _place(point)
         if x <= line_x[-1] and y <= float(np.interp(x, line_x, line_y)) + BAND:
             near.append(point)
-<<<<<<< HEAD
-    smallest, largest = (bound(point.activated for point in points) for bound in (min, max))
-    if smallest == largest:
-        return near
-    small, large = ([point for point in near if point.activated == size] for size in (smallest, largest))
-    cut = {id(point) for point in (*small[:-1], *large[1:])}
-    return [point for point in near if id(point) not in cut]
-=======
     if len({point.activated for point in points}) == 1:
         return near
     rows = [list(row) for _, row in groupby(near, key=lambda point: point.activated)]
     rows[0] = rows[0][-1:]
     rows[-1] = rows[-1][:1]
     return [point for row in rows for point in row]
->>>>>>> scaling
 
 
 def _hull(points: Sequence[Point]) -> list[Point]:

@@ -10,11 +10,7 @@ import numpy as np
 
 from mmtrain.scaling.points import Point
 from mmtrain.scaling.power import NotSupported
-<<<<<<< HEAD
-from mmtrain.scaling.select import best_settings
-=======
 from mmtrain.scaling.tuned import best_settings
->>>>>>> scaling
 
 MIN_SIZES = 3  # a parabola has three coefficients
 MAX_SPREAD = 1.1  # of the computes of a group

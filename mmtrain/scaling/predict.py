@@ -151,11 +151,8 @@ def _split(points: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     if not points:
         raise NotSupported("no run has ended")
     border = distinct([point.activated for point in points])[-1]
-<<<<<<< HEAD
-=======
     if all(point.activated >= border for point in points):
         raise NotSupported("there is no other size")
->>>>>>> scaling
     return [p for p in points if p.activated < border], [p for p in points if p.activated >= border]
 
 

@@ -52,23 +52,16 @@ def _compute(fit: ArchitectureFit) -> list[Block]:
     if not rows:
         return []
     if paper := TABLE_2.get(fit.architecture):
-<<<<<<< HEAD
-        rows.append(["MiniMax-01 Table 2", *(_printed(law) for law in (paper.loss, paper.parameters, paper.tokens))])
-=======
         rows.append([_source(fit), *(_printed(law) for law in (paper.loss, paper.parameters, paper.tokens))])
->>>>>>> scaling
     why_not = [laws.why_not + "." for laws in (fit.frontier_laws,) if laws and laws.why_not]
     return [Table(["fitted through", "L(C)", "N_opt(C)", "D_opt(C)"], rows), *why_not, *_scatter(fit.frontier_laws)]
 
 
-<<<<<<< HEAD
-=======
 def _source(fit: ArchitectureFit) -> str:
     """Name the paper's table; Table 1 counts its models as dense."""
     return "MiniMax-01 Table 2" + (" (dense)" if fit.experts else "")
 
 
->>>>>>> scaling
 def _scatter(laws: ComputeLaws | None) -> list[Block]:
     return [f"The frontier's points lie {laws.loss.scatter:.2%} about its L(C)."] if laws else []
 
@@ -120,11 +113,7 @@ def _predictions(fit: ArchitectureFit) -> list[Block]:
     rows = [[one.method, one.loss.text(), _count(one.parameters), _count(one.tokens)] for one in fit.predictions]
     if paper := TABLE_2.get(fit.architecture):
         laws = [law.at(first.flops) for law in (paper.loss, paper.parameters, paper.tokens)]
-<<<<<<< HEAD
-        rows.append(["MiniMax-01 Table 2", f"{laws[0]:.4g}", count_text(laws[1]), count_text(laws[2])])
-=======
         rows.append([_source(fit), f"{laws[0]:.4g}", count_text(laws[1]), count_text(laws[2])])
->>>>>>> scaling
     where = f"{first.flops:.3g} FLOP ({first.flops / PFLOP_S_DAY:.3g} PFLOP/s-days)"
     return [f"Predicted at {where}, {first.beyond:.3g} times the data's most:", Table(["by", "loss", "N", "D"], rows)]
 

@@ -141,24 +141,6 @@ def fit_surface(
     features, weights = _features(law, places, centre), np.ones((1, places.shape[1]))
     found = solve(features, log_loss, _starts(law, float(log_loss.min())), weights, delta)
     best = int(found.objective_S.argmin())
-<<<<<<< HEAD
-    objective = float(found.objective_S[best])
-    agree = found.objective_S <= objective * (1 + SAME_OPTIMUM) + 1e-15
-    theta = found.theta_Sp[best : best + 1]
-    drawn = _draw(runs or [str(i) for i in range(len(loss))], resamples, seed)
-    refits = solve(features, log_loss, np.repeat(theta, resamples, axis=0), drawn, delta).theta_Sp
-    theta_Sp = np.concatenate([theta, refits])
-    return SurfaceFit(
-        law,
-        _named(law, theta_Sp, centre),
-        tuple((log_loss - log_sum(features, theta)[0][0]).tolist()),
-        objective,
-        float(agree.mean()),
-        len(agree),
-        resamples,
-        centre,
-        theta_Sp,
-=======
     theta, objective = found.theta_Sp[best : best + 1], float(found.objective_S[best])
     drawn = _draw(runs or [str(i) for i in range(len(loss))], resamples, seed)
     refits = solve(features, log_loss, np.repeat(theta, resamples, axis=0), drawn, delta).theta_Sp
@@ -172,7 +154,6 @@ def fit_surface(
         resamples=resamples,
         centre=centre,
         theta_Sp=theta_Sp,
->>>>>>> scaling
     )
 
 

@@ -43,11 +43,7 @@ class SweepFit:
                 "frontier": fit.frontier_laws,
                 "isoFLOP": fit.isoflop_laws,
                 "L(N, D)": fit.surface,
-<<<<<<< HEAD
-                "MoE": fit.mixture,
-=======
                 "L(P, T)": fit.mixture,
->>>>>>> scaling
             }
             found = ", ".join(name for name, law in laws.items() if law) or "nothing"
             parts.append(f"{fit.label}: {found}")
