@@ -23,7 +23,7 @@ class RunJob:
     """
 
     def __init__(self, command: Sequence[str], folder: SweepFolder, name: str) -> None:
-        self._command, self._folder, self._name, self._cwd = list(command), folder, name, Path.cwd()
+        self._command, self._folder, self.name, self._cwd = list(command), folder, name, Path.cwd()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -31,15 +31,15 @@ class RunJob:
 
     def __call__(self) -> int:
         """Run it to its end; returns its exit code."""
-        self._folder.forget_outcome(self._name)
-        log = self._folder.logs / f"{self._name}.txt"
+        self._folder.forget_outcome(self.name)
+        log = self._folder.logs / f"{self.name}.txt"
         with log.open("w", encoding="utf-8") as file:
             # The job's own task would be taken for the run's rank; torchrun or plain Python starts it.
             environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
             self._process = subprocess.Popen(self._command, stdout=file, stderr=subprocess.STDOUT, cwd=self._cwd,
                                              env=environment, start_new_session=True)  # fmt: skip
         code = self._process.wait()
-        self._folder.add_outcome(self._name, code, failure_reason(log, code) if code else "")
+        self._folder.add_outcome(self.name, code, failure_reason(log, code) if code else "")
         return code
 
     def checkpoint(self) -> Any:
@@ -49,4 +49,4 @@ class RunJob:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait()
-        return DelayedSubmission(RunJob(self._command, self._folder, self._name))
+        return DelayedSubmission(RunJob(self._command, self._folder, self.name))

@@ -40,7 +40,7 @@ def submit_runs(
         the numbers of the jobs that were submitted, by run.
 
     Raises:
-        ConfigError: submitit is not installed, or there is no Slurm here.
+        ConfigError: submitit is not installed, there is no Slurm here, or Slurm refuses a job; those before stay.
     """
     submitit = _submitit()
     logs = folder.path / "jobs"
@@ -59,7 +59,7 @@ def submit_runs(
             continue
         command = run_command(launcher.resolve(), sweep, [*run.overrides, *place_of(folder, run)])
         folder.forget_outcome(run.name)
-        job = executor.submit(RunJob(command, folder, run.name))
+        job = _submit(executor, RunJob(command, folder, run.name))
         submitted[run.name] = str(job.job_id)
         write_text(folder.path / JOBS, json.dumps(before | submitted, indent=1) + "\n")
         say(f"job     {run.name}: {job.job_id}")
@@ -78,6 +78,18 @@ def _submitit() -> Any:
     except ImportError as error:
         raise ConfigError("sweep.runner", "slurm", "needs the package submitit", "pip install submitit") from error
     return submitit
+
+
+def _submit(executor: Any, job: RunJob) -> Any:
+    """Submit a job; Slurm's refusal is told in its own words (ConfigError)."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        return executor.submit(job)
+    except FailedJobError as error:
+        told = " ".join(str(error).split()) or "no reason given"
+        raise ConfigError("sweep.slurm", job.name, f"sbatch refuses the job: {told}",
+                          "correct sweep.slurm.* and run the same command again") from error  # fmt: skip
 
 
 def _is_alive(submitit: Any, cluster: str, logs: Path, number: str) -> bool:

@@ -82,3 +82,20 @@ def test_without_slurm_it_says_so(stand_in: StandIn, prepared: tuple, monkeypatc
     with pytest.raises(ConfigError, match=r"sweep.runner=slurm: no Slurm here"):
         request = read_request(stand_in.arguments("data.path=corpus", "sweep.runner=slurm"), True, CONFIGS)
         submit_runs(stand_in.launcher, request.sweep, SweepFolder(request.sweep), [])
+
+
+def test_what_sbatch_refuses_is_told_in_its_words(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, text in (("srun", "exit 0"), ("sbatch", "echo 'sbatch: error: invalid partition: h801' >&2; exit 1")):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    request = read_request(stand_in.arguments("data.path=corpus", "sweep.runner=slurm"), True, CONFIGS)
+    folder = SweepFolder(request.sweep)
+    folder.path.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"sweep.slurm=.*: sbatch refuses the job: sbatch: error: invalid partition"):
+        submit_runs(stand_in.launcher, request.sweep, folder, grid_runs(request, CONFIGS))
+    assert read_jobs(folder) == {}
