@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu lint format bench bench-kernels bench-moe bench-step clean
+.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu lint format bench bench-kernels bench-moe bench-step bench-apex clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -128,10 +128,17 @@ bench-moe: $(READY) $(CORPUS)/manifest.json  ## MoE layer beside megatron-core's
 	$(PY) -m mmtrain.bench.scaling_gpu launch/pretrain.py --data $(CORPUS) --gpus $(GPUS) --rows 8 --out $(MOE_OUT) \
 		parallel.reshard_after_forward=false --layout parallel.ep=$(GPUS) --layout parallel.ep=1
 
-STEP_OUT ?= mmtrain/bench/results/$(shell date +%F)-step-1gpu
-bench-step: $(READY)  ## whole training steps on one GPU, softmax-only ones beside transformers' Llama of the same shape
-	$(PY) -m torch.distributed.run --standalone --nproc-per-node 1 -m mmtrain.bench.step_gpu --out $(STEP_OUT) \
-		--peers 410m-softmax-one-document,1b-softmax-one-document
+STEP_GPUS ?= 1
+STEP_OUT ?= mmtrain/bench/results/$(shell date +%F)-step-$(STEP_GPUS)gpu
+STEP_ONLY ?=
+STEP_MODELS := 410m-softmax-one-document 1b-softmax-one-document
+STEP_PEERS ?= $(foreach model,$(STEP_MODELS),llama:$(model),megatron:$(model),)
+bench-step: $(READY)  ## whole training steps on GPUs (STEP_GPUS=1, STEP_ONLY=case,...) beside other code's (STEP_PEERS=peer:case,...)
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(STEP_GPUS) -m mmtrain.bench.step_gpu --out $(STEP_OUT) \
+		$(if $(STEP_ONLY),--only $(STEP_ONLY)) --peers "$(STEP_PEERS)"
+
+bench-apex: $(READY)  ## NVIDIA apex's FusedAdam, built of the source in APEX=folder, beside torch's AdamW and ours
+	$(PY) -m mmtrain.bench.apex_adam --source $(APEX) --out mmtrain/bench/results/$(shell date +%F)-apex
 
 clean:  ## remove caches and built files; runs, corpora and .venv stay
 	rm -rf .pytest_cache .ruff_cache dist build *.egg-info

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Whole training steps on one GPU: tokens/s, MFU, and the share of the step in which the GPU is busy.
+"""Whole training steps on GPUs: tokens/s, MFU, and the share of the step in which the GPU is busy.
 
-`torchrun --standalone --nproc-per-node 1 -m mmtrain.bench.step_gpu --out DIR [--only NAME,...] [--graphs both]`. Rows
-are of random tokens in documents of random lengths. Figures go to DIR/step.json as they come:
+`torchrun --standalone --nproc-per-node N -m mmtrain.bench.step_gpu --out DIR [--only NAME,...] [--graphs both]
+[--peers PEER:NAME,...]`. Rows are of random tokens in documents of random lengths; several GPUs are data parallel, and
+figures are a GPU's. They go to DIR/step.json as they come:
 
 - *seconds*: median of steps that nothing watches, one after the other, as a run has them;
 - *busy*: union of the intervals of all kernels of one profiled step, over those seconds.
@@ -13,24 +14,23 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from mmdata.rows.loader import PackedBatch
 from mmkernels.softmax import dispatch
-from mmtrain.bench.context_step import packed_row
-from mmtrain.bench.step_peers import measure_llama
-from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.config.cli import compose
+from mmtrain.bench.step_cases import CASES, STEPS, Case, batches, model_config
+from mmtrain.bench.step_peers import PEERS, measure_peer, parse_peers
+from mmtrain.bench.timing import slowest
+from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
+from mmtrain.errors import ConfigError
 from mmtrain.log.kernel_times import profile
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
@@ -42,102 +42,22 @@ from mmtrain.train.device import compute_dtype, peak_rate
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import train_step
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SOFTMAX_ONLY = "model.layer_pattern=S"
-EXPERTS = ("model.num_experts=8", "model.ffn_hidden_size=1408", "model.top_k=2")
-SEVENTY = ("model.num_layers=12", "model.hidden_size=640", "model.num_heads=10", "model.head_dim=64",
-           "model.rotary_dim=32", "model.ffn_hidden_size=1792", "model.num_experts=0", SOFTMAX_ONLY)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and the micro-batches of its step.
-
-    Attributes:
-        model: a preset.
-        overrides: of it.
-        rows: of a micro-batch.
-        micro_batches: of a step.
-        seq_len: tokens of a row.
-        mean_document: tokens of a document, on average; 0: each row is one document.
-        parallel: options of the layout.
-    """
-
-    model: str
-    overrides: tuple[str, ...] = ()
-    rows: int = 1
-    micro_batches: int = 4
-    seq_len: int = 8192
-    mean_document: int = 1000
-    parallel: dict[str, Any] = field(default_factory=dict)
-
-
-# fmt: off
-CASES: dict[str, Case] = {
-    "410m": Case("hybrid_410m"),
-    "410m-4rows": Case("hybrid_410m", rows=4, micro_batches=2),
-    "410m-softmax": Case("hybrid_410m", (SOFTMAX_ONLY,)),
-    "410m-softmax-one-document": Case("hybrid_410m", (SOFTMAX_ONLY,), mean_document=0),
-    "1b": Case("hybrid_1b"),
-    "1b-2rows": Case("hybrid_1b", rows=2, micro_batches=2),
-    "1b-softmax": Case("hybrid_1b", (SOFTMAX_ONLY,)),
-    "1b-softmax-one-document": Case("hybrid_1b", (SOFTMAX_ONLY,), mean_document=0),
-    "1b-experts-2rows": Case("hybrid_1b", EXPERTS, rows=2),
-    "100m": Case("proxy_100m"),
-    "70m-softmax": Case("proxy_100m", SEVENTY),
-    "100m-4rows": Case("proxy_100m", rows=4, micro_batches=2),
-    "100m-16k-recompute": Case("proxy_100m", seq_len=16384, parallel={"activation_checkpoint": "block"}),
-    "410m-32k": Case("hybrid_410m", seq_len=2**15, micro_batches=1, parallel={"activation_checkpoint": "block"}),
-    "410m-128k": Case("hybrid_410m", seq_len=2**17, micro_batches=1, parallel={"activation_checkpoint": "block"}),
-    "410m-512k": Case("hybrid_410m", seq_len=2**19, micro_batches=1, parallel={"activation_checkpoint": "block"}),
-    "7b-mixers": Case("hybrid_7b", ("model.num_layers=4", "model.layer_pattern=L", "model.ffn_hidden_size=512",
-                                    "model.vocab_size=4096"), seq_len=2**16, micro_batches=1,
-                      parallel={"activation_checkpoint": "block"}),
-    "410m-recompute": Case("hybrid_410m", parallel={"activation_checkpoint": "block"}),
-}
-# fmt: on
-
-
-def batch(case: Case, vocabulary: int, seed: int) -> PackedBatch:
-    """A micro-batch of rows of documents whose lengths are exponentially distributed, at least 16 tokens each."""
-    rng = random.Random(seed)
-    rows = [packed_row(_lengths(case, rng), vocabulary, seed * 64 + row) for row in range(case.rows)]
-    offsets = [row.cu_seqlens[1:] + number * case.seq_len for number, row in enumerate(rows)]
-    joined = {name: torch.cat([getattr(row, name) for row in rows])
-              for name in ("tokens_BS", "labels_BS", "loss_mask_BS", "position_ids_BS")}  # fmt: skip
-    return PackedBatch(
-        **joined, cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int32), *offsets]).int(), rows=(seed,)
-    )
-
-
-def _lengths(case: Case, rng: random.Random) -> list[int]:
-    left, found = case.seq_len, []
-    while left:
-        length = min(left, 16 + int(rng.expovariate(1 / case.mean_document))) if case.mean_document else left
-        found.append(length)
-        left -= length
-    return found
-
 
 class Training:
-    """One model on this GPU and its optimizer."""
+    """One model on these GPUs and its optimizer."""
 
     def __init__(self, context: mesh.ParallelContext, case: Case, graphs: bool) -> None:
-        given = ["stage=quickstart", f"model={case.model}", "data.path=none", "run.name=bench", *case.overrides]
-        self.context, self.case = context, case
-        self.config: ModelConfig = compose(given, CONFIGS).model
+        self.context, self.case, self.config = context, case, model_config(case)
         dtype = compute_dtype("auto", context.device)
-        self.parallel = parallel = ParallelConfig(
-            micro_batch_rows=case.rows, cuda_graphs="auto" if graphs else False, **case.parallel
-        )
+        # Gathered weights are kept through the step, which no case here is too large for: the fastest of several GPUs.
+        options = {"cuda_graphs": "auto" if graphs else False, "reshard_after_forward": False, **case.parallel}
+        self.parallel = parallel = ParallelConfig(micro_batch_rows=case.rows, **options)
         self.model = apply_parallel(meta_model(self.config), context, parallel, dtype)
         self.model.initialise(0)
         self.optimizer = build_optimizer(self.model.module, OptimConfig())
-        self.steps = [
-            [batch(case, self.config.vocab_size, step * case.micro_batches + i) for i in range(case.micro_batches)]
-            for step in range(4)
-        ]
-        self.peak = peak_rate(context.device, dtype)
+        vocabulary = self.config.vocab_size
+        self.steps = [batches(case, vocabulary, step, context.rank) for step in range(STEPS)]
+        self.peak = peak_rate(context.device, dtype) * context.layout.world
 
     def predicted(self) -> MemoryPrediction:
         """The peak of memory as a run tells it before it starts."""
@@ -165,12 +85,13 @@ def measure(context: mesh.ParallelContext, case: Case, graphs: bool, steps: int)
         results.append(training.step(i))  # reading its figures waits for the device
         seconds.append(time.perf_counter() - start)
     times = profile(lambda: training.step(0))
-    step, tokens = statistics.median(seconds), case.rows * case.seq_len * case.micro_batches
+    step = slowest([statistics.median(seconds)], context.device)[0]
     flops = statistics.median(result.flops for result in results)
     found = {
         "graphs": graphs,
+        "gpus": context.layout.world,
         "step_s": round(step, 4),
-        "tokens_s": round(tokens / step),
+        "tokens_s": round(case.tokens / step),  # of a GPU
         "mfu": round(flops / step / training.peak, 4),
         "busy": round(times.busy_seconds / step, 3),
         "busy_s": round(times.busy_seconds, 4),
@@ -189,29 +110,40 @@ def measure(context: mesh.ParallelContext, case: Case, graphs: bool, steps: int)
     return found
 
 
-def measure_peer(case: Case, graphs: bool, steps: int) -> dict[str, Any]:
-    """Figures of transformers' Llama of a case's shape."""
-    given = ["stage=quickstart", f"model={case.model}", "data.path=none", "run.name=bench", *case.overrides]
-    return measure_llama(compose(given, CONFIGS).model, case.seq_len, case.micro_batches, steps, graphs)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure the cases asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
-    parser.add_argument("--only", default=",".join(CASES), help="names of cases, with commas between them")
+    parser.add_argument("--only", default=",".join(CASES), help="cases with commas between them; may be empty")
     parser.add_argument("--graphs", choices=("on", "off", "both"), default="on")
-    parser.add_argument("--peers", default="", help="cases whose shape transformers' Llama is measured in, likewise")
-    parser.add_argument("--peer-graphs", action="store_true", help="the peer with CUDA graphs too")
+    parser.add_argument("--peers", default="", help=f"PEER:CASE with commas between them; peers: {', '.join(PEERS)}")
+    parser.add_argument("--peer-graphs", action="store_true", help="llama and megatron with CUDA graphs too")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--long", type=int, default=dispatch.LONG, help="tokens from which on a document has a call")
     options = parser.parse_args(arguments)
+    cases, peers = _cases(options.only), parse_peers(options.peers)
     dispatch.LONG = options.long
     options.out.mkdir(parents=True, exist_ok=True)
-    context = mesh.start(ClusterConfig())
-    found: list[dict[str, Any]] = []
+    context = mesh.start(ClusterConfig(device="cuda"))
+    note = Notes(options.out / "step.json", context.is_main, options.long)
+    for name in cases:
+        for graphs in {"on": [True], "off": [False], "both": [False, True]}[options.graphs]:
+            note(name, partial(measure, context, CASES[name], graphs, options.steps))
+    for peer, name in peers:
+        for graphs in [False, True] if options.peer_graphs and PEERS[peer].graphs else [False]:
+            note(name, partial(measure_peer, peer, CASES[name], context, options.steps, graphs))
+    mesh.stop()
 
-    def note(name: str, run: Callable[[], dict[str, Any]]) -> None:
+
+class Notes:
+    """The file of all figures, which rank 0 writes anew after each case; a case that fails is an entry too."""
+
+    def __init__(self, path: Path, writes: bool, long: int) -> None:
+        self.path, self.writes, self.long = path, writes, long
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, name: str, run: Callable[[], dict[str, Any]]) -> None:
+        """Run a case and keep its figures."""
         try:
             figures = run()
         except Exception as error:
@@ -219,18 +151,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         gc.collect()
         torch.cuda.empty_cache()
-        found.append({"case": name, "long": options.long, **figures})
+        self.rows.append({"case": name, "long": self.long, **figures})
+        if not self.writes:
+            return
         print(name, json.dumps({k: v for k, v in figures.items() if not k.endswith("_ms")}), flush=True)
-        machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
-        (options.out / "step.json").write_text(json.dumps({**machine, "rows": found}, indent=1))
+        machine = {"device": torch.cuda.get_device_name(), "gpus": dist.get_world_size(), "torch": torch.__version__,
+                   "cuda": torch.version.cuda}  # fmt: skip
+        self.path.write_text(json.dumps({**machine, "rows": self.rows}, indent=1))
 
-    for name in filter(None, options.only.split(",")):
-        for graphs in {"on": [True], "off": [False], "both": [False, True]}[options.graphs]:
-            note(name, partial(measure, context, CASES[name], graphs, options.steps))
-    for name in filter(None, options.peers.split(",")):
-        for graphs in [False, True] if options.peer_graphs else [False]:
-            note(name, partial(measure_peer, CASES[name], graphs, options.steps))
-    mesh.stop()
+
+def _cases(given: str) -> list[str]:
+    names = [name for name in given.split(",") if name]
+    for name in names:
+        if name not in CASES:
+            raise ConfigError("--only", name, "is no case", f"give some of {', '.join(CASES)}")
+    return names
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ class ParallelConfig:
         cuda_graphs: record forward and backward between softmax layers once, and launch them as CUDA graphs: the host
             launches a few graphs a micro-batch in place of thousands of kernels, for the same bits. ``auto`` does so
             where it can: on one GPU, or with data parallelism alone that gathers and reduces once a step (the two
-            options before `tp` false); without `offload_block_inputs` or selective recomputation. true refuses to run
-            without, false is for debugging.
+            options before `tp` false); without `offload_block_inputs` or selective recomputation; for micro-batches of
+            65,536 tokens at most. true refuses to run without, false is for debugging.
         aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
             or of the ``global_batch``. The last are the step before's; at the first step all are even.
     """

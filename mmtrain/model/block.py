@@ -114,7 +114,16 @@ class Block(nn.Module):
     def after_attention(
         self, o_THK: Tensor, residual_TD: Tensor, packing: Packing
     ) -> tuple[Tensor, RouterStats | None]:
-        """Return what `forward` returns, given the attention's result and what :meth:`before_attention` returned."""
+        """Return what `forward` returns, given the attention's result and what :meth:`before_attention` returned.
+
+        Of this part recomputation keeps those two alone.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            return checkpoint(self._finish, o_THK, residual_TD, packing, **options)
+        return self._finish(o_THK, residual_TD, packing)
+
+    def _finish(self, o_THK: Tensor, residual_TD: Tensor, packing: Packing) -> tuple[Tensor, RouterStats | None]:
         return self._feed_forward(self.mixer.finish(o_THK), residual_TD, packing)
 
     def _feed_forward(

@@ -20,6 +20,10 @@ BUCKET_ELEMENTS = 2**25
 """Most elements of all ranks' parts of the weights that are gathered or reduced at once (`weight_exchange`), 128 MiB of
 fp32. Ours: enough for NVLink's rate, and buffers of two buckets are small beside a model."""
 
+MOST_GRAPH_TOKENS = 2**16
+"""Tokens of a micro-batch up to which ``cuda_graphs=auto`` records: the kernels of longer ones outlast their launches
+by far, and graphs keep more of softmax layers than recomputation does. Ours."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -110,12 +114,16 @@ def keeps_whole_weights(layout: Layout, parallel: ParallelConfig, host_parameter
     return not host_parameters and layout.only_replicas and (layout.world == 1 or once)
 
 
-def records_graphs(layout: Layout, parallel: ParallelConfig, host_parameters: bool = False) -> bool:
-    """Whether a run on CUDA devices records graphs: of passes without communication."""
+def records_graphs(layout: Layout, parallel: ParallelConfig, host_parameters: bool = False, tokens: int = 0) -> bool:
+    """Whether a run on CUDA devices records graphs: of passes without communication.
+
+    Args:
+        tokens: of a micro-batch; 0 where any number is meant.
+    """
     return (
         keeps_whole_weights(layout, parallel, host_parameters)
         and layout.cp == 1
-        and parallel.cuda_graphs is not False
+        and (parallel.cuda_graphs is True or (parallel.cuda_graphs is not False and tokens <= MOST_GRAPH_TOKENS))
         and not parallel.unrecorded
     )
 

@@ -16,7 +16,7 @@ from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
 from mmtrain.parallel.fsdp import ShardedWeights, apply_fsdp
 from mmtrain.parallel.graphs.recorded_model import RecordedModel
-from mmtrain.parallel.layout import keeps_whole_weights, records_graphs
+from mmtrain.parallel.layout import MOST_GRAPH_TOKENS, keeps_whole_weights, records_graphs
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import PlainModel, Schedule, SingleStage, WeightsInUse
@@ -74,7 +74,8 @@ def apply_parallel(
             apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
             weights = ShardedWeights(model, config)
         recorded = context.device.type == "cuda" and records_graphs(layout, config, host_parameters)
-        schedule = SingleStage(model, weights, RecordedModel(model) if recorded else PlainModel(model))
+        most = None if config.cuda_graphs is True else MOST_GRAPH_TOKENS
+        schedule = SingleStage(model, weights, RecordedModel(model, most) if recorded else PlainModel(model))
     return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
 
 

@@ -81,7 +81,8 @@ class WeightExchange:
         self._buckets = [_Bucket(pieces, group) for pieces in _bucketed(weights, group.size())]
         most = max(bucket.elements for bucket in self._buckets)
         # Two, so that one bucket is copied while another is on its way.
-        self._buffers = [_Buffers(most, group.size(), weights[0].total.device) for _ in range(2)]
+        count = min(2, len(self._buckets))
+        self._buffers = [_Buffers(most, group.size(), weights[0].total.device) for _ in range(count)]
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -97,7 +98,7 @@ class WeightExchange:
         """Start each bucket's collective before that of the bucket before it is waited for."""
         finish: Callable[[], None] | None = None
         for number, bucket in enumerate(self._buckets):
-            started = start(bucket, self._buffers[number % 2])
+            started = start(bucket, self._buffers[number % len(self._buffers)])
             if finish is not None:
                 finish()
             finish = started

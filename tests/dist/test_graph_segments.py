@@ -17,7 +17,7 @@ from mmtrain.model.model import LossOutput, ModelInputs
 from mmtrain.model.packed_seq import Packing
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
-from mmtrain.parallel.graphs.recorded_model import _load, _memory_like, _room
+from mmtrain.parallel.graphs.recorded_model import RecordedModel, _load, _memory_like, _room
 from mmtrain.parallel.graphs.segments import SegmentInputs, cut, run_segments
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.step import train_step
@@ -61,6 +61,40 @@ def test_segments_are_the_model_to_the_bit(name: str) -> None:
     found = gradients(model, out)
     for parameter, gradient in gradients(model, whole).items():
         assert torch.equal(found[parameter], gradient), parameter
+
+
+def saved_elements(model: torch.nn.Module, given: ModelInputs) -> int:
+    """Elements that wait for the backward pass of segments, each storage counted once, but for weights."""
+    weights, found = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def pack(x: Tensor) -> Tensor:
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // x.element_size()
+        return x
+
+    segments = cut(model)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        run_segments(model, segments, segments, given, SegmentInputs.of(given, model))
+    return sum(size for place, size in found.items() if place not in weights)
+
+
+@pytest.mark.parametrize("name", ["dense", "experts"])
+def test_recomputation_inside_of_segments(name: str) -> None:
+    """The same bits, and of softmax layers' feed-forwards nothing is kept: 3 widths of 96 a token and more."""
+    model, given = build_model(replace(MODELS[name], layer_pattern="S")), micro_batch([30, 1, 33])
+    segments, inputs = cut(model), SegmentInputs.of(given, model)
+    plain = gradients(model, run_segments(model, segments, segments, given, inputs))
+    kept = saved_elements(model, given)
+    for block in model.layers:
+        block.recompute = True
+    found = gradients(model, run_segments(model, segments, segments, given, inputs))
+    assert all(torch.equal(found[parameter], gradient) for parameter, gradient in plain.items())
+    assert saved_elements(model, given) <= kept - 5 * 64 * 3 * 96
+
+
+def test_longer_micro_batches_than_auto_records_run_plain() -> None:
+    told = RecordedModel(build_model(DENSE), most_tokens=63)
+    assert "records up to 63 tokens" in told._problem(micro_batch([64])) and not told._problem(micro_batch([63]))
+    assert not RecordedModel(build_model(DENSE))._problem(micro_batch([64]))
 
 
 def test_documents_that_a_row_has_not_got_are_empty() -> None:

@@ -26,10 +26,12 @@ from tests.dist.runs import ROOT, SMALL
 GPUS = torch.cuda.device_count()
 SLACK = 2**28
 LAYOUTS = {
-    2: ["1", "2 parallel.ep=2 parallel.token_groups=2", "2 parallel.ep=2 parallel.exchange=direct",
+    2: ["1", "2 parallel.reshard_after_forward=false",
+        "2 parallel.ep=2 parallel.token_groups=2", "2 parallel.ep=2 parallel.exchange=direct",
         "2 parallel.tp=2", "2 parallel.pp=2", "2 parallel.cp=2",
         "2 parallel.cp=2 parallel.ep=2 parallel.cp_softmax=ring"],
-    4: ["1", "4 parallel.ep=4 parallel.token_groups=2", "4 parallel.ep=4 parallel.exchange=direct",
+    4: ["1", "4 parallel.reshard_after_forward=false",
+        "4 parallel.ep=4 parallel.token_groups=2", "4 parallel.ep=4 parallel.exchange=direct",
         "4 parallel.pp=2 parallel.ep=2", "4 parallel.cp=4 parallel.ep=2",
         "4 parallel.cp=2 parallel.tp=2 model.num_kv_heads=1",
         "4 parallel.tp=2 parallel.ep=2 parallel.etp=2 parallel.token_groups=2 model.num_kv_heads=1"],

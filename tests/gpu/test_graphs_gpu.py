@@ -19,6 +19,7 @@ from mmtrain.parallel import mesh
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.step import train_step
+from tests.dist.pool import Pool
 
 pytestmark = pytest.mark.gpu
 DENSE = ModelConfig("graphs", vocab_size=512, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=64,
@@ -127,3 +128,24 @@ def test_a_step_that_is_not_finite_is_seen(context: ParallelContext) -> None:
         laid.module.layers[1].mixer.o_proj.weight.to_local()[0, 0] = torch.inf
     assert train_step(laid, optimizer, steps[1], 1e-3, 1e4, clip_grad=1.0).skipped
     laid.close()
+
+
+def as_rank(graphs: bool) -> tuple[list[tuple], dict[str, torch.Tensor], list[str]]:
+    """A rank's part of steps of data parallelism that gathers and reduces once a step."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    context = mesh.start(ClusterConfig())
+    torch.use_deterministic_algorithms(True)
+    steps = [step[context.rank : context.rank + 2] for step in rows(DOCUMENTS * 2)]  # of three micro-batches
+    losses, weights, notes = train(context, EXPERTS, steps, graphs, reshard_after_forward=False)
+    mesh.stop()
+    return losses, {name: weight.cpu() for name, weight in weights.items()}, notes
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_each_of_several_gpus_records_its_own() -> None:
+    with Pool(2) as pool:
+        graphed, plain = pool.run(as_rank, True, world=2, timeout=200), pool.run(as_rank, False, world=2, timeout=200)
+    assert graphed[0][0] == graphed[1][0]  # losses of the global batch
+    for one, other in zip(graphed, plain, strict=True):
+        assert not one[2]
+        assert_same(one, other)

@@ -43,10 +43,11 @@ class RecordedModel:
 
     Args:
         model: the whole model, in training mode, with the weights that micro-batches compute with.
+        most_tokens: of a micro-batch that is recorded; None: any number.
     """
 
-    def __init__(self, model: HybridLM) -> None:
-        self._model, self._segments = model, cut(model)
+    def __init__(self, model: HybridLM, most_tokens: int | None = None) -> None:
+        self._model, self._segments, self._most_tokens = model, cut(model), most_tokens
         self._tokens = 0
         self._recording: _Recording | None = None
         self._told: set[str] = set()
@@ -98,10 +99,13 @@ class RecordedModel:
 
     def _problem(self, batch: ModelInputs) -> str:
         """Why graphs cannot take a micro-batch; empty if they can."""
-        room = _room(batch.tokens_T.shape[0])
+        tokens = batch.tokens_T.shape[0]
+        if self._most_tokens is not None and tokens > self._most_tokens:
+            return f"cuda_graphs=auto records up to {self._most_tokens:,} tokens; kernels of {tokens:,} hide launches"
+        room = _room(tokens)
         if len(batch.packing.lengths) > room:
             return f"it has more documents than the {room} that a graph of its tokens has room for"
-        if self._no_memory and batch.tokens_T.shape[0] == self._tokens:
+        if self._no_memory and tokens == self._tokens:
             return NO_MEMORY
         if batch.packing.real is not None and self._model.config.num_experts:
             return "experts take the tokens that are no padding, whose number changes"

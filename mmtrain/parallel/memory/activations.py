@@ -16,6 +16,9 @@ SEGMENTS = 264
 """Heads times segments that a lightning kernel splits a row into, to fill a device: two for each multiprocessor."""
 
 
+AROUND_ATTENTION = "around attention"
+
+
 @dataclass(frozen=True)
 class LayerActivations:
     """Bytes of one layer for one micro-batch.
@@ -54,11 +57,14 @@ class LayerActivations:
         """What stays on the device between forward and backward, by part.
 
         Args:
-            policy: `parallel.activation_checkpoint`.
+            policy: `parallel.activation_checkpoint`; or ``around attention``: `block` in CUDA graphs, which begin and
+                end in softmax layers, and recompute what follows attention.
             on_host: whether block inputs go to host memory.
         """
         if policy == "none":
             return self.whole
+        if policy == AROUND_ATTENTION:
+            return {"block inputs": self.block_input, "mixers": self.mixer, "norms": self.mixer_input}
         attention = self.attention_output if policy == "selective" else 0.0
         return {"block inputs": 0.0 if on_host else self.block_input, "mixers": attention}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.parallel.layout import BUCKET_ELEMENTS
-from mmtrain.parallel.memory.activations import layer_activations
+from mmtrain.parallel.memory.activations import AROUND_ATTENTION, layer_activations
 from mmtrain.parallel.memory.communication import lasting_buffers, mixer_buffers
 from mmtrain.parallel.memory.workload import (
     FP32,
@@ -130,7 +130,8 @@ class _Rank:
         else:
             held["gathered"] = work.compute_bytes * whole
             held["gradients"] = FP32 * (whole + self._all.sharded(work.layout))
-            held["communication"] += 2 * FP32 * min(BUCKET_ELEMENTS, whole) * (1 + 1 / ranks)
+            buffers = min(BUCKET_ELEMENTS, whole) * (1 if whole <= BUCKET_ELEMENTS else 2)
+            held["communication"] += FP32 * buffers * (1 + 1 / ranks)
 
     def _beside_graphs(self) -> int:
         """Elements a token that graphs hold besides: the embeddings, and what lies around softmax attention.
@@ -256,10 +257,10 @@ class _Rank:
         return -(-self.work.model.vocab_size // self.work.layout.tp) * self.work.model.hidden_size
 
     def _policy(self, letter: str) -> str:
-        """What a layer of a kind recomputes; a graph begins and ends inside of softmax layers, which do not."""
-        if letter == SOFTMAX.letter and self.work.records_graphs:
-            return "none"
-        return str(self.work.parallel.activation_checkpoint)
+        """What a layer of a kind recomputes; a graph begins and ends inside of softmax layers."""
+        policy = str(self.work.parallel.activation_checkpoint)
+        recorded = letter == SOFTMAX.letter and self.work.records_graphs
+        return AROUND_ATTENTION if recorded and policy == "block" else policy
 
     @property
     def _on_host(self) -> bool:
