@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain long-ctx docs test test-all test-gpu lint format bench bench-kernels bench-moe bench-step bench-apex clean
+.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu lint format bench bench-kernels bench-moe bench-step bench-apex clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -73,6 +73,15 @@ long-ctx: $(READY) $(CORPUS)/manifest.json  ## rows of 512 to 8,192 tokens: the 
 		data.path=$(CORPUS) data.num_workers=0 data.valid_rows=16 parallel.reshard_after_forward=false \
 		'stage.phases.1.parallel={cp: $(CP)}' 'stage.phases.2.parallel={cp: $(CP), activation_checkpoint: true}' \
 		run.name=$(LONG_RUN) run.resume=auto run.init_from=runs/$(RUN) run.init_optimizer=false run.max_steps=$(LONG_STEPS)
+
+# A thread each for two runs at once on a CPU; SWEEP=gpu_small on GPUs. The same command goes on with a sweep.
+SWEEP ?= tiny_cpu
+SWEEP_CORPUS ?= corpora/stdlib-bytes
+$(SWEEP_CORPUS)/manifest.json: $(READY)
+	$(PY) launch/prepare.py --recipe stdlib --output $(SWEEP_CORPUS) --tokenizer bytes --valid-fraction 0.02
+
+sweep: $(READY) $(SWEEP_CORPUS)/manifest.json  ## scaling laws of three architectures x three small sizes: 9 runs, points, fits
+	$(PY) launch/sweep.py -m sweep=$(SWEEP) data.path=$(SWEEP_CORPUS) $(SWEEP_OPTIONS)
 
 docs: $(READY)  ## docs/options.md, from the code
 	$(PY) -m mmtrain.config.options_page configs docs/options.md

@@ -23,6 +23,7 @@ COMMANDS = {
     "prepare": "turn text into a corpus to train on",
     "profile_step": "profile a few steps of a run and say in a page why it is as fast as it is",
     "compare": "train a few steps under several layouts and say whether they agree",
+    "sweep": "run a grid of architectures, sizes and lengths for scaling laws",
     "generate": "continue a prompt from a checkpoint",
     "convert": "export a checkpoint to a Hugging Face folder",
     "checkpoint": "tell what is in a checkpoint, in what two differ, and whether they are whole",

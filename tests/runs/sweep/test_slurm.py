@@ -1,0 +1,102 @@
+"""Jobs of a sweep through submitit, on its local cluster: one a run, none twice, ends on record, saved at a limit."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from mmtrain.errors import ConfigError
+from mmtrain.runs.sweep.command import read_request
+from mmtrain.runs.sweep.grid import SweepRun, grid_runs
+from mmtrain.runs.sweep.job import RunJob
+from mmtrain.runs.sweep.process import place_of
+from mmtrain.runs.sweep.slurm import read_jobs, submit_runs
+from mmtrain.runs.sweep.state import Kind, SweepFolder, read_states
+from tests.runs.sweep.stand_in import CONFIGS, StandIn
+
+submitit = pytest.importorskip("submitit")
+
+
+@pytest.fixture
+def prepared(stand_in: StandIn) -> tuple[Callable[[list[SweepRun]], dict[str, str]], SweepFolder, list[SweepRun]]:
+    """A function that submits runs of the stand-in's sweep to processes here, its folder, and its runs."""
+    request = read_request(stand_in.arguments("data.path=corpus", "sweep.slurm.gpus=0"), True, CONFIGS)
+    folder, runs = SweepFolder(request.sweep), grid_runs(request, CONFIGS)
+    folder.path.mkdir(parents=True)
+    return lambda some: submit_runs(stand_in.launcher, request.sweep, folder, some, "local"), folder, runs
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_jobs_end_and_are_not_submitted_twice(stand_in: StandIn, prepared: tuple) -> None:
+    submit, folder, runs = prepared
+    stand_in.order("wait", runs[0].name)
+    stand_in.order("fail", runs[1].name)
+    assert set(submit(runs[:2])) == {runs[0].name, runs[1].name}
+    wait_for(lambda: (folder.runs / runs[0].name / "metrics.jsonl").exists())
+    assert submit(runs[:1]) == {}
+    wait_for(lambda: folder.outcome(runs[1].name))
+    state = read_states(folder, runs)[runs[1].name]
+    assert (state.kind, state.reason) == (Kind.FAILED, "error: model.x=1: planned")
+    submitit.LocalJob(folder=str(folder.path / "jobs"), job_id=read_jobs(folder)[runs[0].name]).cancel(check=False)
+
+
+def test_a_job_lets_its_run_save_itself_before_the_time_limit(stand_in: StandIn, prepared: tuple) -> None:
+    _, folder, (run, *_) = prepared
+    order = stand_in.order("wait", run.name)
+    folder.logs.mkdir()
+    overrides = [*run.overrides, *place_of(folder, run)]
+    job = RunJob([sys.executable, str(stand_in.launcher), *overrides], folder, run.name)
+    with ThreadPoolExecutor() as threads:
+        code = threads.submit(job)
+        wait_for(lambda: (folder.runs / run.name / "metrics.jsonl").exists())
+        order.unlink()
+        again = job.checkpoint()  # submitit calls it on the signal before a limit, and queues what it returns
+        assert code.result() == 143
+    assert again.function() == 0 and stand_in.started == [run.name] * 2
+    assert read_states(folder, [run])[run.name].kind is Kind.DONE
+
+
+def test_the_job_is_not_taken_for_a_step_of_slurm(
+    stand_in: StandIn, prepared: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, folder, (run, *_) = prepared
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    submit([run])
+    wait_for(lambda: read_states(folder, [run])[run.name].kind is Kind.DONE)
+    assert "SLURM_PROCID" not in json.loads((stand_in.place / f"environment-{run.name}").read_text())
+
+
+def test_without_slurm_it_says_so(stand_in: StandIn, prepared: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"sweep.runner=slurm: no Slurm here"):
+        request = read_request(stand_in.arguments("data.path=corpus", "sweep.runner=slurm"), True, CONFIGS)
+        submit_runs(stand_in.launcher, request.sweep, SweepFolder(request.sweep), [])
+
+
+def test_what_sbatch_refuses_is_told_in_its_words(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name, text in (("srun", "exit 0"), ("sbatch", "echo 'sbatch: error: invalid partition: h801' >&2; exit 1")):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    request = read_request(stand_in.arguments("data.path=corpus", "sweep.runner=slurm"), True, CONFIGS)
+    folder = SweepFolder(request.sweep)
+    folder.path.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"sweep.slurm=.*: sbatch refuses the job: sbatch: error: invalid partition"):
+        submit_runs(stand_in.launcher, request.sweep, folder, grid_runs(request, CONFIGS))
+    assert read_jobs(folder) == {}
