@@ -5,8 +5,9 @@ r"""Write what runs recorded as one HTML page: curves, experts, memory, needles,
     python launch/report.py runs/first runs/second runs/third --out three.html
     python launch/report.py sweeps/mine
 
-Several runs are laid over one another. A sweep's folder (points.jsonl, fit.json) is drawn with its fit. The file holds all
-it needs and can be mailed: no browser fetches anything for it. A run may be at work meanwhile. docs/report.md says what is on the page.
+Several runs are laid over one another. A sweep's folder (points.jsonl, fit.json) is drawn with its fit. The file holds
+all it needs and can be mailed: no browser fetches anything for it. A run may be at work meanwhile. docs/report.md says
+what is on the page.
 
 The exit code is 0, 2 for bad input, or 130 after Ctrl-C.
 """
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     def write() -> None:
         from mmtrain.report.write import closing_line, write_report
 
-        print(closing_line(write_report(options.paths, options.out, lambda line: print(f"note: {line}", file=sys.stderr))))
+        print(
+            closing_line(write_report(options.paths, options.out, lambda line: print(f"note: {line}", file=sys.stderr)))
+        )
 
     return exit_code(write)
 

@@ -38,7 +38,7 @@ LAYERS = Layers(
         ["model"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
-        ["evals", "hf"],
+        ["evals", "hf", "report"],
         ["train"],
         ["runs"],
         ["__main__"],

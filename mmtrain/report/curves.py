@@ -28,7 +28,7 @@ FINE = ("loss", "grad_norm", "tokens_per_s")
 def curves(run: RunData) -> dict[str, Any]:
     """Return places and figures of a run's steps: ``levels``, coarse first, each with ``size`` (steps of a bucket),
     ``step``, ``tokens``, ``hours``, and ``figures`` by name with ``mean`` and, of buckets of several steps, ``low`` and
-    ``high``.
+    ``high``; and ``last``, each figure at the last step that has it.
     """
     places = step_places(run.steps)
     found = {name: column(run.steps, name) for name in FIGURES}
@@ -37,13 +37,18 @@ def curves(run: RunData) -> dict[str, Any]:
     levels = [_level(places, found, BUCKETS)]
     if len(run.steps) > BUCKETS:
         levels.append(_level(places, {name: found[name] for name in FINE if name in found}, FINE_BUCKETS))
-    return {"levels": levels}
+    return {"levels": levels, "last": {name: last_of(values) for name, values in found.items()}}
 
 
 def column(records: Sequence[Record], name: str) -> np.ndarray:
     """Return a figure of all records, float64 [N]; NaN where it is missing or no number."""
     values = (record.get(name) for record in records)
     return np.array([value if number(value) else np.nan for value in values], dtype=np.float64)
+
+
+def last_of(values: np.ndarray) -> float:
+    """Return the last value that is a number; there is one."""
+    return float(values[np.flatnonzero(np.isfinite(values))[-1]])
 
 
 def step_places(steps: Sequence[Record]) -> dict[str, np.ndarray]:

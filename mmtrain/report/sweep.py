@@ -22,7 +22,7 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """Return ``name``, ``points``, ``damaged`` (lines that are no point), ``fit`` (all its figures, flat), and ``laws``.
+    """Return ``name``, ``points``, ``damaged`` (lines that are no point), ``fit`` (its figures, flat), ``laws``.
 
     ``laws`` are those of loss over compute, coefficient times PFLOP/s-days to the power of an exponent.
 
@@ -34,8 +34,14 @@ def read_sweep(path: Path) -> dict[str, Any]:
     if not kept:
         raise ConfigError("sweep", path, f"{POINTS} holds no point with a loss", "fit the sweep first")
     fit = _read_fit(path / FIT)
-    return {"name": path.resolve().name, "path": str(path), "points": kept, "damaged": damaged + len(points) - len(kept),
-            "fit": [[place, text] for place, text in _leaves(fit, "")][:MOST_FIGURES], "laws": _laws(fit, "")}  # fmt: skip
+    return {
+        "name": path.resolve().name,
+        "path": str(path),
+        "points": kept,
+        "damaged": damaged + len(points) - len(kept),
+        "fit": [list(leaf) for leaf in _leaves(fit, "")][:MOST_FIGURES],
+        "laws": _laws(fit, ""),
+    }
 
 
 def _point(record: Record) -> Record | None:
@@ -57,8 +63,8 @@ def _read_fit(path: Path) -> Any:
 def _laws(value: Any, label: str) -> list[dict[str, Any]]:
     """Find the laws of loss over compute, wherever they lie: ``label``, ``kind``, ``beta`` and ``alpha``.
 
-    A law is an entry `loss` with `beta` and `alpha` in an entry whose name ends in `laws`; it is labelled as the nearest
-    entry around it that has a `label`, or an `architecture`.
+    A law is an entry `loss` with `beta` and `alpha` in an entry whose name ends in `laws`; its label is the `label` or
+    `architecture` of the nearest entry around it.
     """
     if isinstance(value, list):
         return [law for one in value for law in _laws(one, label)]
@@ -68,7 +74,9 @@ def _laws(value: Any, label: str) -> list[dict[str, Any]]:
     found = []
     for name, one in value.items():
         loss = one.get("loss") if isinstance(one, dict) and str(name).endswith("laws") else None
-        beta, alpha = (_estimate(loss.get(part)) for part in ("beta", "alpha")) if isinstance(loss, dict) else (None, None)
+        beta, alpha = (
+            (_estimate(loss.get(part)) for part in ("beta", "alpha")) if isinstance(loss, dict) else (None, None)
+        )
         if beta is not None and alpha is not None:
             found.append({"label": label, "kind": str(name), "beta": beta, "alpha": alpha})
         found += _laws(one, label)

@@ -43,7 +43,7 @@ def _skips(run: RunData, ledger: Sequence[Record]) -> list[tuple[str, str]]:
         spikes = {row["step"] for row in ledger if row["kind"] == "spike"}
         large = sum(record["step"] in spikes for record in skipped)
         steps = ", ".join(count(record["step"]) for record in skipped[:5]) + (", …" if len(skipped) > 5 else "")
-        found.append((BAD, f"{_times(len(skipped), 'step')} skipped, weights left alone ({large} spikes, "
+        found.append((BAD, f"{_times(len(skipped), 'step')} skipped, weights left alone ({_times(large, 'spike')}, "
                            f"{len(skipped) - large} not finite): {steps}"))  # fmt: skip
     if undone:
         found.append((NOTE, f"{_times(undone, 'more skipped step')} undone by a rollback"))
@@ -52,7 +52,8 @@ def _skips(run: RunData, ledger: Sequence[Record]) -> list[tuple[str, str]]:
 
 def _launches(launches: Sequence[Record]) -> list[tuple[str, str]]:
     found = []
-    for row, following in zip(launches, [*launches[1:], None], strict=True):
+    for number_of, row in enumerate(launches, 1):
+        following = launches[number_of] if number_of < len(launches) else None
         at = f"the launch of {str(row.get('time'))[:16].replace('T', ' ')} UTC, from step {count(row.get('step'))} on,"
         if row["end"] is None and following is not None:
             found.append((BAD, f"{at} has no end on record: it was killed"))
@@ -68,8 +69,9 @@ def _launches(launches: Sequence[Record]) -> list[tuple[str, str]]:
 
 def _files(run: RunData, checkpoints: Sequence[Record]) -> list[tuple[str, str]]:
     found = [(BAD, f"damaged checkpoint: {row['damage']}") for row in checkpoints if row["damage"]]
-    found += [(CARE, f"{_times(lines, 'line')} of {name} {'is no record' if lines == 1 else 'are no records'}: left out")
-              for name, lines in run.damaged.items()]  # fmt: skip
+    for name, lines in run.damaged.items():
+        verdict = "is no record" if lines == 1 else "are no records"
+        found.append((CARE, f"{_times(lines, 'line')} of {name} {verdict}: left out"))
     if run.repeated:
         found.append((CARE, f"{_times(run.repeated, 'record')} of steps that were recorded again: the last one counts"))
     aside = sorted(path.name for path in run.path.glob("abandoned/*"))

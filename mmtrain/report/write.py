@@ -36,6 +36,9 @@ def write_report(paths: Sequence[Path], out: Path | None, note: Callable[[str], 
     _check_once(paths)
     runs: list[dict[str, Any]] = []
     sweeps: list[dict[str, Any]] = []
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError("run", path, "no such folder", "give the folder of a run, runs/NAME, or of a sweep")
     target = out if out is not None else paths[0] / FILE_NAME
     _check_target(target)
     for path in paths:
@@ -112,5 +115,3 @@ def _title(runs: Sequence[dict[str, Any]], sweeps: Sequence[dict[str, Any]]) -> 
 
 def _made() -> dict[str, str]:
     return {"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "version": __version__}
-
-

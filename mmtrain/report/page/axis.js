@@ -22,12 +22,12 @@ function hourTicks(low, high, wanted) {
   return ticks;
 }
 
-/** Powers of ten, or 1, 2 and 5 of each where there are few; plain ticks within less than a factor of three. */
+/** Powers of ten, or 1, 2 and 5 of each where there are few; plain ticks within less than a factor of eight. */
 function logTicks(low, high, wanted) {
-  if (high / low < 3) return linearTicks(low, high, wanted);
+  if (high / low < 8) return linearTicks(low, high, wanted);
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
   const each = last - first <= 3 ? [1, 2, 5] : [1];
-  const every = Math.max(1, Math.ceil((last - first) / Math.max(1, wanted)));
+  const every = Math.max(1, Math.ceil(Math.log10(high / low) / Math.max(1, wanted)));
   const ticks = [];
   for (let power = first; power <= last; power += every) {
     for (const times of each) {

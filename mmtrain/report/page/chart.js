@@ -62,11 +62,20 @@ class Chart {
     return [this.zero && !this.log ? 0 : wide, tall];
   }
 
+  /** Round values, or the few that the curves have and no other. */
+  yTicks(low, high, wanted) {
+    if (this.ownValues) {
+      const own = [...new Set(this.shown().flatMap((one) => [...one.levels[0].mean]))].filter((value) => value >= low && value <= high);
+      if (own.length <= 7) return own.sort((a, b) => a - b);
+    }
+    return (this.log ? logTicks : linearTicks)(low, high, wanted);
+  }
+
   draw() {
     this.fresh = true;
     const { pen, width, height } = prepareCanvas(this.canvas);
     const colour = theme(), [left, right] = this.xRange(), [low, high] = this.yRange();
-    const yTicks = (this.log ? logTicks : linearTicks)(low, high, Math.max(2, Math.floor(height / 48)));
+    const yTicks = this.yTicks(low, high, Math.max(2, Math.floor(height / 48)));
     const labels = yTicks.map((value) => this.tick(value));
     const margin = 10 + Math.max(16, ...labels.map((text) => pen.measureText(text).width));
     this.box = { left: margin, right: width - ROOM.right, top: ROOM.top, bottom: height - ROOM.bottom };
@@ -96,7 +105,7 @@ class Chart {
       line(pen, left, y, right, y);
       pen.fillText(labels[i], left - 6, y);
     });
-    const [from, to] = this.xRange(), wanted = Math.floor((right - left) / 90);
+    const [from, to] = this.xRange(), wanted = Math.floor((right - left) / 68);
     const ticks = (state.axis === "hours" ? hourTicks : linearTicks)(from, to, wanted);
     pen.textBaseline = "top";
     let free = -Infinity;
@@ -137,7 +146,7 @@ class Chart {
 
   drawSeries(pen, one) {
     const index = DATA.runs.indexOf(one.run), level = this.levelOf(one), [from, to] = this.span(level);
-    const x = level.places[state.axis], smooth = state.smooth && !one.plain && level.mean.length > 60;
+    const x = level.places[state.axis], smooth = state.smooth && !one.plain && level.mean.length > 30;
     pen.strokeStyle = pen.fillStyle = colourOf(index);
     pen.lineJoin = "round";
     if (level.low) this.fillBand(pen, x, level, from, to);
@@ -188,7 +197,7 @@ class Chart {
       for (const mark of run.marks) {
         const x = this.x(mark.at[["step", "tokens", "hours"].indexOf(state.axis)]);
         if (x < left - 1 || x > right + 1) continue;
-        pen.strokeStyle = pen.fillStyle = mark.kind === "skipped" || mark.kind === "rollback" ? colour.bad : colour.soft;
+        pen.strokeStyle = pen.fillStyle = mark.kind === "skipped" || mark.kind === "rollback" ? colour.bad : DATA.runs.length > 1 ? colourOf(DATA.runs.indexOf(run)) : colour.soft;
         pen.globalAlpha = 0.55;
         pen.setLineDash([2, 3]);
         pen.lineWidth = 1;

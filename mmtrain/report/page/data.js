@@ -42,7 +42,7 @@ function pointsOf(run, name) {
   return (run.cache[key] = run.cache[key] || [{ places: unpackPlaces(made), size: 1, mean: unpack(made.value), low: null, high: null }]);
 }
 
-/** Running medians over about 2% of a level's points, which one spike does not move. */
+/** Means of running medians over about 2% of a level's points: smooth, and one spike does not move them. */
 function smoothed(level) {
   if (level.smooth) return level.smooth;
   const values = level.mean, half = Math.max(2, Math.floor(values.length / 100));
@@ -53,5 +53,17 @@ function smoothed(level) {
     window.sort((a, b) => a - b);
     made[i] = window.length ? window[window.length >> 1] : NaN;
   }
-  return (level.smooth = made);
+  return (level.smooth = meansAround(made, half));
+}
+
+/** Means over up to `half` values on each side that are known. */
+function meansAround(values, half) {
+  const made = new Float32Array(values.length);
+  for (let i = 0; i < values.length; i++) {
+    const reach = Math.min(half, i, values.length - 1 - i);
+    let sum = 0, count = 0;
+    for (let j = i - reach; j <= i + reach; j++) if (Number.isFinite(values[j])) { sum += values[j]; count++; }
+    made[i] = count ? sum / count : NaN;
+  }
+  return made;
 }

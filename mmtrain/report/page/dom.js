@@ -8,7 +8,7 @@ function el(name, options, ...children) {
     else if (key === "style") for (const [property, text] of Object.entries(value)) made.style.setProperty(property, text);
     else if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value === true ? "" : value);
   }
-  for (const child of children.flat()) if (child !== null && child !== undefined) made.append(child);
+  for (const child of children.flat(Infinity)) if (child !== null && child !== undefined) made.append(child);
   return made;
 }
 
@@ -63,6 +63,6 @@ function section(id, title, ...children) {
 
 function card(title, note, controls, ...children) {
   return el("figure", { class: "card" },
-    el("figcaption", {}, el("span", { class: "title", text: title }), note ? el("span", { class: "note", text: note }) : null,
+    el("figcaption", {}, el("span", { class: "head" }, el("span", { class: "title", text: title }), note ? el("span", { class: "note", text: note }) : null),
       el("span", { class: "controls" }, controls)), children);
 }

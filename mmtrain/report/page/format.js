@@ -24,7 +24,7 @@ function figureText(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size >= 10000) return countText(value);
-  return size < 1e-3 ? value.toExponential(2).replace("e-0", "e-") : String(Number(value.toPrecision(4)));
+  return size < 1e-3 ? Number(value.toPrecision(3)).toExponential() : String(Number(value.toPrecision(4)));
 }
 
 const lossText = (value) => (known(value) ? value.toFixed(4) : NONE);

@@ -100,7 +100,7 @@ function needlesSection() {
   };
   const whose = runs.length > 1 ? select("Run", runs.map((run) => run.name), 0, (i) => { chosen.run = i; chosen.evaluation = runs[i].needles.length - 1; show(); }) : null;
   show();
-  const scale = el("div", { class: "scale" }, el("span", { text: "0%" }), el("i", { class: "ramp share" }), el("span", { text: "100% of samples answered right" }));
+  const scale = el("div", { class: "scale" }, el("span", { text: "0%" }), el("i", { class: "ramp share" }), el("span", { text: "100% of samples answered right; * the held-out text repeats" }));
   return section("needles", "Needles", el("div", { class: "pick" }, whose, stepBox, scale), box);
 }
 

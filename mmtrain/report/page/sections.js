@@ -7,8 +7,8 @@ const CURVES = [
   { title: "Gradient norm", figure: "grad_norm", note: "before clipping", log: true },
   { title: "Learning rate", figure: "lr", plain: true, zero: true, tick: figureText },
   { title: "Batch", figure: "batch_tokens", note: "tokens a step, padding too", plain: true, stairs: true, zero: true, format: countText, tick: countText },
-  { title: "Throughput", figure: "tokens_per_s", note: "tokens of text a second, all processes", zero: true, format: countText, tick: countText },
-  { title: "MFU", figure: "mfu", note: "useful operations over the devices' peak", zero: true, format: percentText, tick: percentText },
+  { title: "Throughput", figure: "tokens_per_s", note: "tokens of text a second", zero: true, format: countText, tick: countText },
+  { title: "MFU", figure: "mfu", note: "of the devices' peak", zero: true, format: percentText, tick: percentText },
   { title: "Step time", figure: "step_s", log: true, format: secondsText, tick: secondsText },
   { title: "Device memory", figure: "memory_gib", also: ["memory_predicted_gib"], names: ["measured peak", "predicted"], plain: true, zero: true, format: gibText, tick: gibText },
   { title: "Assignments dropped", figure: "drop_rate", also: ["drop_rate_alone"], names: ["with the batch's capacity", "each micro-batch alone"], note: "mean over layers", zero: true, format: percentText, tick: percentText },
@@ -28,11 +28,11 @@ const DASHES = [null, [5, 3], [2, 3], [8, 3, 2, 3], [1, 4]];
 
 function seriesOf(curve) {
   const made = [];
-  const add = (run, levels, label, order, marks) => levels.length && made.push({ run, levels, label, marks, dash: order ? DASHES[order] : null, plain: curve.plain || marks, stairs: curve.stairs });
+  const add = (run, name, levels, label, order, marks) => levels.length && made.push({ run, name, levels, label, marks, dash: order ? DASHES[order] : null, plain: curve.plain || marks, stairs: curve.stairs });
   for (const run of DATA.runs) {
     const names = curve.names || [];
     const each = [...(curve.figure ? [[curve.figure, curveOf]] : []), ...(curve.also || []).map((name) => [name, curveOf]), ...(curve.points || []).map((name) => [name, pointsOf])];
-    each.forEach(([name, read], order) => add(run, read(run, name), names[order], order, read === pointsOf && read(run, name).length && read(run, name)[0].mean.length < 60));
+    each.forEach(([name, read], order) => add(run, name, read(run, name), names[order], order, read === pointsOf && read(run, name).length && read(run, name)[0].mean.length < 60));
   }
   return made;
 }
@@ -44,13 +44,13 @@ function varies(series) {
 function curveCard(curve) {
   const series = seriesOf(curve);
   if (!series.length || (curve.changes && !varies(series))) return null;
-  const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": `${curve.title}: ${series.map((one) => `${one.run.name} ends at ${(curve.format || figureText)(lastKnown(one.levels[0].mean))}`).slice(0, 4).join(", ")}. Arrow keys read values, + and - zoom.` });
+  const canvas = el("canvas", { tabindex: "0", role: "img", "aria-label": `${curve.title}: ${series.map((one) => `${one.run.name} ends at ${(curve.format || figureText)(lastOf(one))}`).slice(0, 4).join(", ")}. Arrow keys read values, + and - zoom.` });
   const readout = el("div", { class: "readout", hidden: true });
-  const chart = new Chart(canvas, { series, log: Boolean(curve.log), zero: curve.zero, keep: curve.keep, format: curve.format || figureText, tick: curve.tick || figureText });
+  const chart = new Chart(canvas, { series, ownValues: curve.changes, log: Boolean(curve.log), zero: curve.zero, keep: curve.keep, format: curve.format || figureText, tick: curve.tick || figureText });
   listen(chart, readout);
   const labels = [...new Map(series.filter((one) => one.label).map((one) => [one.label, one])).values()];
-  const legend = labels.length > 1 ? el("div", { class: "legend" }, labels.map((one) => el("span", {}, strokeSample(one), one.label))) : null;
-  const last = DATA.runs.length === 1 ? el("b", { class: "last", title: "last value", text: chart.format(lastKnown(series[0].levels[0].mean)) }) : null;
+  const legend = labels.length > 1 || (labels[0] && labels[0].dash) ? el("div", { class: "legend" }, labels.map((one) => el("span", {}, strokeSample(one), one.label))) : null;
+  const last = DATA.runs.length === 1 ? el("b", { class: "last", title: "last value", text: chart.format(lastOf(series[0])) }) : null;
   const log = toggle("log", chart.log, (on) => { chart.log = on; redraw(); }, "Logarithmic scale of values");
   const made = card(curve.title, curve.note, [last, log], legend, el("div", { class: "plot" }, canvas, readout));
   if (curve.wide) made.classList.add("wide");
@@ -64,6 +64,11 @@ function strokeSample(one) {
   for (const [name, value] of [["d", "M1 4H25"], ["stroke", "currentColor"], ["stroke-width", 2], ["stroke-dasharray", (one.dash || []).join(" ")]]) path.setAttribute(name, value);
   svg.append(path);
   return svg;
+}
+
+/** The last value of a series: the step's own, not its bucket's. */
+function lastOf(one) {
+  return one.name in one.run.curves.last ? one.run.curves.last[one.name] : lastKnown(one.levels[0].mean);
 }
 
 function lastKnown(values) {

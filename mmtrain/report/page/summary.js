@@ -1,22 +1,21 @@
 // The first screen: what ran, on what, how far, what came of it, and what went wrong first.
 
 const FIGURES = [
-  ["Step", (run) => stepText(run.summary)],
+  ["Step", (run) => exactText(run.summary.step), (run) => planText(run.summary)],
   ["Tokens", (run) => countText(run.summary.tokens)],
-  ["Training loss", (run) => lossText(run.summary.loss), (run) => `from ${lossText(run.summary.first_loss)}, last step`],
+  ["Training loss", (run) => lossText(run.summary.loss), (run) => `last step; first ${lossText(run.summary.first_loss)}`],
   ["Held-out loss", (run) => lossText(run.summary.val_loss), (run) => (run.summary.val_step ? `at step ${exactText(run.summary.val_step)}` : "no validation")],
   ["Bits per byte", (run) => lossText(run.summary.val_bits_per_byte), () => "held-out"],
   ["Needles", (run) => (known(run.summary.needles) ? `${figureText(run.summary.needles)}%` : NONE), () => "last evaluation"],
-  ["Speed", (run) => `${countText(run.summary.tokens_per_s)} tok/s`, (run) => `median; ${secondsText(run.summary.step_s)} a step`],
+  ["Tokens a second", (run) => countText(run.summary.tokens_per_s), (run) => `median; ${secondsText(run.summary.step_s)} a step`],
   ["MFU", (run) => percentText(run.summary.mfu), () => "median"],
   ["Memory", (run) => gibText(run.summary.memory_gib), (run) => (known(run.summary.memory_predicted_gib) ? `${gibText(run.summary.memory_predicted_gib)} predicted` : "peak of a device")],
   ["Dropped", (run) => percentText(run.summary.drop_rate), () => "of assignments, median"],
   ["Time", (run) => hoursText(run.summary.hours), (run) => `${hoursText(run.summary.training_hours)} in steps`],
 ];
 
-function stepText(summary) {
-  const whole = known(summary.last_step) && summary.last_step >= summary.step ? ` / ${exactText(summary.last_step)}` : "";
-  return exactText(summary.step) + whole;
+function planText(summary) {
+  return known(summary.last_step) && summary.last_step >= summary.step ? `of ${exactText(summary.last_step)} planned` : "the last on record";
 }
 
 function runLine(run) {
@@ -27,9 +26,10 @@ function runLine(run) {
 }
 
 function troublesOf(run) {
-  if (!run.troubles.length) return el("p", { class: "calm" }, DATA.runs.length > 1 ? runName(run) : null, " Nothing went wrong on record: no skipped step, rollback, restart, slow rank or damaged file.");
+  const heading = DATA.runs.length > 1 ? el("p", { class: "whose" }, runName(run), el("span", { class: "about", text: runLine(run) })) : null;
+  if (!run.troubles.length) return el("div", { class: "troubles" }, heading, el("p", { class: "calm", text: "Nothing went wrong on record: no skipped step, rollback, restart, slow rank or damaged file." }));
   const words = { bad: "Problem", care: "Look at", note: "Note" };
-  return el("div", { class: "troubles" }, DATA.runs.length > 1 ? runName(run) : null,
+  return el("div", { class: "troubles" }, heading,
     el("ul", {}, run.troubles.map((one) => el("li", { class: one.level }, el("b", { text: words[one.level] }), el("span", { text: one.text })))));
 }
 
@@ -41,8 +41,9 @@ function summarySection() {
     return section("summary", "Summary", el("p", { class: "about", text: runLine(run) }), troublesOf(run),
       el("dl", { class: "figures" }, cells.map(([name, text, note]) => el("div", {}, el("dt", { text: name }), el("dd", {}, el("b", { text }), note ? el("small", { text: note }) : null)))));
   }
-  const columns = ["Run", ...FIGURES.map(([name]) => `#${name}`), "Model", "Device"];
-  const rows = runs.map((run) => [runName(run), ...FIGURES.map(([, value]) => value(run)), run.summary.model, run.about.device]);
+  const shown = FIGURES.filter(([, value]) => runs.some((run) => !value(run).startsWith(NONE)));
+  const columns = ["Run", ...shown.map(([name]) => `#${name}`)];
+  const rows = runs.map((run) => [runName(run), ...shown.map(([, value]) => value(run))]);
   return section("summary", "Summary", runs.map(troublesOf), tableOf(columns, rows, { label: "Figures of all runs" }));
 }
 
