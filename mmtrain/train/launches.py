@@ -61,7 +61,7 @@ def environment(config: PretrainConfig, context: ParallelContext, dtype: torch.d
     found: dict[str, Any] = {
         "origin": origin,
         "mmtrain": __version__,
-        "commit": _commit(Path(__file__).resolve().parents[1]),
+        "commit": commit_of(Path(__file__).resolve().parents[1]),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -78,7 +78,7 @@ def environment(config: PretrainConfig, context: ParallelContext, dtype: torch.d
     return {**found, "device": here.name, "device_gib": round(here.total_memory / 2**30, 1), "cuda": torch.version.cuda}
 
 
-def _commit(package: Path) -> str | None:
+def commit_of(package: Path) -> str | None:
     """Return the commit that a checkout around the package has checked out; None for an installed package.
 
     Read from git's own files: a machine that trains may have no git.
