@@ -41,7 +41,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages of one run with everything in it, of three runs, of a sweep, and of the least that a run can be."""
     folder = tmp_path_factory.mktemp("pages")
     runs = [
-        make_run(folder / name, 1500, i, eventful=name == "first")
+        make_run(folder / name, 1200 if name == "third" else 1500, i, eventful=name == "first")
         for i, name in enumerate(("first", "second", "third"))
     ]
     least = folder / ("a-very-long-name-without-any-space-in-it-" * 4)
@@ -136,6 +136,10 @@ def test_pointing_reads_values_and_dragging_zooms_all_charts(page: Browser, page
     page.settle()
     told = page.run("document.querySelector('#curves .readout').innerText")
     assert all(name in told for name in ("first", "second", "third", "training", "steps"))
+    page.pointer("mouseMoved", *middle(page, 0.97))
+    page.settle()
+    told = page.run("document.querySelector('#curves .readout').innerText")
+    assert "second" in told and "third" not in told  # it ended before
     page.pointer("mousePressed", *middle(page, 0.4), held=True)
     page.pointer("mouseMoved", *middle(page, 0.5), held=True)
     page.pointer("mouseReleased", *middle(page, 0.5))

@@ -232,11 +232,13 @@ class Chart {
     }
   }
 
-  /** What each series is at a place: the nearest point that is known. */
+  /** What each series is at a place: the nearest point; nothing before its first and after its last one. */
   valuesAt(place) {
     const found = [];
     for (const one of this.shown()) {
       const level = this.levelOf(one), x = level.places[state.axis];
+      const near = x.length > 1 ? (1.5 * (x[x.length - 1] - x[0])) / (x.length - 1) : Infinity;
+      if (place < x[0] - near || place > x[x.length - 1] + near) continue;
       let i = lowerBound(x, place);
       if (i >= x.length || (i > 0 && place - x[i - 1] < x[i] - place)) i--;
       if (Number.isFinite(level.mean[i])) {
