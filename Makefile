@@ -90,14 +90,24 @@ docs: $(READY)  ## docs/options.md, from the code
 TEST_WORKERS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
 SHARED_OUT = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses=$(TEST_WORKERS)' --dist=loadfile)
 
+# Without a browser on the PATH, tests of pages in one are left out.
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+NO_BROWSER = $(if $(BROWSER),, and not browser)
+
 test: $(READY)  ## all tests but the wide matrix and those that need a GPU
-	$(PY) -m pytest $(SHARED_OUT) -m "not gpu and not slow" $(TESTS)
+	$(PY) -m pytest $(SHARED_OUT) -m "not gpu and not slow$(NO_BROWSER)" $(TESTS)
 
 test-all: test  ## the wide matrix too
-	$(PY) -m pytest $(SHARED_OUT) -m "slow and not gpu" $(TESTS) || test $$? -eq 5  # 5: none of TESTS is of the wide matrix
+	$(PY) -m pytest $(SHARED_OUT) -m "slow and not gpu$(NO_BROWSER)" $(TESTS) || test $$? -eq 5  # 5: none of TESTS is of the wide matrix
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PY) -m pytest -m gpu $(TESTS)
+
+.PHONY: test-browser
+test-browser: $(READY)  ## the tests of pages in Chromium, which is installed where it is missing (Debian, as root)
+	@test -n "$(BROWSER)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		apt-get install -qq -y chromium >/dev/null; } || { echo "error: no Chromium on the PATH; install it" >&2; exit 1; }
+	$(PY) -m pytest -m browser $(or $(TESTS),tests/report)
 
 lint: $(READY)  ## ruff
 	$(PY) -m ruff check .

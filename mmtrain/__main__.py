@@ -22,6 +22,7 @@ COMMANDS = {
     "pretrain": "train a model, alone or as one of torchrun's processes",
     "prepare": "turn text into a corpus to train on",
     "profile_step": "profile a few steps of a run and say in a page why it is as fast as it is",
+    "report": "write what runs recorded as one HTML page",
     "compare": "train a few steps under several layouts and say whether they agree",
     "sweep": "run a grid of architectures, sizes and lengths for scaling laws",
     "generate": "continue a prompt from a checkpoint",

@@ -21,7 +21,9 @@ def install(monkeypatch: pytest.MonkeyPatch, direct_url: dict | None) -> None:
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: SimpleNamespace(read_text=lambda file: text))
 
 
-@pytest.mark.parametrize("name", ["pretrain", "prepare", "compare", "profile_step", "generate", "checkpoint", "sweep"])
+@pytest.mark.parametrize(
+    "name", ["pretrain", "prepare", "compare", "profile_step", "report", "generate", "checkpoint", "sweep"]
+)
 def test_an_editable_install_runs_its_checkout_s_launchers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     install(monkeypatch, {"url": ROOT.as_uri(), "dir_info": {"editable": True}})
     assert launcher(name) == ROOT / "launch" / f"{name}.py"

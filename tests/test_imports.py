@@ -38,7 +38,7 @@ LAYERS = Layers(
         ["model"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
-        ["evals", "hf", "scaling"],
+        ["evals", "hf", "report", "scaling"],
         ["train"],
         ["runs"],
         ["__main__"],

@@ -47,3 +47,19 @@ def test_processes_follow_the_machine(tmp_path: Path) -> None:
     assert quickstart(tmp_path, 8, 64, CUDA_VISIBLE_DEVICES="3") == (1, 8)
     assert quickstart(tmp_path, 8, 64, CUDA_VISIBLE_DEVICES="") == (2, 8)
     assert quickstart(tmp_path, 8, 64, "PROCESSES=4") == (4, 4)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_pages_are_opened_only_where_there_is_a_browser() -> None:
+    def marks(browser: str) -> list[str]:
+        done = subprocess.run(
+            ["make", "-n", "test-all", "PYTHON=python", f"BROWSER={browser}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return re.findall(r'-m "(.*?)"', done.stdout)
+
+    assert marks("/usr/bin/chromium") == ["not gpu and not slow", "slow and not gpu"]
+    assert marks("") == ["not gpu and not slow and not browser", "slow and not gpu and not browser"]

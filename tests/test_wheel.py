@@ -55,6 +55,8 @@ def test_the_wheel_holds_what_runs_need_and_nothing_else(wheel: Path) -> None:
         wanted = {path.relative_to(ROOT / here) for path in (ROOT / here).rglob("*.py")}
         wanted |= {path.relative_to(ROOT / here) for path in (ROOT / here).rglob("*.yaml")}
         assert wanted and all((wheel / there / path).is_file() for path in wanted), there
+    page = {path.name for path in (ROOT / "mmtrain/report/page").iterdir()}
+    assert "style.css" in page and page == {path.name for path in (wheel / "mmtrain/report/page").iterdir()}
     assert "mmtrain = mmtrain.__main__:main" in (wheel / "mmtrain-0.1.0.dist-info/entry_points.txt").read_text()
 
 

@@ -49,6 +49,9 @@ class Stragglers:
         interval: steps between them; 0 checks never.
         device: of this rank.
         dtype: of its products.
+
+    Attributes:
+        paces: of all ranks in their order, by the last call of :meth:`check`; empty where it compared nothing.
     """
 
     def __init__(self, interval: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -56,6 +59,7 @@ class Stragglers:
         self._reading: list[float] = []
         self._steps: list[float] = []
         self._slow_for: dict[tuple[int, str], int] = {}
+        self.paces: Sequence[Pace] = ()
 
     def add(self, reading: float, step: float) -> None:
         """Take in a step: seconds that it waited for its rows, and in all."""
@@ -64,6 +68,7 @@ class Stragglers:
 
     def check(self, step: int) -> list[str]:
         """Compare all ranks, if the step is one to do so after; returns a line on each that is slow, on all ranks."""
+        self.paces = ()
         if self._interval == 0 or step % self._interval or dist.get_world_size() == 1 or not self._steps:
             return []
         mine = Pace(
@@ -76,9 +81,27 @@ class Stragglers:
         dist.all_gather_object(everyone, (mine, socket.gethostname()))
         paces, hosts = zip(*(one for one in everyone if one is not None), strict=True)
         found = slow_ranks(paces)
+        self.paces = paces
         self._slow_for = {key: self._slow_for.get(key, 0) + 1 for key in found}
         return [f"rank {rank} ({hosts[rank]}) is slow, and all wait for it: {found[rank, what]}"
                 for (rank, what), checks in self._slow_for.items() if checks == IN_A_ROW]  # fmt: skip
+
+
+def pace_record(paces: Sequence[Pace]) -> dict[str, list[float]]:
+    """Return the pace of all ranks as entries of a record, as long for a thousand ranks as for two.
+
+    ``pace_product_s`` and ``pace_rows_s`` are the least, the median and the most of :class:`Pace`'s seconds over ranks,
+    and the rank that has the most.
+
+    Args:
+        paces: of all ranks, in their order.
+    """
+    found = {}
+    for name, values in (("product", [one.product for one in paces]), ("rows", [one.reading for one in paces])):
+        most = max(values)
+        figures = (min(values), statistics.median(values), most)
+        found[f"pace_{name}_s"] = [*(float(f"{value:.4g}") for value in figures), values.index(most)]
+    return found
 
 
 def slow_ranks(paces: Sequence[Pace]) -> dict[tuple[int, str], str]:

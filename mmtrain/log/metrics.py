@@ -87,6 +87,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _entries(file) if record is not None]
 
 
+def read_counted(file: Path) -> tuple[list[dict[str, Any]], int]:
+    """Read the records of a file, oldest first, and count the lines that are none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    entries = [record for _, record in _entries(file)]
+    records = [record for record in entries if record is not None]
+    return records, len(entries) - len(records)
+
+
 def _entries(path: Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Yield every line and its record, None for a line that is not one."""
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from mmtrain.config import PhaseConfig, PretrainConfig
 from mmtrain.errors import RunStopped
 from mmtrain.evals.heat_map import PLOT_NAME, draw_heat_maps
 from mmtrain.evals.result import NeedleResult
+from mmtrain.health.stragglers import Pace, pace_record
 from mmtrain.log.console import LOG_NAME, RunConsole
 from mmtrain.log.ledger import Ledger, read_ledger
 from mmtrain.log.metrics import FILE_NAME, MetricsWriter, read_metrics
@@ -23,6 +25,7 @@ from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
+from mmtrain.train.launches import Launches
 from mmtrain.train.left_out import ENTRY, LeftOut, as_records
 from mmtrain.train.phase_layouts import PhaseLayout, changes
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
@@ -38,7 +41,8 @@ class Report:
         self, config: PretrainConfig, folder: RunFolder, plan: RunPlan, start: Progress, peak: float, enabled: bool
     ) -> None:
         self.config, self.folder, self.plan, self.peak, self.enabled = config, folder, plan, peak, enabled
-        self.began, self.start = time.monotonic(), start
+        self.began, self.start, self.reached = time.monotonic(), start, start.step
+        self.launches: Launches | None = None
         if not enabled:
             return
         self.last_step, _ = self._ends(start)
@@ -57,6 +61,12 @@ class Report:
             TensorBoardTracker(config.log, path, step),
         )
 
+    def launch(self, about: dict[str, Any]) -> None:
+        """Put on record that a launch begins, with what it runs on; leaving the context records its end."""
+        if self.enabled:
+            self.launches = Launches(self.folder.path, self.console.note)
+            self.launches.begin(self.start.step, self.last_step, about)
+
     def _close(self) -> None:
         for tracker in self.trackers:
             tracker.finish()
@@ -72,6 +82,8 @@ class Report:
         if self.enabled:
             if isinstance(error, RunStopped):
                 self.console.record(str(error))
+            if self.launches is not None:
+                self.launches.end(self.reached, error)
             self.console.close()
             self._close()
 
@@ -109,6 +121,7 @@ class Report:
         self._add_routing(record, result, step.phase_index)
         self.folder.check_lock()
         self.writer.write(record)
+        self.reached = after.step
         for tracker in self.trackers:
             tracker.log(record, after.step)
         self.console.update(record, *self._ends(after))
@@ -152,6 +165,7 @@ class Report:
             return
         self._close()
         self._open(now.step)
+        self.reached = now.step
         self.note(f"went back to step {now.step:,} in {seconds:.1f} s" + (f"; {aside}" if aside else ""))
 
     def _add_memory(self, record: dict[str, Any], result: StepResult, phase_index: int) -> None:
@@ -230,6 +244,11 @@ class Report:
         self.console.note(
             f"step {progress.step}: held-out loss {found.loss:.4f}, {found.bits_per_byte:.4f} bits per byte"
         )
+
+    def pace(self, step: int, paces: Sequence[Pace]) -> None:
+        """Record how fast the ranks are beside each other after a step; nothing where they were not compared."""
+        if self.enabled and paces:
+            self.writer.write({"step": step, **pace_record(paces)})
 
     def needles(self, progress: Progress, result: NeedleResult) -> None:
         """Record an evaluation of needles after a step, and draw its heat maps."""

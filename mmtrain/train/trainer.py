@@ -28,6 +28,7 @@ from mmtrain.train.device import peak_rate
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
+from mmtrain.train.launches import environment
 from mmtrain.train.left_out import recorded_left_out
 from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.position import checkpoint_position
@@ -124,6 +125,7 @@ class Trainer(BetweenSteps):
             header = header_lines(
                 self.config, self.session.context, self.session.dtype, self.plan, self.progress, self.origin
             )
+            report.launch(environment(self.config, self.session.context, self.session.dtype, self.origin))
             predicted = self.memory.lines() if self.memory else []
             for line in [*header, *predicted, *report.places(), *notes, *self.session.prepare()]:
                 report.note(line)
@@ -220,6 +222,7 @@ class Trainer(BetweenSteps):
         self.stragglers.add(self.waited_for_rows, seconds)
         for line in [*self.session.model.take_notes(), *self.stragglers.check(step.number)]:
             report.note(line)
+        report.pace(step.number, self.stragglers.paces)
         report.step(step, self.progress, phase, result, seconds, limits)
         self.guard.take(step.number, result)
         self._after_step(phase, result, seconds, report, saver)

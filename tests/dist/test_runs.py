@@ -71,7 +71,15 @@ def test_resume_continues_to_the_last_bit(reference: Path, corpus: Path, tmp_pat
     last, expected = records(tmp_path / "cut")[-1], records(reference)[-1]
     assert {**last, "time": ""} == {**expected, "time": ""}
     left = {path.name for path in (tmp_path / "cut").iterdir()}
-    assert left == {"checkpoints", "config.json", "corpora.json", "log.txt", "metrics.jsonl", "tokenizer"}
+    assert left == {
+        "checkpoints",
+        "config.json",
+        "corpora.json",
+        "launches.jsonl",
+        "log.txt",
+        "metrics.jsonl",
+        "tokenizer",
+    }
     assert {p.name for p in (tmp_path / "cut/checkpoints").iterdir()} == {"step-00000002", "step-00000008"}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmtrain.health.product_time import product_seconds
-from mmtrain.health.stragglers import Pace, slow_ranks
+from mmtrain.health.stragglers import Pace, pace_record, slow_ranks
 
 EVEN = [Pace(0.01, 0.001, 1.0)] * 4
 
@@ -42,3 +42,8 @@ def test_of_two_ranks_the_slower_is_named() -> None:
 
 def test_a_product_takes_some_time() -> None:
     assert 0 < product_seconds(torch.device("cpu"), torch.float32, 64) < 10
+
+
+def test_a_record_of_paces_is_as_short_for_many_ranks() -> None:
+    paces = [Pace(0.001, 0.0, 1.0)] * 511 + [Pace(0.0033333333, 0.2, 1.0)]
+    assert pace_record(paces) == {"pace_product_s": [0.001, 0.001, 0.003333, 511], "pace_rows_s": [0.0, 0.0, 0.2, 511]}
