@@ -32,8 +32,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--links", type=int, default=1, help="length of the chain")
     parser.add_argument("--attempt", type=Path, help="folder that `start` printed")
     parser.add_argument("--code", type=int, default=0, help="exit code of srun")
-    parser.add_argument("options", nargs="*", help="of launch/pretrain.py")
-    return parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    behind = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:behind])
+    options.options = given[behind + 1 :]
+    return options
 
 
 def job_folder(config: PretrainConfig, logs: str = "") -> Path:
