@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import socket
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 from mmtrain.config import PretrainConfig
+from mmtrain.config.installation import commit_of, output_of, versions
 
-COMMAND_SECONDS = 20.0
-_PACKAGES = ("torch", "triton", "megatron-core", "hydra-core", "numpy", "safetensors", "tokenizers")
 _VARIABLES = ("NCCL_", "TORCH_", "CUDA_", "OMP_", "UCX_", "MMTRAIN_BIND")
 
 
 def config_hash(config: PretrainConfig) -> str:
     """Return 12 hex digits that differ between configurations, whatever their order of options."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def commit_of(folder: Path) -> str:
-    """Return the commit of a checkout, with `+` where files differ from it; "unknown" without git."""
-    commit = _output("git", "-C", str(folder), "rev-parse", "--short=12", "HEAD")
-    changed = commit and _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}{'+' if changed else ''}" if commit else "unknown"
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def report_lines(config: PretrainConfig, root: Path) -> list[str]:
@@ -60,12 +38,12 @@ def report_lines(config: PretrainConfig, root: Path) -> list[str]:
         f"system        {platform.platform()}, {os.cpu_count()} cores, {len(os.sched_getaffinity(0))} for this job",
         f"NCCL          {nccl_version()}",
     ]
-    gpus = _output("nvidia-smi", "--query-gpu=index,name,driver_version,memory.total", "--format=csv,noheader")
+    gpus = output_of("nvidia-smi", "--query-gpu=index,name,driver_version,memory.total", "--format=csv,noheader")
     lines += [f"GPU           {line}" for line in gpus.splitlines()] or ["GPU           none"]
     set_here = sorted(name for name in os.environ if name.startswith(_VARIABLES))
     lines += [f"variable      {name}={os.environ[name]}" for name in set_here]
     if gpus:
-        lines += ["topology", *_output("nvidia-smi", "topo", "-m").splitlines()]
+        lines += ["topology", *output_of("nvidia-smi", "topo", "-m").splitlines()]
     return lines
 
 
@@ -76,14 +54,3 @@ def nccl_version() -> str:
     if not torch.cuda.is_available():
         return "none"
     return ".".join(str(part) for part in torch.cuda.nccl.version())
-
-
-def _output(*command: str) -> str:
-    """Return what a command prints; nothing where it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
