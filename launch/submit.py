@@ -24,7 +24,7 @@ def parse(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--dry-run", action="store_true", help="show plan, checks and script; submit nothing")
     parser.add_argument("--chain", type=int, default=1, metavar="N",
-                        help="N jobs, each of which goes on where the one before it ended (default %(default)s)")  # fmt: skip
+                        help="N jobs, each goes on where the one before it ended (default %(default)s)")  # fmt: skip
     parser.add_argument("--array", action="store_true", help="the chain is one job array, a task at a time")
     parser.add_argument("--after", metavar="JOB", help="start when that job has ended well")
     options, overrides = parser.parse_known_args(argv)

@@ -104,7 +104,7 @@ def parse_time_limit(text: str, option: str = "cluster.time_limit") -> int:
     """
     match = _TIME.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(option, text, "is no time", "write minutes (90), H:MM:SS (8:00:00) or D-HH:MM:SS (2-00:00:00)")
+        raise ConfigError(option, text, "is no time", "write minutes (90), H:MM:SS (8:00:00) or D-HH:MM:SS (2-0:00:00)")
     days, *parts = (None if part is None else int(part) for part in match.groups())
     given = [part for part in parts if part is not None]
     if days is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmtrain.runs.slurm.submit import Chain, prepare_job, submit_job
+from mmtrain.runs.slurm.submit import SINGLE, Chain, prepare_job, submit_job
 from tests.dist.runs import ROOT, SMALL, environment, steps
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
@@ -67,7 +67,7 @@ class Job:
 
 
 def submit(
-    corpus: Path, folder: Path, name: str, *more: str, chain: Chain = Chain(), launch: Path = ROOT / "launch"
+    corpus: Path, folder: Path, name: str, *more: str, chain: Chain = SINGLE, launch: Path = ROOT / "launch"
 ) -> Job:
     """Submit a small run of two nodes, each with one rank."""
     options = [*PARTS, "cluster=slurm_cpu", f"cluster.shared_roots=[{folder},{corpus},{ROOT}]", f"run.dir={folder}",

@@ -1,4 +1,4 @@
-"""Runs as jobs of a real Slurm with two nodes, each a host of its own: ends of all kinds, and what goes on after them."""
+"""Runs as jobs of a real Slurm with two nodes, each a host of its own: all kinds of ends, and what follows."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ def test_a_node_that_fails_the_preflight_is_replaced_by_a_spare_one(corpus: Path
 
 def srun(*options: str) -> subprocess.CompletedProcess[str]:
     command = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, "launch/pretrain.py", *PARTS, *options]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_tasks_of_srun_train_one_run(corpus: Path, tmp_path: Path, whole: list[tuple]) -> None:

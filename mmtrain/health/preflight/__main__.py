@@ -24,6 +24,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--node", help="this node's name (default: Slurm's, else the host's)")
     parser.add_argument("--processes", type=int, default=1, help="ranks of a node (default %(default)s)")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of a node; 0 measures the CPU (default)")
+    parser.add_argument("--checkout", type=Path, default=Path.cwd(), help="whose commit is told (default: here)")
     return parser.parse_args(argv)
 
 
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         if node not in nodes:
             raise ConfigError("--nodes", options.nodes, f"{node} is none of them", "give --node NAME")
         test = NodeUnderTest(options.folder, node, nodes, options.processes, options.gpus)
-        return test.run(test.facts(commit_of(Path.cwd()), versions()))
+        return test.run(test.facts(commit_of(options.checkout), versions()))
     found = judge_folder(options.folder, nodes, options.processes, options.gpus)
     for line in found.lines:
         print(f"pre-flight: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Judgement of a job's nodes from what they left in the shared folder: which are good, and what is wrong with the others.
+"""Judgement of a job's nodes from what they left in the shared folder: which are good, and what is wrong with others.
 
 Rates are compared with the median of all: what nodes of one kind should do needs no table.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from mmtrain.health.preflight.reports import NodeFacts, RankReport, read_facts, read_ranks, read_seen
 
 UNITS = {"matrix": "TFLOP/s"}
-# Of the median, below which a rate is a fault. GPUs of one kind differ by 3 to 5%; cores of a CPU are shared with others.
+# Of the median, below which a rate is a fault. GPUs of one kind differ by a few percent; cores of a CPU are shared.
 LEAST = {"cuda": {"matrix": 0.9, "copy": 0.9}, "cpu": {}}
 LEAST_ELSE = {"cuda": 0.75, "cpu": 0.02}
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from mmtrain.health.preflight.pairs import MAX_ROUNDS
 from mmtrain.health.preflight.reports import NodeFacts, read_facts, write
+from mmtrain.health.preflight.worker import PATIENCE_SECONDS
 
-MEET_SECONDS, TOTAL_SECONDS = 20.0, 55.0  # for the others' facts to appear; for everything
+TOTAL_SECONDS = 55.0
 WORKER = ("-m", "mmtrain.health.preflight.worker")
 SMI_SECONDS = 10.0
 _SMI = {
@@ -26,7 +27,7 @@ _SMI = {
     "clocks_event_reasons.hw_thermal_slowdown": lambda text: text == "Active",
     "clocks_event_reasons.sw_thermal_slowdown": lambda text: text == "Active",
 }
-"""What nvidia-smi is asked of each GPU, and which answers are faults; those that a driver does not know are left out."""
+"""What nvidia-smi is asked of each GPU, and which answers are faults; what a driver does not know is left out."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class NodeUnderTest:
         processes: ranks of a node.
         gpus: GPUs of a node; 0 measures the CPU.
         worker: arguments of Python that start a rank.
+        seconds: for everything.
+        patience: for others: their facts to appear, their ranks to meet.
     """
 
     folder: Path
@@ -48,6 +51,8 @@ class NodeUnderTest:
     processes: int
     gpus: int
     worker: Sequence[str] = WORKER
+    seconds: float = TOTAL_SECONDS
+    patience: float = PATIENCE_SECONDS
 
     def facts(self, commit: str, versions: dict[str, str]) -> NodeFacts:
         """Return what this node says of itself."""
@@ -62,9 +67,9 @@ class NodeUnderTest:
         Raises:
             OSError: the folder cannot be written.
         """
-        end = time.monotonic() + TOTAL_SECONDS
+        end = time.monotonic() + self.seconds
         write(self.folder, f"{self.node}.facts", facts)
-        meet = time.monotonic() + MEET_SECONDS
+        meet = time.monotonic() + self.patience
         while (seen := set(read_facts(self.folder))) < set(self.nodes) and time.monotonic() < meet:
             time.sleep(0.1)
         (self.folder / f"{self.node}.seen").write_text(" ".join(sorted(seen)))
@@ -82,7 +87,8 @@ class NodeUnderTest:
     def _command(self, local_rank: int, port: int) -> list[str]:
         return [sys.executable, *self.worker, "--folder", str(self.folder), "--node", self.node,
                 "--nodes", ",".join(self.nodes), "--processes", str(self.processes),
-                "--local-rank", str(local_rank), "--gpus", str(self.gpus), "--port", str(port)]  # fmt: skip
+                "--local-rank", str(local_rank), "--gpus", str(self.gpus), "--port", str(port),
+                "--patience", str(self.patience)]  # fmt: skip
 
 
 def free_ports(count: int) -> list[int]:

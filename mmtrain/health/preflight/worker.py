@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,9 +18,9 @@ import torch.distributed as dist
 from mmtrain.errors import brief
 from mmtrain.health.preflight import measures
 from mmtrain.health.preflight.pairs import pair_rounds
-from mmtrain.health.preflight.reports import NodeFacts, RankReport, read_facts, write
+from mmtrain.health.preflight.reports import NodeFacts, RankReport, read_facts, read_ranks, write
 
-GROUP_SECONDS = 15.0  # to meet, and for each collective
+PATIENCE_SECONDS = 15.0  # with others: to appear, to meet, and for each collective
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,6 +33,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--local-rank", type=int, required=True)
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--patience", type=float, default=PATIENCE_SECONDS)
     return parser.parse_args(argv)
 
 
@@ -45,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         report.rates |= measures.device_rates(device)
         write(options.folder, name, report)
         if options.processes > 1:
-            _meet("127.0.0.1", options.port, options.local_rank, options.processes, device)
+            _meet("127.0.0.1", options.port, options.local_rank, options.processes, device, options.patience)
             report.rates |= measures.group_rates(device)
             dist.destroy_process_group()
             write(options.folder, name, report)
@@ -73,15 +75,16 @@ def _device(options: argparse.Namespace) -> torch.device:
 def _measure_pairs(options: argparse.Namespace, device: torch.device, report: RankReport) -> None:
     """Measure the way to one other node a round, where both have left their facts."""
     facts, nodes = read_facts(options.folder), options.nodes.split(",")
+    appear = time.monotonic() + options.patience  # those that are later than this have met their own fault
     for i, partners in enumerate(pair_rounds(nodes)):
         other = partners.get(options.node)
-        if other is None or other not in facts:
+        if other is None or other not in facts or not _is_well(options, other, appear):
             continue
         lower = min(options.node, other, key=nodes.index)
         rank = options.local_rank + (0 if lower == options.node else options.processes)
         host: NodeFacts = facts[lower]
         try:
-            _meet(host.address, host.ports[i], rank, 2 * options.processes, device)
+            _meet(host.address, host.ports[i], rank, 2 * options.processes, device, options.patience)
             report.pairs[other] = dict(measures.group_rates(device))
         except Exception as error:
             report.pairs[other] = None
@@ -92,9 +95,22 @@ def _measure_pairs(options: argparse.Namespace, device: torch.device, report: Ra
         write(options.folder, f"{options.node}-{options.local_rank}.rank", report)
 
 
-def _meet(address: str, port: int, rank: int, world: int, device: torch.device) -> None:
+def _is_well(options: argparse.Namespace, other: str, end: float) -> bool:
+    """Wait until all ranks of another node have measured themselves; False where one failed, or has not by `end`."""
+    while True:
+        ranks = [one for one in read_ranks(options.folder) if one.node == other]
+        if any(rank.rates.keys().isdisjoint({"copy"}) for rank in ranks):
+            return False
+        if len(ranks) == options.processes:
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+
+
+def _meet(address: str, port: int, rank: int, world: int, device: torch.device, patience: float) -> None:
     """Make the default process group of a few ranks, which is destroyed again."""
-    timeout = timedelta(seconds=GROUP_SECONDS)
+    timeout = timedelta(seconds=patience)
     store = dist.TCPStore(address, port, world, is_master=rank == 0, timeout=timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout,

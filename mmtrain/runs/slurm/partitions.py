@@ -87,5 +87,5 @@ def check_partition(cluster: ClusterConfig, partitions: list[Partition]) -> Part
     limit = cluster.limit_seconds
     if limit is not None and chosen.limit is not None and limit > chosen.limit:
         raise ConfigError("cluster.time_limit", cluster.time_limit, f"jobs in partition {chosen.name} end after "
-                          f"{chosen.limit / 60:g} minutes", "give less, and --chain N or the job's own requeue")  # fmt: skip
+                          f"{chosen.limit / 60:g} minutes", "give less: the job goes on after it")  # fmt: skip
     return chosen

@@ -85,6 +85,7 @@ class JobScript:
         values = {
             "ROOT": self.root,
             "SCRIPTS": self.launch / "slurm",
+            "CODE": self.launch.parent,
             "CONFIGS": self.configs,
             "PRETRAIN": self.launch / "pretrain.py",
             "NODES": cluster.nodes,

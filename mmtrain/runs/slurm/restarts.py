@@ -125,7 +125,9 @@ def judge(starts: list[JobStart], codes: Collection[int], code: int, step: int, 
     final = USELESS & set(codes) or ({code} & USELESS if not codes else set())
     if final:
         worst = min(final)
-        return Verdict(STOP, worst, f"the run ended with code {worst}, and would again; docs/first-run.md says what it means")
+        return Verdict(
+            STOP, worst, f"the run ended with code {worst}, and would again; docs/first-run.md says what it means"
+        )
     if fruitless(starts, step) >= FRUITLESS:
         return Verdict(STOP, code, _no_progress(step))
     if SAVED & set(codes) or code in SAVED:
@@ -135,7 +137,9 @@ def judge(starts: list[JobStart], codes: Collection[int], code: int, step: int, 
     if code == NODES_MISSING:
         return Verdict(REQUEUE, code, "too few nodes passed the pre-flight")
     named = ", ".join(str(one) for one in sorted(set(codes) - {0})) or "none"
-    return Verdict(REQUEUE, code, f"the run broke off (exit codes of ranks: {named}); this job goes on from step {step:,}")
+    return Verdict(
+        REQUEUE, code, f"the run broke off (exit codes of ranks: {named}); this job goes on from step {step:,}"
+    )
 
 
 def _no_progress(step: int) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import statistics
 import subprocess
 from collections.abc import Sequence
@@ -48,6 +47,9 @@ class Chain:
     after: str | None = None
 
 
+SINGLE = Chain()
+
+
 @dataclass(frozen=True)
 class PreparedJob:
     """A run that may be submitted.
@@ -73,7 +75,7 @@ class PreparedJob:
 
 
 def prepare_job(
-    arguments: Sequence[str], launch: Path, configs: Path, chain: Chain = Chain(), ask_slurm: bool = True
+    arguments: Sequence[str], launch: Path, configs: Path, chain: Chain = SINGLE, ask_slurm: bool = True
 ) -> PreparedJob:
     """Check a run and the job that it is to run in. Nothing is written or submitted.
 
@@ -90,8 +92,8 @@ def prepare_job(
     config = compose(list(arguments), configs)
     cluster = config.cluster
     if cluster.scheduler != "slurm":
-        raise ConfigError("cluster", "local", "has no scheduler to submit to", f"give one of {', '.join(_slurm(configs))}, "
-                          "or start launch/pretrain.py with torchrun")  # fmt: skip
+        raise ConfigError("cluster.scheduler", cluster.scheduler, "there is nothing to submit to",
+                          f"give one of {', '.join(_slurm(configs))}, or start launch/pretrain.py with torchrun")  # fmt: skip
     if chain.length < 1:
         raise ConfigError("--chain", chain.length, "must be at least 1", "1 submits a single job")
     if chain.after is not None and not re.fullmatch(r"\d+(_\d+)?", chain.after):
@@ -161,9 +163,13 @@ def _slurm(configs: Path) -> list[str]:
 
 
 def _partition_notes(config: PretrainConfig, ask_slurm: bool) -> list[str]:
-    if not ask_slurm and shutil.which("sinfo") is None:
-        return ["note: there is no Slurm here: partition and limits were not checked"]
-    chosen = check_partition(config.cluster, read_partitions())
+    try:
+        partitions = read_partitions()
+    except ConfigError as error:
+        if ask_slurm:
+            raise
+        return [f"note: partition and limits were not checked: {error.problem}"]
+    chosen = check_partition(config.cluster, partitions)
     return [f"partition {chosen.name}: {chosen.nodes} nodes, {config.cluster.nodes} and "
             f"{config.cluster.spare_nodes} spare asked for"]  # fmt: skip
 
@@ -176,8 +182,8 @@ def _interval_notes(config: PretrainConfig) -> list[str]:
     if step is None:
         return ["note: how long a step takes is not known yet; a job should last for several checkpoint.interval"]
     if limit - config.cluster.signal_seconds < interval * step:
-        raise ConfigError("cluster.time_limit", config.cluster.time_limit, f"is shorter than one checkpoint.interval: "
-                          f"{interval} steps of {step:.3g} s, and cluster.signal_seconds={config.cluster.signal_seconds}",
+        raise ConfigError("cluster.time_limit", config.cluster.time_limit, "is shorter than one checkpoint.interval: "
+                          f"{interval} steps of {step:.3g} s, beside the {config.cluster.signal_seconds} s for saving",
                           "give a longer limit, or a smaller checkpoint.interval")  # fmt: skip
     return [f"a checkpoint every {interval * step / 60:.3g} minutes ({interval} steps of {step:.3g} s)"]
 
