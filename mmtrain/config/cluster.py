@@ -42,7 +42,7 @@ class ClusterConfig:
         srun: further options of the run's srun, such as ``--container-image=FILE``.
         shared_roots: folders that all nodes share; what a job reads and writes has to lie below one. Empty: the kind
             of file system tells whether it may be shared.
-        log_dir: folder of a job's script and logs; null: `slurm` in the run's folder.
+        log_folder: folder of a job's script and logs; null: `slurm` in the run's folder.
     """
 
     device: str = field(default="auto", metadata=one_of("auto", "cuda", "cpu"))
@@ -65,7 +65,7 @@ class ClusterConfig:
     sbatch: list[str] = field(default_factory=list)
     srun: list[str] = field(default_factory=list)
     shared_roots: list[str] = field(default_factory=list)
-    log_dir: str | None = None
+    log_folder: str | None = None
 
     @property
     def node_processes(self) -> int:

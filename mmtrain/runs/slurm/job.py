@@ -41,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def job_folder(config: PretrainConfig, logs: str = "") -> Path:
     """Return the folder of a run's job scripts, logs and record of starts."""
-    chosen = logs or config.cluster.log_dir
+    chosen = logs or config.cluster.log_folder
     return Path(chosen) if chosen else Path(config.run.dir) / config.run.name / "slurm"
 
 

@@ -93,7 +93,7 @@ def prepare_job(
     cluster = config.cluster
     if cluster.scheduler != "slurm":
         raise ConfigError("cluster.scheduler", cluster.scheduler, "there is nothing to submit to",
-                          f"give one of {', '.join(_slurm(configs))}, or start launch/pretrain.py with torchrun")  # fmt: skip
+                          f"give one of {', '.join(_slurm(configs))}, or torchrun without Slurm")  # fmt: skip
     if chain.length < 1:
         raise ConfigError("--chain", chain.length, "must be at least 1", "1 submits a single job")
     if chain.after is not None and not re.fullmatch(r"\d+(_\d+)?", chain.after):
@@ -205,8 +205,8 @@ def _shared_notes(config: PretrainConfig, launch: Path) -> list[str]:
     paths = {"run.dir": config.run.dir, "launch": str(launch.resolve())}
     paths |= {f"data.sources[{i}].path" if config.data.sources else "data.path": one.path
               for i, one in enumerate(config.data.all_sources)}  # fmt: skip
-    if config.cluster.log_dir:
-        paths["cluster.log_dir"] = config.cluster.log_dir
+    if config.cluster.log_folder:
+        paths["cluster.log_folder"] = config.cluster.log_folder
     if config.run.init_from:
         paths["run.init_from"] = config.run.init_from
     for option, path in paths.items():
