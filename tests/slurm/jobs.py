@@ -54,15 +54,22 @@ class Job:
 
         wait(f"{count} steps", there)
 
-    def wait_for_restart(self, count: int = 1) -> None:
-        """Wait until the job is back in the queue, and let it start at once: Slurm would wait for two minutes."""
-        wait("a restart", lambda: int(self.fact("Restarts")) >= count)
-        if self.state() == "PENDING":
+    def hasten(self) -> None:
+        """Let a job that is back in the queue start at once: Slurm would wait for two minutes."""
+        if self.state() == "PENDING" and self.fact("Reason") == "BeginTime":
             slurm("scontrol", "update", f"JobId={self.ids[0]}", "StartTime=now")
+
+    def wait_for_restart(self, count: int = 1) -> None:
+        wait("a restart", lambda: int(self.fact("Restarts")) >= count)
 
     def wait_for(self, state: str, index: int = 0) -> None:
         ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", state}
-        wait(state, lambda: self.state(index) in ends)
+
+        def ended() -> bool:
+            self.hasten()
+            return self.state(index) in ends
+
+        wait(state, ended)
         assert self.state(index) == state, self.log[-6000:]
 
 
