@@ -71,8 +71,8 @@ def test_a_job_goes_on_after_one_of_its_nodes_is_lost(corpus: Path, tmp_path: Pa
 
 def test_a_chain_goes_on_when_its_first_job_runs_out_of_time(corpus: Path, tmp_path: Path) -> None:
     stop = "run.max_steps=100000"
-    job = submit(corpus, tmp_path, "r", NO_TEST, LONG, "checkpoint.interval=0", "cluster.time_limit='1:30'",
-                 "cluster.signal_seconds=50", stop, chain=Chain(2))  # fmt: skip
+    job = submit(corpus, tmp_path, "r", NO_TEST, LONG, "checkpoint.interval=0", "cluster.time_limit='2:00'",
+                 "cluster.signal_seconds=40", stop, chain=Chain(2))  # fmt: skip
     assert job.fact("Dependency", 1).startswith(f"afterok:{job.ids[0]}")
     job.wait_for("COMPLETED")  # with code 0, for the next one to start
     assert "a signal before the time limit" in job.log and "the next link of the chain goes on" in job.log
