@@ -15,6 +15,7 @@ from tests.dist.runs import ROOT, SMALL, environment, steps
 CLUSTER = Path(__file__).with_name("cluster.sh")
 PARTS = [*SMALL, "parallel.ep=2", "data.valid_rows=0", "stage.token_scale=6"]  # 48 steps
 WAIT_SECONDS = 180
+SETTLE_SECONDS = 6
 
 
 def slurm(*command: str) -> str:
@@ -29,12 +30,17 @@ def wait(what: str, found: Callable[[], object], seconds: float = WAIT_SECONDS) 
         time.sleep(0.2)
 
 
+def nodes_are_idle() -> bool:
+    return slurm("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%t").split() == ["idle", "idle"]
+
+
 @dataclass
 class Job:
     """A run's jobs and folder."""
 
     run: Path
     ids: list[str]
+    _waits_since: float | None = None
 
     def fact(self, name: str, index: int = 0) -> str:
         shown = slurm("scontrol", "show", "job", "--oneliner", self.ids[index])
@@ -55,9 +61,18 @@ class Job:
         wait(f"{count} steps", there)
 
     def hasten(self) -> None:
-        """Let a job that is back in the queue start at once: Slurm would wait for two minutes."""
-        if self.state() == "PENDING" and self.fact("Reason") == "BeginTime":
+        """Let a job that is back in the queue start soon: Slurm would wait for two minutes.
+
+        Not at once, as slurmd refuses a job that it is still clearing away, and no node may be doing that.
+        """
+        waits = self.state() == "PENDING" and self.fact("Reason") == "BeginTime"
+        if not waits:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = time.monotonic()
+        elif time.monotonic() - self._waits_since > SETTLE_SECONDS and nodes_are_idle():
             slurm("scontrol", "update", f"JobId={self.ids[0]}", "StartTime=now")
+            self._waits_since = None
 
     def wait_for_restart(self, count: int = 1) -> None:
         wait("a restart", lambda: int(self.fact("Restarts")) >= count)

@@ -12,7 +12,7 @@ import pytest
 from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.runs.slurm.submit import Chain
 from tests.dist.runs import ROOT, environment, pretrain, steps
-from tests.slurm.jobs import PARTS, cluster, numbers, slurm, submit, wait
+from tests.slurm.jobs import PARTS, cluster, nodes_are_idle, numbers, slurm, submit, wait
 
 pytestmark = pytest.mark.slurm
 NO_TEST = "cluster.preflight=false"  # which takes its time
@@ -62,7 +62,7 @@ def test_a_job_goes_on_after_one_of_its_nodes_is_lost(corpus: Path, tmp_path: Pa
     cluster("lose", "2")
     job.wait_for_restart()
     cluster("node", "2")
-    wait("the node", lambda: slurm("sinfo", "--noheader", "--nodes=n2", "--partition=debug", "--format=%t") == "idle\n")
+    wait("the node", nodes_are_idle)
     job.wait_for("COMPLETED")
     assert numbers(job.run) == whole
     starts = json.loads((job.run / "slurm/restarts.json").read_text())

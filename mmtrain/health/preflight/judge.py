@@ -130,10 +130,9 @@ def _judge_pairs(found: Judgement, reports: Sequence[RankReport], kind: str) -> 
             else:
                 known = ways.setdefault(way, {})
                 known |= {name: min(rate, known.get(name, rate)) for name, rate in rates.items()}
-    middles = {name: statistics.median(rates[name] for rates in ways.values() if name in rates)
-               for name in {name for rates in ways.values() for name in rates}}  # fmt: skip
+    middles = _usual(ways)
     for name, middle in sorted(middles.items()):
-        found.lines.append(f"{name} between nodes: median {middle:.4g} GB/s of {len(ways)} pairs")
+        found.lines.append(f"{name} between nodes: usually {middle:.4g} GB/s, {len(ways)} pairs")
     slow = {way for way, rates in ways.items()
             if any(rate < LEAST_ELSE[kind] * middles[name] for name, rate in rates.items())}  # fmt: skip
     gone = {node for node in found.nodes if found.faults.get(node)}
@@ -147,6 +146,17 @@ def _judge_pairs(found: Judgement, reports: Sequence[RankReport], kind: str) -> 
         doubt = "" if counts[node] > 1 else "; either of the two may be at fault"
         found.blame(node, f"the network to {', '.join(others)} {what}{doubt}")
         bad -= set(mine)
+
+
+def _usual(ways: Mapping[frozenset[str], Mapping[str, float]]) -> dict[str, float]:
+    """Return the median over nodes of each one's best way: of three nodes a bad one slows two ways of three."""
+    best: dict[str, dict[str, float]] = {}
+    for way, rates in ways.items():
+        for name, rate in rates.items():
+            for node in way:
+                of_nodes = best.setdefault(name, {})
+                of_nodes[node] = max(rate, of_nodes.get(node, rate))
+    return {name: statistics.median(of_nodes.values()) for name, of_nodes in best.items()}
 
 
 def _device(kind: str, local: int) -> str:
