@@ -113,7 +113,7 @@ SLURM_STATE ?= /run/mmtrain-slurm
 test-slurm: $(READY)  ## the tests that need a Slurm, on one of two nodes that is made here for them; needs root
 	@export MMTRAIN_SLURM_STATE=$(SLURM_STATE); tests/slurm/cluster.sh up && { \
 		trap 'tests/slurm/cluster.sh down' EXIT; \
-		SLURM_CONF=$(SLURM_STATE)/slurm.conf $(PY) -m pytest -m slurm $(TESTS); }
+		SLURM_CONF=$(SLURM_STATE)/slurm.conf $(PY) -m pytest -m slurm $(or $(TESTS),tests/slurm); }
 
 lint: $(READY)  ## ruff
 	$(PY) -m ruff check .
