@@ -62,7 +62,10 @@ def test_pages_are_opened_only_where_there_is_a_browser() -> None:
         return re.findall(r'-m "(.*?)"', done.stdout)
 
     assert marks("/usr/bin/chromium") == ["not gpu and not slow and not slurm", "slow and not gpu and not slurm"]
-    assert marks("") == ["not gpu and not slow and not slurm and not browser", "slow and not gpu and not slurm and not browser"]
+    assert marks("") == [
+        "not gpu and not slow and not slurm and not browser",
+        "slow and not gpu and not slurm and not browser",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
