@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu lint format bench bench-kernels bench-moe bench-step bench-apex clean
+.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu test-slurm lint format bench bench-kernels bench-moe bench-step bench-apex clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -94,11 +94,11 @@ SHARED_OUT = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 NO_BROWSER = $(if $(BROWSER),, and not browser)
 
-test: $(READY)  ## all tests but the wide matrix and those that need a GPU
-	$(PY) -m pytest $(SHARED_OUT) -m "not gpu and not slow$(NO_BROWSER)" $(TESTS)
+test: $(READY)  ## all tests but the wide matrix and those that need a GPU or a Slurm
+	$(PY) -m pytest $(SHARED_OUT) -m "not gpu and not slow and not slurm$(NO_BROWSER)" $(TESTS)
 
 test-all: test  ## the wide matrix too
-	$(PY) -m pytest $(SHARED_OUT) -m "slow and not gpu$(NO_BROWSER)" $(TESTS) || test $$? -eq 5  # 5: none of TESTS is of the wide matrix
+	$(PY) -m pytest $(SHARED_OUT) -m "slow and not gpu and not slurm$(NO_BROWSER)" $(TESTS) || test $$? -eq 5  # 5: none of TESTS is of the wide matrix
 
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PY) -m pytest -m gpu $(TESTS)
@@ -108,6 +108,12 @@ test-browser: $(READY)  ## the tests of pages in Chromium, which is installed wh
 	@test -n "$(BROWSER)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 		apt-get install -qq -y chromium >/dev/null; } || { echo "error: no Chromium on the PATH; install it" >&2; exit 1; }
 	$(PY) -m pytest -m browser $(or $(TESTS),tests/report)
+
+SLURM_STATE ?= /run/mmtrain-slurm
+test-slurm: $(READY)  ## the tests that need a Slurm, on one of two nodes that is made here for them; needs root
+	@export MMTRAIN_SLURM_STATE=$(SLURM_STATE); tests/slurm/cluster.sh up && { \
+		trap 'tests/slurm/cluster.sh down' EXIT; \
+		SLURM_CONF=$(SLURM_STATE)/slurm.conf $(PY) -m pytest -m slurm $(or $(TESTS),tests/slurm); }
 
 lint: $(READY)  ## ruff
 	$(PY) -m ruff check .

@@ -61,5 +61,46 @@ def test_pages_are_opened_only_where_there_is_a_browser() -> None:
         )
         return re.findall(r'-m "(.*?)"', done.stdout)
 
-    assert marks("/usr/bin/chromium") == ["not gpu and not slow", "slow and not gpu"]
-    assert marks("") == ["not gpu and not slow and not browser", "slow and not gpu and not browser"]
+    assert marks("/usr/bin/chromium") == ["not gpu and not slow and not slurm", "slow and not gpu and not slurm"]
+    assert marks("") == [
+        "not gpu and not slow and not slurm and not browser",
+        "slow and not gpu and not slurm and not browser",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_tests_of_a_slurm_run_on_request_alone() -> None:
+    def commands(target: str) -> str:
+        done = subprocess.run(
+            ["make", "-n", target, "PYTHON=python"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    everything = commands("test-all")
+    assert everything.count(" -m pytest ") == everything.count("not slurm") == 2
+    slurm = commands("test-slurm")
+    assert "cluster.sh up && " in slurm and "trap 'tests/slurm/cluster.sh down' EXIT" in slurm
+    assert "-m pytest -m slurm" in slurm
+
+
+def refusal(**variables: str) -> subprocess.CompletedProcess[str]:
+    """What the Slurm of the tests says instead of coming up."""
+    command = ["tests/slurm/cluster.sh", "up"]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_slurm_of_the_tests_leaves_a_real_one_alone(tmp_path: Path) -> None:
+    real, state = tmp_path / "slurm.conf", tmp_path / "state"
+    real.touch()
+    fake = tmp_path / "id"  # a user that is not root
+    fake.write_text("#!/bin/sh\necho 1000\n")
+    fake.chmod(0o755)
+    refused = refusal(MMTRAIN_SLURM_STATE=str(state), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1 and "needs root" in refused.stderr
+    fake.write_text("#!/bin/sh\necho 0\n")
+    refused = refusal(MMTRAIN_SLURM_STATE=str(state), MMTRAIN_SYSTEM_SLURM_CONF=str(real),
+                      PATH=f"{tmp_path}:{os.environ['PATH']}")  # fmt: skip
+    assert refused.returncode == 2 and refused.stderr.startswith(f"error: {real} is there")
+    assert not state.exists()

@@ -50,6 +50,16 @@ def test_pretrain_options_compose_and_validate(line: str) -> None:
     assert compose(after(line, "launch/pretrain.py"), ROOT / "configs").run.name
 
 
+def test_submissions_parse_and_compose() -> None:
+    lines = commands("launch/submit.py ")
+    assert len(lines) >= 2
+    for line in lines:
+        if "=" in line:  # not a mere mention
+            _, overrides = script("submit").parse(after(line, "launch/submit.py"))
+            overrides += [] if "run.name=" in line else ["run.name=x", "data.path=x"]
+            assert compose(overrides, ROOT / "configs").cluster.scheduler == "slurm"
+
+
 def test_prepare_and_generate_options_parse() -> None:
     prepare, generate = commands("launch/prepare.py "), commands("launch/generate.py ")
     assert prepare and generate and len(commands("launch/pretrain.py ")) >= 3

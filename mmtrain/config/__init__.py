@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmtrain.config.cluster import ClusterConfig
 from mmtrain.config.evals import EvalsConfig, NeedlesConfig
 from mmtrain.config.guard import GuardConfig
 from mmtrain.config.model import ModelConfig
@@ -17,7 +18,6 @@ from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.parallel import ParallelConfig
 from mmtrain.config.run import (
     CheckpointConfig,
-    ClusterConfig,
     DataConfig,
     LogConfig,
     OptimConfig,

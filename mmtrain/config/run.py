@@ -1,4 +1,4 @@
-"""Options of a run that are neither the model, the stage nor the layout: data, optimizer, records, machine."""
+"""Options of a run that are neither the model, the stage, the layout nor the machine: data, optimizer, records."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from mmtrain.config.allowed import above, at_least, check_allowed, one_of, share
 from mmtrain.config.checks import require
 from mmtrain.config.option_marks import FREE_ON_RESUME
 from mmtrain.config.stage import SourceConfig
-
-A_YEAR_OF_MINUTES = 365 * 24 * 60
 
 
 @dataclass
@@ -161,27 +159,6 @@ class CheckpointConfig:
     def validate(self) -> None:
         """Refuse negative numbers."""
         check_allowed(self, "checkpoint")
-
-
-@dataclass
-class ClusterConfig:
-    """Machine that a run uses, and how long its ranks wait for each other.
-
-    Attributes:
-        device: ``auto`` (CUDA when there is one), ``cuda`` or ``cpu``.
-        timeout_minutes: how long a collective may wait for a missing rank; a rank that shows no sign of life for half
-            of it ends the run.
-        device_memory_gib: memory of a device that predictions are held against; null asks the device. Give it to plan
-            for a device that is not here, or a larger one than there is to start a run that is refused.
-    """
-
-    device: str = field(default="auto", metadata=one_of("auto", "cuda", "cpu"))
-    timeout_minutes: float = field(default=10.0, metadata=above(0, A_YEAR_OF_MINUTES))
-    device_memory_gib: float | None = field(default=None, metadata=above(0, fix="null asks the device"))
-
-    def validate(self) -> None:
-        """Refuse unknown devices."""
-        check_allowed(self, "cluster")
 
 
 @dataclass

@@ -13,7 +13,11 @@ from mmtrain.config.option_tree import option_paths
 FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.keep_phase_ends",
     "checkpoint.keep_best", "checkpoint.save_final", "checkpoint.asynchronous", "checkpoint.verify",
-    "cluster.device", "cluster.device_memory_gib", "cluster.timeout_minutes",
+    "cluster.account", "cluster.cpus_per_task", "cluster.device", "cluster.device_memory_gib", "cluster.environment",
+    "cluster.gpus_per_node", "cluster.log_folder", "cluster.nodes", "cluster.partition", "cluster.preflight",
+    "cluster.processes_per_node", "cluster.qos", "cluster.sbatch", "cluster.scheduler", "cluster.setup",
+    "cluster.shared_roots", "cluster.signal_seconds", "cluster.spare_nodes", "cluster.srun", "cluster.time_limit",
+    "cluster.timeout_minutes",
     "data.allow_changed", "data.cache_dir", "data.max_epochs", "data.num_workers", "data.path", "data.strict_epochs",
     "data.tokenizer",
     "evals.max_share", "evals.needles.depths", "evals.needles.enabled", "evals.needles.every", "evals.needles.kinds",
