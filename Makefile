@@ -91,7 +91,8 @@ TEST_WORKERS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
 SHARED_OUT = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses=$(TEST_WORKERS)' --dist=loadfile)
 
 # Without a browser on the PATH, tests of pages in one are left out.
-BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+FIND_BROWSER = command -v chromium || command -v chromium-browser || command -v google-chrome
+BROWSER := $(shell $(FIND_BROWSER))
 NO_BROWSER = $(if $(BROWSER),, and not browser)
 
 test: $(READY)  ## all tests but the wide matrix and those that need a GPU or a Slurm
@@ -103,10 +104,12 @@ test-all: test  ## the wide matrix too
 test-gpu: $(READY)  ## the tests that need a GPU
 	$(PY) -m pytest -m gpu $(TESTS)
 
-.PHONY: test-browser
-test-browser: $(READY)  ## the tests of pages in Chromium, which is installed where it is missing (Debian, as root)
-	@test -n "$(BROWSER)" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+.PHONY: browser test-browser
+browser:
+	@{ $(FIND_BROWSER); } >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 		apt-get install -qq -y chromium >/dev/null; } || { echo "error: no Chromium on the PATH; install it" >&2; exit 1; }
+
+test-browser: $(READY) browser  ## the tests of pages in Chromium, which is installed where it is missing (Debian, as root)
 	$(PY) -m pytest -m browser $(or $(TESTS),tests/report)
 
 SLURM_STATE ?= /run/mmtrain-slurm

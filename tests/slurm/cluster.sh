@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A Slurm of two nodes on this one machine, for `make test-slurm`; needs root, Debian or Ubuntu, and no systemd.
 #
-#   cluster.sh up           install slurm-wlm and munge where they are missing, and start the daemons
+#   cluster.sh ready        install slurm-wlm and munge where they are missing; fails where nodes cannot be made
+#   cluster.sh up           the same, and start the daemons
 #   cluster.sh down         stop them, and remove all that `up` made but the packages
 #   cluster.sh node N       start the slurmd of node N (1 or 2) again
 #   cluster.sh lose N       kill the slurmd of node N and every process on the node, as a loss of power does
@@ -132,9 +133,15 @@ wait_for_idle() {
   refuse "the nodes did not come up; the daemons' logs are above"
 }
 
-up() {
+ready() {
   check
   install_packages
+  unshare --net --uts --mount ip link add mmtrain-trial type bridge ||
+    refuse "this container may not make network namespaces and bridges; start it with CAP_SYS_ADMIN and CAP_NET_ADMIN"
+}
+
+up() {
+  ready
   down
   mkdir -p "$STATE/ctld"
   connect
@@ -160,9 +167,10 @@ down() {
 }
 
 case "${1:-}" in
+  ready) ready ;;
   up) up ;;
   down) check; down ;;
   node) check; start_node "$2" ;;
   lose) check; lose "$2" ;;
-  *) sed -n '2,7p' "$0"; exit 2 ;;
+  *) sed -n '2,8p' "$0"; exit 2 ;;
 esac

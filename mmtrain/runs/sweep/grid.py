@@ -136,7 +136,8 @@ def _base(request: Request, architecture: str, settings: Sequence[str], config_d
 
 def without_corpus(overrides: Sequence[str]) -> list[str]:
     """Return an override that stands for the corpus where none is given, as a plan needs none."""
-    named = {text.partition("=")[0].lstrip("+") for text in overrides}
+    values = {text.partition("=")[0].lstrip("+"): text.partition("=")[2] for text in overrides}
+    named = {option for option, value in values.items() if value not in ("", "null", "~")}
     return [] if {"data.path", "data.sources"} & named else [f"data.path={NO_CORPUS}"]
 
 
