@@ -3,7 +3,7 @@ r"""Write what runs recorded as one HTML page: curves, experts, memory, needles,
 
     python launch/report.py runs/first
     python launch/report.py runs/first runs/second runs/third --out three.html
-    python launch/report.py sweeps/mine
+    python launch/report.py runs/sweeps/mine
 
 Several runs are laid over one another. A sweep's folder (points.jsonl, fit.json) is drawn with its fit. The file holds
 all it needs and can be mailed: no browser fetches anything for it. A run may be at work meanwhile. docs/report.md says
