@@ -38,8 +38,9 @@ def split_layers(model: ModelConfig, stages: int, seq_len: int) -> list[range]:
 def partition(layers: Sequence[float], head: float, stages: int, fits: Fits | None = None) -> list[range] | None:
     """Cut a row of layers into stages that may hold theirs, so that the costliest one costs as little as possible.
 
-    Exact, by dynamic programming over the first layers and stages. Equals are told apart by the sum of squares, then by
-    their bounds, so that all ranks find the same.
+    Exact, by dynamic programming. Of the cuts whose costliest stage costs that, the one with the fewest layers in its
+    largest stage, then with the most even numbers of layers: at a million tokens, where softmax layers cost several
+    others, an 80-layer model on 16 stages has 5 or 6 layers in most of them, in place of 1 to 7 at the same cost.
 
     Args:
         layers: cost of each layer.
@@ -49,18 +50,42 @@ def partition(layers: Sequence[float], head: float, stages: int, fits: Fits | No
 
     Returns None where no cut fits.
     """
-    before = [0.0, *accumulate(layers)]
-    count = len(layers)
-    # best[i], for the first i layers: costliest stage; sum of squares, for the more even of equals; stages' bounds
+    before, count = [0.0, *accumulate(layers)], len(layers)
+
+    def cost(start: int, end: int) -> float:
+        return before[end] - before[start] + (head if end == count else 0.0)
+
+    def may_hold(stage: int, start: int, end: int) -> bool:
+        return fits is None or fits(stage, start, end)
+
+    cheapest = _most_even(count, stages, cost, may_hold)
+    if cheapest is None:
+        return None
+    most = max(cost(part.start, part.stop) for part in cheapest) * (1 + 1e-9)  # sums in another order are a little off
+    return _most_even(
+        count,
+        stages,
+        lambda start, end: end - start,
+        lambda stage, start, end: cost(start, end) <= most and may_hold(stage, start, end),
+    )
+
+
+def _most_even(count: int, stages: int, weight: Callable[[int, int], float], fits: Fits) -> list[range] | None:
+    """The cut of `count` layers whose largest stage weighs least; equals are told apart by the sum of squares.
+
+    Then by their bounds, so that all ranks find the same. A stage's weight is that of the layers from one to before
+    another.
+    """
+    # best[i], for the first i layers: heaviest stage; sum of squares; stages' bounds
     best: dict[int, tuple[float, float, tuple[int, ...]]] = {0: (0.0, 0.0, (0,))}
     for stage in range(1, stages + 1):
         extended = {}
         for end in [count] if stage == stages else range(stage, count - (stages - stage) + 1):
             choices = []
-            for start in (start for start in best if start < end and (fits is None or fits(stage - 1, start, end))):
+            for start in (start for start in best if start < end and fits(stage - 1, start, end)):
                 largest, squares, bounds = best[start]
-                cost = before[end] - before[start] + (head if stage == stages else 0.0)
-                choices.append((max(largest, cost), squares + cost * cost, (*bounds, end)))
+                own = weight(start, end)
+                choices.append((max(largest, own), squares + own * own, (*bounds, end)))
             if choices:
                 extended[end] = min(choices)
         best = extended

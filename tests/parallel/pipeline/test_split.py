@@ -37,6 +37,14 @@ def test_no_split_has_a_cheaper_costliest_stage(seed: int) -> None:
     assert bounds[0] == 0 and bounds[-1] == count
     assert costliest(bounds) == pytest.approx(best)
 
+    def evenness(bounds: tuple[int, ...]) -> tuple[int, int]:
+        sizes = [end - start for start, end in pairwise(bounds)]
+        return max(sizes), sum(size**2 for size in sizes)
+
+    equals = [cut for cut in ((0, *cuts, count) for cuts in combinations(range(1, count), stages - 1))
+              if costliest(cut) <= best * (1 + 1e-9)]  # fmt: skip
+    assert evenness(bounds) == min(map(evenness, equals))
+
 
 def test_costs_are_those_of_the_whole_model() -> None:
     costs, head = layer_costs(SMALL, 64)
