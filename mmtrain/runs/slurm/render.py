@@ -29,6 +29,7 @@ class JobScript:
         arguments: of launch/pretrain.py.
         link: place in a chain, from 1; None leaves it to an array.
         links: length of the chain.
+        programs: folder of the Python that the job runs with; None: that of its PATH.
     """
 
     cluster: ClusterConfig
@@ -40,6 +41,7 @@ class JobScript:
     arguments: Sequence[str]
     link: int | None = 1
     links: int = 1
+    programs: Path | None = None
 
     def render(self) -> str:
         """Return the text of the script.
@@ -85,6 +87,7 @@ class JobScript:
         values = {
             "ROOT": self.root,
             "SCRIPTS": self.launch / "slurm",
+            "PROGRAMS": self.programs or "",
             "CODE": self.launch.parent,
             "CONFIGS": self.configs,
             "PRETRAIN": self.launch / "pretrain.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,8 @@ def prepare_job(
     notes.append(check_room(config))
     folder = job_folder(config).absolute()
     script = JobScript(cluster, f"mmtrain-{config.run.name}", launch.resolve(), configs.resolve(), Path.cwd(), folder,
-                       tuple(arguments), None if chain.as_array else 1, chain.length)  # fmt: skip
+                       tuple(arguments), None if chain.as_array else 1, chain.length,
+                       Path(sys.executable).parent)  # fmt: skip
     count = 1 if chain.as_array else chain.length
     scripts = (script,) if chain.as_array else tuple(replace(script, link=i + 1) for i in range(count))
     return PreparedJob(planned, scripts, chain, folder, tuple(notes))

@@ -29,7 +29,8 @@ def script(case: str) -> JobScript:
     cluster = compose(arguments, ROOT / "configs").cluster
     link, links = (None, 4) if case == "array" else (2, 3) if case == "h800" else (1, 1)
     return JobScript(cluster, "mmtrain-first", ROOT / "launch", ROOT / "configs", Path("/shared/here"),
-                     Path("/shared/here/runs/first/slurm"), arguments, link, links)  # fmt: skip
+                     Path("/shared/here/runs/first/slurm"), arguments, link, links,
+                     Path("/shared/mmtrain/.venv/bin"))  # fmt: skip
 
 
 def rendered(case: str) -> str:
