@@ -39,9 +39,10 @@ with (folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "tokens": step * batch, "val_loss": loss}) + "\n")
         file.flush()
         if step == 1 and (orders / f"wait-{folder.name}").exists():
-            while not stop:
+            left = time.monotonic() + 300  # whatever becomes of the test, it does not stay for ever
+            while not stop and not (orders / f"end-{folder.name}").exists() and time.monotonic() < left:
                 time.sleep(0.02)
-            sys.exit(143)
+            sys.exit(143 if stop else 1)
 """
 
 
@@ -72,7 +73,7 @@ class StandIn:
         return run_sweep(self.launcher, CONFIGS, self.arguments(*more), SweepOptions(**flags))
 
     def order(self, what: str, run: str) -> Path:
-        """Tell the launcher to `fail`, `wait` or `diverge` for a run."""
+        """Tell the launcher to `fail`, `wait` (`end` ends that) or `diverge` for a run."""
         path = self.place / f"{what}-{run}"
         path.touch()
         return path

@@ -43,13 +43,17 @@ def test_jobs_end_and_are_not_submitted_twice(stand_in: StandIn, prepared: tuple
     submit, folder, runs = prepared
     stand_in.order("wait", runs[0].name)
     stand_in.order("fail", runs[1].name)
-    assert set(submit(runs[:2])) == {runs[0].name, runs[1].name}
-    wait_for(lambda: (folder.runs / runs[0].name / "metrics.jsonl").exists())
-    assert submit(runs[:1]) == {}
-    wait_for(lambda: folder.outcome(runs[1].name))
-    state = read_states(folder, runs)[runs[1].name]
-    assert (state.kind, state.reason) == (Kind.FAILED, "error: model.x=1: planned")
-    submitit.LocalJob(folder=str(folder.path / "jobs"), job_id=read_jobs(folder)[runs[0].name]).cancel(check=False)
+    submitted = submit(runs[:2])
+    try:
+        assert set(submitted) == {runs[0].name, runs[1].name}
+        wait_for(lambda: (folder.runs / runs[0].name / "metrics.jsonl").exists())
+        assert submit(runs[:1]) == {}
+        wait_for(lambda: folder.outcome(runs[1].name))
+        state = read_states(folder, runs)[runs[1].name]
+        assert (state.kind, state.reason) == (Kind.FAILED, "error: model.x=1: planned")
+    finally:
+        stand_in.order("end", runs[0].name)
+        wait_for(lambda: folder.outcome(runs[0].name))
 
 
 def test_a_job_lets_its_run_save_itself_before_the_time_limit(stand_in: StandIn, prepared: tuple) -> None:
