@@ -18,6 +18,7 @@ FIGURES = (
     "loss", "aux_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "step_s", "memory_gib", "memory_predicted_gib",
     "drop_rate", "drop_rate_alone", "cp_balance", "exchange_s", "exchange_hidden", "seq_len", "rope_base",
 )  # fmt: skip
+OF_EXPERTS = ("aux_loss", "drop_rate", "drop_rate_alone")
 BUCKETS = 1000
 """Of a curve at first sight: least and largest of each are 2,000 points."""
 FINE_BUCKETS = 10_000
@@ -34,6 +35,8 @@ def curves(run: RunData) -> dict[str, Any]:
     found = {name: column(run.steps, name) for name in FIGURES}
     found["batch_tokens"] = found["seq_len"] * column(run.steps, "rows")
     found = {name: values for name, values in found.items() if np.isfinite(values).any()}
+    if not any(record.get("router_load") for record in run.steps):  # without experts these are zeros
+        found = {name: values for name, values in found.items() if name not in OF_EXPERTS}
     levels = [_level(places, found, BUCKETS)]
     if len(run.steps) > BUCKETS:
         levels.append(_level(places, {name: found[name] for name in FINE if name in found}, FINE_BUCKETS))

@@ -22,7 +22,8 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """Return ``name``, ``points``, ``damaged`` (lines that are no point), ``fit`` (its figures, flat), ``laws``.
+    """Return ``name``, ``points``, ``damaged`` (lines that are no point), ``fit`` (its figures, flat), ``laws``, and
+    ``notes``: what the fit doubts and what it could not fit.
 
     ``laws`` are those of loss over compute, coefficient times PFLOP/s-days to the power of an exponent.
 
@@ -41,6 +42,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
         "damaged": damaged + len(points) - len(kept),
         "fit": [list(leaf) for leaf in _leaves(fit, "")][:MOST_FIGURES],
         "laws": _laws(fit, ""),
+        "notes": _notes(fit),
     }
 
 
@@ -80,6 +82,17 @@ def _laws(value: Any, label: str) -> list[dict[str, Any]]:
         if beta is not None and alpha is not None:
             found.append({"label": label, "kind": str(name), "beta": beta, "alpha": alpha})
         found += _laws(one, label)
+    return found
+
+
+def _notes(fit: Any) -> list[list[str]]:
+    """Return (label, kind, text) of every doubt and of every law that was not fitted."""
+    found: list[list[str]] = []
+    fits = fit.get("fits") if isinstance(fit, dict) else None
+    for label, one in fits.items() if isinstance(fits, dict) else ():
+        for name, kind in (("doubts", "doubtful"), ("refused", "not fitted")):
+            lines = one.get(name) if isinstance(one, dict) else None
+            found += [[str(label), kind, str(line)] for line in lines or [] if isinstance(lines, list)]
     return found
 
 

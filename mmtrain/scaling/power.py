@@ -100,8 +100,9 @@ def fit_power(x: Sequence[float], y: Sequence[float], form: str, independent: in
     """
     own = len(x) if independent is None else min(independent, len(x))
     if own < MIN_POINTS:
-        extra = f", of {own} runs" if own < len(x) else ""
-        raise NotSupported(f"{form} needs {MIN_POINTS} points; it has {len(x)}{extra}")
+        if own < len(x):
+            raise NotSupported(f"{form} needs points of {MIN_POINTS} runs; its {len(x)} are of {own}")
+        raise NotSupported(f"{form} needs {MIN_POINTS} points; it has {len(x)}")
     log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
     mean, spread = float(log_x.mean()), float(((log_x - log_x.mean()) ** 2).sum())
     if spread < 1e-12:

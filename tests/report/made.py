@@ -168,7 +168,7 @@ def make_run(folder: Path, steps: int = 60, seed: int = 0, eventful: bool = Fals
 def make_sweep(folder: Path, fitted: bool = True) -> Path:
     """A sweep of three architectures and four sizes at three budgets each, with laws through them."""
     folder.mkdir(parents=True)
-    rng, points, fits = random.Random(0), [], []
+    rng, points, fits = random.Random(0), [], {}
     for order, name in enumerate(("softmax", "hybrid", "lightning")):
         beta, alpha = 2.9 - 0.1 * order, -0.061 + 0.002 * order
         for budget in (1e18, 1e19, 1e20):
@@ -194,8 +194,9 @@ def make_sweep(folder: Path, fitted: bool = True) -> Path:
             "beta": {"value": beta, "low": beta - 0.1, "high": beta + 0.1},
             "alpha": {"value": alpha, "low": -0.08, "high": -0.05},
         }
-        fits.append({"label": name, "architecture": name, "isoflop_laws": {"loss": estimate, "parameters": None}})
+        laws = {"isoflop_laws": {"loss": estimate, "parameters": None}, "doubts": [NASTY], "refused": ["too few sizes"]}
+        fits[name] = {"label": name, "architecture": name, **laws}
     write_lines(folder / "points.jsonl", points)
     if fitted:
-        (folder / "fit.json").write_text(json.dumps({"architectures": fits, "note": NASTY}))
+        (folder / "fit.json").write_text(json.dumps({"fits": fits, "note": NASTY}))
     return folder

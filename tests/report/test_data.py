@@ -48,6 +48,14 @@ def test_curves_are_the_metrics_at_their_steps(tmp_path: Path) -> None:
     assert made["curves"]["last"]["loss"] == steps[-1]["loss"]
 
 
+def test_a_dense_run_has_no_curves_of_experts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "r")
+    metrics = [{**record, "router_load": [], "drop_rate": 0.0, "aux_loss": 0.0} for record in records(run)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in metrics))
+    assert not {"drop_rate", "aux_loss"} & payload(run)["curves"]["levels"][0]["figures"].keys()
+    assert "drop_rate" in payload(make_run(tmp_path / "experts"))["curves"]["levels"][0]["figures"]
+
+
 def test_the_summary_is_that_of_the_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r")
     made, steps = payload(run)["summary"], steps_of(run)

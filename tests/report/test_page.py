@@ -56,6 +56,7 @@ def test_several_runs_and_a_sweep_in_the_order_given(tmp_path: Path) -> None:
     law = found["laws"][0]
     assert (law["label"], law["beta"], law["alpha"]) == ("softmax", 2.9, -0.061)
     assert ["note", NASTY] in found["fit"]
+    assert found["notes"][:2] == [["softmax", "doubtful", NASTY], ["softmax", "not fitted", "too few sizes"]]
 
 
 def test_a_sweep_without_a_fit_and_with_damaged_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +66,7 @@ def test_a_sweep_without_a_fit_and_with_damaged_points(tmp_path: Path, capsys: p
     assert report.main([str(sweep)]) == 0
     found = data_of(sweep / "report.html")["sweeps"][0]
     assert (len(found["points"]), found["damaged"], found["laws"], found["fit"]) == (90, 3, [], [])
+    assert found["notes"] == []
     capsys.readouterr()
     (sweep / "points.jsonl").write_text("")
     assert "points.jsonl holds no point with a loss" in refused(capsys, sweep)

@@ -47,7 +47,7 @@ def test_a_floor_shows_as_a_bend():
 def test_too_little_is_refused():
     with pytest.raises(NotSupported, match=r"L\(C\) needs 3 points; it has 2"):
         fit_power([1, 2], [1, 2], "L(C)")
-    with pytest.raises(NotSupported, match="it has 5, of 2 runs"):
+    with pytest.raises(NotSupported, match="needs points of 3 runs; its 5 are of 2"):
         fit_power([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], "L(C)", independent=2)
     with pytest.raises(NotSupported, match="all 3 lie at 2"):
         fit_power([2, 2, 2], [1, 2, 3], "L(C)")

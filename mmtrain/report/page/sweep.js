@@ -158,8 +158,9 @@ function sweepSection(sweep, order) {
   }
   const fit = sweep.fit.length ? el("details", {}, el("summary", { text: `Figures of the fit (${sweep.fit.length})` }), tableOf(["Figure", "Value"], sweep.fit, { label: "Fit", kind: "options" })) : el("p", { class: "help", text: "No fit.json here: points alone." });
   const lawTable = sweep.laws.length ? tableOf(["Architecture", "Law", "#Coefficient", "#Exponent"], sweep.laws.map((law) => [law.label, law.kind, figureText(law.beta), figureText(law.alpha)]), { label: "Laws" }) : null;
+  const notes = sweep.notes.length ? el("details", { open: "" }, el("summary", { text: `What the data do not support (${sweep.notes.length})` }), tableOf(["Architecture", "", "Note"], sweep.notes, { label: "Doubts", kind: "options" })) : null;
   const damaged = sweep.damaged ? el("p", { class: "help", text: `${sweep.damaged} lines of points.jsonl are no points: left out.` }) : null;
-  return section(order ? `sweep-${order}` : "sweep", `Sweep ${sweep.name}`, damaged, legend, el("div", { class: "grid two" }, cards), lawTable ? [el("h3", { text: "Loss by compute C in PFLOP/s-days: coefficient × C^exponent" }), lawTable] : null, fit);
+  return section(order ? `sweep-${order}` : "sweep", `Sweep ${sweep.name}`, damaged, legend, el("div", { class: "grid two" }, cards), lawTable ? [el("h3", { text: "Loss by compute C in PFLOP/s-days: coefficient × C^exponent" }), lawTable] : null, notes, fit);
 }
 
 function shapeSample(order) {
