@@ -34,7 +34,8 @@ class ParallelConfig:
             of experts should have thousands of rows for each of a rank's experts.
         reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
             step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next). ZeRO-1 of data
-            parallelism alone runs without FSDP2's hooks, for much less work of the host.
+            parallelism alone runs without FSDP2's hooks, for much less work of the host. ``auto`` keeps them where that
+            lets a phase run from `cuda_graphs` and fits the device with its margin, and else frees them.
         sync_every_micro_batch: reduce gradients after every micro-batch (less memory) or once a step.
         tp: tensor parallelism of attention, embedding, head and loss, with sequence parallelism.
         pp: pipeline parallelism; ranks that share the depth.
@@ -80,7 +81,7 @@ class ParallelConfig:
     ffn_chunk_tokens: int | None = field(
         default=None, metadata={**LAYOUT, **at_least(1, fix="give null for all tokens at once")}
     )
-    reshard_after_forward: bool = field(default=True, metadata=FREE_ON_RESUME)
+    reshard_after_forward: bool | str = field(default=AUTO, metadata={**FREE_ON_RESUME, **one_of(AUTO)})
     sync_every_micro_batch: bool = field(default=False, metadata=LAYOUT)
     tp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
     pp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
@@ -101,6 +102,11 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.activation_checkpoint, bool):  # as it was written before there were three choices
             self.activation_checkpoint = "block" if self.activation_checkpoint else "none"
+
+    @property
+    def reshards(self) -> bool:
+        """Whether gathered parameters are freed between forward and backward; ``auto`` that nobody settled does."""
+        return self.reshard_after_forward is not False
 
     @property
     def recomputes(self) -> bool:

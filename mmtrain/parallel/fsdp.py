@@ -45,7 +45,7 @@ def apply_fsdp(
     dense = {"mesh": context.replicas, "shard_placement_fn": partial(free_dimension, ranks=context.replicas.size())}
     expert = {"mesh": context.expert["edp"], "shard_placement_fn": partial(free_dimension, ranks=layout.edp)}
     # Weight gradients that are computed apart look for the parameters as forward used them.
-    reshard = config.reshard_after_forward and not (layout.pp > 1 and config.pp_schedule == "zero_bubble")
+    reshard = config.reshards and not (layout.pp > 1 and config.pp_schedule == "zero_bubble")
     for block in model.layers:
         if isinstance(block.ffn, MoE):
             shard(block.ffn.router, mp_policy=exact, reshard_after_forward=reshard, **dense)
@@ -101,4 +101,4 @@ def set_micro_batch(model: FSDPModule, config: ParallelConfig, last: bool) -> No
         last: whether it is the step's last micro-batch.
     """
     model.set_requires_gradient_sync(last or config.sync_every_micro_batch)
-    model.set_reshard_after_backward(last or config.reshard_after_forward)
+    model.set_reshard_after_backward(last or config.reshards)

@@ -110,7 +110,7 @@ def keeps_whole_weights(layout: Layout, parallel: ParallelConfig, host_parameter
     One rank does, and so do several that split no parameter and are to gather and reduce once a step (ZeRO-1): then
     nothing of FSDP2 is needed. Its hooks cost the host as much as the kernels of a small model.
     """
-    once = not (parallel.reshard_after_forward or parallel.sync_every_micro_batch)
+    once = not (parallel.reshards or parallel.sync_every_micro_batch)
     return not host_parameters and layout.only_replicas and (layout.world == 1 or once)
 
 

@@ -17,6 +17,7 @@ from mmtrain.train.phase_batches import check_batches
 from mmtrain.train.phase_layouts import PhaseLayout, plan_phase_layouts
 from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.phase_stages import balance_phases
+from mmtrain.train.sharding_choice import choose_sharding
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class PlannedRun:
         Raises:
             ConfigError: this rank's plan is not the main process's.
         """
-        mine = "; ".join(f"{one.layout} {[len(stage) for stage in one.stages]}" for one in self.layouts)
+        mine = "; ".join(
+            f"{one.layout} {[len(stage) for stage in one.stages]}{'' if one.parallel.reshards else ' whole weights'}"
+            for one in self.layouts
+        )
         main = world.of_main("plan", mine)
         if main != mine:
             raise ConfigError("parallel.cp", self.config.parallel.cp,
@@ -71,8 +75,9 @@ def plan_run(config: PretrainConfig, world: int, device: torch.device, kept: Seq
     """
     config, fitted = fit_layouts(config, world, device)
     config, choices = choose_cp(config, world, device, kept)
+    config, whole = choose_sharding(config, world, device)
     phases = scaled_phases(config.stage)
     plan = RunPlan.laid_out(phases, plan_phase_layouts(world, config.parallel, config.model, phases))
     check_batches(config, plan)
     balance_phases(config, plan, device)
-    return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), fitted + choices)
+    return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), fitted + choices + whole)

@@ -98,7 +98,9 @@ def _changes(work: Workload) -> Iterator[tuple[str, Workload]]:
     wanted.append({"activation_checkpoint": "block"})
     if parallel.micro_batch_rows > 1:
         wanted.append({"micro_batch_rows": max(parallel.micro_batch_rows // 2, 1)})
-    wanted += [{"sync_every_micro_batch": True}, {"reshard_after_forward": True}]
+    wanted.append({"sync_every_micro_batch": True})
+    if not parallel.reshards:
+        wanted.append({"reshard_after_forward": True})
     if parallel.recomputes:
         wanted.append({"offload_block_inputs": True})
     for options in wanted:

@@ -80,7 +80,7 @@ class Workload:
     @property
     def keeps_gathered(self) -> bool:
         """Whether blocks' parameters stay gathered between forward and backward."""
-        return self.zero_bubble or not self.parallel.reshard_after_forward
+        return self.zero_bubble or not self.parallel.reshards
 
 
 @dataclass(frozen=True)
