@@ -78,7 +78,8 @@ class Loop(Trainer):
 
         monkeypatch.setattr(module, "train_step", step)
         for _ in results:
-            self._step(self._next(), SimpleNamespace(step=lambda *told: None), self, SimpleNamespace(received=received))
+            report = SimpleNamespace(step=lambda *told: None, pace=lambda *told: None)
+            self._step(self._next(), report, self, SimpleNamespace(received=received))
         return given
 
 

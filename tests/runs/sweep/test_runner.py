@@ -107,8 +107,9 @@ def _started(stand_in: StandIn, corpus: Path) -> subprocess.Popen[str]:
     """Start the sweep in a process of its own and wait until its first two runs wait."""
     for run in (A, B, C):
         stand_in.order("wait", run)
-    code = (
-        "import sys; from pathlib import Path; from tests.runs.sweep.stand_in import StandIn; "
+    code = (  # where the tests were started in the background, Ctrl-C is ignored
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pathlib import Path; from tests.runs.sweep.stand_in import StandIn; "
         "from mmtrain.command_line import exit_code; "
         "sys.exit(exit_code(lambda: StandIn(Path(sys.argv[1])).run(*sys.argv[2:])))"
     )
