@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain import __version__
+from mmtrain.checkpoint.durable import write_text
 from mmtrain.errors import ConfigError
 from mmtrain.report.page import page
 from mmtrain.report.payload import run_payload
@@ -90,12 +91,9 @@ def _check_target(target: Path) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(target)
+        write_text(target, text)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise ConfigError("--out", target, f"cannot be written: {error.strerror}",
                           "make room or give a file elsewhere: --out FILE.html") from error  # fmt: skip
 

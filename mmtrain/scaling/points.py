@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmtrain.checkpoint.durable import write_text
 from mmtrain.errors import ConfigError, nearest
-from mmtrain.scaling.files import write_whole
 
 POINTS_NAME = "points.jsonl"
 
@@ -86,7 +86,8 @@ def write_points(folder: Path, points: Iterable[Point]) -> Path:
         _check(dataclasses.asdict(point), f"point {number}")
     path = Path(folder) / POINTS_NAME
     lines = [json.dumps(dataclasses.asdict(point), allow_nan=False) + "\n" for point in points]
-    return write_whole(path, "".join(lines))
+    write_text(path, "".join(lines))
+    return path
 
 
 def _parse(line: str, where: str) -> Point:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmtrain.checkpoint.durable import write_text
 from mmtrain.scaling.draw import draw_fits
-from mmtrain.scaling.files import write_whole
 from mmtrain.scaling.fit import ArchitectureFit, FitOptions, fit_points
 from mmtrain.scaling.points import read_points
 from mmtrain.scaling.record import record_of
@@ -65,9 +65,7 @@ def fit_sweep(folder: Path, options: FitOptions | None = None) -> SweepFit:
     fits = fit_points(read_points(folder), options)
     blocks = blocks_of(fits)
     record = json.dumps(record_of(fits, options), indent=1, allow_nan=False)
-    files = [
-        write_whole(folder / JSON_NAME, record + "\n"),
-        write_whole(folder / PAGE_NAME, as_markdown(f"Scaling laws of {folder.resolve().name}", blocks)),
-        draw_fits(fits, folder / PLOT_NAME),
-    ]
+    write_text(folder / JSON_NAME, record + "\n")
+    write_text(folder / PAGE_NAME, as_markdown(f"Scaling laws of {folder.resolve().name}", blocks))
+    files = [folder / JSON_NAME, folder / PAGE_NAME, draw_fits(fits, folder / PLOT_NAME)]
     return SweepFit(folder, fits, files, as_text(blocks))

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from mmtrain.config import PhaseConfig, PretrainConfig
-from mmtrain.config.parallel import AUTO, PhaseParallelConfig
+from mmtrain.config.parallel import AUTO
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.memory.options import cannot_fit, may_not_fit
 from mmtrain.parallel.memory.predict import GIB, MemoryPrediction, margin_bytes, predict
 from mmtrain.train.curriculum import PhasePlan, scaled_phases
 from mmtrain.train.phase_batches import check_phase_batches
-from mmtrain.train.phase_layouts import lay_out_phase
+from mmtrain.train.phase_layouts import asked, lay_out_phase, with_layout
 from mmtrain.train.phase_memory import device_memory, phase_workload
 from mmtrain.train.phase_stages import give_stages
 
@@ -43,7 +43,7 @@ def choose_cp(
     chosen: dict[int, int] = {}
     lines = []
     for i, phase in enumerate(phases):
-        if _asked(config, phase) != AUTO:
+        if asked(config.parallel, phase, "cp") != AUTO:
             continue
         before = kept[i] if i < len(kept) else None
         if before is not None and _still_runs(config, phase, i, world, device, before):
@@ -112,7 +112,7 @@ def planned_with(
     config: PretrainConfig, phase: PhaseConfig, index: int, world: int, cp: int
 ) -> PhasePlan | ConfigError:
     """Return a phase planned with a number of ranks that share a row, or why it cannot be."""
-    wanted = _with_cp(phase, cp)
+    wanted = with_layout(phase, cp=cp)
     try:
         laid = lay_out_phase(world, config.parallel, config.model, wanted)
         rows = laid.parallel.micro_batch_rows
@@ -131,11 +131,6 @@ def _candidates(
         yield cp, planned_with(config, phase, index, world, cp)
 
 
-def _asked(config: PretrainConfig, phase: PhaseConfig) -> int | str:
-    own = None if phase.parallel is None else phase.parallel.cp
-    return config.parallel.cp if own is None else own
-
-
 def _with_numbers(config: PretrainConfig, chosen: dict[int, int]) -> PretrainConfig:
     """The same options with numbers: the run's is that of the first phase that follows it, others have their own."""
     phases = list(config.stage.phases)
@@ -146,9 +141,5 @@ def _with_numbers(config: PretrainConfig, chosen: dict[int, int]) -> PretrainCon
     for i, cp in chosen.items():
         own = phases[i].parallel
         if cp != run or (own is not None and own.cp == AUTO):
-            phases[i] = _with_cp(phases[i], cp)
+            phases[i] = with_layout(phases[i], cp=cp)
     return replace(config, parallel=replace(config.parallel, cp=run), stage=replace(config.stage, phases=phases))
-
-
-def _with_cp(phase: PhaseConfig, cp: int) -> PhaseConfig:
-    return replace(phase, parallel=replace(phase.parallel or PhaseParallelConfig(), cp=cp))

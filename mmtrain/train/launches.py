@@ -17,6 +17,7 @@ import torch
 
 from mmtrain import __version__
 from mmtrain.config import PretrainConfig
+from mmtrain.config.installation import head_of
 from mmtrain.errors import RunStopped, brief
 from mmtrain.log.metrics import MetricsWriter
 from mmtrain.model.flops import count_parameters
@@ -58,10 +59,11 @@ def environment(config: PretrainConfig, context: ParallelContext, dtype: torch.d
         origin: what the weights come from.
     """
     counted, device = count_parameters(config.model), context.device
+    package = Path(__file__).resolve().parents[1]
     found: dict[str, Any] = {
         "origin": origin,
         "mmtrain": __version__,
-        "commit": commit_of(Path(__file__).resolve().parents[1]),
+        "commit": head_of(package),  # None where the package is installed
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -76,26 +78,3 @@ def environment(config: PretrainConfig, context: ParallelContext, dtype: torch.d
         return {**found, "device": f"CPU, {platform.machine()}", "cores": os.cpu_count()}
     here = torch.cuda.get_device_properties(device)
     return {**found, "device": here.name, "device_gib": round(here.total_memory / 2**30, 1), "cuda": torch.version.cuda}
-
-
-def commit_of(package: Path) -> str | None:
-    """Return the commit that a checkout around the package has checked out; None for an installed package.
-
-    Read from git's own files: a machine that trains may have no git.
-    """
-    try:
-        git = package.parent / ".git"
-        if git.is_file():  # of a work tree: a line that names its folder
-            git = Path(git.read_text().removeprefix("gitdir:").strip())
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name, common = head.removeprefix("ref: "), git
-        if (git / "commondir").exists():
-            common = git / (git / "commondir").read_text().strip()
-        if (common / name).exists():
-            return (common / name).read_text().strip()
-        packed = (line.split() for line in (common / "packed-refs").read_text().splitlines())
-        return next((words[0] for words in packed if words[1:] == [name]), None)
-    except (OSError, ValueError):
-        return None

@@ -14,11 +14,12 @@ from itertools import product
 import torch
 
 from mmtrain.config import ParallelConfig, PhaseConfig, PretrainConfig
-from mmtrain.config.parallel import AUTO, PhaseParallelConfig
+from mmtrain.config.parallel import AUTO
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.memory.options import cannot_fit
 from mmtrain.train.cp_choice import planned_with, predicted
 from mmtrain.train.curriculum import PhasePlan, scaled_phases
+from mmtrain.train.phase_layouts import with_layout
 from mmtrain.train.phase_memory import device_memory
 
 AXES = ("tp", "etp", "cp", "pp", "ep")
@@ -43,7 +44,7 @@ def fit_layouts(config: PretrainConfig, world: int, device: torch.device) -> tup
         found = next(_fitting(config, phase, i, wanted, world, device), None)
         moved = {} if found is None else {axis: size for axis, size in found.items() if size != getattr(wanted, axis)}
         if moved:
-            phases[i] = _with_axes(phases[i], moved)
+            phases[i] = with_layout(phases[i], **moved)
             told = ", ".join(f"{axis} {getattr(wanted, axis)} -> {size}" for axis, size in moved.items())
             lines.append(f"fit     {phase.name}: {told}, for {world} processes")
     return replace(config, stage=replace(config.stage, phases=phases)), lines
@@ -56,7 +57,7 @@ def _fitting(
     device_bytes, too_large = device_memory(config, device), []
     for sizes in product(*(_sizes(getattr(wanted, axis)) for axis in AXES)):
         axes = dict(zip(AXES, sizes, strict=True))
-        plan = _runs(config, _with_axes(phase, axes), index, world)
+        plan = _runs(config, with_layout(phase, **axes), index, world)
         if plan is None:
             continue
         if device_bytes is None or not cannot_fit(predicted(config, plan, device), device_bytes):
@@ -85,7 +86,3 @@ def _runs(config: PretrainConfig, phase: PhaseConfig, index: int, world: int) ->
     numbers = [cp for cp in range(1, world + 1) if world % cp == 0] if parallel.cp == AUTO else [parallel.cp_size]
     plans = (planned_with(config, phase, index, world, cp) for cp in numbers)
     return next((plan for plan in plans if isinstance(plan, PhasePlan)), None)
-
-
-def _with_axes(phase: PhaseConfig, axes: dict[str, int | str]) -> PhaseConfig:
-    return replace(phase, parallel=replace(phase.parallel or PhaseParallelConfig(), **axes))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from mmtrain.config import ModelConfig, ParallelConfig, PhaseConfig
+from mmtrain.config.parallel import PhaseParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import Layout, plan_layout
 
@@ -70,6 +72,17 @@ def lay_out_phase(world: int, run: ParallelConfig, model: ModelConfig, phase: Ph
     parallel = run if phase.parallel is None else phase.parallel.over(run)
     parallel = replace(parallel, cp=parallel.cp_size)
     return PhaseLayout(parallel, plan_layout(world, parallel, model, [phase.seq_len]))
+
+
+def asked(run: ParallelConfig, phase: PhaseConfig, option: str) -> Any:
+    """Return the value of an option of the layout that a phase is given: its own, else the run's."""
+    own = None if phase.parallel is None else getattr(phase.parallel, option)
+    return getattr(run, option) if own is None else own
+
+
+def with_layout(phase: PhaseConfig, **options: Any) -> PhaseConfig:
+    """Return a phase with options of the layout of its own."""
+    return replace(phase, parallel=replace(phase.parallel or PhaseParallelConfig(), **options))
 
 
 def changes(before: ParallelConfig, now: ParallelConfig) -> str:

@@ -41,7 +41,7 @@ def test_one_file_that_fetches_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert "default-src 'none'" in text and not re.search(
         r"""(src|href)=["']?(?!data:,)[a-z/]|@import|url\(|fetch\(|XMLHttp""", text
     )
-    assert data_of(page)["runs"][0]["name"] == "r" and not list(run.glob(".report*"))
+    assert data_of(page)["runs"][0]["name"] == "r" and not list(run.glob("*report*.tmp"))
 
 
 def test_several_runs_and_a_sweep_in_the_order_given(tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_a_full_disk_leaves_the_old_page(
     run = make_run(tmp_path / "r")
     (run / "report.html").write_text("old")
 
-    def full(self: Path, target: Path) -> None:
+    def full(scratch: Path, target: Path) -> None:
         raise OSError(28, os.strerror(28), str(target))
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     assert "cannot be written: No space left on device" in refused(capsys, run)
-    assert (run / "report.html").read_text() == "old" and not list(run.glob(".report*"))
+    assert (run / "report.html").read_text() == "old" and not list(run.glob("*report*.tmp"))
 
 
 def test_damaged_lines_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from mmtrain.health.product_time import product_seconds
+
 # Sizes: large enough for a rate that says something, small enough for a fraction of a second.
 _MATRIX = {"cuda": 8192, "cpu": 384}
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**25}
@@ -19,8 +21,7 @@ def device_rates(device: torch.device) -> dict[str, float]:
     """Return matrix rate (TFLOP/s, bf16 on a GPU and fp32 on a CPU) and copy bandwidths (GB/s, read and written)."""
     size = _MATRIX[device.type]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    rates = {"matrix": 2 * size**3 / _seconds(lambda: a @ b, device) / 1e12}
+    rates = {"matrix": 2 * size**3 / product_seconds(device, dtype, size, _REPEATS[device.type]) / 1e12}
     source = torch.empty(_COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     rates["copy"] = 2 * source.numel() / _seconds(lambda: target.copy_(source), device) / 1e9

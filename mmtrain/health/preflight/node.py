@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import subprocess
 import sys
@@ -12,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmtrain.config.installation import output_of
 from mmtrain.health.preflight.pairs import MAX_ROUNDS
 from mmtrain.health.preflight.reports import NodeFacts, read_facts, write
 from mmtrain.health.preflight.worker import PATIENCE_SECONDS
 
 TOTAL_SECONDS = 55.0
 WORKER = ("-m", "mmtrain.health.preflight.worker")
-SMI_SECONDS = 10.0
 _SMI = {
     "ecc.errors.uncorrected.volatile.total": lambda text: text.isdecimal() and int(text) > 0,
     "retired_pages.pending": lambda text: text == "Yes",
@@ -102,14 +101,8 @@ def free_ports(count: int) -> list[int]:
 
 def smi(query: str) -> list[str]:
     """Return what nvidia-smi answers for each GPU; nothing where it is missing or does not know the question."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    answer = output_of("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits")
+    return [line.strip() for line in answer.splitlines()]
 
 
 def gpu_faults(ask: Callable[[str], list[str]] = smi) -> list[str]:
