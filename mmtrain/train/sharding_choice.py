@@ -3,8 +3,8 @@
 Data parallelism alone on short rows waits for the host, which FSDP2's hooks keep busy. With whole weights on every rank
 it runs from CUDA graphs: on two H200s, of 32,768 tokens a GPU and step, a 70M model is 3.5 times as fast as without
 graphs, `hybrid_410m` 1.38 times, `hybrid_1b` 1.03 times (`mmtrain/bench/results/2026-11-29-step-2h200`; FSDP2 itself
-was not beside them). Larger models have kernels enough to hide the host and FSDP2's messages behind, and with few tokens a
-step the exchange, which nothing hides, costs more.
+was not beside them). Larger models have kernels enough to hide the host and FSDP2's messages behind, and with few
+tokens a step the exchange, which nothing hides, costs more.
 """
 
 from __future__ import annotations
