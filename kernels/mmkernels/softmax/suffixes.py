@@ -95,6 +95,10 @@ def softmax_suffix_forward(
     o_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     lse_HT = torch.empty(q_THD.shape[1], q_THD.shape[0], dtype=wide, device=q_THD.device)
     for rows, seen, causal in documents.slices():
+        if rows.stop - rows.start == 1:  # a single query sees all keys: no mask and nothing to join
+            keys = slice(seen.start, causal.stop)
+            o_THD[rows], lse_HT[:, rows] = softmax_forward(q_THD[rows], k_SGD[keys], v_SGD[keys], False, scale)
+            continue
         o, lse_HT[:, rows] = softmax_forward(q_THD[rows], k_SGD[causal], v_SGD[causal], True, scale)
         o_THD[rows] = o
         if seen.stop > seen.start:

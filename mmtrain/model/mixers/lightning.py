@@ -19,6 +19,7 @@ from mmtrain.config import ModelConfig
 from mmtrain.model.initial import Xavier, XavierQKV
 from mmtrain.model.linear import Linear
 from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
+from mmtrain.model.mixers.lightning_slots import LightningBatch
 from mmtrain.model.mixers.mixer import HeadShard
 from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
@@ -28,9 +29,20 @@ from mmtrain.model.weights import local
 
 @dataclass
 class LightningCache:
-    """The recurrent state of a lightning layer, fp32 [1, H, K, K]; None before the first token."""
+    """Recurrent state that a lightning layer has of one document, fp32 [1, H, K, K]; None before the first token."""
 
     state: Tensor | None = None
+
+    def attend(self, qkv_THX: Tensor, slopes_H: Tensor) -> Tensor:
+        """Return the attention of tokens that follow the cached ones, [T, H, K]; the state becomes that after them."""
+        q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
+        if self.state is not None and q_THK.shape[0] == 1:  # one token of one sequence
+            o_THK, self.state = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, self.state)
+            return o_THK
+        o_BTHK, self.state = lightning_attention(
+            q_THK[None], k_THK[None], v_THK[None], slopes_H, initial_state=self.state, output_final_state=True
+        )
+        return o_BTHK[0]
 
 
 def decay_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
@@ -89,10 +101,12 @@ class LightningAttention(nn.Module):
                 self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
         return self._slopes_H
 
-    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningCache | None = None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningCache | LightningBatch | None = None
+    ) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
 
-        With a cache, the tokens continue the cached document, and its state is brought up to date. The decay is all
+        With a cache, the tokens continue its documents, and their states are brought up to date. The decay is all
         that tells positions apart: `rope` is not used.
         """
         qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
@@ -100,21 +114,9 @@ class LightningAttention(nn.Module):
         if cache is None:
             end_lightning = self.attention.begin_lightning(qkv_THX, slopes_H, packing)
         gate_TI = self.output_gate(x_TD)
-        o_THK = end_lightning() if cache is None else _continue_document(qkv_THX, slopes_H, cache)
+        o_THK = end_lightning() if cache is None else cache.attend(qkv_THX, slopes_H)
         norm_weight_I = local(self.norm.weight)
         y_TI = norm_gate(
             o_THK.flatten(-2), gate_TI, norm_weight_I, self.norm.eps, width=self._norm_width, reduce=self._norm_reduce
         )
         return self.out_proj(y_TI)
-
-
-def _continue_document(qkv_THX: Tensor, slopes_H: Tensor, cache: LightningCache) -> Tensor:
-    """Return the attention of tokens that follow the cached ones, [T, H, K]; the cache gets the state after them."""
-    q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
-    if cache.state is not None and q_THK.shape[0] == 1:  # one token of one sequence
-        o_THK, cache.state = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, cache.state)
-        return o_THK
-    o_BTHK, cache.state = lightning_attention(
-        q_THK[None], k_THK[None], v_THK[None], slopes_H, initial_state=cache.state, output_final_state=True
-    )
-    return o_BTHK[0]

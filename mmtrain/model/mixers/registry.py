@@ -17,6 +17,7 @@ from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mmtrain.model.mixers.batch_cache import BatchCache
     from mmtrain.model.mixers.mixer import Mixer
 
 
@@ -50,6 +51,19 @@ class MixerMemory:
 
 
 @dataclass(frozen=True)
+class CacheSize:
+    """Elements that a layer's mixer remembers while it serves.
+
+    Attributes:
+        token: of each token, in the type of the weights, in pages.
+        document: of each document, however long, in float32, in slots.
+    """
+
+    token: int = 0
+    document: int = 0
+
+
+@dataclass(frozen=True)
 class MixerSpec:
     """A kind of mixer.
 
@@ -67,6 +81,9 @@ class MixerSpec:
         tp_problem: why a size of tp cannot split the heads of a model, as text; empty if it can.
         context_parallel: whether it meets other tokens through an attention call alone, so that ranks can share a row.
         memory: what a layer of it holds on each of tp ranks; None: guessed from its matrices.
+        batch_cache: import path of the class of what serving remembers of many documents in one layer, a
+            :class:`~mmtrain.model.mixers.batch_cache.BatchCache`; None: it decodes one document at a time alone.
+        cache_size: how much that is.
     """
 
     letter: str
@@ -80,6 +97,8 @@ class MixerSpec:
     tp_problem: Callable[[ModelConfig, int], str]
     context_parallel: bool = False
     memory: Callable[[ModelConfig, int], MixerMemory] | None = None
+    batch_cache: str | None = None
+    cache_size: Callable[[ModelConfig], CacheSize] = lambda model: CacheSize()
 
     def memory_on(self, config: ModelConfig, tp: int) -> MixerMemory:
         """Return what a layer holds on each of `tp` ranks."""
@@ -95,6 +114,17 @@ class MixerSpec:
     def empty_cache(self) -> Any:
         """Make the cache of a layer before the first token of a document."""
         return pkgutil.resolve_name(self.cache)()
+
+    def batch_cache_class(self) -> type[BatchCache]:
+        """Return the class of what serving remembers in a layer of it.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        if self.batch_cache is None:
+            raise ConfigError("model.layer_pattern", self.letter, f"{self.name} layers decode one document at a time",
+                              "give their MixerSpec a batch_cache (docs/mixers.md)")  # fmt: skip
+        return pkgutil.resolve_name(self.batch_cache)
 
 
 def mixer_spec(letter: str) -> MixerSpec:
@@ -219,6 +249,8 @@ LIGHTNING = MixerSpec(
     tp_problem=heads_problem,
     context_parallel=True,
     memory=_lightning_memory,
+    batch_cache="mmtrain.model.mixers.lightning_slots:LightningSlots",
+    cache_size=lambda model: CacheSize(document=model.inner_size * model.head_dim),
 )
 
 SOFTMAX = MixerSpec(
@@ -233,6 +265,8 @@ SOFTMAX = MixerSpec(
     tp_problem=_softmax_problem,
     context_parallel=True,
     memory=_softmax_memory,
+    batch_cache="mmtrain.model.mixers.softmax_pages:SoftmaxPages",
+    cache_size=lambda model: CacheSize(token=2 * model.num_kv_heads * model.head_dim),
 )
 
 MIXERS: dict[str, MixerSpec] = {spec.letter: spec for spec in (LIGHTNING, SOFTMAX)}

@@ -16,13 +16,14 @@ from mmtrain.model.initial import Xavier
 from mmtrain.model.linear import Linear
 from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
 from mmtrain.model.mixers.mixer import HeadShard
+from mmtrain.model.mixers.softmax_pages import SoftmaxBatch
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable, apply_rope
 
 
 @dataclass
 class SoftmaxCache:
-    """Keys and values of a softmax layer, [T, G, K] each; None before the first token."""
+    """Keys and values that a softmax layer has of one document, [T, G, K] each; None before the first token."""
 
     k_TGK: Tensor | None = None
     v_TGK: Tensor | None = None
@@ -33,6 +34,10 @@ class SoftmaxCache:
             k_TGK, v_TGK = torch.cat([self.k_TGK, k_TGK]), torch.cat([self.v_TGK, v_TGK])
         self.k_TGK, self.v_TGK = k_TGK, v_TGK
         return k_TGK, v_TGK
+
+    def attend(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        """Add new keys and values, and return the new tokens' causal attention over all of them, [T, H, K]."""
+        return causal_softmax(q_THK, *self.append(k_TGK, v_TGK))
 
 
 class SoftmaxAttention(nn.Module):
@@ -64,16 +69,18 @@ class SoftmaxAttention(nn.Module):
             head = shard.rank * self.num_kv_heads // shard.ranks
             self._kv_rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
 
-    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: SoftmaxCache | None = None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: SoftmaxCache | SoftmaxBatch | None = None
+    ) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
 
-        With a cache, the tokens continue the cached document, and their keys and values are added to it.
+        With a cache, the tokens continue the cached documents, and their keys and values are added to it.
         """
         q_THK, k_TGK, v_TGK = self.project(x_TD, rope)
         if cache is None:
             o_THK = self.attention.softmax(q_THK, k_TGK, v_TGK, packing)
         else:
-            o_THK = causal_softmax(q_THK, *cache.append(k_TGK, v_TGK))
+            o_THK = cache.attend(q_THK, k_TGK, v_TGK)
         return self.finish(o_THK)
 
     def project(self, x_TD: Tensor, rope: RopeTable) -> tuple[Tensor, Tensor, Tensor]:

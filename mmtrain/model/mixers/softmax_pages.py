@@ -1,0 +1,60 @@
+"""Keys and values that softmax layers keep of many documents, in pages that documents share out among themselves.
+
+Legend: T new tokens and S tokens of all documents, H heads, G key/value heads, K head dimension, P pages, L tokens of a
+page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmkernels.softmax import softmax_suffix_forward
+from mmtrain.config import ModelConfig
+from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
+
+
+class SoftmaxPages:
+    """Keys and values of a softmax layer, in the dtype of the weights.
+
+    Attributes:
+        k_PLGK: rotated keys.
+        v_PLGK: values.
+    """
+
+    def __init__(self, config: ModelConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        sizes = shape.pages, shape.page_tokens, config.num_kv_heads, config.head_dim
+        self.k_PLGK, self.v_PLGK = (torch.empty(sizes, dtype=dtype, device=device) for _ in range(2))
+
+    def begin(self, slot: int) -> None:
+        """Do nothing: no slot has anything of this layer."""
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Do nothing, likewise."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page's keys and values."""
+        self.k_PLGK[target].copy_(self.k_PLGK[source])
+        self.v_PLGK[target].copy_(self.v_PLGK[source])
+
+    def view(self, batch: DocumentBatch) -> SoftmaxBatch:
+        """Return the keys and values of these documents."""
+        return SoftmaxBatch(self.k_PLGK.flatten(0, 1), self.v_PLGK.flatten(0, 1), batch)
+
+
+@dataclass(frozen=True)
+class SoftmaxBatch:
+    """Keys and values of the documents of one pass; both tensors are those of all pages, laid end to end."""
+
+    k_AGK: Tensor
+    v_AGK: Tensor
+    batch: DocumentBatch
+
+    def attend(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
+        """Add new keys and values to the pages; return each document's causal attention over all of it, [T, H, K]."""
+        self.k_AGK.index_copy_(0, self.batch.write_T, k_TGK)
+        self.v_AGK.index_copy_(0, self.batch.write_T, v_TGK)
+        k_SGK, v_SGK = (x_AGK.index_select(0, self.batch.read_S) for x_AGK in (self.k_AGK, self.v_AGK))
+        return softmax_suffix_forward(q_THK, k_SGK, v_SGK, self.batch.suffixes)[0]
