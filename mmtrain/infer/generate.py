@@ -15,6 +15,8 @@ from torch import Tensor
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.infer.sampling import Sampling
+from mmtrain.infer.serving.draw import draw_tokens
+from mmtrain.infer.serving.runner import is_out_of_memory
 from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
@@ -55,7 +57,7 @@ def read_prefix(model: HybridLM, prompt_T: Tensor) -> Prefix:
         for piece_T in prompt_T.split(_PIECE):
             logits_V = decode(model, piece_T, cache)[-1].clone()
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise ConfigError("--prompt", f"{len(prompt_T):,} tokens", f"does not fit into the memory of {prompt_T.device}",
                           "give a shorter one, or another --device") from None  # fmt: skip
@@ -86,8 +88,11 @@ def generate(
         never: bool [V] on the CPU, ids that are not chosen, whatever their logits.
 
     Raises:
-        ConfigError: the logits are not finite numbers, or the tokens do not fit into the device's memory.
+        ConfigError: the logits are not finite numbers, or the tokens do not fit into the device's memory; repetition is
+            to be penalised, which the engine does.
     """
+    if sampling.repetition_penalty != 1:
+        raise ConfigError("--repetition-penalty", sampling.repetition_penalty, "needs the engine", "use Engine")
     generator = torch.Generator().manual_seed(seed)
     if isinstance(prefix, Tensor):
         prefix = read_prefix(model, prefix)
@@ -119,20 +124,8 @@ def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> 
         sampling: the rule.
         generator: random numbers.
     """
-    if sampling.temperature == 0 or sampling.top_k == 1:
-        return int(logits_V.argmax())
-    # The largest is 0 and the others are below, so that no temperature, however small, gives NaN.
-    scaled_V = (logits_V.double() - logits_V.max()) / sampling.temperature
-    narrow = (sampling.top_k or len(scaled_V)) < len(scaled_V) or (sampling.top_p or 1.0) < 1.0
-    if not narrow:
-        return int(torch.multinomial(scaled_V.softmax(-1), 1, generator=generator))
-    sorted_V, order_V = scaled_V.sort(descending=True, stable=True)
-    prob_V = sorted_V[: sampling.top_k].softmax(-1)
-    if sampling.top_p is not None and sampling.top_p < 1.0:
-        before_V = prob_V.cumsum(0) - prob_V  # the token that reaches top_p is kept
-        before_V[0] = 0.0
-        prob_V = prob_V.masked_fill(before_V >= sampling.top_p, 0.0)
-    return int(order_V[torch.multinomial(prob_V, 1, generator=generator)])
+    uniform = torch.rand((), dtype=torch.float64, generator=generator).item()
+    return int(draw_tokens(logits_V[None], [sampling], [uniform]))
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -168,8 +161,3 @@ def _finite(logits_V: Tensor) -> Tensor:
         raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
                           "take an earlier checkpoint")  # fmt: skip
     return logits_V
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM, MiniMaxForCausalLM
 
 from mmtrain.hf.check import TOLERANCE
 from mmtrain.hf.folder import open_folder
+from mmtrain.infer.engine import Engine
+from mmtrain.infer.serving.generation import GenerationRequest
+from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.model.packed_seq import Packing
 from tests.hf.folders import PLAIN, SHAPES, made, write
 from tests.model.small import draw, draw_tokens, relative
@@ -79,6 +82,17 @@ def test_generate_continues_as_our_own_greedy_decoding(tmp_path: Path) -> None:
             ours = torch.cat([ours, model(ours, Packing.from_lengths([len(ours)]))[-1].argmax()[None]])
     found = theirs.generate(prompt[None], max_new_tokens=count, do_sample=False)
     assert found[0].tolist() == ours.tolist()
+
+
+def test_the_engine_generates_as_transformers_does(tmp_path: Path) -> None:
+    model = made("hybrid, half of each head rotated").eval()
+    theirs = load(write(model, tmp_path / "m"))
+    prompts = [tuple(draw_tokens(length, seed=length).tolist()) for length in (20, 3, 41)]
+    options = EngineOptions(memory_bytes=1 << 22, page_tokens=8, prefill_tokens=16)
+    found = Engine(model, options=options).generate([GenerationRequest(prompt, 12) for prompt in prompts])
+    for prompt, one in zip(prompts, found, strict=True):
+        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+        assert [*prompt, *one.tokens] == expected[0].tolist()
 
 
 def test_names_are_those_that_transformers_saves_and_its_folders_come_back(tmp_path: Path) -> None:

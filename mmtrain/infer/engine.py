@@ -1,0 +1,287 @@
+"""The inference engine: many requests at once, from one model on one device.
+
+    engine = Engine(model, tokenizer)
+    made = engine.generate([GenerationRequest(tuple(tokenizer.encode("def ")), max_tokens=32)])
+    logprobs = engine.score(tokenizer.encode("def main():"))
+
+A step takes every request at work one token further, reads a bounded number of tokens of prompts beside them, and lets
+finished requests go and waiting ones in. It is the model of training that runs, in evaluation mode (no expert drops a
+token), through the kernels of training. An engine belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+
+from mmdata.tokenizer import Tokenizer
+from mmtrain.errors import ConfigError
+from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.infer.serving.device_memory import cache_bytes
+from mmtrain.infer.serving.document import Document, Status
+from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, RequestRefused
+from mmtrain.infer.serving.memory_plan import MemoryPlan, plan_memory
+from mmtrain.infer.serving.metrics import EngineMetrics
+from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.runner import PathResult, Runner
+from mmtrain.infer.serving.sampler import Choice, Sampler
+from mmtrain.infer.serving.scheduler import Scheduler
+from mmtrain.infer.serving.stop import StopText
+from mmtrain.model.model import HybridLM
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+class Engine:
+    """Continues and scores texts.
+
+    Attributes:
+        metrics: counts of what was done.
+        memory: pages and slots, and who owns them.
+
+    Args:
+        model: whole, on one device; it is put into evaluation mode. The dtype of its weights is that of the keys.
+        tokenizer: of its training, for texts and their ends; None gives ids alone.
+        options: sizes; the defaults suit one GPU.
+        warn: is told what the user should know, as a line.
+
+    Raises:
+        ConfigError: an option makes no sense, memory is not enough for one request, or a mixer cannot be served.
+    """
+
+    def __init__(
+        self, model: HybridLM, tokenizer: Tokenizer | None = None, options: EngineOptions | None = None,
+        warn: Callable[[str], None] = _warn,
+    ) -> None:  # fmt: skip
+        options = EngineOptions() if options is None else options
+        options.validate()
+        self.metrics = EngineMetrics()
+        self._model, self._tokenizer, self._options, self._warn = model.eval(), tokenizer, options, warn
+        weight = model.embed_tokens.weight
+        plan = plan_memory(model.config, options, weight.element_size(), cache_bytes(model, options))
+        self.memory = CacheMemory(model.config, plan, weight.dtype, weight.device)
+        self._scheduler = Scheduler(self.memory, options, self.metrics)
+        self._runner = Runner(model, self.memory)
+        self._eod_id = None if tokenizer is None else tokenizer.eod_id
+        self._sampler = Sampler(model.config.vocab_size if tokenizer is None else tokenizer.vocab_size, self._eod_id)
+        self._documents: dict[int, Document] = {}
+        self._ids, self._warned = count(1), False
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """Pages and slots that were planned."""
+        return self.memory.plan
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait, run or are paused."""
+        return len(self._documents)
+
+    def submit(self, request: GenerationRequest) -> int:
+        """Take a request; returns its number. It waits until there is room: :meth:`why_waiting` says what for.
+
+        Raises:
+            RequestRefused: it could never be served; the message says which size can.
+            ConfigError: a value of its sampling is out of range.
+        """
+        try:
+            request.validate(self._model.config.vocab_size)
+            self._check_size(request)
+        except ConfigError:
+            self.metrics.refused += 1
+            raise
+        text = None if self._tokenizer is None else StopText(self._tokenizer, request.tokens, request.stop)
+        document = Document(next(self._ids), request, list(request.tokens), text)
+        document.generator.manual_seed(request.seed)
+        document.reason = "has not been looked at yet"
+        self._documents[document.id] = document
+        self._scheduler.waiting.append(document)
+        self.metrics.submitted += 1
+        return document.id
+
+    def step(self) -> list[Progress]:
+        """Take all requests at work further, and return the news; empty if there is nothing to do.
+
+        Raises:
+            StepOutOfMemory: the step does not fit into the device's memory; requests are as they were before it.
+            ConfigError: the weights give logits that are not finite numbers.
+        """
+        step = self._scheduler.schedule()
+        if not (step.prefill or step.decode):
+            return []
+        results = self._runner.run(step)
+        self.metrics.steps += 1
+        for chunks, counter in ((step.prefill, "prefill_tokens"), (step.decode, "decode_tokens")):
+            for document, tokens in chunks:
+                document.computed += tokens
+                self._scheduler.keep_prefix(document)
+                setattr(self.metrics, counter, getattr(self.metrics, counter) + tokens)
+        self._note_prefix_hits()
+        return [news for result in results for news in self._take(result)]
+
+    def stream(self, requests: Iterable[GenerationRequest]) -> Iterator[Progress]:
+        """Serve requests and yield their news as it comes; their numbers follow one another in the order given.
+
+        All are submitted before the first step. Those that are not finished when the iterator is closed are cancelled.
+
+        Raises:
+            RequestRefused, ConfigError: as :meth:`submit` and :meth:`step`; none of these requests is left behind.
+        """
+        own: set[int] = set()
+        try:
+            for request in requests:
+                own.add(self.submit(request))
+            while own:
+                if not (self._scheduler.waiting or self._scheduler.running):
+                    raise ConfigError("request", min(own), "is paused, and nothing else is left", "resume it")
+                for news in self.step():
+                    if news.id in own:
+                        if news.generation is not None:
+                            own.discard(news.id)
+                        yield news
+        finally:
+            for number in own:
+                self.cancel(number)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Serve requests to their end, and return what they made in the order given.
+
+        Raises:
+            RequestRefused, ConfigError: as :meth:`stream`.
+        """
+        done = {news.id: news.generation for news in self.stream(requests) if news.generation is not None}
+        return [done[number] for number in sorted(done)]
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Return log p(token | those before it) of each token but the first, in nats.
+
+        Raises:
+            RequestRefused: there are too many tokens, or none.
+        """
+        return self.score_all([tokens])[0]
+
+    def score_all(self, texts: Iterable[Sequence[int]]) -> list[list[float]]:
+        """Score several texts at once, each as :meth:`score`."""
+        requests = [GenerationRequest(tuple(tokens), max_tokens=0, prompt_logprobs=True) for tokens in texts]
+        return [made.prompt_logprobs for made in self.generate(requests)]
+
+    def cancel(self, number: int) -> Generation:
+        """End a request, free what it holds, and return what it made.
+
+        Raises:
+            ConfigError: no such request, or it has ended.
+        """
+        document = self._find(number)
+        self.metrics.cancelled += 1
+        return self._end(document, Finish.CANCELLED)
+
+    def pause(self, number: int) -> None:
+        """Take a request's memory away until it is resumed; what it made stays.
+
+        Raises:
+            ConfigError: no such request, or it has ended.
+        """
+        document = self._find(number)
+        if document.status != Status.PAUSED:
+            self._scheduler.release(document)
+            document.status, document.reason = Status.PAUSED, "was paused"
+
+    def resume(self, number: int) -> None:
+        """Let a paused request go on as soon as there is room: its tokens are read again, and it goes on the same.
+
+        Raises:
+            ConfigError: no such request, or it has ended.
+        """
+        document = self._find(number)
+        if document.status == Status.PAUSED:
+            self._scheduler.put_back(document, "was resumed")
+
+    def why_waiting(self, number: int) -> str:
+        """Say what a request waits for; empty if it is at work.
+
+        Raises:
+            ConfigError: no such request, or it has ended.
+        """
+        document = self._find(number)
+        if document.status == Status.WAITING and document is not self._scheduler.waiting[0]:
+            return f"{self._scheduler.waiting.index(document)} requests are before it"
+        return document.reason
+
+    def clear_prefixes(self) -> None:
+        """Forget all kept prefixes: their pages and slots are free."""
+        if self._scheduler.prefixes is not None:
+            self._scheduler.prefixes.clear()
+
+    def _check_size(self, request: GenerationRequest) -> None:
+        if request.stop and self._tokenizer is None:
+            raise RequestRefused("request.stop", request.stop, "needs a tokenizer", "give the engine one")
+        most, longest = len(request.tokens) + request.max_tokens, self.plan.longest
+        if longest is not None and most > longest:
+            what = f"{len(request.tokens):,} of the prompt and {request.max_tokens:,} new"
+            raise RequestRefused("request.tokens", f"{most:,} tokens", f"{what}; the cache holds {longest:,}",
+                                 "shorten it, or give the engine more memory")  # fmt: skip
+
+    def _find(self, number: int) -> Document:
+        if number not in self._documents:
+            raise ConfigError("request", number, "no such request is unfinished", "submit it")
+        return self._documents[number]
+
+    def _take(self, result: PathResult) -> list[Progress]:
+        """Note what a path gave: scores of prompts, and the next tokens."""
+        scores = iter(result.logprobs_M.tolist())
+        for document, tokens in result.scored:
+            document.made.prompt_logprobs += [next(scores) for _ in range(tokens)]
+        if not result.documents:
+            return []
+        choices = self._sampler.choose(result.documents, result.logits_NV)
+        return [self._add(*pair) for pair in zip(result.documents, choices, strict=True)]
+
+    def _add(self, document: Document, choice: Choice) -> Progress:
+        """Let a document go on by a token, or end there."""
+        request, made, text = document.request, document.made, ""
+        if request.max_tokens == 0:
+            return self._ended(document, None, "", Finish.LENGTH)
+        if choice.token == self._eod_id or choice.token in request.stop_ids:
+            return self._ended(document, None, "", Finish.EOD if choice.token == self._eod_id else Finish.STOP)
+        document.tokens.append(choice.token)
+        made.tokens.append(choice.token)
+        self.metrics.generated_tokens += 1
+        if request.logprobs:
+            assert choice.logprob is not None
+            made.logprobs.append(choice.logprob)
+        if document.text is not None:
+            text = document.text.push(choice.token)
+            made.text += text
+            if document.text.stopped:
+                return self._ended(document, choice.token, text, Finish.STOP)
+        if len(made.tokens) == request.max_tokens:
+            return self._ended(document, choice.token, text, Finish.LENGTH)
+        return Progress(document.id, choice.token, text, None)
+
+    def _ended(self, document: Document, token: int | None, text: str, finish: Finish) -> Progress:
+        if document.text is not None:
+            rest = document.text.finish()
+            document.made.text += rest
+            text += rest
+            finish = Finish.STOP if document.text.stopped else finish
+        self.metrics.finished += 1
+        return Progress(document.id, token, text, self._end(document, finish))
+
+    def _end(self, document: Document, finish: Finish) -> Generation:
+        self._scheduler.release(document)
+        document.status, document.made.finish = Status.FINISHED, finish
+        del self._documents[document.id]
+        return document.made
+
+    def _note_prefix_hits(self) -> None:
+        metrics = self.metrics
+        if self._warned or self._scheduler.prefixes is None or metrics.prefix_hits:
+            return
+        if metrics.prefix_lookups < self._options.warn_after:
+            return
+        self._warned = True
+        self._warn(f"the prefix cache knew the beginning of none of {metrics.prefix_lookups:,} prompts: prefix_slots=0 "
+                   "saves its memory, keep_prefix or a smaller prefix_interval lets it know more")  # fmt: skip

@@ -1,0 +1,86 @@
+"""The plan of an engine's memory: how many pages and slots a number of bytes gives. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmtrain.config import ModelConfig
+from mmtrain.errors import ConfigError
+from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.model.mixers.registry import mixer_spec
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Pages and slots of an engine.
+
+    Attributes:
+        page_tokens: tokens of a page.
+        pages: of each layer that keeps something of every token; 0 where no layer does.
+        running: slots of requests at work.
+        kept: slots of the prefix cache.
+        page_bytes: bytes of a page over all layers.
+        slot_bytes: bytes of a slot over all layers.
+    """
+
+    page_tokens: int
+    pages: int
+    running: int
+    kept: int
+    page_bytes: int
+    slot_bytes: int
+
+    @property
+    def paged(self) -> bool:
+        """Whether any layer keeps something of every token."""
+        return self.page_bytes > 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all pages and slots."""
+        return self.pages * self.page_bytes + (self.running + self.kept) * self.slot_bytes
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest request that can be served; None: any length."""
+        return self.pages * self.page_tokens if self.paged else None
+
+    def pages_of(self, tokens: int) -> int:
+        """Pages that so many tokens of a document take."""
+        return -(-tokens // self.page_tokens) if self.paged else 0
+
+
+def plan_memory(config: ModelConfig, options: EngineOptions, element_bytes: int, budget: int) -> MemoryPlan:
+    """Share a number of bytes out among slots and pages.
+
+    Slots take half of it at most where there are pages too; of those that are too many, the prefix cache's go first.
+
+    Args:
+        config: of the model.
+        options: see there.
+        element_bytes: bytes of an element of the weights.
+        budget: bytes to share out.
+
+    Raises:
+        ConfigError: they are not enough for one request of one page.
+    """
+    sizes = [mixer_spec(letter).cache_size(config) for letter in config.layer_types]
+    state_bytes = max(4, element_bytes)
+    page_bytes = sum(size.token for size in sizes) * options.page_tokens * element_bytes
+    slot_bytes = sum(size.document for size in sizes) * state_bytes
+    running, kept = options.max_running, options.prefix_slots
+    if slot_bytes:
+        slots = (budget // 2 if page_bytes else budget) // slot_bytes
+        running = min(running, slots)
+        kept = min(kept, slots - running)
+    pages = (budget - (running + kept) * slot_bytes) // page_bytes if page_bytes else 0
+    if running < 1 or (page_bytes and pages < 1):
+        least = max(2 * slot_bytes, slot_bytes + page_bytes) if page_bytes else slot_bytes
+        raise ConfigError("engine.memory_bytes", f"{budget / _MIB:.1f} MiB", f"one takes {least / _MIB:.1f} MiB",
+                          "give more, or a device with more")  # fmt: skip
+    if options.longest is not None and page_bytes:
+        each = -(-options.longest // options.page_tokens) + 1
+        pages = min(pages, each * (options.max_running + options.prefix_slots))
+    return MemoryPlan(options.page_tokens, pages, running, kept, page_bytes, slot_bytes)

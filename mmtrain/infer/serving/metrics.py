@@ -1,0 +1,45 @@
+"""Figures of what an engine has done. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EngineMetrics:
+    """Counts since the engine was made.
+
+    Attributes:
+        steps: passes over the model.
+        prefill_tokens: tokens that went through the prefill path.
+        decode_tokens: tokens that went through the decode path.
+        generated_tokens: tokens added to continuations.
+        submitted: requests taken.
+        refused: requests that could never be served.
+        finished: requests served to their end.
+        cancelled: requests taken back.
+        preempted: times that a request gave its memory to an older one, to be read again later.
+        prefix_lookups: prompts that the prefix cache was asked about.
+        prefix_hits: those of which it knew a beginning.
+        prefix_lookup_tokens: tokens of the prompts looked up.
+        prefix_hit_tokens: those that did not have to be read.
+    """
+
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    generated_tokens: int = 0
+    submitted: int = 0
+    refused: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    preempted: int = 0
+    prefix_lookups: int = 0
+    prefix_hits: int = 0
+    prefix_lookup_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+    @property
+    def prefix_hit_rate(self) -> float:
+        """Share of the prompts' tokens that came from the prefix cache; 0 before the first."""
+        return self.prefix_hit_tokens / max(self.prefix_lookup_tokens, 1)

@@ -1,0 +1,129 @@
+"""Passes over the model: prefill and decode, side by side.
+
+On a GPU each path has a stream of its own, so that decode steps, which wait for memory, run beside prefill, which waits
+for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step.
+
+Legend: T tokens of a path, N documents whose next token is wanted, M tokens that are scored, D model width, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmtrain.errors import ConfigError
+from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.scheduler import Chunk, Step
+from mmtrain.infer.serving.scoring import label_logprobs
+from mmtrain.model.mixers.batch_cache import DocumentBatch
+from mmtrain.model.model import HybridLM
+from mmtrain.model.packed_seq import to_device
+
+
+class StepOutOfMemory(ConfigError):
+    """Lack of memory for the tokens of one step."""
+
+
+@dataclass(frozen=True)
+class PathResult:
+    """What a path gives.
+
+    Attributes:
+        documents: those whose next token is wanted.
+        logits_NV: theirs, in the dtype of the weights.
+        scored: documents with scored prompt tokens, and how many.
+        logprobs_M: of these, end to end, fp32.
+    """
+
+    documents: list[Document]
+    logits_NV: Tensor
+    scored: list[tuple[Document, int]]
+    logprobs_M: Tensor
+
+
+class Runner:
+    """Model and memory, and the streams of the two paths."""
+
+    def __init__(self, model: HybridLM, memory: CacheMemory) -> None:
+        self._model, self._memory = model, memory
+        cuda = memory.device.type == "cuda"
+        self._prefill, self._decode = (torch.cuda.Stream(memory.device) if cuda else None for _ in range(2))
+
+    @torch.no_grad()
+    def run(self, step: Step) -> list[PathResult]:
+        """Take the documents of a step further; what they have computed is for the caller to note.
+
+        Raises:
+            StepOutOfMemory: its tokens do not fit into the device's memory.
+        """
+        paths = [(self._decode, step.decode), (self._prefill, step.prefill)]
+        try:
+            with self._together():
+                results = []
+                for stream, chunks in paths:
+                    if chunks:
+                        with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+                            results.append(self._pass(chunks))
+                return results
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            tokens = sum(chunk.count for _, chunks in paths for chunk in chunks)
+            where = f"does not fit into the memory of {self._memory.device}"
+            raise StepOutOfMemory("engine.prefill_tokens", f"a step of {tokens:,} tokens", where,
+                                  "give less, or a smaller memory_share") from None  # fmt: skip
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Let both streams begin after all that came before, and all that follows after both."""
+        streams = [stream for stream in (self._prefill, self._decode) if stream is not None]
+        for stream in streams:
+            stream.wait_stream(torch.cuda.current_stream(self._memory.device))
+        try:
+            yield
+        finally:
+            for stream in streams:
+                torch.cuda.current_stream(self._memory.device).wait_stream(stream)
+
+    def _pass(self, chunks: list[Chunk]) -> PathResult:
+        """Take the documents of one path through the model, end to end in one row."""
+        documents, counts = zip(*chunks, strict=True)
+        keys = [document.computed + count for document, count in chunks]
+        batch = DocumentBatch.of(
+            counts, keys, [document.slot for document in documents], [document.pages for document in documents],
+            self._memory.plan.page_tokens, self._memory.device,
+        )  # fmt: skip
+        tokens = [token for chunk, end in zip(chunks, keys, strict=True)
+                  for token in chunk.document.tokens[end - chunk.count : end]]  # fmt: skip
+        tokens_T = to_device(torch.tensor(tokens, dtype=torch.int64), self._memory.device)
+        h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch))
+        ended, last, scored, rows, labels = [], [], [], [], []
+        first = 0
+        for document, count in chunks:
+            span = range(max(document.unscored.start, document.computed),
+                         min(document.unscored.stop, document.computed + count))  # fmt: skip
+            if span:
+                scored.append((document, len(span)))
+                rows += [first + place - document.computed for place in span]
+                labels += document.tokens[span.start + 1 : span.stop + 1]
+            first += count
+            if count == document.remaining:
+                ended.append(document)
+                last.append(first - 1)
+        logits_NV = self._model.lm_head(h_TD[self._index(last)])
+        logprobs_M = label_logprobs(self._model, h_TD, self._index(rows), self._index(labels))
+        return PathResult(ended, logits_NV, scored, logprobs_M)
+
+    def _index(self, numbers: list[int]) -> Tensor:
+        return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a device's or the system's lack of memory from other errors."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
