@@ -240,35 +240,12 @@ class Engine:
         return [self._add(*pair) for pair in zip(result.documents, choices, strict=True)]
 
     def _add(self, document: Document, choice: Choice) -> Progress:
-        """Let a document go on by a token, or end there."""
-        request, made, text = document.request, document.made, ""
-        if request.max_tokens == 0:
-            return self._ended(document, None, "", Finish.LENGTH)
-        if choice.token == self._eod_id or choice.token in request.stop_ids:
-            return self._ended(document, None, "", Finish.EOD if choice.token == self._eod_id else Finish.STOP)
-        document.tokens.append(choice.token)
-        made.tokens.append(choice.token)
-        self.metrics.generated_tokens += 1
-        if request.logprobs:
-            assert choice.logprob is not None
-            made.logprobs.append(choice.logprob)
-        if document.text is not None:
-            text = document.text.push(choice.token)
-            made.text += text
-            if document.text.stopped:
-                return self._ended(document, choice.token, text, Finish.STOP)
-        if len(made.tokens) == request.max_tokens:
-            return self._ended(document, choice.token, text, Finish.LENGTH)
-        return Progress(document.id, choice.token, text, None)
-
-    def _ended(self, document: Document, token: int | None, text: str, finish: Finish) -> Progress:
-        if document.text is not None:
-            rest = document.text.finish()
-            document.made.text += rest
-            text += rest
-            finish = Finish.STOP if document.text.stopped else finish
-        self.metrics.finished += 1
-        return Progress(document.id, token, text, self._end(document, finish))
+        """Let a document go on by a token, or end."""
+        added, text, finish = document.add(choice.token, choice.logprob, self._eod_id)
+        self.metrics.generated_tokens += added
+        self.metrics.finished += finish is not None
+        made = None if finish is None else self._end(document, finish)
+        return Progress(document.id, choice.token if added else None, text, made)
 
     def _end(self, document: Document, finish: Finish) -> Generation:
         self._scheduler.release(document)

@@ -8,7 +8,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from mmtrain.infer.serving.generation import Generation, GenerationRequest
+from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest
 from mmtrain.infer.serving.stop import StopText
 
 
@@ -73,3 +73,40 @@ class Document:
         """Places of prompt tokens whose successor's log-probability is wanted and not known yet."""
         first = len(self.made.prompt_logprobs) if self.request.prompt_logprobs else self.prompt_length
         return range(first, self.prompt_length - 1)
+
+    def add(self, token: int, logprob: float | None, eod_id: int | None) -> tuple[bool, str, Finish | None]:
+        """Take the token that was chosen to follow.
+
+        Args:
+            token: its id.
+            logprob: its log-probability, if the request wants it.
+            eod_id: id of the end of a document.
+
+        Returns:
+            Whether it belongs to the continuation, the text that is certain now, and why the continuation ends here;
+            None if it does not.
+        """
+        request, made = self.request, self.made
+        if request.max_tokens == 0:
+            return False, "", Finish.LENGTH
+        if token == eod_id or token in request.stop_ids:
+            return False, self._last_text(), self._stopped_or(Finish.EOD if token == eod_id else Finish.STOP)
+        self.tokens.append(token)
+        made.tokens.append(token)
+        if logprob is not None and request.logprobs:
+            made.logprobs.append(logprob)
+        text = "" if self.text is None else self.text.push(token)
+        made.text += text
+        full = len(made.tokens) == request.max_tokens
+        if full:
+            text += self._last_text()
+        finish = self._stopped_or(Finish.LENGTH if full else None)
+        return True, text, finish
+
+    def _last_text(self) -> str:
+        rest = "" if self.text is None else self.text.finish()
+        self.made.text += rest
+        return rest
+
+    def _stopped_or(self, finish: Finish | None) -> Finish | None:
+        return Finish.STOP if self.text is not None and self.text.stopped else finish
