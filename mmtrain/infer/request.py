@@ -23,6 +23,7 @@ class Request:
         seed: of the first one; those after it count up from there.
         ignore_eod: never choose the end-of-document token, so each continuation has `max_tokens`.
         echo: write the prompt before each continuation.
+        stop: texts that end a continuation, and are not written.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class Request:
     seed: int = 0
     ignore_eod: bool = False
     echo: bool = True
+    stop: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """Refuse counts that make no sense.
@@ -49,6 +51,8 @@ class Request:
                               "leave it out, or sample with a --temperature above 0")  # fmt: skip
         if not 0 <= self.seed <= SEEDS - self.samples:
             raise ConfigError("--seed", self.seed, "must lie in [0, 2^63)", "for example 0")
+        if "" in self.stop:
+            raise ConfigError("--stop", "''", "is found everywhere", "give text")
 
 
 def check_rope_base(rope_base: float) -> None:

@@ -180,7 +180,7 @@ def test_a_prompt_beyond_the_memory_is_one_line(
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr("mmtrain.infer.generate.decode", fail)
+    monkeypatch.setattr("mmtrain.infer.serving.runner.Runner._pass", fail)
     assert main([str(run), "--prompt", "nn", "--device", "cpu"]) == 2
     assert "--prompt=2 tokens: does not fit into the memory of cpu" in capsys.readouterr().err
 
@@ -189,7 +189,7 @@ def test_an_interrupt_ends_quietly(run: Path, main: Main, capsys: Capture, monke
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("mmtrain.infer.generate.decode", "torch.distributed.checkpoint.FileSystemReader.read_data"):
+    for place in ("mmtrain.infer.serving.runner.Runner.run", "torch.distributed.checkpoint.FileSystemReader.read_data"):
         with monkeypatch.context() as patch:
             patch.setattr(place, interrupt)
             assert main([str(run), "--prompt", "n"]) == 128 + signal.SIGINT
