@@ -4,10 +4,16 @@ r"""Continue a prompt from a checkpoint, token by token as the model chooses the
     python launch/generate.py runs/first --prompt "def "
     python launch/generate.py runs/first --prompt-file story.txt --greedy
     echo "Once upon a time" | python launch/generate.py runs/first --samples 3
+    python launch/generate.py runs/first --prompts prompts.jsonl --out made.jsonl
+    python launch/generate.py runs/first --interactive
 
 Reads the newest checkpoint of a run folder (or the one named) into one process. Each token is sampled (--temperature
 0.8 within --top-p 0.95) or, with --greedy, the likeliest. A continuation stops at the end of its document, or after
 --tokens. An empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
+
+A file of --prompts has a JSON object a line: prompt (or tokens), and where the line differs from the options id,
+max_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, stop_ids, ignore_eod; logprobs, prompt_logprobs
+and keep_prefix too. A line comes out for each, in their order.
 
 The text goes to standard output; a line with times, and errors, to standard error. The exit code is 0, 2 for bad input,
 130 after Ctrl-C, or 141 where standard output was closed, as by `| head`.
@@ -17,10 +23,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmtrain.command_line import Parser, exit_code
-from mmtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmtrain.infer.prompts_file import PromptLine
+    from mmtrain.infer.request import Request
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,11 +43,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help='text to continue ("-", or none: from standard input)')
     prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text to continue, without its last newline")
+    prompt.add_argument("--prompts", metavar="FILE", help="JSON lines, one a prompt; all are served together")
+    prompt.add_argument("--interactive", action="store_true", help="continue each line of standard input as it comes")
+    parser.add_argument("--out", metavar="FILE", help="new file for the lines of --prompts (default: standard output)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default %(default)s)")
-    parser.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
-    parser.add_argument("--temperature", type=float, help="below 1 favours likely tokens, 0 is greedy (default 0.8)")
-    parser.add_argument("--top-k", type=int, help="sample among the k likeliest (default: all)")
-    parser.add_argument("--top-p", type=float, help="sample among the likeliest that reach this sum (default 0.95)")
+    _add_sampling(parser)
     parser.add_argument("--samples", type=int, default=1, help="continuations (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first sample; the next counts up (default 0)")
     parser.add_argument("--ignore-eod", action="store_true", help="never end a document: add all --tokens")
@@ -44,9 +57,26 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
     )
     parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
+    _add_engine(parser)
+    return parser.parse_args(argv)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest token each time")
+    parser.add_argument("--temperature", type=float, help="below 1 favours likely tokens, 0 is greedy (default 0.8)")
+    parser.add_argument("--top-k", type=int, help="sample among the k likeliest (default: all)")
+    parser.add_argument("--top-p", type=float, help="sample among the likeliest that reach this sum (default 0.95)")
+    parser.add_argument("--repetition-penalty", type=float, help="above 1: what came before is less likely (default 1)")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="ends a continuation; may be given again")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    return parser.parse_args(argv)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
+    parser.add_argument("--max-running", type=int, help="prompts of --prompts at work at once (default 64)")
+    parser.add_argument("--prefill-tokens", type=int, help="tokens of prompts read in one step (default 4096)")
+    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,34 +85,59 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
-    from mmtrain.infer.device import check_device_name, choose_device
+    from mmtrain.infer.command import check_options
+    from mmtrain.infer.device import choose_device
     from mmtrain.infer.prompt import read_prompt
-    from mmtrain.infer.request import Request, check_rope_base
-    from mmtrain.infer.sampling import Sampling
+    from mmtrain.infer.prompts_file import read_prompts
 
-    sampling = Sampling.from_options(options.greedy, options.temperature, options.top_k, options.top_p)
-    counts = (options.tokens, sampling, options.samples, options.seed)
-    Request("", *counts).validate()
-    check_device_name(options.device)
-    if options.rope_base is not None:
-        check_rope_base(options.rope_base)
-    if not options.checkpoint.exists():
-        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
-    prompt = read_prompt(options.prompt, options.prompt_file, sys.stdin)
-    request = Request(prompt, *counts, options.ignore_eod, not options.no_echo)
-    if not prompt and not options.quiet:
-        print("note: the prompt is empty, so a document is started: its first token is arbitrary", file=sys.stderr)
+    request = check_options(options)
+    lines = [] if options.prompts is None else read_prompts(options.prompts)
+    if not (lines or options.interactive):
+        request = replace(request, prompt=read_prompt(options.prompt, options.prompt_file, sys.stdin))
+        if not request.prompt and not options.quiet:
+            print("note: the prompt is empty, so a document is started: its first token is arbitrary", file=sys.stderr)
+    summary = serve(options, request, lines, choose_device(options.device))  # from here on with torch
+    if not options.quiet:
+        print(summary, file=sys.stderr)
 
-    device = choose_device(options.device)  # from here on with torch
-    from mmtrain.infer.generate import prompt_ids
+
+def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine], device: torch.device) -> str:
+    """Read the checkpoint, and write what was asked for; returns a line that sums it up.
+
+    Raises:
+        ConfigError, DataError: the first thing that is wrong.
+    """
+    from mmtrain.infer.batch import requests_of, write_batch
+    from mmtrain.infer.command import engine_options, output
+    from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
+    from mmtrain.infer.engine import Engine
+    from mmtrain.infer.interactive import converse
     from mmtrain.infer.load import load_weights, open_checkpoint
-    from mmtrain.infer.write import write_samples
+    from mmtrain.infer.prompt import prompt_ids
+    from mmtrain.infer.serving.options import EngineOptions
+    from mmtrain.infer.write import options_for, write_request
 
     opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
-    prompt_ids(opened.tokenizer, prompt)  # one that cannot be encoded is refused before the weights are read
-    summary = write_samples(load_weights(opened, device), opened.tokenizer, request, sys.stdout)
-    if not options.quiet:
-        print(f"{opened.path} on {device}: {summary}", file=sys.stderr)
+    tokenizer = opened.tokenizer
+    # What cannot be encoded is refused before the weights are read.
+    requests = requests_of(lines, tokenizer, request)
+    if lines:
+        sizes = EngineOptions(longest=max(len(one.tokens) + one.max_tokens for one in requests))
+    elif options.interactive:
+        sizes = EngineOptions(max_running=min(request.samples, 16))
+    else:
+        sizes = options_for(request, len(prompt_ids(tokenizer, request.prompt)))
+    model = load_weights(opened, device)
+    cast_for_compute(model, PRECISIONS[options.precision])
+    engine = Engine(model, tokenizer, engine_options(options, sizes))
+    if lines:
+        with output(options.out) as out:
+            done = write_batch(engine, lines, requests, out)
+    elif options.interactive:
+        done = converse(engine, tokenizer, request, sys.stdin, sys.stdout)
+    else:
+        done = str(write_request(engine, tokenizer, request, sys.stdout))
+    return f"{opened.path} on {device}: {done}"
 
 
 def main(argv: list[str] | None = None) -> int:

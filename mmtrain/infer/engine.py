@@ -89,13 +89,12 @@ class Engine:
         """
         try:
             request.validate(self._model.config.vocab_size)
-            self._check_size(request)
+            self.check_size(request)
         except ConfigError:
             self.metrics.refused += 1
             raise
         text = None if self._tokenizer is None else StopText(self._tokenizer, request.tokens, request.stop)
         document = Document(next(self._ids), request, list(request.tokens), text)
-        document.generator.manual_seed(request.seed)
         document.reason = "has not been looked at yet"
         self._documents[document.id] = document
         self._scheduler.waiting.append(document)
@@ -122,18 +121,27 @@ class Engine:
         self._note_prefix_hits()
         return [news for result in results for news in self._take(result)]
 
-    def stream(self, requests: Iterable[GenerationRequest]) -> Iterator[Progress]:
+    def stream(
+        self, requests: Iterable[GenerationRequest], place_of: dict[int, int] | None = None
+    ) -> Iterator[Progress]:
         """Serve requests and yield their news as it comes; their numbers follow one another in the order given.
 
         All are submitted before the first step. Those that are not finished when the iterator is closed are cancelled.
+
+        Args:
+            requests: any number.
+            place_of: is given the place among the requests, from 0 on, of each number.
 
         Raises:
             RequestRefused, ConfigError: as :meth:`submit` and :meth:`step`; none of these requests is left behind.
         """
         own: set[int] = set()
         try:
-            for request in requests:
-                own.add(self.submit(request))
+            for place, request in enumerate(requests):
+                number = self.submit(request)
+                own.add(number)
+                if place_of is not None:
+                    place_of[number] = place
             while own:
                 if not (self._scheduler.waiting or self._scheduler.running):
                     raise ConfigError("request", min(own), "is paused, and nothing else is left", "resume it")
@@ -215,7 +223,12 @@ class Engine:
         if self._scheduler.prefixes is not None:
             self._scheduler.prefixes.clear()
 
-    def _check_size(self, request: GenerationRequest) -> None:
+    def check_size(self, request: GenerationRequest) -> None:
+        """Refuse a request that could never be served here.
+
+        Raises:
+            RequestRefused: it has more tokens than the planned memory holds, or stop texts without a tokenizer.
+        """
         if request.stop and self._tokenizer is None:
             raise RequestRefused("request.stop", request.stop, "needs a tokenizer", "give the engine one")
         most, longest = len(request.tokens) + request.max_tokens, self.plan.longest

@@ -128,21 +128,6 @@ def choose(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> 
     return int(draw_tokens(logits_V[None], [sampling], [uniform]))
 
 
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt; an empty one is the end of the document before.
-
-    Raises:
-        ConfigError: the prompt is not empty, but has no token.
-        DataError: the tokenizer has no tokens for it.
-    """
-    if not prompt:
-        return [tokenizer.eod_id]
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise ConfigError("--prompt", repr(prompt)[:60], "the tokenizer makes no token of it", "give other text")
-    return ids
-
-
 def never_chosen(model: HybridLM, tokenizer: Tokenizer, ignore_eod: bool) -> Tensor:
     """Return the ids that must not be chosen, bool [V]: those that the tokenizer does not have and, if asked, EOD."""
     never = torch.arange(model.config.vocab_size) >= tokenizer.vocab_size

@@ -6,6 +6,7 @@ import codecs
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 
 LIMIT = 64 << 20  # bytes of a prompt: all of it is held in memory, and every later token looks back at it
@@ -38,6 +39,21 @@ def read_prompt(text: str | None, file: str | None, stdin: TextIO | None) -> str
         raise ConfigError("--prompt", None, "no prompt given", "give --prompt TEXT, --prompt-file FILE, or text on "
                           'standard input; --prompt "" starts a document')  # fmt: skip
     return _read("--prompt-file", "-", stdin.buffer)
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Return the ids of a prompt; an empty one is the end of the document before.
+
+    Raises:
+        ConfigError: the prompt is not empty, but has no token.
+        DataError: the tokenizer has no tokens for it.
+    """
+    if not prompt:
+        return [tokenizer.eod_id]
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise ConfigError("--prompt", repr(prompt)[:60], "the tokenizer makes no token of it", "give other text")
+    return ids
 
 
 def _read(option: str, name: str, stream: BinaryIO) -> str:

@@ -10,7 +10,7 @@ from typing import TextIO
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.infer.engine import Engine
-from mmtrain.infer.generate import prompt_ids
+from mmtrain.infer.prompt import prompt_ids
 from mmtrain.infer.request import Request
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress
 from mmtrain.infer.serving.options import EngineOptions
@@ -65,11 +65,19 @@ def write_samples(
     Raises:
         ConfigError: the prompt has no token or does not fit into memory, or the weights give no finite logits.
     """
-    ids = prompt_ids(tokenizer, request.prompt)
     if options is None:
-        options = options_for(request, len(ids))
+        options = options_for(request, len(prompt_ids(tokenizer, request.prompt)))
+    return write_request(Engine(model, tokenizer, options), tokenizer, request, out)
+
+
+def write_request(engine: Engine, tokenizer: Tokenizer, request: Request, out: TextIO) -> Summary:
+    """:func:`write_samples` with an engine that is there already.
+
+    Raises:
+        ConfigError: see there.
+    """
+    ids = prompt_ids(tokenizer, request.prompt)
     began = time.perf_counter()
-    engine = Engine(model, tokenizer, options)
     writer = _Writer(out, request)
     made: list[Generation] = []
     read = began
@@ -109,14 +117,18 @@ def _progress(engine: Engine, ids: list[int], request: Request) -> Iterator[tupl
 
     sample_of = {engine.submit(asked(0)): 0}
     waiting = list(range(1, request.samples))
-    while sample_of:
-        for news in engine.step():
-            yield sample_of[news.id], news
-            if news.generation is not None:
-                del sample_of[news.id]
-            for sample in waiting:
-                sample_of[engine.submit(asked(sample))] = sample
-            waiting = []
+    try:
+        while sample_of:
+            for news in engine.step():
+                sample = sample_of[news.id]
+                if news.generation is not None:
+                    del sample_of[news.id]
+                yield sample, news
+                sample_of |= {engine.submit(asked(sample)): sample for sample in waiting}
+                waiting = []
+    finally:
+        for number in sample_of:
+            engine.cancel(number)
 
 
 class _Writer:

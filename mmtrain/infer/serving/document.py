@@ -31,7 +31,7 @@ class Document:
         tokens: the prompt and what was added.
         text: makes text of what was added; None without a tokenizer.
         made: the result so far.
-        generator: random numbers of its own.
+        generator: random numbers of its own; None before the first.
         computed: tokens that have gone through the model, whose states and keys are in its slot and pages.
         slot: its slot while it runs.
         pages: its pages, in order.
@@ -45,7 +45,7 @@ class Document:
     tokens: list[int]
     text: StopText | None
     made: Generation = field(default_factory=Generation)
-    generator: torch.Generator = field(default_factory=torch.Generator)
+    generator: torch.Generator | None = None
     computed: int = 0
     slot: int | None = None
     pages: list[int] = field(default_factory=list)
@@ -73,6 +73,14 @@ class Document:
         """Places of prompt tokens whose successor's log-probability is wanted and not known yet."""
         first = len(self.made.prompt_logprobs) if self.request.prompt_logprobs else self.prompt_length
         return range(first, self.prompt_length - 1)
+
+    def next_uniform(self) -> float:
+        """Return the next of its random numbers, from [0, 1); greedy documents have none and get 0."""
+        if self.request.sampling.temperature == 0:
+            return 0.0
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(self.request.seed)
+        return torch.rand((), dtype=torch.float64, generator=self.generator).item()
 
     def add(self, token: int, logprob: float | None, eod_id: int | None) -> tuple[bool, str, Finish | None]:
         """Take the token that was chosen to follow.

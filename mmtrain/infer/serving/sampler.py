@@ -53,7 +53,7 @@ class Sampler:
         for n, document in enumerate(documents):
             self._apply_request(document, ready_NV[n])
         ready_NV[:, self._vocab_size :] = -torch.inf
-        uniform_N = [torch.rand((), dtype=torch.float64, generator=one.generator).item() for one in documents]
+        uniform_N = [document.next_uniform() for document in documents]
         tokens_N = draw_tokens(ready_NV, [one.request.sampling for one in documents], uniform_N)
         tokens = tokens_N.tolist()
         if not any(document.request.logprobs for document in documents):

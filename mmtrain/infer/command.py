@@ -1,0 +1,86 @@
+"""Options of `launch/generate.py`, checked before anything is read. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+from mmtrain.errors import ConfigError
+from mmtrain.infer.device import check_device_name
+from mmtrain.infer.request import Request, check_rope_base
+from mmtrain.infer.sampling import Sampling
+from mmtrain.infer.serving.options import EngineOptions
+
+_GIB = 1 << 30
+
+
+def check_options(options: argparse.Namespace) -> Request:
+    """Refuse options that make no sense, and return what is wanted, without its prompt.
+
+    Raises:
+        ConfigError: the first that is wrong.
+    """
+    sampling = Sampling.from_options(
+        options.greedy, options.temperature, options.top_k, options.top_p, options.repetition_penalty
+    )
+    request = Request("", options.tokens, sampling, options.samples, options.seed, options.ignore_eod,
+                      not (options.no_echo or options.interactive), tuple(options.stop or ()))  # fmt: skip
+    request.validate()
+    check_device_name(options.device)
+    if options.rope_base is not None:
+        check_rope_base(options.rope_base)
+    if options.prompts is None:
+        for name in ("out", "max_running"):
+            if getattr(options, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(option, getattr(options, name), "has no effect without --prompts", "leave it out")
+    elif options.samples > 1:
+        raise ConfigError("--samples", options.samples, "has no effect with --prompts", "give lines of several seeds")
+    if options.out is not None and Path(options.out).exists():
+        raise ConfigError("--out", options.out, "is there already", "give a new file, or take it away")
+    if options.out is not None and not Path(options.out).parent.is_dir():
+        raise ConfigError("--out", options.out, "its folder does not exist", "make it, or give another file")
+    engine_options(options, EngineOptions()).validate()
+    if not options.checkpoint.exists():
+        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
+    return request
+
+
+def engine_options(options: argparse.Namespace, planned: EngineOptions) -> EngineOptions:
+    """Return the sizes of the engine: those that were given, and otherwise the planned ones.
+
+    Raises:
+        ConfigError: a size that makes no sense.
+    """
+    given = {"max_running": options.max_running, "prefill_tokens": options.prefill_tokens}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}", value, "must be at least 1", "leave it out")
+    if options.memory_gib is not None:
+        if not 0 < options.memory_gib < float("inf"):
+            raise ConfigError("--memory-gib", options.memory_gib, "must be a number above 0", "leave it out")
+        given["memory_bytes"] = int(options.memory_gib * _GIB)
+    return replace(planned, **{name: value for name, value in given.items() if value is not None})
+
+
+@contextlib.contextmanager
+def output(file: str | None) -> Iterator[TextIO]:
+    """Open a new file to write to; None is standard output.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if file is None:
+        yield sys.stdout
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(Path(file).open("x", encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError("--out", file, f"cannot be written ({error.strerror})", "give another file") from None
+        yield stream
