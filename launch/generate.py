@@ -12,8 +12,8 @@ Reads the newest checkpoint of a run folder (or the one named) into one process.
 --tokens. An empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
 
 A file of --prompts has a JSON object a line: prompt (or tokens), and where the line differs from the options id,
-max_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, stop_ids, ignore_eod; logprobs, prompt_logprobs
-and keep_prefix too. A line comes out for each, in their order.
+max_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, stop_ids, ignore_eod; logprobs, prompt_logprobs,
+score_from and keep_prefix too. A line comes out for each, in their order.
 
 The text goes to standard output; a line with times, and errors, to standard error. The exit code is 0, 2 for bad input,
 130 after Ctrl-C, or 141 where standard output was closed, as by `| head`.

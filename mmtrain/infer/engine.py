@@ -163,17 +163,26 @@ class Engine:
         done = {news.id: news.generation for news in self.stream(requests) if news.generation is not None}
         return [done[number] for number in sorted(done)]
 
-    def score(self, tokens: Sequence[int]) -> list[float]:
-        """Return log p(token | those before it) of each token but the first, in nats.
+    def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
+        """Return log p(token | those before it) of each token from place `start` on, in nats.
+
+        Args:
+            tokens: ids of a text.
+            start: 1 at least. What lies before it is the context: the prefix cache keeps it, so that several
+                continuations of one context read it once.
 
         Raises:
             RequestRefused: there are too many tokens, or none.
         """
-        return self.score_all([tokens])[0]
+        return self.score_all([tokens], [start])[0]
 
-    def score_all(self, texts: Iterable[Sequence[int]]) -> list[list[float]]:
-        """Score several texts at once, each as :meth:`score`."""
-        requests = [GenerationRequest(tuple(tokens), max_tokens=0, prompt_logprobs=True) for tokens in texts]
+    def score_all(self, texts: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> list[list[float]]:
+        """Score several texts at once, each as :meth:`score`; without `starts`, from their second token on."""
+        requests = [
+            GenerationRequest(tuple(tokens), max_tokens=0, prompt_logprobs=True, score_from=start,
+                              keep_prefix=(start - 1,) if 1 < start <= len(tokens) else ())
+            for tokens, start in zip(texts, starts or [1] * len(texts), strict=True)
+        ]  # fmt: skip
         return [made.prompt_logprobs for made in self.generate(requests)]
 
     def cancel(self, number: int) -> Generation:

@@ -29,6 +29,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "ignore_eod": (bool,),
     "logprobs": (bool,),
     "prompt_logprobs": (bool,),
+    "score_from": (int,),
     "keep_prefix": (list,),
 }
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")

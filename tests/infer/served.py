@@ -71,7 +71,7 @@ def seen_logits() -> Iterator[dict[tuple[int, ...], Tensor]]:
 def state_of(engine: Engine, number: int) -> list[Tensor]:
     """What every layer remembers of a running request: the state, or keys and values in order."""
     document = engine._documents[number]
-    batch = DocumentBatch.of([1], [document.computed], [document.slot], [document.pages], engine.plan.page_tokens,
+    batch = DocumentBatch.of([1], [document.computed], [document.slot], [document.pages], engine.memory.shape,
                              torch.device("cpu"))  # fmt: skip
     found = []
     for layer in engine.memory.layers:

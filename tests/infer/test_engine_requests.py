@@ -36,6 +36,18 @@ def test_scores_are_the_log_probabilities_of_the_whole_forward_pass(name: str) -
     assert_nothing_held(engine)
 
 
+def test_answers_to_one_context_read_it_once() -> None:
+    model, context = served_model(), text_of(21)
+    engine = Engine(model, options=replace(SMALL, prefix_slots=2))
+    texts = [(*context, *text_of(length)) for length in (3, 1, 5)]
+    first = engine.score(texts[0], 21)
+    assert [first, *engine.score_all(texts[1:], [21, 21])] == [
+        pytest.approx(engine.score(text)[20:], abs=1e-5) for text in texts
+    ]
+    assert engine.metrics.prefix_hit_tokens == 2 * 20
+    assert engine.score(context, 21) == engine.score(context, 30) == [] and len(engine.score(context, 20)) == 1
+
+
 def test_scores_and_continuations_share_steps_and_survive_a_pause() -> None:
     model, text = served_model(), text_of(30)
     engine = Engine(model, options=replace(SMALL, prefill_tokens=8))
@@ -102,6 +114,7 @@ WRONG = {
     "seed": (dict(seed=-1), "seed=-1"),
     "empty stop": (dict(stop=("",)), "found everywhere"),
     "no tokenizer": (dict(stop=("x",)), "needs a tokenizer"),
+    "score": (dict(score_from=0), "score_from=0: must be at least 1"),
     "prefix": (dict(keep_prefix=(4,)), "is no beginning of 3 tokens"),
     "temperature": (dict(sampling=Sampling(-1.0)), "--temperature"),
     "penalty": (dict(sampling=Sampling(repetition_penalty=0.0)), "--repetition-penalty"),
@@ -145,12 +158,14 @@ def test_memory_is_planned_within_its_size() -> None:
 
 
 def test_requests_that_are_cancelled_anywhere_leave_nothing() -> None:
-    engine = Engine(served_model(), options=replace(SMALL, prefill_tokens=8, max_running=3, prefix_slots=2))
+    engine = Engine(
+        served_model(), options=replace(SMALL, prefill_tokens=8, max_running=3, prefix_slots=2, prefix_interval=8)
+    )
     rng = random.Random(0)
-    for _ in range(60):
+    for _ in range(30):
         numbers = [engine.submit(request(text_of(rng.randint(1, 40), seed=n), 5)) for n in range(rng.randint(1, 6))]
         ended: set[int] = set()
-        for _ in range(rng.randint(0, 9)):
+        for _ in range(rng.randint(0, 14)):
             ended |= {news.id for news in engine.step() if news.generation is not None}
         left = [number for number in numbers if number not in ended]
         rng.shuffle(left)
@@ -160,7 +175,7 @@ def test_requests_that_are_cancelled_anywhere_leave_nothing() -> None:
             assert engine.cancel(number).finish == Finish.CANCELLED
         with pytest.raises(ConfigError, match="no such request"):
             engine.cancel(numbers[0])
-    assert engine.metrics.cancelled > 50 and engine.metrics.finished > 20
+    assert engine.metrics.cancelled > 30 and engine.metrics.finished > 5
     assert_nothing_held(engine)
 
 

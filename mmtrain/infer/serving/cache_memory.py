@@ -19,6 +19,7 @@ class CacheMemory:
 
     Attributes:
         plan: the sizes.
+        shape: those that every layer has.
         pages: the pages' owners.
         running: free slots of requests at work.
         kept: free slots of the prefix cache.
@@ -29,13 +30,13 @@ class CacheMemory:
     """
 
     def __init__(self, config: ModelConfig, plan: MemoryPlan, dtype: torch.dtype, device: torch.device) -> None:
-        shape = CacheShape(plan.pages, plan.page_tokens, plan.running + plan.kept)
+        self.shape = CacheShape(plan.pages, plan.page_tokens, plan.running + plan.kept)
         classes = [mixer_spec(letter).batch_cache_class() for letter in config.layer_types]
         self.plan, self.device = plan, device
         self.pages = PagePool(plan.pages)
         self.running = list(range(plan.running))
         self.kept = list(range(plan.running, plan.running + plan.kept))
-        self.layers = [made(config, shape, dtype, device) for made in classes]
+        self.layers = [made(config, self.shape, dtype, device) for made in classes]
 
     def begin(self, slot: int) -> None:
         """Make a slot that of a document of which nothing has been read."""

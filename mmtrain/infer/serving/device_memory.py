@@ -15,9 +15,9 @@ _UNKNOWN = 1 << 30  # where the system does not say what is free
 def cache_bytes(model: HybridLM, options: EngineOptions) -> int:
     """Return what the options give, or their share of what is free beside the weights and a step's own tensors.
 
-    On a GPU a step of `prefill_tokens` is tried, and what it takes is left out. A pass also lays out the keys that its
-    documents have in one layer, as one tensor: for that a layer's worth of pages is left out. On a CPU memory is not
-    taken before it is written to.
+    On a GPU a step of `prefill_tokens` is tried, and what it takes is left out. Each of the two paths lays out keys
+    of one layer as one tensor, no more than all pages hold: for that two layers' worth of pages is left out. On a CPU
+    memory is not taken before it is written to.
     """
     if options.memory_bytes is not None:
         return options.memory_bytes
@@ -28,12 +28,8 @@ def cache_bytes(model: HybridLM, options: EngineOptions) -> int:
         torch.cuda.empty_cache()
     free = free_bytes(device)
     share = int(options.memory_share * ((_UNKNOWN if free is None else free) - step))
-    paged = sum(letter_has_pages for letter_has_pages in _paged(model))
-    return max(0, share * paged // (paged + 1) if paged else share)
-
-
-def _paged(model: HybridLM) -> list[bool]:
-    return [layer.spec.cache_size(model.config).token > 0 for layer in model.layers]
+    paged = sum(layer.spec.cache_size(model.config).token > 0 for layer in model.layers)
+    return max(0, share * paged // (paged + 2) if paged else share)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -48,7 +49,7 @@ class Document:
     generator: torch.Generator | None = None
     computed: int = 0
     slot: int | None = None
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("q"))
     seen_V: Tensor | None = None
     status: Status = Status.WAITING
     reason: str = ""
@@ -71,8 +72,9 @@ class Document:
     @property
     def unscored(self) -> range:
         """Places of prompt tokens whose successor's log-probability is wanted and not known yet."""
-        first = len(self.made.prompt_logprobs) if self.request.prompt_logprobs else self.prompt_length
-        return range(first, self.prompt_length - 1)
+        if not self.request.prompt_logprobs:
+            return range(self.prompt_length, self.prompt_length)
+        return range(self.request.score_from - 1 + len(self.made.prompt_logprobs), self.prompt_length - 1)
 
     def next_uniform(self) -> float:
         """Return the next of its random numbers, from [0, 1); greedy documents have none and get 0."""

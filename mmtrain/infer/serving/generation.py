@@ -28,7 +28,8 @@ class GenerationRequest:
         stop_ids: ids that end it likewise, beside the end of a document; they are not part of its tokens.
         ignore_eod: never choose the end of a document.
         logprobs: give the log-probability of each token added, by the model itself: before temperature and the like.
-        prompt_logprobs: give those of the prompt's tokens from the second on.
+        prompt_logprobs: give those of the prompt's tokens, from place `score_from` on.
+        score_from: 1 at least, as the first token follows nothing. What lies before need not be read if it is known.
         keep_prefix: lengths of the prompt's beginnings that the prefix cache is to keep, beside its interval's.
     """
 
@@ -41,6 +42,7 @@ class GenerationRequest:
     ignore_eod: bool = False
     logprobs: bool = False
     prompt_logprobs: bool = False
+    score_from: int = 1
     keep_prefix: tuple[int, ...] = ()
 
     def validate(self, vocab_size: int) -> None:
@@ -63,6 +65,8 @@ class GenerationRequest:
             _refuse("seed", self.seed, "must lie in [0, 2^63)", "for example 0")
         if "" in self.stop:
             _refuse("stop", "''", "is found everywhere", "give text")
+        if self.score_from < 1:
+            _refuse("score_from", self.score_from, "must be at least 1", "the first token follows nothing")
         for length in self.keep_prefix:
             if not 0 < length <= len(self.tokens):
                 _refuse("keep_prefix", length, f"is no beginning of {len(self.tokens)} tokens", "from 1 to all of them")
@@ -90,7 +94,7 @@ class Generation:
         text: of those up to a stop text; empty where the engine has no tokenizer.
         finish: why it ended.
         logprobs: natural logarithms, one a token of `tokens`, if asked for.
-        prompt_logprobs: one a token of the prompt but the first, if asked for.
+        prompt_logprobs: one a token of the prompt from `score_from` on, if asked for.
         prefix_tokens: tokens of the prompt that came from the prefix cache.
     """
 

@@ -97,7 +97,7 @@ class Runner:
         keys = [document.computed + count for document, count in chunks]
         batch = DocumentBatch.of(
             counts, keys, [document.slot for document in documents], [document.pages for document in documents],
-            self._memory.plan.page_tokens, self._memory.device,
+            self._memory.shape, self._memory.device,
         )  # fmt: skip
         tokens = [token for chunk, end in zip(chunks, keys, strict=True)
                   for token in chunk.document.tokens[end - chunk.count : end]]  # fmt: skip

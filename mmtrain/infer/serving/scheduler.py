@@ -7,6 +7,7 @@ from the prefix cache, then from the youngest document, which is read again late
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ class Scheduler:
             self._memory.running.append(document.slot)
         elif document.status == Status.WAITING:
             self.waiting.remove(document)
-        document.slot, document.pages, document.computed = None, [], 0
+        document.slot, document.pages, document.computed = None, array("q"), 0
 
     def put_back(self, document: Document, reason: str) -> None:
         """Let a document that holds nothing wait, before all others."""
@@ -114,7 +115,7 @@ class Scheduler:
             self._metrics.preempted += 1
             if youngest is document:
                 return False
-        document.pages += self._memory.pages.take(missing)
+        document.pages.extend(self._memory.pages.take(missing))
         return True
 
     def _piece(self, document: Document, budget: int) -> int:
@@ -161,7 +162,7 @@ class Scheduler:
             memory.pages.release(shared)
             return False
         document.slot = memory.running.pop()
-        document.pages = shared[:whole] + memory.pages.take(needed)
+        document.pages = array("q", shared[:whole] + memory.pages.take(needed))
         document.computed = 0 if prefix is None else prefix.length
         document.made.prefix_tokens = document.computed
         if prefix is None:

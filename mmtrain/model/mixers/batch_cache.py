@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,11 @@ class CacheShape:
     page_tokens: int
     slots: int
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that all pages hold."""
+        return self.pages * self.page_tokens
+
 
 @dataclass(frozen=True)
 class DocumentBatch:
@@ -46,31 +52,49 @@ class DocumentBatch:
         slots_N: int64 [N], the slot of each.
         table_NP: int64 [N, P], the pages of each in order; those past a document's end count for nothing. P is 0 where
             no layer keeps pages.
-        page_tokens: tokens of a page.
+        shape: of the memory that they are in.
     """
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
     slots_N: Tensor
     table_NP: Tensor
-    page_tokens: int
+    shape: CacheShape
 
     @staticmethod
     def of(
         queries: Sequence[int], keys: Sequence[int], slots: Sequence[int], pages: Sequence[Sequence[int]],
-        page_tokens: int, device: torch.device,
+        shape: CacheShape, device: torch.device,
     ) -> DocumentBatch:  # fmt: skip
         """Make it from numbers on the host; the host does not wait for the device."""
-        width = max(map(len, pages), default=0)
-        table_NP = torch.tensor([[*row, *[0] * (width - len(row))] for row in pages], dtype=torch.int64)
-        slots_N = torch.tensor(slots, dtype=torch.int64)
-        table_NP = to_device(table_NP.view(len(pages), width), device)
-        return DocumentBatch(tuple(queries), tuple(keys), to_device(slots_N, device), table_NP, page_tokens)
+        table_NP = np.zeros((len(pages), max(map(len, pages), default=0)), dtype=np.int64)
+        for row_P, numbers in zip(table_NP, pages, strict=True):
+            row_P[: len(numbers)] = np.asarray(numbers, dtype=np.int64)
+        slots_N = to_device(torch.tensor(slots, dtype=torch.int64), device)
+        table_NP = to_device(torch.from_numpy(table_NP), device)
+        return DocumentBatch(tuple(queries), tuple(keys), slots_N, table_NP, shape)
 
     @property
     def single(self) -> bool:
         """Whether every document gets one token."""
         return len(self.queries) == sum(self.queries)
+
+    @cached_property
+    def parts(self) -> list[tuple[slice, DocumentBatch]]:
+        """The documents in groups, each with its new tokens' rows, of as many tokens as all pages hold at most.
+
+        Documents that share pages have more together: whoever lays out their keys as one tensor does a part at a time.
+        """
+        parts, first, row = [], 0, 0
+        while first < len(self.keys):
+            last, tokens = first + 1, self.keys[first]
+            while last < len(self.keys) and tokens + self.keys[last] <= self.shape.tokens:
+                last, tokens = last + 1, tokens + self.keys[last]
+            queries = self.queries[first:last]
+            of_part = queries, self.keys[first:last], self.slots_N[first:last], self.table_NP[first:last]
+            parts.append((slice(row, row + sum(queries)), DocumentBatch(*of_part, self.shape)))
+            first, row = last, row + sum(queries)
+        return [(slice(0, row), self)] if len(parts) == 1 else parts
 
     @cached_property
     def suffixes(self) -> Suffixes:
@@ -110,8 +134,8 @@ class DocumentBatch:
 
     def _places(self, positions: Tensor, lengths: tuple[int, ...]) -> Tensor:
         documents = self._each(torch.arange(len(lengths), device=positions.device), lengths)
-        pages = self.table_NP[documents, positions // self.page_tokens]
-        return pages * self.page_tokens + positions % self.page_tokens
+        size = self.shape.page_tokens
+        return self.table_NP[documents, positions // size] * size + positions % size
 
 
 class BatchCache(Protocol):

@@ -56,5 +56,9 @@ class SoftmaxBatch:
         """Add new keys and values to the pages; return each document's causal attention over all of it, [T, H, K]."""
         self.k_AGK.index_copy_(0, self.batch.write_T, k_TGK)
         self.v_AGK.index_copy_(0, self.batch.write_T, v_TGK)
-        k_SGK, v_SGK = (x_AGK.index_select(0, self.batch.read_S) for x_AGK in (self.k_AGK, self.v_AGK))
-        return softmax_suffix_forward(q_THK, k_SGK, v_SGK, self.batch.suffixes)[0]
+        parts = [self._part(q_THK[rows], part) for rows, part in self.batch.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _part(self, q_THK: Tensor, batch: DocumentBatch) -> Tensor:
+        k_SGK, v_SGK = (x_AGK.index_select(0, batch.read_S) for x_AGK in (self.k_AGK, self.v_AGK))
+        return softmax_suffix_forward(q_THK, k_SGK, v_SGK, batch.suffixes)[0]

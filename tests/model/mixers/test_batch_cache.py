@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -39,7 +41,9 @@ def read(model: nn.Module, caches: list[BatchCache], batch: DocumentBatch, token
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_documents_in_one_row_are_those_alone(pattern: str) -> None:
+@pytest.mark.parametrize("tokens_at_once", [160, 40, 4])
+def test_documents_in_one_row_are_those_alone(pattern: str, tokens_at_once: int) -> None:
+    shape = replace(SHAPE, pages=tokens_at_once // 4)  # how many keys may be laid out; the memory itself is larger
     model = small_model(num_layers=3, layer_pattern=PATTERNS[pattern]).eval()
     texts = [draw_tokens(length, seed=length) for length in (23, 9, 31)]
     slots, free = [4, 0, 2], torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
@@ -54,7 +58,7 @@ def test_documents_in_one_row_are_those_alone(pattern: str) -> None:
         at_work = [n for n, count in enumerate(counts) if count]
         queries = [counts[n] for n in at_work]
         keys = [done[n] + counts[n] for n in at_work]
-        batch = DocumentBatch.of(queries, keys, [slots[n] for n in at_work], [pages[n] for n in at_work], 4, CPU)
+        batch = DocumentBatch.of(queries, keys, [slots[n] for n in at_work], [pages[n] for n in at_work], shape, CPU)
         assert batch.single == (max(queries) == 1)
         new = [texts[n][done[n] : done[n] + counts[n]] for n in at_work]
         for n, part in zip(at_work, read(model, caches, batch, new).split(queries), strict=True):
@@ -72,11 +76,11 @@ def test_a_copied_slot_and_page_continue_as_their_sources() -> None:
     text, caches = draw_tokens(8), caches_of(model)
     for cache in caches:
         cache.begin(1)
-    read(model, caches, DocumentBatch.of([6], [6], [1], [[3, 7]], 4, CPU), [text[:6]])
+    read(model, caches, DocumentBatch.of([6], [6], [1], [[3, 7]], SHAPE, CPU), [text[:6]])
     for cache in caches:
         cache.copy_slot(1, 4)
         cache.copy_page(7, 9)
-    ones = [DocumentBatch.of([2], [8], [slot], [[3, page]], 4, CPU) for slot, page in ((1, 7), (4, 9))]
+    ones = [DocumentBatch.of([2], [8], [slot], [[3, page]], SHAPE, CPU) for slot, page in ((1, 7), (4, 9))]
     first, second = (read(model, caches, batch, [text[6:]]) for batch in ones)
     assert torch.equal(first, second) and first.isfinite().all()
 
