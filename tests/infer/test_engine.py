@@ -23,7 +23,8 @@ from tests.infer.served import (
     state_of,
     text_of,
 )
-from tests.model.small import relative
+from tests.model.mixers.running_mean import registered
+from tests.model.small import relative, small_model
 
 LENGTHS, NEW = (37, 1, 12, 64, 5), 6
 
@@ -131,3 +132,14 @@ def test_a_request_samples_the_same_alone_and_in_any_company() -> None:
         full = full_logits(model, (*asked.tokens, *one.tokens)).log_softmax(-1)
         expected = [full[8 + i, token].item() for i, token in enumerate(one.tokens)]
         assert one.logprobs == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_third_mixer_is_served_by_its_entry_alone() -> None:
+    with registered():
+        model, texts = small_model(num_layers=3, layer_pattern="LMS").eval(), [text_of(length) for length in (17, 4)]
+        engine = Engine(model, options=replace(SMALL, prefill_tokens=6, prefix_slots=2))
+        for _ in range(2):
+            made = engine.generate([request(text, 5, keep_prefix=(len(text) - 1,)) for text in texts])
+            assert [one.tokens for one in made] == [greedy(model, text, 5) for text in texts]
+        assert [one.prefix_tokens for one in made] == [16, 3]
+        assert_nothing_held(engine)

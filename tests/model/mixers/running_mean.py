@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mmtrain.config import ModelConfig
 from mmtrain.model.initial import Constant, Initial, Xavier
 from mmtrain.model.linear import Linear
+from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
 from mmtrain.model.mixers.mixer import HeadShard
-from mmtrain.model.mixers.registry import MIXERS, MixerSpec, Placement, heads_problem
+from mmtrain.model.mixers.registry import MIXERS, CacheSize, MixerSpec, Placement, heads_problem
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable
 from mmtrain.model.weights import local
@@ -29,6 +30,46 @@ class RunningMeanCache:
 
     total_I: Tensor | None = None
     count: int = 0
+
+    def add(self, v_TI: Tensor, packing: Packing) -> Tensor:
+        """Sums after each token that follows."""
+        total_TI = v_TI.cumsum(0) if self.total_I is None else v_TI.cumsum(0) + self.total_I
+        self.total_I, self.count = total_TI[-1], self.count + v_TI.shape[0]
+        assert self.count == packing.position_ids_T[-1] + 1
+        return total_TI
+
+
+class RunningMeanSlots:
+    """Sums [slots, I] of many documents."""
+
+    def __init__(self, config: ModelConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.total_SI = torch.empty(shape.slots, config.inner_size, device=device)
+
+    def begin(self, slot: int) -> None:
+        self.total_SI[slot] = 0
+
+    def copy_slot(self, source: int, target: int) -> None:
+        self.total_SI[target] = self.total_SI[source]
+
+    def copy_page(self, source: int, target: int) -> None:
+        pass
+
+    def view(self, batch: DocumentBatch) -> RunningMeanBatch:
+        return RunningMeanBatch(self.total_SI, batch)
+
+
+@dataclass(frozen=True)
+class RunningMeanBatch:
+    """Sums of the documents of one pass."""
+
+    total_SI: Tensor
+    batch: DocumentBatch
+
+    def add(self, v_TI: Tensor, packing: Packing) -> Tensor:
+        parts = v_TI.split(self.batch.queries)
+        totals = [part.cumsum(0) + self.total_SI[slot] for part, slot in zip(parts, self.batch.slots_N, strict=True)]
+        self.total_SI[self.batch.slots_N] = torch.stack([total_LI[-1] for total_LI in totals])
+        return torch.cat(totals)
 
 
 class RunningMean(nn.Module):
@@ -44,14 +85,18 @@ class RunningMean(nn.Module):
     def split_heads(self, shard: HeadShard) -> None:
         """Nothing but the parameters is of heads."""
 
-    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: RunningMeanCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_TD: Tensor,
+        packing: Packing,
+        rope: RopeTable,
+        cache: RunningMeanCache | RunningMeanBatch | None = None,
+    ) -> Tensor:
         v_TI = self.in_proj(x_TD)
         if cache is None:
             total_TI = torch.cat([part.cumsum(0) for part in v_TI.split(packing.lengths)])
         else:
-            total_TI = v_TI.cumsum(0) if cache.total_I is None else v_TI.cumsum(0) + cache.total_I
-            cache.total_I, cache.count = total_TI[-1], cache.count + v_TI.shape[0]
-            assert cache.count == packing.position_ids_T[-1] + 1
+            total_TI = cache.add(v_TI, packing)
         mean_TI = total_TI / (packing.position_ids_T + 1)[:, None].to(total_TI.dtype)
         return self.out_proj(local(self.scale_I) * mean_TI)
 
@@ -70,6 +115,8 @@ SPEC = MixerSpec(
         "out_proj.weight": Placement.COLUMNS,
     },
     tp_problem=heads_problem,
+    batch_cache="tests.model.mixers.running_mean:RunningMeanSlots",
+    cache_size=lambda model: CacheSize(document=model.inner_size),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from mmtrain.errors import ConfigError
 from mmtrain.infer.generate import decode
 from mmtrain.model.mixers.batch_cache import BatchCache, CacheShape, DocumentBatch
 from mmtrain.model.mixers.cache import DecodeCache
-from mmtrain.model.mixers.registry import mixer_spec
-from tests.model.mixers.running_mean import registered
+from mmtrain.model.mixers.registry import MIXERS, mixer_spec
+from tests.model.mixers.running_mean import SPEC
 from tests.model.small import draw_tokens, small_config, small_model
 
 PATTERNS = {"hybrid": "LLS", "softmax": "S", "lightning": "L"}
@@ -86,7 +87,8 @@ def test_a_copied_slot_and_page_continue_as_their_sources() -> None:
 
 
 def test_a_mixer_without_a_batch_cache_is_refused() -> None:
-    with registered(), pytest.raises(ConfigError, match="running_mean layers decode one document at a time"):
+    one_by_one = mock.patch.dict(MIXERS, {"M": replace(SPEC, batch_cache=None)})
+    with one_by_one, pytest.raises(ConfigError, match="running_mean layers decode one document at a time"):
         mixer_spec("M").batch_cache_class()
 
 

@@ -1,0 +1,44 @@
+"""The engine on a GPU, with its two streams, against the whole forward pass on the CPU in fp32."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from mmtrain.infer.compute_dtype import cast_for_compute
+from mmtrain.infer.engine import Engine
+from mmtrain.infer.serving.options import EngineOptions
+from tests.infer.served import assert_nothing_held, full_logits, request, seen_logits, text_of
+from tests.model.small import relative, small_model
+
+pytestmark = pytest.mark.gpu
+LENGTHS, NEW = (300, 1, 77, 640, 12), 8
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-4), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize("prefill_tokens", [64, 4096])
+def test_logits_are_those_of_the_whole_forward_pass(dtype: torch.dtype, bound: float, prefill_tokens: int) -> None:
+    exact = small_model(num_layers=4, layer_pattern="LLLS", hidden_size=128, head_dim=32).eval()
+    model = copy.deepcopy(exact).to("cuda")
+    cast_for_compute(model, dtype)
+    options = EngineOptions(max_running=4, page_tokens=16, prefill_tokens=prefill_tokens, prefix_slots=2,
+                            prefix_interval=128, memory_bytes=1 << 26)  # fmt: skip
+    engine = Engine(model, options=options)
+    for _ in range(2):  # the second time with prefixes
+        with seen_logits() as seen:
+            engine.generate([request(text_of(length), NEW) for length in LENGTHS])
+        assert len(seen) == len(LENGTHS) * NEW
+        for tokens, logits_V in seen.items():
+            assert relative(logits_V.cpu(), full_logits(exact, tokens)[-1]) < bound
+    assert engine.metrics.prefix_hits > 0
+    assert_nothing_held(engine)
+
+
+def test_memory_is_planned_from_what_is_free() -> None:
+    model = small_model(num_layers=4, layer_pattern="LLLS").to("cuda")
+    free = torch.cuda.mem_get_info()[0]
+    engine = Engine(model, options=EngineOptions(memory_share=0.1))
+    assert 0 < engine.plan.bytes <= 0.1 * free
+    assert engine.plan.running == 64 and engine.plan.pages > 1000
