@@ -60,6 +60,15 @@ def test_the_interval_keeps_boundaries_and_the_longest_serves() -> None:
     assert_nothing_held(engine)
 
 
+def test_a_long_prompt_takes_half_of_the_slots() -> None:
+    engine = Engine(served_model("lightning"), options=replace(CACHED, prefix_interval=4, prefix_slots=4))
+    short, long = text_of(9, seed=3), text_of(64)
+    engine.generate([request(short)])
+    engine.generate([request(long)])
+    assert sorted(engine._scheduler.prefixes._lengths.elements()) == [4, 8, 32, 64]
+    assert [one.prefix_tokens for one in engine.generate([request(short), request((*long, 1))])] == [8, 64]
+
+
 def test_another_token_anywhere_is_another_prefix() -> None:
     engine = Engine(served_model(), options=CACHED)
     text = text_of(12)

@@ -16,7 +16,8 @@ class EngineOptions:
         prefill_tokens: tokens of prompts read in one step at most, so that a long prompt holds nobody up for longer.
         page_tokens: tokens of a page of keys and values.
         prefix_slots: states that the prefix cache keeps; 0 turns it off.
-        prefix_interval: it keeps a prompt's state every so many tokens; None where a request asks for it alone.
+        prefix_interval: it keeps a prompt's state every so many tokens, or twice as many and so on, where that would
+            take more than half of its slots; None where a request asks for it alone.
         memory_bytes: size of pages and slots; None takes `memory_share` of what is free on the device.
         memory_share: share of the free memory, beside what a step itself takes.
         longest: tokens of the longest request, its own and the new ones, if known: no pages are taken beyond those of

@@ -126,10 +126,16 @@ class Scheduler:
         return min(budget, edge - done, document.remaining)
 
     def _boundaries(self, document: Document) -> list[int]:
-        """Lengths of a prompt's beginnings that are to be kept, ascending."""
+        """Lengths of a prompt's beginnings that are to be kept, ascending.
+
+        The interval is doubled until a prompt takes half of the slots at most: long ones leave room for others.
+        """
         step, length = self._options.prefix_interval, document.prompt_length
-        regular = range(step, length + 1, step) if step is not None else ()
-        return sorted({*regular, *document.request.keep_prefix})
+        if step is None:
+            return sorted(document.request.keep_prefix)
+        while length // step > max(1, self._memory.plan.kept // 2):
+            step *= 2
+        return sorted({*range(step, length + 1, step), *document.request.keep_prefix})
 
     def _begin(self, document: Document) -> bool:
         """Give a waiting document a slot and the pages of all its tokens; False if they are not there."""
