@@ -17,16 +17,15 @@ from itertools import count
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
-from mmtrain.infer.serving.cache_memory import CacheMemory
-from mmtrain.infer.serving.device_memory import cache_bytes
+from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, RequestRefused
-from mmtrain.infer.serving.memory_plan import MemoryPlan, plan_memory
+from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.metrics import EngineMetrics
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.runner import PathResult, Runner
 from mmtrain.infer.serving.sampler import Choice, Sampler
-from mmtrain.infer.serving.scheduler import Scheduler
+from mmtrain.infer.serving.scheduler import Scheduler, Step
 from mmtrain.infer.serving.stop import StopText
 from mmtrain.model.model import HybridLM
 
@@ -60,15 +59,13 @@ class Engine:
         options.validate()
         self.metrics = EngineMetrics()
         self._model, self._tokenizer, self._options, self._warn = model.eval(), tokenizer, options, warn
-        weight = model.embed_tokens.weight
-        plan = plan_memory(model.config, options, weight.element_size(), cache_bytes(model, options))
-        self.memory = CacheMemory(model.config, plan, weight.dtype, weight.device)
+        self.memory = take_memory(model, options)
         self._scheduler = Scheduler(self.memory, options, self.metrics)
         self._runner = Runner(model, self.memory)
         self._eod_id = None if tokenizer is None else tokenizer.eod_id
         self._sampler = Sampler(model.config.vocab_size if tokenizer is None else tokenizer.vocab_size, self._eod_id)
         self._documents: dict[int, Document] = {}
-        self._ids, self._warned = count(1), False
+        self._ids = count(1)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -105,12 +102,19 @@ class Engine:
         """Take all requests at work further, and return the news; empty if there is nothing to do.
 
         Raises:
-            StepOutOfMemory: the step does not fit into the device's memory; requests are as they were before it.
+            StepOutOfMemory: the step does not fit into the device's memory; its requests are read again in the next.
             ConfigError: the weights give logits that are not finite numbers.
         """
         step = self._scheduler.schedule()
         if not (step.prefill or step.decode):
             return []
+        try:
+            return self._carry_out(step)
+        except BaseException:
+            self._scheduler.set_back(step)
+            raise
+
+    def _carry_out(self, step: Step) -> list[Progress]:
         results = self._runner.run(step)
         self.metrics.steps += 1
         for chunks, counter in ((step.prefill, "prefill_tokens"), (step.decode, "decode_tokens")):
@@ -118,7 +122,8 @@ class Engine:
                 document.computed += tokens
                 self._scheduler.keep_prefix(document)
                 setattr(self.metrics, counter, getattr(self.metrics, counter) + tokens)
-        self._note_prefix_hits()
+        if self._scheduler.prefixes is not None and (line := self.metrics.prefix_warning(self._options.warn_after)):
+            self._warn(line)
         return [news for result in results for news in self._take(result)]
 
     def stream(
@@ -274,13 +279,3 @@ class Engine:
         document.status, document.made.finish = Status.FINISHED, finish
         del self._documents[document.id]
         return document.made
-
-    def _note_prefix_hits(self) -> None:
-        metrics = self.metrics
-        if self._warned or self._scheduler.prefixes is None or metrics.prefix_hits:
-            return
-        if metrics.prefix_lookups < self._options.warn_after:
-            return
-        self._warned = True
-        self._warn(f"the prefix cache knew the beginning of none of {metrics.prefix_lookups:,} prompts: prefix_slots=0 "
-                   "saves its memory, keep_prefix or a smaller prefix_interval lets it know more")  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -209,6 +211,28 @@ def test_a_step_beyond_the_memory_is_one_line_and_the_engine_goes_on(monkeypatch
             engine.generate([request(text_of(5))])
     assert_nothing_held(engine)
     assert len(engine.generate([request(text_of(5))])[0].tokens) == 6
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory"), KeyboardInterrupt()])
+def test_a_step_that_breaks_off_between_layers_is_done_again_from_the_start(error: BaseException) -> None:
+    model, texts = served_model(), [text_of(length) for length in (5, 30)]
+    engine = Engine(model, options=replace(SMALL, prefill_tokens=16, prefix_slots=2, prefix_interval=8))
+    numbers = [engine.submit(request(text, 8)) for text in texts]
+    made = {number: [] for number in numbers}
+    for step in range(20):
+        with contextlib.ExitStack() as stack:
+            if step in (1, 5):
+                stack.enter_context(mock.patch.object(model.layers[2], "forward", side_effect=error))
+                stack.enter_context(pytest.raises((StepOutOfMemory, KeyboardInterrupt)))
+            for news in engine.step():
+                made[news.id].append(news.token)
+    assert list(made.values()) == [greedy(model, text, 8) for text in texts]
+    assert_nothing_held(engine)
+
+
+def test_memory_that_cannot_be_had_is_one_line() -> None:
+    with pytest.raises(ConfigError, match="GiB: cannot be had on cpu; give less"):
+        Engine(served_model(), options=replace(SMALL, memory_bytes=1 << 58))
 
 
 def test_weights_that_give_no_numbers_are_named() -> None:

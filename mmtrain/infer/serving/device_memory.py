@@ -1,15 +1,40 @@
-"""Bytes of a device that an engine may take for its pages and slots."""
+"""The memory of a device that an engine takes for its pages and slots, before it starts."""
 
 from __future__ import annotations
 
 import torch
 
+from mmtrain.errors import ConfigError
 from mmtrain.infer.memory import free_bytes
+from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.infer.serving.memory_plan import plan_memory
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.runner import is_out_of_memory
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 
 _UNKNOWN = 1 << 30  # where the system does not say what is free
+
+
+def take_memory(model: HybridLM, options: EngineOptions) -> CacheMemory:
+    """Plan the memory of an engine, and take it.
+
+    Args:
+        model: whole, on one device; the dtype of its weights is that of the keys.
+        options: sizes.
+
+    Raises:
+        ConfigError: it is not enough for one request, cannot be had, or a mixer cannot be served.
+    """
+    weight = model.embed_tokens.weight
+    plan = plan_memory(model.config, options, weight.element_size(), cache_bytes(model, options))
+    try:
+        return CacheMemory(model.config, plan, weight.dtype, weight.device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size, where = f"{plan.bytes / (1 << 30):.1f} GiB", f"cannot be had on {weight.device}"
+        raise ConfigError("engine.memory_bytes", size, where, "give less, or a smaller memory_share") from None
 
 
 def cache_bytes(model: HybridLM, options: EngineOptions) -> int:

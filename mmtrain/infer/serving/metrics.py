@@ -23,6 +23,7 @@ class EngineMetrics:
         prefix_hits: those of which it knew a beginning.
         prefix_lookup_tokens: tokens of the prompts looked up.
         prefix_hit_tokens: those that did not have to be read.
+        warned: whether :meth:`prefix_warning` has warned.
     """
 
     steps: int = 0
@@ -38,8 +39,19 @@ class EngineMetrics:
     prefix_hits: int = 0
     prefix_lookup_tokens: int = 0
     prefix_hit_tokens: int = 0
+    warned: bool = False
 
     @property
     def prefix_hit_rate(self) -> float:
         """Share of the prompts' tokens that came from the prefix cache; 0 before the first."""
         return self.prefix_hit_tokens / max(self.prefix_lookup_tokens, 1)
+
+    def prefix_warning(self, after: int) -> str | None:
+        """Return a line to warn with, once, if the prefix cache knew none of so many prompts."""
+        if self.warned or self.prefix_hits or self.prefix_lookups < after:
+            return None
+        self.warned = True
+        return (
+            f"the prefix cache knew the beginning of none of {self.prefix_lookups:,} prompts: prefix_slots=0 saves its "
+            "memory, keep_prefix or a smaller prefix_interval lets it know more"
+        )

@@ -85,6 +85,13 @@ class Scheduler:
         document.status, document.reason = Status.WAITING, reason
         self.waiting.appendleft(document)
 
+    def set_back(self, step: Step) -> None:
+        """Let a step's documents begin anew: it broke off, and some layers' states may have gone on without others'."""
+        for document, _ in reversed([*step.prefill, *step.decode]):
+            if document.status == Status.RUNNING:
+                self.release(document)
+                self.put_back(document, "its step broke off")
+
     def keep_prefix(self, document: Document) -> None:
         """Keep a document's states in the prefix cache if it stands at one of its boundaries."""
         if self.prefixes is None or document.computed > document.prompt_length:
