@@ -17,7 +17,17 @@ from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.generation import Finish, GenerationRequest, RequestRefused
 from mmtrain.infer.serving.runner import Runner, StepOutOfMemory
 from tests.infer.chain import TEXT, chain_model
-from tests.infer.served import MODELS, SMALL, assert_nothing_held, full_logits, greedy, request, served_model, text_of
+from tests.infer.served import (
+    MODELS,
+    SMALL,
+    assert_nothing_held,
+    full_logits,
+    greedy,
+    request,
+    seen_logits,
+    served_model,
+    text_of,
+)
 
 N = ord("n")
 
@@ -221,11 +231,14 @@ def test_a_step_that_breaks_off_between_layers_is_done_again_from_the_start(erro
     made = {number: [] for number in numbers}
     for step in range(20):
         with contextlib.ExitStack() as stack:
+            seen = stack.enter_context(seen_logits())
             if step in (1, 5):
                 stack.enter_context(mock.patch.object(model.layers[2], "forward", side_effect=error))
                 stack.enter_context(pytest.raises((StepOutOfMemory, KeyboardInterrupt)))
             for news in engine.step():
                 made[news.id].append(news.token)
+        for tokens, logits_V in seen.items():
+            torch.testing.assert_close(logits_V, full_logits(model, tokens)[-1], rtol=0, atol=1e-5)
     assert list(made.values()) == [greedy(model, text, 8) for text in texts]
     assert_nothing_held(engine)
 
