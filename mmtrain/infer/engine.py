@@ -132,6 +132,7 @@ class Engine:
         """Serve requests and yield their news as it comes; their numbers follow one another in the order given.
 
         All are submitted before the first step. Those that are not finished when the iterator is closed are cancelled.
+        One stream at a time: what its steps bring of requests that were submitted otherwise is not told.
 
         Args:
             requests: any number.
