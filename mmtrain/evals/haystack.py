@@ -12,6 +12,12 @@ from mmtrain.errors import ConfigError
 _ENDS = (".", "!", "?", ".\n", "!\n", "?\n", "\n", "\n\n")
 
 
+def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
+    """Return the ids after which a sentence or a line has ended, int64, ascending."""
+    ends = (tokenizer.encode(f"a{end}")[-1] for end in _ENDS)
+    return np.array(sorted({tokenizer.encode("\n")[-1], *ends}), dtype=np.int64)
+
+
 class Haystack:
     """Held-out documents end to end, in the corpus's order, the first after the last.
 
@@ -40,8 +46,7 @@ class Haystack:
         self._ends = np.cumsum(self._documents.lengths, dtype=np.int64)
         self.num_tokens = int(self._ends[-1])
         self._line_break = tokenizer.encode("\n")[-1]
-        ends = (tokenizer.encode(f"a{end}")[-1] for end in _ENDS)
-        self.breaks = np.array(sorted({self._line_break, *ends}), dtype=np.int64)
+        self.breaks = sentence_ends(tokenizer)
 
     def laps(self, count: int) -> float:
         """Return how often so many tokens read the held-out text; above 1 it repeats."""
@@ -58,6 +63,18 @@ class Haystack:
         first = int(rng.integers(len(self._documents)))
         lap = self._lap(first, min(count, self.num_tokens))
         return np.resize(np.where(lap == self._eod, self._line_break, lap), count)
+
+    def documents_of(self, count: int) -> np.ndarray:
+        """Return the places of the documents that have more than so many tokens, int64: so many without their end."""
+        return np.flatnonzero(np.asarray(self._documents.lengths) > count)
+
+    def beginning_of(self, document: int, count: int) -> np.ndarray:
+        """Return the first tokens, int64, of a document by its place.
+
+        Raises:
+            DataError: a token is outside the vocabulary.
+        """
+        return self._lap(document, count)
 
     def _lap(self, first: int, count: int) -> np.ndarray:
         """Return up to a whole ring of tokens from document `first` on."""

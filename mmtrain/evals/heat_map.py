@@ -18,19 +18,23 @@ INK = "#4a5568"
 MAX_NUMBERS = 120  # cells of a map from which on their numbers would not be read
 
 
-def draw_heat_maps(record: Mapping[str, Any], out: Path) -> Path:
+def draw_heat_maps(record: Mapping[str, Any], out: Path, title: str | None = None) -> Path:
     """Draw the percentage of samples that passed: lengths from left to right, depths from top to bottom.
 
     Args:
         record: of one evaluation, as `metrics.jsonl` has it.
         out: the PNG.
+        title: above the maps; None tells step, tokens and phase of the record.
     """
     cells = record["needle_cells"]
     kinds = list(dict.fromkeys(cell["kind"] for cell in cells))
     columns = min(2, len(kinds))
     rows = -(-len(kinds) // columns)
     figure = new_figure(5.5 * columns, 0.6 + 3.2 * rows)
-    title = f"Needles after step {record['step']:,} ({count_text(record['tokens'])} tokens, phase {record['phase']})"
+    if title is None:
+        title = (
+            f"Needles after step {record['step']:,} ({count_text(record['tokens'])} tokens, phase {record['phase']})"
+        )
     figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, kind in zip(panels, kinds, strict=False):

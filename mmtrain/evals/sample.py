@@ -81,7 +81,7 @@ class SampleBuilder:
         room = cell.length - len(ending) - sum(len(ids) for _, ids in needles)
         if room < 1:
             raise ValueError(f"{cell}: {1 - room} tokens more are needed")
-        tokens, places = _insert(self.haystack.read(room, rng), needles, self.haystack.breaks)
+        tokens, places = insert(self.haystack.read(room, rng), needles, self.haystack.breaks)
         tokens_T = np.concatenate([tokens, ending])
         labels_T = np.full(cell.length, IGNORE, dtype=np.int64)
         asked = np.flatnonzero(answer) + len(tokens)
@@ -108,10 +108,16 @@ class SampleBuilder:
         return np.concatenate([ids for ids, _ in encoded]), np.concatenate(flags)
 
 
-def _insert(
+def insert(
     text: np.ndarray, needles: list[tuple[float, np.ndarray]], breaks: np.ndarray
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Put needles into a text at their depths, and return it with the first token of each."""
+    """Put needles into a text at their depths, and return it with the first token of each.
+
+    Args:
+        text: int64.
+        needles: depth, from 0 to 1, and ids of each; those of one depth in the order given.
+        breaks: ids after which a sentence has ended: a needle goes to the nearest end that is close by.
+    """
     cuts = [_cut(text, depth, breaks) for depth, _ in needles]
     order = sorted(range(len(needles)), key=lambda i: cuts[i])  # stable: as given where they meet
     parts, places, before, added = [], [0] * len(needles), 0, 0

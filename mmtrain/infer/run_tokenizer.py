@@ -11,6 +11,7 @@ from mmdata.corpus.open import tokenizer_path
 from mmdata.errors import DataError
 from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmdata.tokenizer_identity import BYTES, TokenizerIdentity, identity_of_path
+from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.run_folder import TOKENIZER
 from mmtrain.errors import ConfigError
 
@@ -47,6 +48,14 @@ def tokenizer_of_run(checkpoint: Path, meta: Mapping[str, Any], given: str | Non
         raise ConfigError("--tokenizer", given, f"it is {own}, but {checkpoint} was trained with {expected}",
                           "leave it out, or give the run's own")  # fmt: skip
     return tokenizer
+
+
+def identity_of_checkpoint(checkpoint: Path) -> TokenizerIdentity | None:
+    """Return the identity of the tokenizer that a checkpoint was trained with; None where none is on record."""
+    try:
+        return recorded_identity(read_meta(checkpoint))
+    except (OSError, ValueError):
+        return None
 
 
 def recorded_identity(meta: Mapping[str, Any]) -> TokenizerIdentity | None:

@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+r"""Evaluate a checkpoint on long text, offline: needles, RULER, perplexity by position, and questions from files.
+
+    python launch/eval.py runs/first --tasks needle,perplexity --lengths 4Ki,32Ki
+    python launch/eval.py runs/first --tasks ruler,mr_niah --lengths 4Ki,128Ki,1Mi --samples 50 --out results
+    python launch/eval.py runs/first --tasks choices,longbench_v2 --choices-file q.jsonl --longbench-file data.json
+
+Tasks: needle, mr_niah, perplexity; RULER's niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue,
+niah_multiquery, vt, cwe, fwe, and from files qa_1 (SQuAD) and qa_2 (HotpotQA); choices, longbench_v2, mtob_ek, mtob_ke
+from files. Groups: niah_single, niah_multikey, niah, ruler. A sample has exactly as many tokens as --lengths says, its
+answer included; no context is ever cut. Text around needles, and of perplexity, is the held-out part of the run's
+corpus, or of --corpus.
+
+Writes eval-CHECKPOINT-HASH.json, .txt and .png into RUN/evals or --out, which launch/report.py shows. Each sample is
+written down when it is done: the same command goes on where it was stopped. docs/evaluation.md says what each task is.
+
+Progress and errors go to standard error, tables to standard output. The exit code is 0, 2 for bad input, or 130 after
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtrain.command_line import Parser, exit_code
+from mmtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmtrain.evals.offline.request import EvalRequest
+
+FILES = {"longbench_v2": "longbench_file", "choices": "choices_file", "mtob_ek": "mtob_folder",
+         "mtob_ke": "mtob_folder", "qa_1": "squad_file", "qa_2": "hotpotqa_file"}  # fmt: skip
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="run folder, one of its checkpoints, or a Hugging Face folder")
+    parser.add_argument("--tasks", required=True, metavar="NAMES", help="tasks and groups, with commas between them")
+    parser.add_argument("--lengths", metavar="TOKENS", help="of a sample with its answer, such as 4Ki,128Ki,1Mi")
+    parser.add_argument("--samples", type=int, default=10, help="of each task and length (default %(default)s)")
+    parser.add_argument("--depths", default="0,0.25,0.5,0.75,1", help="samples take them in turn (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default %(default)s)")
+    parser.add_argument("--corpus", metavar="DIR", help="held-out text (default: of the run's first corpus)")
+    parser.add_argument("--choices-file", type=Path, metavar="FILE", help="questions with choices, JSON lines")
+    parser.add_argument("--longbench-file", type=Path, metavar="FILE", help="LongBench v2's data.json")
+    parser.add_argument("--squad-file", type=Path, metavar="FILE", help="SQuAD's JSON, for qa_1")
+    parser.add_argument("--hotpotqa-file", type=Path, metavar="FILE", help="HotpotQA's JSON, for qa_2")
+    parser.add_argument("--mtob-folder", type=Path, metavar="DIR", help="MTOB's files, for mtob_ek and mtob_ke")
+    parser.add_argument("--mtob-book", default="full", metavar="BOOK", help="none, medium, long, full, or a text file")
+    parser.add_argument("--max-length", metavar="TOKENS", help="refuse samples of files that are longer")
+    parser.add_argument("--leave-out-longer", action="store_true", help="leave them out and count them instead")
+    parser.add_argument("--batch", type=int, default=8, help="prompts handed over at once (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evals)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--no-verify", action="store_true", help="do not read the checkpoint against its checksums")
+    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
+    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    return parser.parse_args(argv)
+
+
+def request_of(options: argparse.Namespace) -> EvalRequest:
+    """Make the request of a command line.
+
+    Raises:
+        ConfigError: the first thing that is wrong in it.
+    """
+    from mmtrain.config.schema import parse_count
+    from mmtrain.evals.offline.request import EvalRequest, parse_depths, parse_lengths, parse_tasks
+
+    files = {task: path for task, name in FILES.items() if (path := getattr(options, name)) is not None}
+    limit = None if options.max_length is None else parse_count(options.max_length, "--max-length")
+    tasks = parse_tasks(options.tasks, list(files))
+    request = EvalRequest(
+        tasks, parse_lengths(options.lengths), options.samples, options.seed, parse_depths(options.depths),
+        tuple((task, path) for task, path in files.items() if task in tasks), options.mtob_book, limit,
+        options.leave_out_longer,
+    )  # fmt: skip
+    request.validate()
+    if options.batch < 1:
+        raise ConfigError("--batch", options.batch, "must be at least 1", "leave it out for 8")
+    return request
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check everything that can be checked without the weights, read them, ask, and write the results.
+
+    Raises:
+        ConfigError, DataError: the first thing that is wrong.
+    """
+    from mmtrain.infer.device import check_device_name, choose_device
+    from mmtrain.infer.request import check_rope_base
+
+    request = request_of(options)
+    check_device_name(options.device)
+    if options.rope_base is not None:
+        check_rope_base(options.rope_base)
+    if not options.checkpoint.exists():
+        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
+    device = choose_device(options.device)  # from here on with torch
+    from mmtrain.evals.offline.evaluation import Evaluation
+    from mmtrain.infer.answering import DecodingAnswerer
+    from mmtrain.infer.load import load_weights, open_checkpoint
+    from mmtrain.infer.run_tokenizer import identity_of_checkpoint
+
+    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
+    evaluation = Evaluation(
+        request, opened.path, opened.model, opened.tokenizer, identity_of_checkpoint(opened.path), options.corpus
+    )
+    folder = evaluation.folder(options.out)
+    _say(options, f"{opened.path} on {device}: {evaluation.line()}")
+    if "ruler" in options.tasks.split(",") and not {"qa_1", "qa_2"} <= set(request.tasks):
+        _say(options, "note: RULER's qa_1 and qa_2 need their files: --squad-file, --hotpotqa-file")
+    answerer = DecodingAnswerer(load_weights(opened, device), opened.tokenizer)
+    began = time.perf_counter()
+    result, written = evaluation.run(answerer, folder, options.batch, _progress(options, evaluation), str(device))
+    _tell(result, written, time.perf_counter() - began)
+
+
+def _progress(options: argparse.Namespace, evaluation: Any) -> Any:
+    """What is told of each sample that is done: a line for the last one of a task and length."""
+    from mmtrain.evals.offline.progress import Progress
+
+    return Progress(evaluation.units, lambda line: _say(options, line)).done
+
+
+def _say(options: argparse.Namespace, line: str) -> None:
+    if not options.quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _tell(result: dict[str, Any], written: list[Path], seconds: float) -> None:
+    from mmtrain.evals.offline.table import headline, tables
+
+    print(tables(result))
+    print(f"{headline(result)} ({seconds:.1f} s): {', '.join(map(str, written))}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate; returns the exit code."""
+    options = parse(argv)
+    told = "stopped: the same command goes on where it was"
+    return exit_code(lambda: run(options), lambda: print(told, file=sys.stderr, flush=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

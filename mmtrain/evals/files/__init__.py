@@ -1,0 +1,1 @@
+"""Readers and scores of evaluations whose files a user has on disk."""

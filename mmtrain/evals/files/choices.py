@@ -1,0 +1,83 @@
+"""Questions with choices: scored by the log-probability of each choice after the question. Legend: C choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from mmdata.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with choices.
+
+    Attributes:
+        name: of the question, for messages and records.
+        context: all that comes before a choice.
+        choices: texts that may follow, two at the least; a space at the beginning is not counted as theirs.
+        answer: number of the right one.
+        groups: names of parts of the data that it belongs to, such as "easy".
+    """
+
+    name: str
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+    groups: tuple[str, ...] = ()
+
+
+class ChoiceScore(NamedTuple):
+    """Score of one question.
+
+    Attributes:
+        acc: whether the likeliest choice is right.
+        acc_norm: whether the choice that is likeliest by byte is right.
+        log_acc_norm2: log of the probability, normalised over the choices, of the right one by byte.
+    """
+
+    acc: bool
+    acc_norm: bool
+    log_acc_norm2: float
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Return the ids of a context and of what continues it, cut where the context alone would end.
+
+    Spaces at the end of the context go to the continuation, as most tokenizers join them to the next word. An empty
+    context is the end of the document before.
+    """
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    if not context:
+        return [tokenizer.eod_id], tokenizer.encode(continuation)
+    whole, before = tokenizer.encode(context + continuation), len(tokenizer.encode(context))
+    return whole[:before], whole[before:]
+
+
+def choice_rows(tokenizer: Tokenizer, question: Question) -> list[tuple[np.ndarray, int]]:
+    """Return a row for each choice, int64, and how many of its last tokens are the choice's."""
+    pairs = (encode_pair(tokenizer, question.context, choice) for choice in question.choices)
+    return [(np.array([*before, *after], dtype=np.int64), len(after)) for before, after in pairs]
+
+
+def score_choices(log_probs_C: np.ndarray, choices: Sequence[str], answer: int) -> ChoiceScore:
+    """Score the choices by their log-probabilities.
+
+    `log_acc_norm2` is MiniMax-01's measure of its data ablations (section 4.1): log-probabilities are divided by the
+    bytes of their choice, and normalised over the choices by a softmax. Of equal choices the first is taken.
+
+    Args:
+        log_probs_C: in nats, float64.
+        choices: their texts.
+        answer: number of the right one.
+    """
+    by_byte_C = log_probs_C / [max(len(choice.strip().encode()), 1) for choice in choices]
+    total = float(np.logaddexp.reduce(by_byte_C))
+    return ChoiceScore(
+        int(log_probs_C.argmax()) == answer, int(by_byte_C.argmax()) == answer, float(by_byte_C[answer]) - total
+    )

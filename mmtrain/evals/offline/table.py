@@ -1,0 +1,76 @@
+"""Figures of an evaluation as text for a terminal and a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def tables(summary: dict[str, Any]) -> str:
+    """Return the figures of `summary.summarise` as tables with a blank line between them."""
+    parts = [_scores(summary["scores"]), *map(_perplexity, summary["perplexity"]), *_files(summary["files"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """Return the most telling figures in one line."""
+    told = []
+    rows = summary["scores"]
+    for task in ("ruler", *dict.fromkeys(row["task"] for row in rows)):
+        own = [row for row in rows if row["task"] == task]
+        if own and (task == "ruler" or not told or len({row["task"] for row in rows}) < 4):
+            told.append(f"{task} " + ", ".join(f"{row['score']:.1f} at {row['length']:,}" for row in own))
+    for one in summary["perplexity"]:
+        last = one["buckets"][-1]
+        told.append(
+            f"loss {one['loss']:.4f} over {one['length']:,} tokens, {last['loss']:.4f} from {last['first']:,} on"
+        )
+    for task, one in summary["files"].items():
+        told.append(f"{task} chrF {one['chrf']:.2f}" if "chrf" in one else f"{task} {one['acc']:.1f}%")
+    return "; ".join(told) or "nothing was evaluated"
+
+
+def _scores(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return ""
+    lengths = sorted({row["length"] for row in rows})
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    found = {(row["task"], row["length"]): row["score"] for row in rows}
+    head = ["% found", *(f"{length:,}" for length in lengths)]
+    body = [[task, *(f"{found[task, length]:.1f}" if (task, length) in found else "" for length in lengths)]
+            for task in tasks]  # fmt: skip
+    return _table([head, *body])
+
+
+def _perplexity(one: dict[str, Any]) -> str:
+    whole = f"{one['whole_documents']} of {one['rows']} rows are one document"
+    head = [f"positions of {one['length']:,}", "loss, nats", "tokens"]
+    body = [
+        [f"{row['first']:,} - {row['last']:,}", f"{row['loss']:.4f}", f"{row['tokens']:,}"] for row in one["buckets"]
+    ]
+    return _table([head, *body, ["all", f"{one['loss']:.4f}", whole]])
+
+
+def _files(files: dict[str, Any]) -> list[str]:
+    found = []
+    for task, one in files.items():
+        left_out = f", {one['left_out']} longer ones left out" if one["left_out"] else ""
+        if "chrf" in one:
+            found.append(f"{task}: chrF {one['chrf']:.2f} over {one['samples']} sentences{left_out}")
+            continue
+        head = [task, "questions", "acc", "acc_norm", "log acc_norm^2"]
+        rows = [["all", one], *([name, part] for name, part in one["groups"].items())]
+        body = [[name, f"{part['questions']:,}", f"{part['acc']:.1f}", f"{part['acc_norm']:.1f}",
+                 f"{part['log_acc_norm2']:.4f}"] for name, part in rows]  # fmt: skip
+        found.append(_table([head, *body]) + f"\nguessing gets {one['chance']:.1f}% right{left_out}")
+    return found
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of texts, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = (
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    )
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

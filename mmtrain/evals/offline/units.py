@@ -1,0 +1,193 @@
+"""Units of an evaluation: one sample each, with what is to be asked and how the answer is judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmdata.tokenizer import Tokenizer
+from mmtrain.errors import ConfigError
+from mmtrain.evals.files.choices import Question, choice_rows, score_choices
+from mmtrain.evals.files.chrf import chrf
+from mmtrain.evals.files.mtob import ANSWER_TOKENS, DIRECTIONS, Translation, first_line, read_mtob
+from mmtrain.evals.files.read_choices import read_choices, read_longbench
+from mmtrain.evals.offline.request import FILE_OPTIONS, PERPLEXITY, QUESTION_TASKS, EvalRequest
+from mmtrain.evals.perplexity import bucket_nats, text_row
+from mmtrain.evals.ruler.match import one_found, share_found
+from mmtrain.evals.ruler.prompt import Kit, Prompt, ShortLength, generator
+from mmtrain.evals.ruler.questions import QuestionSet, answer_from_documents, read_hotpotqa, read_squad
+from mmtrain.evals.ruler.registry import TASKS, depth_of, make_prompt
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sample that is ready to be asked.
+
+    Attributes:
+        digest: hash of all that is asked and expected.
+        rows: one prompt, int64, or the rows to be scored.
+        max_tokens: to generate; 0 scores the rows.
+        judge: ids that were generated, or log-probabilities of the rows -> figures, `score` (0 to 100) among them.
+        facts: figures that are known before.
+    """
+
+    digest: str
+    rows: list[np.ndarray]
+    max_tokens: int
+    judge: Callable[[Any], Figures]
+    facts: Figures
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the longest row with its answer."""
+        return max(map(len, self.rows)) + self.max_tokens
+
+
+class Unit(NamedTuple):
+    """A place of the evaluation.
+
+    Attributes:
+        task: its name.
+        length: tokens; None for samples of files, which are as long as they are.
+        depth: where what is asked for lies.
+        index: number of the sample.
+        prepare: makes the sample.
+    """
+
+    task: str
+    length: int | None
+    depth: float | None
+    index: int
+    prepare: Callable[[], Work]
+
+    @property
+    def key(self) -> str:
+        """Name of the place."""
+        return f"{self.task}/{self.length}/{self.depth}/{self.index}"
+
+
+def list_units(request: EvalRequest, kit: Kit) -> list[Unit]:
+    """Return all units, made ones by task and length; files are read, and nothing is made yet.
+
+    Raises:
+        ConfigError: a file is damaged, or a length is too short for a task.
+    """
+    units: list[Unit] = []
+    for task in request.tasks:
+        if not request.made(task):
+            units += _file_units(request, task, kit.tokenizer)
+            continue
+        maker = _maker(request, task, kit)
+        for length in request.lengths:
+            for index in range(request.samples):
+                depth = depth_of(task, request.depths, index) if task in TASKS else None
+                units.append(Unit(task, length, depth, index, partial(maker, length, depth, index)))
+    _check_lengths(request, units)
+    return units
+
+
+def _check_lengths(request: EvalRequest, units: Sequence[Unit]) -> None:
+    """Make the samples of the shortest length of each task, which must hold them, and rows of text of each length."""
+    for unit in units:
+        if unit.length is not None and (
+            unit.length == request.lengths[0] or (unit.task, unit.index) == (PERPLEXITY, 0)
+        ):
+            try:
+                unit.prepare()
+            except ShortLength as error:
+                raise ConfigError("--lengths", f"{unit.length:,}", f"{unit.task} {error} with this tokenizer",
+                                  "give a longer one, or leave the task out") from None  # fmt: skip
+
+
+def _maker(request: EvalRequest, task: str, kit: Kit) -> Callable[[int, float | None, int], Work]:
+    if task == PERPLEXITY:
+        return partial(_row, kit, request.seed)
+    if task in QUESTION_TASKS:
+        path, option = dict(request.files)[task], FILE_OPTIONS[task]
+        questions = (read_squad if task == "qa_1" else read_hotpotqa)(path, option)
+        return partial(_question, kit, request.seed, task, questions)
+    return partial(_made, kit, request.seed, task)
+
+
+def _made(kit: Kit, seed: int, task: str, length: int, depth: float | None, index: int) -> Work:
+    return _of_prompt(kit.tokenizer, make_prompt(kit, seed, task, length, depth, index))
+
+
+def _question(
+    kit: Kit, seed: int, task: str, questions: QuestionSet, length: int, depth: float | None, index: int
+) -> Work:
+    rng = generator(seed, task, length, index)
+    return _of_prompt(kit.tokenizer, answer_from_documents(kit, length, 0.0, rng, questions))
+
+
+def _of_prompt(tokenizer: Tokenizer, prompt: Prompt) -> Work:
+    def judge(ids: Sequence[int]) -> Figures:
+        text = tokenizer.decode(list(ids))
+        scored = (one_found if prompt.one_suffices else share_found)(text, prompt.answers)
+        return {"score": scored, "answer": text[:500], "expected": list(prompt.answers)}
+
+    facts = {"repeats": round(prompt.laps, 3)} if prompt.laps > 1 else {}
+    return Work(prompt.digest, [prompt.tokens_T], prompt.max_tokens, judge, facts)
+
+
+def _row(kit: Kit, seed: int, length: int, depth: float | None, index: int) -> Work:
+    tokens_T, is_document = text_row(kit.haystack, length, seed, index)
+
+    def judge(log_probs: Sequence[np.ndarray]) -> Figures:
+        nats = bucket_nats(log_probs[0])
+        return {"loss": float(nats.sum() / (length - 1)), "bucket_nats": nats.tolist()}
+
+    return Work(_digest([tokens_T]), [tokens_T], 0, judge, {"one_document": is_document})
+
+
+def _file_units(request: EvalRequest, task: str, tokenizer: Tokenizer) -> Iterator[Unit]:
+    path, option = dict(request.files)[task], FILE_OPTIONS[task]
+    made: list[Callable[[], Work]]
+    if task in DIRECTIONS:
+        sentences = read_mtob(path, task, request.mtob_book, option)
+        made = [partial(_translation, tokenizer, sentence) for sentence in sentences]
+    else:
+        questions = (read_longbench if task == "longbench_v2" else read_choices)(path, option)
+        made = [partial(_choice, tokenizer, question) for question in questions]
+    for index, prepare in enumerate(made):
+        yield Unit(task, None, None, index, prepare)
+
+
+def _choice(tokenizer: Tokenizer, question: Question) -> Work:
+    rows = choice_rows(tokenizer, question)
+
+    def judge(log_probs: Sequence[np.ndarray]) -> Figures:
+        nats_C = np.array([logs[len(logs) - count :].sum(dtype=np.float64) for logs, (_, count) in
+                           zip(log_probs, rows, strict=True)])  # fmt: skip
+        scored = score_choices(nats_C, question.choices, question.answer)
+        return {"score": 100.0 * scored.acc, **scored._asdict(), "groups": list(question.groups)}
+
+    facts = {"name": question.name, "chance": 100 / len(rows)}
+    return Work(_digest([row for row, _ in rows], question.answer), [row for row, _ in rows], 0, judge, facts)
+
+
+def _translation(tokenizer: Tokenizer, sentence: Translation) -> Work:
+    prompt_T = np.array(tokenizer.encode(sentence.prompt), dtype=np.int64)
+
+    def judge(ids: Sequence[int]) -> Figures:
+        text = first_line(tokenizer.decode(list(ids)))
+        return {"score": chrf([text], [sentence.reference]), "answer": text, "expected": [sentence.reference]}
+
+    digest = _digest([prompt_T], sentence.reference)
+    return Work(digest, [prompt_T], ANSWER_TOKENS, judge, {"name": sentence.name})
+
+
+def _digest(rows: Sequence[np.ndarray], expected: object = None) -> str:
+    """Return the SHA-256 of rows and what is expected."""
+    state = hashlib.sha256()
+    for row in rows:
+        state.update(row.astype("<i8").tobytes())
+    state.update(repr(expected).encode())
+    return state.hexdigest()

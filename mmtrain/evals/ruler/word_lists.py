@@ -1,0 +1,120 @@
+"""RULER's aggregation: the most common words of a numbered list, and the most frequent words of a coded text.
+
+Legend: N words that a list holds once or more often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmtrain.evals.ruler import made_words
+from mmtrain.evals.ruler.needles import NOISE
+from mmtrain.evals.ruler.prompt import Kit, Prompt, ShortLength
+
+COMMON = 10
+REPEATS = ((30, 3, (10, 3, 40)), (6, 1, (3, 1, 20)))
+"""How often a common word stands in a list, how often another, and in the worked example the same two and its words.
+
+RULER takes the second below 4,096 tokens; here it is for lengths that do not hold the first.
+"""
+COMMON_TOKENS, FREQUENT_TOKENS = 120, 50
+FREQUENT = 3
+_SURELY = 0.85  # an entry of a long list has no fewer tokens than this share of one of the worked example
+_DOTS = " ..."
+_LIST = "A numbered list of words follows. Some stand in it more often than others. Remember those.\n"
+_CODED = "A text of coded words follows. Count how often each of them is there.\n\n"
+
+
+def common_words(kit: Kit, length: int, depth: float, rng: np.random.Generator) -> Prompt:
+    """Make a prompt with the ten common words of a list; `depth` does not matter."""
+    short = 0
+    for common, other, example in REPEATS:
+        try:
+            return _common_words(kit, length, (common, other), example, rng)
+        except ShortLength as error:
+            short = error.least
+    raise ShortLength(short)
+
+
+def _common_words(
+    kit: Kit, length: int, repeats: tuple[int, int], example: tuple[int, int, int], rng: np.random.Generator
+) -> Prompt:
+    common, other, count = example
+    shown = made_words.words(rng, count)
+    worked = _entries(kit, shown[:COMMON] * common + shown[COMMON:] * other, rng)
+    asked = f"\nQuestion: which {COMMON} words are the most common ones of the list?\n"
+    question = kit.ids(asked, f"Answer: the {COMMON} most common words of the list are:")
+    begin = np.concatenate([kit.ids(_LIST), worked, question, kit.ids(f" {', '.join(shown[:COMMON])}\n\n", _LIST)])
+    entry = _SURELY * len(worked) / (COMMON * common + (count - COMMON) * other)
+    words = made_words.words(rng, min(COMMON + 1 + int(length / entry / repeats[1]), made_words.MOST_WORDS))
+    answers = tuple(words[:COMMON])
+    max_tokens = kit.answer_room(COMMON_TOKENS, answers)
+    room = length - len(begin) - len(question) - max_tokens
+    count = _fitting(kit, words, repeats, room, length)
+    listed = _entries(kit, words[:COMMON] * repeats[0] + words[COMMON:count] * repeats[1], rng)
+    spare = np.resize(kit.ids(NOISE), room - len(listed))
+    return Prompt(np.concatenate([begin, spare, listed, question]), answers, max_tokens)
+
+
+def _fitting(kit: Kit, words: Sequence[str], repeats: tuple[int, int], room: int, length: int) -> int:
+    """Number N of words whose list fits into `room`: its tokens do not depend on its order."""
+    common, other = repeats
+    word_tokens_N = np.array([len(ids) for ids in kit.many([f" {word}" for word in words])], dtype=np.int64)
+    entries_N = COMMON * common + other * np.arange(1, len(words) - COMMON + 1)
+    marks = np.cumsum([len(ids) for ids in kit.many([f" {i + 1}." for i in range(int(entries_N[-1]))])])
+    tokens_N = marks[entries_N - 1] + common * word_tokens_N[:COMMON].sum() + other * np.cumsum(word_tokens_N[COMMON:])
+    fitting = int(np.searchsorted(tokens_N, room, side="right"))
+    if not fitting:
+        raise ShortLength(length - room + int(tokens_N[0]))
+    return COMMON + fitting
+
+
+def _entries(kit: Kit, words: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """Ids of a list in an order that is drawn: each word after its number, both turned to tokens on their own."""
+    marks = kit.many([f" {i + 1}." for i in range(len(words))])
+    different = list(dict.fromkeys(words))
+    spelt = dict(zip(different, kit.many([f" {word}" for word in different]), strict=True))
+    order = rng.permutation(len(words)).tolist()
+    return np.concatenate([part for mark, at in zip(marks, order, strict=True) for part in (mark, spelt[words[at]])])
+
+
+def frequent_words(kit: Kit, length: int, depth: float, rng: np.random.Generator) -> Prompt:
+    """Make a prompt with the three most frequent words of a coded text; `depth` does not matter.
+
+    Counts fall as rank^-2; the first rank is dots, which are told to be left out.
+    """
+    asked = "\nQuestion: leave out the dots '...'. Which three words are the most frequent ones of the coded text?\n"
+    begin = kit.ids(_CODED)
+    end = kit.ids(asked, "Answer: the three most frequent words of the coded text are:")
+    # RULER has a word for 50 tokens; those beyond rank 4,000 would not stand in 16 million tokens once.
+    words = made_words.coded_words(rng, min(max(length // 50, 8), 4000))
+    answers = tuple(words[1 : 1 + FREQUENT])
+    max_tokens = kit.answer_room(FREQUENT_TOKENS, answers)
+    room = length - len(begin) - len(end) - max_tokens
+    spelt = [kit.ids(_DOTS), *kit.many([f" {word}" for word in words[1:]])]
+    sizes = np.array([len(ids) for ids in spelt], dtype=np.int64)
+    least = next(total for total in range(1, 10**6) if _apart(_counts(total, len(words))))
+    needed = int(_counts(least, len(words)) @ sizes)
+    if needed > room:
+        raise ShortLength(length - room + needed)
+    low, high = least, room * 4
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _counts(middle, len(words)) @ sizes <= room else (low, middle)
+    order = rng.permutation(np.repeat(np.arange(len(words)), _counts(low, len(words))))
+    text = np.concatenate([spelt[rank] for rank in order.tolist()])
+    spare = np.resize(spelt[0], room - len(text))
+    return Prompt(np.concatenate([begin, spare, text, end]), answers, max_tokens)
+
+
+def _counts(total: int, words: int) -> np.ndarray:
+    """How often each rank stands among so many words, int64: the density is rank^-2 / zeta(2)."""
+    return (total / np.arange(1, words + 1, dtype=np.float64) ** 2 / (math.pi**2 / 6)).astype(np.int64)
+
+
+def _apart(counts: np.ndarray) -> bool:
+    """Whether the asked words are more frequent than the one after them."""
+    return bool(counts[FREQUENT] > counts[FREQUENT + 1])

@@ -1,0 +1,93 @@
+"""Answerers of the tests: one that reads the prompt and copies, one that draws at random, and a table of bigrams."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmdata.tokenizer import Tokenizer
+from tests.evals.text import TOKENIZER, answers
+
+
+def read_answer(text: str) -> str:
+    """The answer to a prompt of any task that is made, found by reading it."""
+    if found := re.search(r"\nWhat (?:is|are all) the special magic \w+ of (\S.*) in the text above\?\n", text):
+        if found[1][0].isupper():
+            return answers(TOKENIZER.encode(text))[0]
+        told: dict[str, list[str]] = {}
+        for key, value in re.findall(r"\nThe special magic \w+ of (\S+) is: (\S+)\.\n", text):
+            told.setdefault(key, []).append(value)
+        return " ".join(value for key in re.split(", | and ", found[1]) for value in told[key])
+    if text.startswith("A text follows, in which variables"):
+        body = text.rpartition("A text follows, in which variables")[2]
+        (value,) = re.findall(r"hold the value (\d+)\?", body)
+        holders: list[str] = []
+        for name, source in re.findall(r"\nVAR (\w+) = (?:VAR )?(\w+)\n", body):
+            holders += [name] if source == value or source in holders else []
+        return " ".join(holders)
+    if text.startswith("A numbered list"):
+        counts = Counter(re.findall(r" \d+\. (\w+)", text.rpartition("A numbered list")[2]))
+        return " ".join(word for word, _ in counts.most_common(10))
+    if text.startswith("A text of coded words"):
+        body = text.partition("\n\n")[2].partition("\nQuestion:")[0]
+        return " ".join(word for word, _ in Counter(re.findall(r" ([a-z]{6})\b", body)).most_common(3))
+    if text.startswith("\nUser:"):
+        (topic,) = re.findall(r"your list about (\S+)\.", text)
+        return re.findall(rf"My list about {topic}: (.*)\.\n", text)[0]
+    (name,) = re.findall(r"Question: who keeps the (\w+)\?", text)
+    return re.findall(rf"The (?:\w+) who keeps the {name} is (\w+)\.", text)[0]
+
+
+class Copier:
+    """Reads and copies."""
+
+    def __init__(self, tokenizer: Tokenizer = TOKENIZER) -> None:
+        self.tokenizer, self.calls = tokenizer, 0
+
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+        self.calls += len(prompts)
+        texts = (read_answer(self.tokenizer.decode(prompt.tolist())) for prompt in prompts)
+        return [self.tokenizer.encode(f" {text}")[:max_tokens] for text in texts]
+
+    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """All tokens alike."""
+        self.calls += len(rows)
+        return [np.full(len(row) - 1, -np.log(257.0), dtype=np.float32) for row in rows]
+
+
+class Guesser:
+    """Draws tokens and log-probabilities at random."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+        return [
+            self.rng.choice(list(b" 0123456789abcdefghijklmnopqrstuvwxyzAEI"), max_tokens).tolist() for _ in prompts
+        ]
+
+    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [-self.rng.exponential(3.0, len(row) - 1).astype(np.float32) for row in rows]
+
+
+class Bigrams:
+    """A model whose next token depends on the last one alone, by a table that is drawn."""
+
+    def __init__(self, seed: int = 0, vocab: int = 257) -> None:
+        logits_VV = np.random.default_rng(seed).normal(0, 2, (vocab, vocab))
+        self.log_probs_VV = logits_VV - np.log(np.exp(logits_VV).sum(1, keepdims=True))
+
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+        found = []
+        for prompt in prompts:
+            last, made = int(prompt[-1]), []
+            while len(made) < max_tokens and (last := int(self.log_probs_VV[last].argmax())) != TOKENIZER.eod_id:
+                made.append(last)
+            found.append(made)
+        return found
+
+    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [self.log_probs_VV[row[:-1], row[1:]].astype(np.float32) for row in rows]
