@@ -117,7 +117,7 @@ def test_help_names_every_option_and_every_file() -> None:
         assert all(option.meaning for option in doc.options)
 
 
-@pytest.mark.parametrize("script", ["pretrain", "compare", "generate", "prepare", "checkpoint"])
+@pytest.mark.parametrize("script", ["pretrain", "compare", "generate", "eval", "prepare", "checkpoint"])
 def test_help_of_every_launcher_needs_neither_torch_nor_hydra(script: str) -> None:
     code = (
         "import runpy, sys\nsys.argv = ['x', '--help']\ntry:\n    runpy.run_path(sys.argv.pop(), run_name='__main__')\n"

@@ -13,7 +13,8 @@ from mmdata.errors import DataError
 from mmtrain.config.evals import NEEDLE_KINDS
 from mmtrain.errors import ConfigError
 from mmtrain.evals.haystack import Haystack
-from mmtrain.evals.sample import BREAK_SHARE, Cell, Sample, SampleBuilder
+from mmtrain.evals.insert import BREAK_SHARE
+from mmtrain.evals.sample import Cell, Sample, SampleBuilder
 from mmtrain.evals.tasks import TASKS, spread
 from mmtrain.model.loss import IGNORE
 from tests.evals.text import TOKENIZER, VOCAB, answers, builder, split

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmtrain.evals import tasks
+from mmtrain.evals.insert import insert
 from mmtrain.evals.ruler import made_words
 from mmtrain.evals.ruler.prompt import Kit, Prompt, check_room
-from mmtrain.evals.sample import insert
 
 NOISE = " The rain falls on the hills. The river runs to the sea. The wind turns at night. Day follows day.\n"
 ANSWER_TOKENS = 128

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmtrain.evals.insert import insert
 from mmtrain.evals.ruler import made_words
 from mmtrain.evals.ruler.needles import NOISE
 from mmtrain.evals.ruler.prompt import Kit, Prompt, check_room
-from mmtrain.evals.sample import insert
 
 HOPS = 4
 ANSWER_TOKENS = 30
