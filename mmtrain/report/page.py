@@ -10,7 +10,7 @@ from mmtrain.report.encode import script_json
 
 SCRIPTS = (
     *("data", "format", "state", "axis", "pen", "chart", "pointer", "heat"),
-    *("dom", "sections", "summary", "maps", "details", "sweep", "main"),
+    *("dom", "sections", "summary", "maps", "evals", "details", "sweep", "main"),
 )
 """Parts of the page's script, in the order in which they are joined."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

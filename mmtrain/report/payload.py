@@ -35,6 +35,7 @@ def run_payload(run: RunData) -> dict[str, Any]:
         "layouts": [_chosen(record, ("step", "layout", "layout_changed", "layout_s")) for record in run.layouts],
         "experts": expert_loads(run, places),
         "needles": _needles(run),
+        "evaluations": run.evaluations,
         "checkpoints": saved[-MOST_ROWS:],
         "launches": begun[-MOST_ROWS:],
         "ledger": left_out[-MOST_ROWS:],

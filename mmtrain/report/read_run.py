@@ -14,6 +14,7 @@ from mmtrain.log.console import LOG_NAME
 from mmtrain.log.ledger import FILE_NAME as LEDGER
 from mmtrain.log.metrics import FILE_NAME as METRICS
 from mmtrain.log.metrics import read_counted
+from mmtrain.report.evaluations import read_evaluations
 
 Record = dict[str, Any]
 
@@ -35,6 +36,7 @@ class RunData:
         ledger: records of `ledger.jsonl`.
         launches: records of `launches.jsonl`, as they were written.
         config: every option; empty where it cannot be read.
+        evaluations: results of offline evaluations, as `evaluations.read_evaluations` returns them.
         log: time and text of the last lines of the log.
         damaged: lines that are no record, by the name of their file.
         repeated: records of steps that a later record of the same step replaced.
@@ -50,6 +52,7 @@ class RunData:
     ledger: list[Record] = field(default_factory=list)
     launches: list[Record] = field(default_factory=list)
     config: Record = field(default_factory=dict)
+    evaluations: list[Record] = field(default_factory=list)
     log: list[tuple[str, str]] = field(default_factory=list)
     damaged: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
@@ -74,6 +77,8 @@ def read_run(path: Path) -> RunData:
         raise ConfigError("run", path, f"{METRICS} records no step", "wait for the run's first step")
     run.ledger, run.launches = _lines(run, LEDGER), _lines(run, LAUNCHES)
     run.config, run.log = _config(path / CONFIG), _log(path / LOG_NAME)
+    run.evaluations, damaged = read_evaluations(path)
+    run.damaged |= dict.fromkeys(damaged, 1)
     return run
 
 

@@ -11,6 +11,7 @@ import pytest
 from mmtrain.report.write import write_report
 from tests.report.browser import BINARY, Browser, browser
 from tests.report.made import NASTY, make_run, make_sweep, write_lines
+from tests.report.test_evaluations import write_evaluation
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BINARY is None, reason="there is no Chromium on the PATH")]
 
@@ -49,6 +50,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_lines(least / "metrics.jsonl", [{"step": 1, "tokens": 8, "loss": 3.0}])
     (least / "config.json").write_text(json.dumps({"model": {"name": NASTY}, NASTY: NASTY}))
     (least / "log.txt").write_text(f"2026-01-05 09:00:00 {NASTY}\n")
+    for name in ("needle", NASTY):
+        write_evaluation(runs[0], task=name, seed=len(name))
     given = {"one": runs[:1], "three": runs, "sweep": [make_sweep(folder / "s")], "least": [least]}
     return {name: write_report(paths, folder / f"{name}.html", print) for name, paths in given.items()}
 

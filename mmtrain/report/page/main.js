@@ -12,7 +12,7 @@ function pageHeader(links) {
 function build() {
   const hasRuns = DATA.runs.length > 0;
   const made = [
-    hasRuns && summarySection(), ...DATA.sweeps.map(sweepSection), hasRuns && curvesSection(), expertsSection(), needlesSection(),
+    hasRuns && summarySection(), ...DATA.sweeps.map(sweepSection), hasRuns && curvesSection(), expertsSection(), needlesSection(), evalsSection(),
     hasRuns && phasesSection(), ledgerSection(), validationsSection(), checkpointsSection(), launchesSection(), optionsSection(), environmentSection(), logSection(),
   ].filter(Boolean);
   const links = made.map((one) => el("a", { href: `#${one.id}`, text: one.querySelector("h2").textContent }));
