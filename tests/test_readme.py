@@ -74,6 +74,11 @@ def test_prepare_and_generate_options_parse() -> None:
     for line in profiled:
         _, overrides = script("profile_step").parse(after(line, "launch/profile_step.py"))
         assert compose(overrides, ROOT / "configs").run.name and not any(text.startswith("--") for text in overrides)
+    evaluated = commands("launch/eval.py ")
+    assert len(evaluated) >= 2
+    for line in evaluated:
+        evaluation = script("eval")
+        assert evaluation.request_of(evaluation.parse(after(line, "launch/eval.py"))).tasks
     for line in generate:
         script("generate").parse(after(line, "launch/generate.py"))
 
