@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mmtrain.evals.offline.request import QUESTION_TASKS
+from mmtrain.evals.ruler.registry import GROUPS
+
 
 def tables(summary: dict[str, Any]) -> str:
     """Return the figures of `summary.summarise` as tables with a blank line between them."""
@@ -16,10 +19,12 @@ def headline(summary: dict[str, Any]) -> str:
     """Return the most telling figures in one line."""
     told = []
     rows = summary["scores"]
-    for task in ("ruler", *dict.fromkeys(row["task"] for row in rows)):
-        own = [row for row in rows if row["task"] == task]
-        if own and (task == "ruler" or not told or len({row["task"] for row in rows}) < 4):
-            told.append(f"{task} " + ", ".join(f"{row['score']:.1f} at {row['length']:,}" for row in own))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if "ruler" in tasks:  # the mean stands for its parts
+        tasks = ["ruler", *(task for task in tasks if task not in (*GROUPS["ruler"], *QUESTION_TASKS, "ruler"))]
+    for task in tasks:
+        own = (row for row in rows if row["task"] == task)
+        told.append(f"{task} " + ", ".join(f"{row['score']:.1f} at {row['length']:,}" for row in own))
     for one in summary["perplexity"]:
         last = one["buckets"][-1]
         told.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from mmtrain.evals.answering import Answerer
 from mmtrain.evals.offline.evaluation import Evaluation
 from mmtrain.evals.offline.progress import Progress
 from mmtrain.evals.offline.request import EvalRequest
+from mmtrain.evals.offline.run import SampleLog, run_units
 from mmtrain.evals.offline.table import headline, tables
+from mmtrain.evals.offline.units import Unit, Work
 from tests.evals.answerers import Bigrams, Copier, Guesser
 from tests.evals.files.test_read import LONGBENCH, mtob, squad, write
 from tests.evals.text import TOKENIZER
@@ -48,6 +51,8 @@ def test_a_copier_gets_all_and_a_guesser_nothing(run: Path, tmp_path: Path) -> N
         assert {cell["kind"] for cell in found["cells"]} == {*MADE} - {"fwe"}
         assert {(cell["depth"], cell["samples"]) for cell in found["cells"] if cell["kind"] == "vt"} == {(0, 2), (1, 1)}
         assert all(cell["passed"] == score for cell in found["cells"])
+        assert headline(found) == "; ".join(f"{task} {score:.1f} at 4,096, {score:.1f} at 6,000"
+                                            for task in ("ruler", "needle", "mr_niah"))  # fmt: skip
 
 
 def test_the_files_hold_seeds_hashes_and_identity(run: Path, tmp_path: Path) -> None:
@@ -96,6 +101,30 @@ def test_prompts_are_handed_over_together_up_to_the_batch(run: Path, tmp_path: P
 
     evaluate(run, EvalRequest(("needle", "vt"), (4096, 5000), samples=5), Counting(), tmp_path, batch=3)
     assert sizes == [3, 2] * 4
+
+
+def test_a_file_that_was_changed_is_asked_again(run: Path, tmp_path: Path) -> None:
+    first, again = Copier(), Copier()
+    path = questions(tmp_path / "q.jsonl", 5)
+    request = EvalRequest(("choices",), files=(("choices", path),))
+    evaluate(run, request, first, tmp_path / "out")
+    path.write_text(path.read_text().replace("q3", "Q3"))
+    evaluate(run, request, again, tmp_path / "out")
+    assert (first.calls, again.calls) == (10, 2)
+
+
+def test_each_answer_has_its_own_room_within_a_batch(tmp_path: Path) -> None:
+    class Fills:
+        def generate(self, prompts: Any, max_tokens: int) -> list[list[int]]:
+            return [[7] * max_tokens for _ in prompts]
+
+    works = [
+        Work(str(i), [np.zeros(3, dtype=np.int64)], 2 + i, lambda ids: {"score": float(len(ids))}, {}) for i in (0, 3)
+    ]
+    units = [Unit("vt", 8, None, i, partial(works.__getitem__, i)) for i in range(2)]
+    request, log = EvalRequest(("vt",), (8,)), SampleLog(tmp_path / "x.jsonl")
+    found = run_units(units, Fills(), request, log, 8, lambda record: None)  # type: ignore[arg-type]
+    assert [record["score"] for record in found] == [2, 5]
 
 
 def questions(path: Path, count: int, choices: int = 2) -> Path:
