@@ -51,11 +51,18 @@ def tokenizer_of_run(checkpoint: Path, meta: Mapping[str, Any], given: str | Non
 
 
 def identity_of_checkpoint(checkpoint: Path) -> TokenizerIdentity | None:
-    """Return the identity of the tokenizer that a checkpoint was trained with; None where none is on record."""
-    try:
-        return recorded_identity(read_meta(checkpoint))
-    except (OSError, ValueError):
-        return None
+    """Return the identity of the tokenizer that a checkpoint, or a Hugging Face folder, was trained with.
+
+    It is on its record, or that of the tokenizer that lies with it; None where there is neither.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if (found := recorded_identity(read_meta(checkpoint))) is not None:
+            return found
+    for path in (checkpoint / TOKENIZER, checkpoint / "tokenizer.json"):
+        if path.exists():
+            with contextlib.suppress(DataError):
+                return identity_of_path(path)
+    return None
 
 
 def recorded_identity(meta: Mapping[str, Any]) -> TokenizerIdentity | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mmdata.tokenizer import ByteTokenizer
 from mmdata.tokenizer_identity import identity_of_path
 from mmtrain.errors import ConfigError, UserError
-from mmtrain.infer.run_tokenizer import tokenizer_of_run
+from mmtrain.infer.run_tokenizer import identity_of_checkpoint, tokenizer_of_run
 from tests.infer.chain import byte_tokenizer, file_tokenizer
 
 
@@ -122,3 +123,16 @@ def test_a_record_without_a_usable_hash_counts_as_none(checkpoint: Path, corpora
     assert size(checkpoint, {"corpora": corpora}) == 258
     with pytest.raises(UserError):
         size(checkpoint, {"corpora": corpora}, "bytes")
+
+
+def test_what_a_checkpoint_was_trained_with_is_on_its_record_or_lies_with_it(checkpoint: Path) -> None:
+    assert identity_of_checkpoint(checkpoint) is None
+    file_tokenizer(checkpoint, 1)  # as in a Hugging Face folder
+    assert identity_of_checkpoint(checkpoint) == identity_of_path(checkpoint)
+    byte_tokenizer(checkpoint / "tokenizer")
+    found = identity_of_checkpoint(checkpoint)
+    assert found is not None and found.kind == "bytes"
+    other = file_tokenizer(checkpoint.parent / "other", 3)
+    (checkpoint / "meta.json").write_text(json.dumps(record(other)))
+    found = identity_of_checkpoint(checkpoint)
+    assert found is not None and found.same_as(identity_of_path(other))

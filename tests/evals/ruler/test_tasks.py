@@ -55,6 +55,18 @@ def test_other_tokenizers_give_exact_lengths_too(kit: Kit, task: str, tmp_path: 
         assert len(prompt.tokens_T) + prompt.max_tokens == length
 
 
+def test_held_out_text_is_not_turned_to_tokens_again(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    encode = TOKENIZER.encode
+    monkeypatch.setattr(TOKENIZER, "encode", lambda text: (sizes.append(len(text)), encode(text))[1])
+    totals = []
+    for length in (8192, 2**20):
+        make(kit, "needle", length)
+        totals.append(sum(sizes))
+        sizes.clear()
+    assert abs(totals[0] - totals[1]) < 60  # names of cities differ
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("length", [2**20, 2**22])
