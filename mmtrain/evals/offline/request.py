@@ -19,7 +19,7 @@ FILE_OPTIONS = {
 }  # fmt: skip
 """Tasks whose data a user has on disk, and the option that names them."""
 QUESTION_TASKS = ("qa_1", "qa_2")
-LEAST, MOST = 16, 2**24
+LEAST, MOST = 16, 2**22
 
 
 @dataclass(frozen=True)
