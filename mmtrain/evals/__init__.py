@@ -1,1 +1,1 @@
-"""Evaluations that run inside training, under its layout."""
+"""Evaluations: needles inside training, under its layout; and a checkpoint on long text, offline."""
