@@ -18,6 +18,7 @@ from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.infer.generate import Prefix, decode, generate, never_chosen, read_prefix
 from mmtrain.infer.load import load_for_decoding
+from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.sampling import Sampling
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import HybridLM

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
+from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.draw import draw_tokens
-from mmtrain.infer.serving.runner import is_out_of_memory
 from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing

@@ -1,4 +1,4 @@
-"""Room that a model's weights need on a device, checked before they are read."""
+"""Memory of a device: what is free, whether a model's weights fit, and whether an error says that it is full."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ def free_bytes(device: torch.device) -> int | None:
         return int(found) * 1024
     names = getattr(os, "sysconf_names", {})
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in names else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a device's or the system's lack of memory from other errors."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

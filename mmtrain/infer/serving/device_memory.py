@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from mmtrain.errors import ConfigError
-from mmtrain.infer.memory import free_bytes
+from mmtrain.infer.memory import free_bytes, is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.memory_plan import plan_memory
 from mmtrain.infer.serving.options import EngineOptions
-from mmtrain.infer.serving.runner import is_out_of_memory
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 

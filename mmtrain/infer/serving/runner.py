@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.errors import ConfigError
+from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.scheduler import Chunk, Step
@@ -122,8 +123,3 @@ class Runner:
 
     def _index(self, numbers: list[int]) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a device's or the system's lack of memory from other errors."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
