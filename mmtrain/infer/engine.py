@@ -61,7 +61,7 @@ class Engine:
         self._model, self._tokenizer, self._options, self._warn = model.eval(), tokenizer, options, warn
         self.memory = take_memory(model, options)
         self._scheduler = Scheduler(self.memory, options, self.metrics)
-        self._runner = Runner(model, self.memory)
+        self._runner = Runner(model, self.memory, options)
         self._eod_id = None if tokenizer is None else tokenizer.eod_id
         self._sampler = Sampler(model.config.vocab_size if tokenizer is None else tokenizer.vocab_size, self._eod_id)
         self._documents: dict[int, Document] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,26 @@ def test_logits_are_those_of_the_whole_forward_pass(dtype: torch.dtype, bound: f
             assert relative(logits_V.cpu(), full_logits(exact, tokens)[-1]) < bound
     assert engine.metrics.prefix_hits > 0
     assert_nothing_held(engine)
+
+
+@pytest.mark.parametrize("layer_pattern", ["LLLS", "S"])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_graphs_of_decode_steps_give_the_same_tokens_and_logits(layer_pattern: str, experts: int) -> None:
+    model = small_model(num_layers=4, layer_pattern=layer_pattern, hidden_size=128, head_dim=32, num_experts=experts)
+    model = model.eval().to("cuda")
+    cast_for_compute(model, torch.bfloat16)
+    options = EngineOptions(max_running=9, page_tokens=16, prefix_slots=0, memory_bytes=1 << 27)
+    seen = []
+    for graphs in (False, True):
+        engine = Engine(model, options=replace(options, cuda_graphs=graphs))
+        with seen_logits() as logits:
+            engine.generate([request(text_of(length), 20 + length) for length in (3, 80, 1, 7, 1030)])
+        seen.append(logits)
+        assert_nothing_held(engine)
+    shared = seen[0].keys() & seen[1].keys()
+    assert len(shared) > 50
+    for tokens in shared:
+        assert relative(seen[1][tokens], seen[0][tokens]) < 3e-2
 
 
 def test_memory_is_planned_from_what_is_free() -> None:

@@ -111,6 +111,17 @@ def lightning_sizes() -> tuple[Tensor, Tensor]:
     return torch.rand(HEADS), torch.tensor([0, 5, TOKENS], dtype=torch.int32)
 
 
+def paged_decode(triton: dict[str, str]) -> None:
+    """The decode step over keys in pages, with one run of them and with many."""
+    from mmkernels.softmax import softmax_paged_step
+
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, pages = (torch.zeros(shape, dtype=dtype) for shape in ((2, 64, 128), (2, 8, 128), (9, 64, 8, 128)))
+        for most in (1, 16384):
+            table, keys = torch.zeros(2, most, dtype=torch.int64), torch.ones(2, dtype=torch.int64)
+            softmax_paged_step(q, k, k, pages, pages.clone(), table, keys, **triton)
+
+
 def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
     from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
@@ -133,6 +144,8 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     with torch.no_grad():
         q, k, v = (tensor(2, heads, width) for _ in range(3))
         lightning_decode_step(q, k, v, slopes, states, **triton)
+        lightning_decode_step(q, k, v, slopes, states, inplace=True, slots_B=torch.arange(2), **triton)
+    paged_decode(triton)
 
     for wide in (torch.bfloat16, torch.float32):
         lse, part_lse = torch.zeros(64, tokens), torch.zeros(64, tokens)

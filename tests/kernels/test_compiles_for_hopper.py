@@ -36,6 +36,8 @@ STREAMING = [
     "router.kernels.router_logits_kernel",
     "router.kernels.router_weight_grad_kernel",
     "softmax.merge_kernel.softmax_merge_kernel",
+    "softmax.paged_kernel.paged_join_kernel",
+    "softmax.paged_kernel.paged_step_kernel",
     "swiglu.kernels.swiglu_backward_kernel",
     "swiglu.kernels.swiglu_forward_kernel",
 ]

@@ -81,6 +81,29 @@ def test_in_place_writes_nothing_beside_the_state(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("d", [16, 24])
+def test_states_in_slots(d: int, backend: str) -> None:
+    q, k, v, slopes, state = make(3, 2, d, 20)
+    pool = torch.full((5, 2, d, 20), 7.0, device=DEVICE)
+    pool[[4, 1]] = state[[0, 2]]
+    slots = torch.tensor([4, -1, 1], device=DEVICE)
+    o, new = lightning_decode_step(q, k, v, slopes, pool, inplace=True, slots_B=slots, backend=backend)
+    assert new is pool and (o[1] == 0).all() and (pool[[0, 2, 3]] == 7.0).all()
+    some = [0, 2]
+    assert_right([q[some], k[some], v[some], slopes, state[some]], o[some], pool[slots[some]])
+
+
+def test_bad_slots() -> None:
+    tensors = make(2, 2, 8, 8)
+    slots = torch.tensor([1, 0], device=DEVICE)
+    for bad in (slots.int(), slots[:1], slots[None]):
+        with pytest.raises(KernelArgumentError, match=r"^slots_B: "):
+            lightning_decode_step(*tensors, inplace=True, slots_B=bad)
+    with pytest.raises(KernelArgumentError, match=r"^slots_B: .*None without inplace"):
+        lightning_decode_step(*tensors, slots_B=slots)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8)])
 def test_nothing_to_do(shape: tuple[int, int, int, int], backend: str) -> None:
     o, new = lightning_decode_step(*make(*shape), backend=backend)

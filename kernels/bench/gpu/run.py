@@ -54,6 +54,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "errors": errors.errors,
     "curve": curve.curve,
     "decode": decode.decode,
+    "paged": decode.paged,
     "moe": moe.moe,
     "swiglu": moe.activation,
     "norms": norms.norms,

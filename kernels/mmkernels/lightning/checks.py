@@ -133,7 +133,9 @@ def check_states(states_MHDE: Tensor, slopes_H: Tensor, chunks: int, steps: Tens
     _check_slopes(slopes_H, states_MHDE.transpose(1, 2), values=False)
 
 
-def check_decode(q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor) -> None:
+def check_decode(
+    q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor, slots_B: Tensor | None = None
+) -> None:
     """Refuse arguments of ``lightning_decode_step`` that do not fit together (shapes, dtypes and devices only).
 
     Raises:
@@ -141,7 +143,15 @@ def check_decode(q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, 
     """
     _check_qkv({"q_BHD": q_BHD, "k_BHD": k_BHD, "v_BHD": v_BHE}, "[B, H, D]", 3)
     _check_slopes(slopes_H, q_BHD, values=False)
-    _check_state("state_BHDE", state_BHDE, (*q_BHD.shape, v_BHE.shape[-1]), q_BHD)
+    states = q_BHD.shape[0]
+    if slots_B is not None:
+        _check_tensor("slots_B", slots_B, 1, "[B]")
+        _check_tensor("state_BHDE", state_BHDE, 4, "[states, H, D, E]")
+        if slots_B.dtype != torch.int64 or slots_B.shape[0] != states or slots_B.device != q_BHD.device:
+            got = f"{slots_B.dtype} {list(slots_B.shape)} on {slots_B.device}"
+            raise KernelArgumentError("slots_B", got, f"int64 [{states}] on {q_BHD.device}")
+        states = state_BHDE.shape[0]
+    _check_state("state_BHDE", state_BHDE, (states, *q_BHD.shape[1:], v_BHE.shape[-1]), q_BHD)
 
 
 def _check_tensor(name: str, value: object, ndim: int, layout: str) -> None:

@@ -24,6 +24,7 @@ def lightning_decode_step(
     state_BHDE: Tensor,
     *,
     inplace: bool = False,
+    slots_B: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Take the state one token further and read the output from it (MiniMax-01 paper 2.2.2).
@@ -35,6 +36,8 @@ def lightning_decode_step(
         slopes_H: decay slope of each head, float32 (or float64).
         state_BHDE: state after the previous token, float32 (float64 for float64 inputs).
         inplace: write the new state over ``state_BHDE``; without it, that tensor is not written to.
+        slots_B: int64, the place of each sequence's state among those of ``state_BHDE``, which may hold more than B; no
+            two alike. A negative one stands for no sequence: it has no state, and its output is 0. With ``inplace``.
         backend: "triton" (one pass over the state, no gradient), "torch", or "auto": Triton on CUDA for D and E up to
             256 when no gradient is asked for and the inputs are not float64, else torch.
 
@@ -45,16 +48,20 @@ def lightning_decode_step(
     Raises:
         KernelArgumentError: a dtype, shape or device that does not fit.
     """
-    check_decode(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE)
+    check_decode(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, slots_B)
     tensors = (q_BHD, k_BHD, v_BHE, state_BHDE)
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     if inplace:
         _check_inplace(state_BHDE, differentiable)
+    elif slots_B is not None:
+        raise KernelArgumentError("slots_B", f"shape {list(slots_B.shape)}", "None without inplace")
     if _use_triton(backend, q_BHD, v_BHE, differentiable):
         from mmkernels.lightning.triton.decode_kernel import triton_decode_step  # only this path needs Triton
 
         new_BHDE = state_BHDE if inplace else torch.empty_like(state_BHDE, memory_format=torch.contiguous_format)
-        return triton_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE), new_BHDE
+        return triton_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE, slots_B), new_BHDE
+    if slots_B is not None:
+        return _torch_step_of_slots(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, slots_B), state_BHDE
     return _torch_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, inplace)
 
 
@@ -69,6 +76,18 @@ def _torch_decode_step(
         new_BHDE = torch.addcmul(outer, state_BHDE, decay_H11, out=state_BHDE if inplace else None)
         o_BHE = torch.matmul(q_BHD.to(acc).unsqueeze(-2), new_BHDE).squeeze(-2)
     return o_BHE.to(q_BHD.dtype), new_BHDE
+
+
+def _torch_step_of_slots(
+    q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, states_SHDE: Tensor, slots_B: Tensor
+) -> Tensor:
+    o_BHE = v_BHE.new_zeros(v_BHE.shape)
+    real = torch.nonzero(slots_B >= 0)[:, 0]
+    slots = slots_B[real]
+    state = states_SHDE.index_select(0, slots)
+    o_BHE[real], state = _torch_decode_step(q_BHD[real], k_BHD[real], v_BHE[real], slopes_H, state, True)
+    states_SHDE.index_copy_(0, slots, state)
+    return o_BHE
 
 
 def _check_inplace(state_BHDE: Tensor, differentiable: bool) -> None:

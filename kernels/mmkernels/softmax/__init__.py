@@ -11,6 +11,7 @@ from mmkernels.softmax.api import (
 )
 from mmkernels.softmax.backends.cudnn_plans import build_plans
 from mmkernels.softmax.dispatch import Piece
+from mmkernels.softmax.paged import softmax_paged_step
 from mmkernels.softmax.suffixes import Suffixes, softmax_suffix_backward, softmax_suffix_forward
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "softmax_forward",
     "softmax_merge",
     "softmax_packed_backward",
+    "softmax_paged_step",
     "softmax_pieces",
     "softmax_suffix_backward",
     "softmax_suffix_forward",

@@ -22,6 +22,8 @@ class EngineOptions:
         memory_share: share of the free memory, beside what a step itself takes.
         longest: tokens of the longest request, its own and the new ones, if known: no pages are taken beyond those of
             `max_running` such requests and the prefix cache's.
+        cuda_graphs: decode steps are CUDA graphs; None: on GPUs, where they can be. On a CPU `True` pads batches as
+            graphs do and records nothing.
         warn_after: prompts without one hit of the prefix cache after which a warning says so, once.
     """
 
@@ -33,6 +35,7 @@ class EngineOptions:
     memory_bytes: int | None = None
     memory_share: float = 0.8
     longest: int | None = None
+    cuda_graphs: bool | None = None
     warn_after: int = 200
 
     def validate(self) -> None:

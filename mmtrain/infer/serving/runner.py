@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -19,7 +20,9 @@ from torch import Tensor
 from mmtrain.errors import ConfigError
 from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.scheduler import Chunk, Step
 from mmtrain.infer.serving.scoring import label_logprobs
 from mmtrain.model.mixers.batch_cache import DocumentBatch
@@ -51,8 +54,9 @@ class PathResult:
 class Runner:
     """Model and memory, and the streams of the two paths."""
 
-    def __init__(self, model: HybridLM, memory: CacheMemory) -> None:
+    def __init__(self, model: HybridLM, memory: CacheMemory, options: EngineOptions) -> None:
         self._model, self._memory = model, memory
+        self._graphs = DecodeGraphs(model, memory) if records_decode(model, memory, options) else None
         cuda = memory.device.type == "cuda"
         self._prefill, self._decode = (torch.cuda.Stream(memory.device) if cuda else None for _ in range(2))
 
@@ -63,19 +67,20 @@ class Runner:
         Raises:
             StepOutOfMemory: its tokens do not fit into the device's memory.
         """
-        paths = [(self._decode, step.decode), (self._prefill, step.prefill)]
+        decode = self._pass if self._graphs is None else self._decode_pass
+        paths = [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
         try:
             with self._together():
                 results = []
-                for stream, chunks in paths:
+                for stream, chunks, run in paths:
                     if chunks:
                         with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
-                            results.append(self._pass(chunks))
+                            results.append(run(chunks))
                 return results
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            tokens = sum(chunk.count for _, chunks in paths for chunk in chunks)
+            tokens = sum(chunk.count for _, chunks, _ in paths for chunk in chunks)
             where = f"does not fit into the memory of {self._memory.device}"
             raise StepOutOfMemory("engine.prefill_tokens", f"a step of {tokens:,} tokens", where,
                                   "give less, or a smaller memory_share") from None  # fmt: skip
@@ -104,7 +109,17 @@ class Runner:
                   for token in chunk.document.tokens[end - chunk.count : end]]  # fmt: skip
         tokens_T = to_device(torch.tensor(tokens, dtype=torch.int64), self._memory.device)
         h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch))
-        ended, last, scored, rows, labels = [], [], [], [], []
+        last = [row - 1 for row, chunk in zip(accumulate(counts), chunks, strict=True) if chunk.completes]
+        return self._result(chunks, h_TD, self._model.lm_head(h_TD[self._index(last)]))
+
+    def _decode_pass(self, chunks: list[Chunk]) -> PathResult:
+        """Take documents that lack one token through a graph."""
+        assert self._graphs is not None
+        return self._result(chunks, *self._graphs.run([chunk.document for chunk in chunks]))
+
+    def _result(self, chunks: list[Chunk], h_TD: Tensor, logits_NV: Tensor) -> PathResult:
+        """What a path gives, and the scores of prompt tokens among its rows."""
+        scored, rows, labels = [], [], []
         first = 0
         for document, count in chunks:
             span = range(max(document.unscored.start, document.computed),
@@ -114,10 +129,7 @@ class Runner:
                 rows += [first + place - document.computed for place in span]
                 labels += document.tokens[span.start + 1 : span.stop + 1]
             first += count
-            if count == document.remaining:
-                ended.append(document)
-                last.append(first - 1)
-        logits_NV = self._model.lm_head(h_TD[self._index(last)])
+        ended = [chunk.document for chunk in chunks if chunk.completes]
         logprobs_M = label_logprobs(self._model, h_TD, self._index(rows), self._index(labels))
         return PathResult(ended, logits_NV, scored, logprobs_M)
 

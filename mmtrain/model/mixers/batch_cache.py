@@ -48,8 +48,9 @@ class DocumentBatch:
 
     Attributes:
         queries: new tokens of each, 1 at least.
-        keys: tokens of each, the new ones with them.
-        slots_N: int64 [N], the slot of each.
+        keys: tokens of each, the new ones with them; empty where the device alone knows them (:meth:`padded`).
+        keys_N: the same on the device, int64; 0 for a place that no document has.
+        slots_N: int64 [N], the slot of each; -1 for a place that no document has.
         table_NP: int64 [N, P], the pages of each in order; those past a document's end count for nothing. P is 0 where
             no layer keeps pages.
         shape: of the memory that they are in.
@@ -57,6 +58,7 @@ class DocumentBatch:
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
+    keys_N: Tensor
     slots_N: Tensor
     table_NP: Tensor
     shape: CacheShape
@@ -71,8 +73,17 @@ class DocumentBatch:
         for row_P, numbers in zip(table_NP, pages, strict=True):
             row_P[: len(numbers)] = np.asarray(numbers, dtype=np.int64)
         slots_N = to_device(torch.tensor(slots, dtype=torch.int64), device)
+        keys_N = to_device(torch.tensor(keys, dtype=torch.int64), device)
         table_NP = to_device(torch.from_numpy(table_NP), device)
-        return DocumentBatch(tuple(queries), tuple(keys), slots_N, table_NP, shape)
+        return DocumentBatch(tuple(queries), tuple(keys), keys_N, slots_N, table_NP, shape)
+
+    @staticmethod
+    def padded(keys_N: Tensor, slots_N: Tensor, table_NP: Tensor, shape: CacheShape) -> DocumentBatch:
+        """Make one of documents that get a token each, some of whose places no document has.
+
+        Nothing is read from the device, so that a CUDA graph can be recorded of what is done with it.
+        """
+        return DocumentBatch((1,) * len(keys_N), (), keys_N, slots_N, table_NP, shape)
 
     @property
     def single(self) -> bool:
@@ -91,7 +102,11 @@ class DocumentBatch:
             while last < len(self.keys) and tokens + self.keys[last] <= self.shape.tokens:
                 last, tokens = last + 1, tokens + self.keys[last]
             queries = self.queries[first:last]
-            of_part = queries, self.keys[first:last], self.slots_N[first:last], self.table_NP[first:last]
+            of_part = (
+                queries,
+                self.keys[first:last],
+                *(x[first:last] for x in (self.keys_N, self.slots_N, self.table_NP)),
+            )
             parts.append((slice(row, row + sum(queries)), DocumentBatch(*of_part, self.shape)))
             first, row = last, row + sum(queries)
         return [(slice(0, row), self)] if len(parts) == 1 else parts
@@ -106,10 +121,11 @@ class DocumentBatch:
     @cached_property
     def packing(self) -> Packing:
         """The new tokens as a row of documents, each with its true positions."""
+        if self.single:
+            cu_queries = torch.arange(len(self.queries) + 1, dtype=torch.int32, device=self.keys_N.device)
+            return Packing(cu_queries, (self.keys_N - 1).clamp(min=0), 1, self.queries)
         first_T = self._first_token(self.queries, self.suffixes.cu_queries)
-        starts_N = to_device(
-            torch.tensor([k - q for q, k in zip(self.queries, self.keys, strict=True)]), first_T.device
-        )
+        starts_N = self.keys_N - self.suffixes.cu_queries.diff()
         positions_T = torch.arange(len(first_T), device=first_T.device) - first_T + self._each(starts_N, self.queries)
         return Packing(self.suffixes.cu_queries, positions_T, max(self.queries), self.queries)
 
@@ -142,7 +158,13 @@ class BatchCache(Protocol):
     """One layer's memory of many documents, made as `cls(config, shape, dtype, device)`.
 
     Documents whose slots and pages differ do not touch each other's memory, so passes over them may run side by side.
+
+    Attributes:
+        takes_padding: whether steps of one token a document leave alone what places without a document would touch,
+            and read nothing on the host: decode steps of such layers can be CUDA graphs.
     """
+
+    takes_padding: bool
 
     def __init__(self, config: ModelConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
         """Take the memory; `dtype` is that of the model's weights."""

@@ -23,6 +23,8 @@ class LightningSlots:
         states_SHKK: fp32 (float64 for a float64 model), whatever the weights' type: a state sums over a whole document.
     """
 
+    takes_padding = True
+
     def __init__(self, config: ModelConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
         sizes = shape.slots, config.num_heads, config.head_dim, config.head_dim
         self.states_SHKK = torch.empty(sizes, dtype=torch.promote_types(dtype, torch.float32), device=device)
@@ -57,14 +59,13 @@ class LightningBatch:
         own state.
         """
         q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
-        state_NHKK = self.states_SHKK.index_select(0, self.batch.slots_N)
-        if self.batch.single:
-            o_THK, state_NHKK = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, state_NHKK, inplace=True)
-        else:
-            o_1THK, state_NHKK = lightning_attention(
-                q_THK[None], k_THK[None], v_THK[None], slopes_H, cu_seqlens=self.batch.suffixes.cu_queries,
-                initial_state=state_NHKK, output_final_state=True, check_values=False,
-            )  # fmt: skip
-            o_THK = o_1THK[0]
-        self.states_SHKK.index_copy_(0, self.batch.slots_N, state_NHKK)
-        return o_THK
+        slots_N = self.batch.slots_N
+        if self.batch.single:  # each state is read and written where it lies
+            given = q_THK, k_THK, v_THK, slopes_H, self.states_SHKK
+            return lightning_decode_step(*given, inplace=True, slots_B=slots_N)[0]
+        o_1THK, state_NHKK = lightning_attention(
+            q_THK[None], k_THK[None], v_THK[None], slopes_H, cu_seqlens=self.batch.packing.cu_seqlens,
+            initial_state=self.states_SHKK.index_select(0, slots_N), output_final_state=True, check_values=False,
+        )  # fmt: skip
+        self.states_SHKK.index_copy_(0, slots_N, state_NHKK)
+        return o_1THK[0]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmkernels.softmax import softmax_suffix_forward
+from mmkernels.softmax import softmax_paged_step, softmax_suffix_forward
 from mmtrain.config import ModelConfig
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
 
@@ -23,6 +23,8 @@ class SoftmaxPages:
         k_PLGK: rotated keys.
         v_PLGK: values.
     """
+
+    takes_padding = True
 
     def __init__(self, config: ModelConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
         sizes = shape.pages, shape.page_tokens, config.num_kv_heads, config.head_dim
@@ -41,24 +43,30 @@ class SoftmaxPages:
 
     def view(self, batch: DocumentBatch) -> SoftmaxBatch:
         """Return the keys and values of these documents."""
-        return SoftmaxBatch(self.k_PLGK.flatten(0, 1), self.v_PLGK.flatten(0, 1), batch)
+        return SoftmaxBatch(self.k_PLGK, self.v_PLGK, batch)
 
 
 @dataclass(frozen=True)
 class SoftmaxBatch:
-    """Keys and values of the documents of one pass; both tensors are those of all pages, laid end to end."""
+    """Keys and values of the documents of one pass; both tensors are those of all pages."""
 
-    k_AGK: Tensor
-    v_AGK: Tensor
+    k_PLGK: Tensor
+    v_PLGK: Tensor
     batch: DocumentBatch
 
     def attend(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-        """Add new keys and values to the pages; return each document's causal attention over all of it, [T, H, K]."""
-        self.k_AGK.index_copy_(0, self.batch.write_T, k_TGK)
-        self.v_AGK.index_copy_(0, self.batch.write_T, v_TGK)
-        parts = [self._part(q_THK[rows], part) for rows, part in self.batch.parts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """Add new keys and values to the pages; return each document's causal attention over all of it, [T, H, K].
 
-    def _part(self, q_THK: Tensor, batch: DocumentBatch) -> Tensor:
-        k_SGK, v_SGK = (x_AGK.index_select(0, batch.read_S) for x_AGK in (self.k_AGK, self.v_AGK))
-        return softmax_suffix_forward(q_THK, k_SGK, v_SGK, batch.suffixes)[0]
+        Single tokens read the pages where they lie; for longer pieces a part's keys are laid out as one tensor.
+        """
+        if self.batch.single:
+            places = self.batch.table_NP, self.batch.keys_N
+            return softmax_paged_step(q_THK, k_TGK, v_TGK, self.k_PLGK, self.v_PLGK, *places)[0]
+        k_AGK, v_AGK = self.k_PLGK.flatten(0, 1), self.v_PLGK.flatten(0, 1)
+        k_AGK.index_copy_(0, self.batch.write_T, k_TGK)
+        v_AGK.index_copy_(0, self.batch.write_T, v_TGK)
+        parts = []
+        for rows, part in self.batch.parts:
+            k_SGK, v_SGK = (x_AGK.index_select(0, part.read_S) for x_AGK in (k_AGK, v_AGK))
+            parts.append(softmax_suffix_forward(q_THK[rows], k_SGK, v_SGK, part.suffixes)[0])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

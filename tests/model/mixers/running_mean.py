@@ -42,6 +42,8 @@ class RunningMeanCache:
 class RunningMeanSlots:
     """Sums [slots, I] of many documents."""
 
+    takes_padding = False
+
     def __init__(self, config: ModelConfig, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
         self.total_SI = torch.empty(shape.slots, config.inner_size, device=device)
 

@@ -20,13 +20,16 @@ ELEMENTS_PER_THREAD = 32
 
 @triton.jit
 def lightning_decode_kernel(
-    q_ptr, k_ptr, v_ptr, slopes_ptr, h0, ht, o_ptr, H,
+    q_ptr, k_ptr, v_ptr, slopes_ptr, slots_ptr, h0, ht, o_ptr, H,
     q_stride_b, q_stride_h, q_stride_k, k_stride_b, k_stride_h, k_stride_k, v_stride_b, v_stride_h, v_stride_v,
     slopes_stride, h0_stride_b, h0_stride_h, h0_stride_k, h0_stride_v,
     ht_stride_b, ht_stride_h, ht_stride_k, ht_stride_v,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """Write the state ht = exp(-s) h0 + k^T v and the output o = q ht: o is contiguous, ht may be h0 itself."""
+    """Write the state ht = exp(-s) h0 + k^T v and the output o = q ht: o is contiguous, ht may be h0 itself.
+
+    With SLOTS the state of sequence b is `slots_ptr[b]`; where that is negative there is none, and o is 0.
+    """
     tiles: tl.constexpr = (V + BV - 1) // BV
     row = tl.program_id(0) // tiles
     b = (row // H).to(tl.int64)
@@ -36,9 +39,15 @@ def lightning_decode_kernel(
     in_k = o_k < K
     in_v = o_v < V
     in_tile = in_k[:, None] & in_v[None, :]
+    slot = b
+    if SLOTS:
+        slot = tl.load(slots_ptr + b).to(tl.int64)
+        if slot < 0:
+            tl.store(o_ptr + row.to(tl.int64) * V + o_v, tl.zeros([BV], o_ptr.dtype.element_ty), mask=in_v)
+            return
     # Scalars go to the pointer first: then it is plain that 16 bytes along V lie together, and accesses are that wide.
-    h0 += b * h0_stride_b + h * h0_stride_h
-    ht += b * ht_stride_b + h * ht_stride_h
+    h0 += slot * h0_stride_b + h * h0_stride_h
+    ht += slot * ht_stride_b + h * ht_stride_h
     offsets_in_h0 = o_k[:, None] * h0_stride_k + o_v[None, :] * h0_stride_v
     if BK == K and V % BV == 0:
         state = tl.load(h0 + offsets_in_h0)
@@ -60,11 +69,13 @@ def lightning_decode_kernel(
 
 
 def triton_decode_step(
-    q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor, new_BHDE: Tensor
-) -> Tensor:
+    q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor, new_BHDE: Tensor,
+    slots_B: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Write the next state to ``new_BHDE``, which may be ``state_BHDE``, and return o_BHE in the input dtype.
 
-    Arguments are checked; inputs are float32, bfloat16 or float16, states float32, strides any.
+    With ``slots_B`` both hold states at places of their own, as :func:`~mmkernels.lightning.lightning_decode_step`
+    says. Arguments are checked; inputs are float32, bfloat16 or float16, states float32, strides any.
     """
     (sequences, heads, depth), width = q_BHD.shape, v_BHE.shape[-1]
     o_BHE = torch.empty(sequences, heads, width, dtype=q_BHD.dtype, device=q_BHD.device)
@@ -73,10 +84,10 @@ def triton_decode_step(
     if grid[0]:
         with torch.cuda.device_of(q_BHD):
             lightning_decode_kernel[grid](
-                q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE, o_BHE, heads,
+                q_BHD, k_BHD, v_BHE, slopes_H, slots_B, state_BHDE, new_BHDE, o_BHE, heads,
                 *q_BHD.stride(), *k_BHD.stride(), *v_BHE.stride(), *slopes_H.stride(),
                 *state_BHDE.stride(), *new_BHDE.stride(),
-                K=depth, V=width, BK=block_k, BV=block_v,
+                K=depth, V=width, BK=block_k, BV=block_v, SLOTS=slots_B is not None,
                 num_warps=max(1, min(16, block_k * block_v // (32 * ELEMENTS_PER_THREAD))),
             )  # fmt: skip
     return o_BHE

@@ -1,0 +1,151 @@
+"""Decode steps padded to the sizes of graphs: tokens, logits and states as without, and nothing else is touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+
+from mmtrain.errors import ConfigError
+from mmtrain.infer.engine import Engine
+from mmtrain.infer.serving import decode_graphs
+from mmtrain.infer.serving.decode_graphs import DecodeGraphs, ladder, widths
+from mmtrain.infer.serving.document import Document
+from tests.infer.served import (
+    MODELS,
+    SMALL,
+    assert_nothing_held,
+    full_logits,
+    greedy,
+    request,
+    seen_logits,
+    served_model,
+    state_of,
+    text_of,
+)
+from tests.model.mixers.running_mean import registered
+from tests.model.small import small_model
+
+PADDED = replace(SMALL, cuda_graphs=True)
+LENGTHS = (1, 9, 4, 17, 30)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("options", [PADDED, replace(PADDED, prefill_tokens=3)], ids=["whole", "pieces of 3"])
+def test_tokens_and_logits_are_those_of_whole_passes(name: str, options: object) -> None:
+    model = served_model(name)
+    engine = Engine(model, options=options)
+    with (
+        seen_logits() as seen,
+        mock.patch.object(DecodeGraphs, "run", autospec=True, side_effect=DecodeGraphs.run) as run,
+    ):
+        made = engine.generate([request(text_of(length), 5 + length % 3) for length in LENGTHS])
+    assert len({len(call.args[1]) for call in run.call_args_list}) > 1
+    for length, one in zip(LENGTHS, made, strict=True):
+        assert one.tokens == greedy(model, text_of(length), 5 + length % 3)
+    for tokens, logits_V in seen.items():
+        torch.testing.assert_close(logits_V, full_logits(model, tokens)[-1], rtol=1e-5, atol=1e-5)
+    assert_nothing_held(engine)
+
+
+def test_states_are_the_same_and_places_without_a_document_touch_nothing() -> None:
+    model = served_model()
+    engines = [Engine(model, options=options) for options in (SMALL, PADDED)]
+    states = []
+    for engine in engines:
+        for layer in engine.memory.layers:  # what nobody owns must stay as it is
+            for name in ("states_SHKK", "k_PLGK", "v_PLGK"):
+                if hasattr(layer, name):
+                    getattr(layer, name).fill_(7.0)
+        numbers = [engine.submit(request(text_of(length), 20)) for length in (3, 8, 5)]
+        for _ in range(6):
+            engine.step()
+        states.append([state_of(engine, number) for number in numbers])
+        owned = {page for number in numbers for page in engine._documents[number].pages}
+        slots = {engine._documents[number].slot for number in numbers}
+        for layer in engine.memory.layers:
+            if hasattr(layer, "states_SHKK"):
+                free = [slot for slot in range(len(layer.states_SHKK)) if slot not in slots]
+                assert (layer.states_SHKK[free] == 7.0).all()
+            else:
+                free = [page for page in range(len(layer.k_PLGK)) if page not in owned]
+                assert (layer.k_PLGK[free] == 7.0).all() and (layer.v_PLGK[free] == 7.0).all()
+    for plain, padded in zip(*states, strict=True):
+        for one, other in zip(plain, padded, strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-6)
+
+
+def test_prefixes_and_scores_go_on_in_padded_steps() -> None:
+    model = served_model()
+    engine = Engine(model, options=replace(PADDED, prefix_slots=4, prefix_interval=8))
+    text = text_of(17)
+    first, again = (engine.generate([request(text, 6)])[0] for _ in range(2))
+    assert again.tokens == first.tokens == greedy(model, text, 6) and again.prefix_tokens == 16
+    plain = Engine(model, options=SMALL)
+    assert engine.score(text) == pytest.approx(plain.score(text), abs=1e-5)
+
+
+def test_tables_of_several_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_graphs, "_LEAST_PAGES", 2)
+    model = served_model("softmax")
+    engine = Engine(model, options=PADDED)
+    seen = set()
+    forward = DecodeGraphs._forward
+
+    def note(self: DecodeGraphs, size: int, width: int) -> object:
+        seen.add(width)
+        return forward(self, size, width)
+
+    with mock.patch.object(DecodeGraphs, "_forward", note):
+        made = engine.generate([request(text_of(3), 40), request(text_of(2), 4)])
+    assert made[0].tokens == greedy(model, text_of(3), 40)
+    assert seen == {2, 8, 32}
+
+
+def test_a_longer_document_leaves_nothing_behind_in_the_table() -> None:
+    model = served_model("softmax")
+    engine = Engine(model, options=PADDED)
+    engine.generate([request(text_of(60), 3), request(text_of(50), 3)])
+    made = engine.generate([request(text_of(2), 9), request(text_of(5), 9)])
+    assert [one.tokens for one in made] == [greedy(model, text_of(n), 9) for n in (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("most", "want"), [(1, [1]), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 16]),
+                       (17, [1, 2, 4, 8, 16, 32]), (64, [1, 2, 4, 8, 16, 32, 48, 64])]
+)  # fmt: skip
+def test_ladder(most: int, want: list[int]) -> None:
+    assert ladder(most) == want
+
+
+def test_widths() -> None:
+    assert widths(0) == [0] and widths(5) == [5] and widths(64) == [64]
+    assert widths(16384) == [64, 256, 1024, 4096, 16384] and widths(300) == [64, 256, 300]
+
+
+def test_refusals() -> None:
+    with registered():
+        model = small_model(num_layers=2, layer_pattern="LM")
+        with pytest.raises(ConfigError, match=r"engine.cuda_graphs.*takes no padding"):
+            Engine(model, options=PADDED)
+        engine = Engine(model, options=SMALL)
+        assert engine.generate([request(text_of(4), 3)])[0].tokens == greedy(model, text_of(4), 3)
+
+
+def test_documents_are_given_in_their_order() -> None:
+    model = served_model()
+    engine = Engine(model, options=PADDED)
+    seen: list[list[Document]] = []
+    run = DecodeGraphs.run
+
+    def note(self: DecodeGraphs, documents: list[Document]) -> object:
+        seen.append(list(documents))
+        output = run(self, documents)
+        assert len(output.logits_NV) == len(output.h_ND) == len(documents)
+        return output
+
+    with mock.patch.object(DecodeGraphs, "run", note):
+        engine.generate([request(text_of(length), 4) for length in (3, 6, 2)])
+    assert max(map(len, seen)) == 3
