@@ -6,10 +6,11 @@ r"""Evaluate a checkpoint on long text, offline: needles, RULER, perplexity by p
     python launch/eval.py runs/first --tasks choices,longbench_v2 --choices-file q.jsonl --longbench-file data.json
 
 Tasks: needle, mr_niah, perplexity; RULER's niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue,
-niah_multiquery, vt, cwe, fwe, and from files qa_1 (SQuAD) and qa_2 (HotpotQA); choices, longbench_v2, mtob_ek, mtob_ke
-from files. Groups: niah_single, niah_multikey, niah, ruler. A sample has exactly as many tokens as --lengths says, its
-answer included; no context is ever cut. Text around needles, and of perplexity, is the held-out part of the run's
-corpus, or of --corpus.
+niah_multiquery, vt, cwe, fwe, and from files qa_1 (SQuAD) and qa_2 (HotpotQA); single, multi, multi_key and
+variable_tracking, which training evaluates; choices, longbench_v2, mtob_ek, mtob_ke from files. Groups: niah_single,
+niah_multikey, niah, ruler, needles (training's). A sample has exactly as many tokens as --lengths says, its answer
+included; no context is ever cut. Text around needles, and of perplexity, is the held-out part of the run's corpus, or
+of --corpus.
 
 Writes eval-CHECKPOINT-HASH.json, .txt and .png into RUN/evals or --out, which launch/report.py shows. Each sample is
 written down when it is done: the same command goes on where it was stopped. docs/evaluation.md says what each task is.
@@ -54,14 +55,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mtob-book", default="full", metavar="BOOK", help="none, medium, long, full, or a text file")
     parser.add_argument("--max-length", metavar="TOKENS", help="refuse samples of files that are longer")
     parser.add_argument("--leave-out-longer", action="store_true", help="leave them out and count them instead")
-    parser.add_argument("--batch", type=int, default=8, help="prompts handed over at once (default %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evals)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--no-verify", action="store_true", help="do not read the checkpoint against its checksums")
     parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    _add_engine(parser)
     return parser.parse_args(argv)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
+    parser.add_argument("--max-running", type=int, default=8, help="samples asked at once (default %(default)s)")
+    parser.add_argument("--prefill-tokens", type=int, help="tokens read in one step (default 4096)")
+    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
 
 
 def request_of(options: argparse.Namespace) -> EvalRequest:
@@ -72,6 +80,8 @@ def request_of(options: argparse.Namespace) -> EvalRequest:
     """
     from mmtrain.config.schema import parse_count
     from mmtrain.evals.offline.request import EvalRequest, parse_depths, parse_lengths, parse_tasks
+    from mmtrain.infer.command import engine_options
+    from mmtrain.infer.serving.options import EngineOptions
 
     files = {task: path for task, name in FILES.items() if (path := getattr(options, name)) is not None}
     limit = None if options.max_length is None else parse_count(options.max_length, "--max-length")
@@ -82,8 +92,7 @@ def request_of(options: argparse.Namespace) -> EvalRequest:
         options.leave_out_longer,
     )  # fmt: skip
     request.validate()
-    if options.batch < 1:
-        raise ConfigError("--batch", options.batch, "must be at least 1", "leave it out for 8")
+    engine_options(options, EngineOptions()).validate()
     return request
 
 
@@ -104,21 +113,28 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     device = choose_device(options.device)  # from here on with torch
     from mmtrain.evals.offline.evaluation import Evaluation
-    from mmtrain.infer.answering import DecodingAnswerer
+    from mmtrain.infer.answering import EngineAnswerer, engine_for, options_for
+    from mmtrain.infer.command import engine_options
+    from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
     from mmtrain.infer.load import load_weights, open_checkpoint
     from mmtrain.infer.run_tokenizer import identity_of_checkpoint
 
     opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
     evaluation = Evaluation(
-        request, opened.path, opened.model, opened.tokenizer, identity_of_checkpoint(opened.path), options.corpus
-    )
+        request, opened.path, opened.model, opened.tokenizer, identity_of_checkpoint(opened.path), options.corpus,
+        options.precision,
+    )  # fmt: skip
     folder = evaluation.folder(options.out)
     _say(options, f"{opened.path} on {device}: {evaluation.line()}")
     if "ruler" in options.tasks.split(",") and not {"qa_1", "qa_2"} <= set(request.tasks):
         _say(options, "note: RULER's qa_1 and qa_2 need their files: --squad-file, --hotpotqa-file")
-    answerer = DecodingAnswerer(load_weights(opened, device), opened.tokenizer)
+    model = load_weights(opened, device)
+    cast_for_compute(model, PRECISIONS[options.precision])
+    sizes = engine_options(options, options_for(evaluation.longest, options.max_running))
+    answerer = EngineAnswerer(engine_for(model, opened.tokenizer, sizes))
+    answerer.check(evaluation.longest)
     began = time.perf_counter()
-    result, written = evaluation.run(answerer, folder, options.batch, _progress(options, evaluation), str(device))
+    result, written = evaluation.run(answerer, folder, options.max_running, _progress(options, evaluation), str(device))
     _tell(result, written, time.perf_counter() - began)
 
 

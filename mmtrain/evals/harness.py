@@ -5,7 +5,6 @@ The harness brings tasks, prompts and metrics, and asks for log-probabilities an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from mmtrain.evals.answering import Answerer
 from mmtrain.evals.files.choices import encode_pair
 
 MAX_GENERATED = 256  # the harness's default
+AT_ONCE = 64  # requests handed over together; how many of them are at work at once is for the model to say
 
 
 class HarnessCalls:
@@ -35,23 +35,20 @@ class HarnessCalls:
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         """Return the log-probability of each continuation in nats, and whether it is the greedy one.
 
-        Requests with one context that follow each other are scored together, as those of a question do.
+        Requests are scored together, so that those with one context, as a question's are, read it once.
 
         Raises:
             ConfigError: a request is too long, or has an empty continuation.
         """
-        found: list[tuple[float, bool]] = []
-        for context, continuations in _by_context([request.args for request in requests]):
-            pairs = [encode_pair(self._tokenizer, context, continuation) for continuation in continuations]
-            for before, after in pairs:
-                self._check(len(before) + len(after))
-                if not after:
-                    raise ConfigError("continuation", repr(context[-40:]), "nothing follows it", "mend the task")
-            rows = [np.array([*before, *after], dtype=np.int64) for before, after in pairs]
-            logs = [row[-len(after) :] for row, (_, after) in zip(self._answerer.score(rows), pairs, strict=True)]
-            greedy = self._greedy(pairs, logs)
-            found += [(float(one.sum(dtype=np.float64)), same) for one, same in zip(logs, greedy, strict=True)]
-        return found
+        pairs = [encode_pair(self._tokenizer, *request.args) for request in requests]
+        for (before, after), request in zip(pairs, requests, strict=True):
+            self._check(len(before) + len(after))
+            if not after:
+                raise ConfigError("continuation", repr(request.args[0][-40:]), "nothing follows it", "mend the task")
+        rows = [np.array([*before, *after], dtype=np.int64) for before, after in pairs]
+        found = [one for part in _parts(rows) for one in self._answerer.score(
+            [rows[place] for place in part], [len(pairs[place][0]) for place in part])]  # fmt: skip
+        return [(float(one.log_probs_N.sum(dtype=np.float64)), bool(one.likeliest_N.all())) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
         """Return the log-probability of each whole text in nats, read in one row after the end of another document.
@@ -59,11 +56,12 @@ class HarnessCalls:
         Raises:
             ConfigError: a text is too long.
         """
-        found = []
+        found: list[float] = []
         for request in requests:
             row = np.array([self._tokenizer.eod_id, *self._tokenizer.encode(request.args[0])], dtype=np.int64)
             self._check(len(row))
-            found.append(float(self._answerer.score([row])[0].sum(dtype=np.float64)) if len(row) > 1 else 0.0)
+            scores = self._answerer.score([row], [1]) if len(row) > 1 else []
+            found.append(sum(float(one.log_probs_N.sum(dtype=np.float64)) for one in scores))
         return found
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
@@ -72,34 +70,25 @@ class HarnessCalls:
         Raises:
             ConfigError: a request is too long, or asks for sampling.
         """
-        found = []
+        prompts, most, stops = [], [], []
         for request in requests:
             context, options = request.args
             if options.get("do_sample") and options.get("temperature", 1.0) != 0:
                 raise ConfigError("do_sample", "true", "continuations are greedy here", "give do_sample: false")
-            most = int(options.get("max_gen_toks", MAX_GENERATED))
             ids = self._tokenizer.encode(context) or [self._tokenizer.eod_id]
-            self._check(len(ids) + most)
-            (made,) = self._answerer.generate([np.array(ids, dtype=np.int64)], most)
+            most.append(int(options.get("max_gen_toks", MAX_GENERATED)))
+            self._check(len(ids) + most[-1])
+            prompts.append(np.array(ids, dtype=np.int64))
             until = options.get("until") or []
-            found.append(_cut(self._tokenizer.decode(made), [until] if isinstance(until, str) else until))
-        return found
+            stops.append([until] if isinstance(until, str) else until)
+        made = [ids for part in _parts(prompts) for ids in self._answerer.generate(
+            [prompts[place] for place in part], [most[place] for place in part])]  # fmt: skip
+        return [_cut(self._tokenizer.decode(ids), until) for ids, until in zip(made, stops, strict=True)]
 
     def _check(self, tokens: int) -> None:
         if self._max_length is not None and tokens > self._max_length:
             raise ConfigError("max_length", self._max_length, f"a request has {tokens:,} tokens, and none is cut",
                               "give more, or leave its task out")  # fmt: skip
-
-    def _greedy(self, pairs: Sequence[tuple[list[int], list[int]]], logs: Sequence[np.ndarray]) -> list[bool]:
-        """Whether each continuation is what would be generated: sure where all its tokens have more than half."""
-        sure = [bool(row.min() > math.log(0.5) + 1e-4) for row in logs]
-        longest: dict[tuple[int, ...], int] = {}
-        for (before, after), known in zip(pairs, sure, strict=True):
-            if not known:
-                longest[tuple(before)] = max(longest.get(tuple(before), 0), len(after))
-        made = {ids: self._answerer.generate([np.array(ids, dtype=np.int64)], most)[0] for ids, most in longest.items()}
-        return [known or made[tuple(before)][: len(after)] == after
-                for (before, after), known in zip(pairs, sure, strict=True)]  # fmt: skip
 
 
 def harness_lm(answerer: Answerer, tokenizer: Tokenizer, max_length: int | None = None) -> Any:
@@ -121,14 +110,10 @@ def harness_lm(answerer: Answerer, tokenizer: Tokenizer, max_length: int | None 
     return type("HarnessLM", (HarnessCalls, LM), {})(answerer, tokenizer, max_length)
 
 
-def _by_context(asked: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    """Contexts, each with the continuations of requests that follow each other."""
-    group: list[str] = []
-    for i, (context, continuation) in enumerate(asked):
-        group.append(continuation)
-        if i + 1 == len(asked) or asked[i + 1][0] != context:
-            yield context, group
-            group = []
+def _parts(rows: Sequence[np.ndarray]) -> Iterator[range]:
+    """Places of rows that are handed over together: up to `AT_ONCE`."""
+    for first in range(0, len(rows), AT_ONCE):
+        yield range(first, min(first + AT_ONCE, len(rows)))
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

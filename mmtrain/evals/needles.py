@@ -13,11 +13,12 @@ from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.config import EvalsConfig, PhaseConfig, PretrainConfig
 from mmtrain.evals.budget import Costs, Plan, allowance, fit
+from mmtrain.evals.cell_score import CellScore
 from mmtrain.evals.grid import Grid, check_grids
 from mmtrain.evals.haystack import Haystack
 from mmtrain.evals.result import NeedleResult
 from mmtrain.evals.sample import SampleBuilder
-from mmtrain.evals.score import CellScore, Scorer, score_cells
+from mmtrain.evals.score import Scorer, score_cells
 
 
 class NeedleReport(Protocol):

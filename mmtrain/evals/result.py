@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmtrain.evals.score import CellScore
+from mmtrain.evals.cell_score import CellScore
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,8 @@ class NeedleResult:
         record["needles_nats"] = _mean(score.nats for score in self.scores)
         record["needles_s"] = round(self.seconds, 3)
         record["needle_cells"] = [
-            {**score.cell._asdict(), "samples": self.samples, "passed": round(score.passed, 3),
-             "tokens": round(score.tokens, 3), "nats": score.nats,
-             "repeats": round(self.repeats.get(score.cell.length, 1.0), 3)}
-            for score in self.scores
-        ]  # fmt: skip
+            score.record(self.samples, self.repeats.get(score.cell.length, 1.0)) for score in self.scores
+        ]
         return record
 
     def line(self) -> str:

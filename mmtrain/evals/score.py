@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mmtrain.evals.cell_score import CellScore
 from mmtrain.evals.sample import Cell, Sample, SampleBuilder
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import ModelInputs
@@ -50,23 +50,6 @@ class Scorer(Protocol):
         """Sum in place over the ranks that return parts or have other rows."""
 
 
-@dataclass(frozen=True)
-class CellScore:
-    """Figures of one place of the grid, over all ranks.
-
-    Attributes:
-        cell: the place.
-        passed: percentage of samples whose answer tokens are all right.
-        tokens: percentage of answer tokens that are right.
-        nats: mean cross-entropy of an answer token, which moves long before answers are right.
-    """
-
-    cell: Cell
-    passed: float
-    tokens: float
-    nats: float
-
-
 def score_cells(
     model: Scorer, builder: SampleBuilder, cells: Sequence[Cell], samples: int, rope_base: float
 ) -> list[CellScore]:
@@ -89,16 +72,10 @@ def score_cells(
             score = model.score_labels(sample_inputs(sample, rope_base, device))
             if score is not None and number < len(numbered):
                 sums_N3[number] = torch.stack([figure.double() for figure in score])
-    labelled_N, correct_N, nats_N = model.sum_over_ranks(sums_N3).cpu().unbind(1)
-    parts = zip(cells, labelled_N.split(samples), correct_N.split(samples), nats_N.split(samples), strict=True)
+    figures_3N = model.sum_over_ranks(sums_N3).cpu().T.tolist()
     return [
-        CellScore(
-            cell,
-            passed=100 * (correct == labelled).double().mean().item(),
-            tokens=100 * (correct.sum() / labelled.sum()).item(),
-            nats=(nats.sum() / labelled.sum()).item(),
-        )
-        for cell, labelled, correct, nats in parts
+        CellScore.of_samples(cell, *(figure_N[samples * i : samples * (i + 1)] for figure_N in figures_3N))
+        for i, cell in enumerate(cells)
     ]
 
 

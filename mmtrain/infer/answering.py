@@ -1,103 +1,129 @@
-"""Answers of a loaded model to offline evaluations: continuations by decoding, log-probabilities by forward passes.
+"""Answers of the inference engine to offline evaluations: continuations and scores of many samples at once.
 
-It is what `mmtrain.evals.answering.Answerer` asks for. Legend: T tokens, S tokens of this rank (T here), D model width,
-V vocabulary, C tokens of a chunk.
+It is what `mmtrain.evals.answering.Answerer` asks for. A row that is scored is read in pieces, as a prompt is: a pass
+over a whole row, as in training, would hold every layer's activations of all its tokens at once.
+
+Legend: N tokens of a row that are scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
-from mmtrain.infer.generate import Prefix, decode, generate, never_chosen, read_prefix
+from mmtrain.infer.engine import Engine
 from mmtrain.infer.load import load_for_decoding
-from mmtrain.infer.memory import is_out_of_memory
-from mmtrain.infer.sampling import Sampling
-from mmtrain.model.loss import IGNORE
+from mmtrain.infer.serving.generation import GenerationRequest
+from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.runner import StepOutOfMemory
 from mmtrain.model.model import HybridLM
-from mmtrain.model.packed_seq import Packing
 
-_REST = 2048  # tokens of a row after those that it shares: their logits are held at once
+AT_ONCE = 8
+"""Samples at work at once, unless told otherwise."""
+_SHARED = 256  # tokens that prompts must begin with alike to be read once for all: a few are cheaper read than kept
+_ROUNDED = 64  # their number is a multiple of it, so that the next prompts, alike up to a few tokens, know them too
 
 
-class DecodingAnswerer:
-    """Answers one prompt, or one row, after the other.
+class RowScore(NamedTuple):
+    """Scores of tokens that are given, each after all those before it.
 
-    A row that is scored alone goes through the model in one pass, as in training, and its logits are made in chunks
-    (`model.loss_chunk_tokens`). Of rows that begin alike the beginning is read once, as a prompt is.
-
-    Args:
-        model: as :func:`~mmtrain.infer.load.load_weights` returns it; its score of labels is replaced.
-        tokenizer: the one it was trained with.
+    Attributes:
+        log_probs_N: in nats, float32.
+        likeliest_N: bool, whether a token is the one that greedy decoding would take.
     """
 
-    def __init__(self, model: HybridLM, tokenizer: Tokenizer) -> None:
-        self._model, self._eod = model, tokenizer.eod_id
-        self._never = never_chosen(model, tokenizer, ignore_eod=False)
-        self._device = model.embed_tokens.weight.device
-        scoring: Any = token_log_probs  # the model returns whatever it is told to score with
-        model.label_score = scoring
+    log_probs_N: np.ndarray
+    likeliest_N: np.ndarray
 
-    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+
+class EngineAnswerer:
+    """Answers with an engine that has nothing else to do.
+
+    Args:
+        engine: of the model and its tokenizer; :func:`options_for` plans one.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def check(self, longest: int) -> None:
+        """Refuse an evaluation whose longest sample does not fit into the memory that was planned.
+
+        Args:
+            longest: tokens of it with its answer.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        fits = self._engine.plan.longest
+        if fits is not None and longest > fits:
+            problem = f"the longest sample; {fits:,} fit into the memory of {self._engine.memory.device}"
+            raise ConfigError("--lengths", f"{longest:,} tokens", problem, "give shorter ones, --precision bf16, more "
+                              "--memory-gib, or a device with more")  # fmt: skip
+
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: Sequence[int]) -> list[list[int]]:
         """Return the likeliest continuation of each prompt, without an end-of-document token.
+
+        What all of them begin with, such as a book, is read once, and kept for those that come next.
 
         Raises:
             ConfigError: a prompt does not fit into memory, or the logits are not finite numbers.
         """
-        greedy = Sampling()
-        return [
-            list(generate(self._model, self._ids(prompt), max_tokens, greedy, eod_id=self._eod, never=self._never))
-            for prompt in prompts
-        ]
+        tokens = [tuple(prompt.tolist()) for prompt in prompts]
+        requests = [GenerationRequest(*one) for one in zip(tokens, max_tokens, strict=True)]
+        shared = _shared(prompts) // _ROUNDED * _ROUNDED if len(prompts) > 1 else 0
+        try:
+            if shared >= _SHARED:
+                beginning = tokens[0][: shared + 1]  # one token more, as a request that is known whole reads its last
+                self._engine.generate([_reading(beginning, shared)])
+            return [made.tokens for made in self._engine.generate(requests)]
+        except StepOutOfMemory as error:
+            raise _in_words(error, prompts) from None
 
-    @torch.no_grad()
-    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Return the log-probabilities of each row's second to last tokens, float32 [T - 1].
+    def score(self, rows: Sequence[np.ndarray], starts: Sequence[int]) -> list[RowScore]:
+        """Score each row from its start on.
 
         Raises:
             ConfigError: a row does not fit into memory, or the logits are not finite numbers.
         """
-        shared = _shared(rows) if len(rows) > 1 else 0
-        if shared == 0 or max(map(len, rows)) - shared > _REST:
-            return [self._whole(self._ids(row)) for row in rows]
-        prefix = read_prefix(self._model, self._ids(rows[0][:shared]))
-        before = self._whole(self._ids(rows[0][:shared])) if shared > 1 else np.empty(0, dtype=np.float32)
-        return [np.concatenate([before, self._rest(prefix.copy(), self._ids(row[shared:]))]) for row in rows]
-
-    def _ids(self, tokens: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(self._device)
-
-    def _whole(self, tokens_T: Tensor) -> np.ndarray:
-        labels_T = torch.cat([tokens_T[1:], tokens_T.new_tensor([IGNORE])])
-        packing = Packing.from_lengths([len(tokens_T)], self._device)
         try:
-            found_T: Any = self._model(tokens_T, packing, labels_T, score=True)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ConfigError("--lengths", f"{len(tokens_T):,} tokens", f"do not fit into the memory of {self._device}",
-                              "give shorter ones, or another --device") from None  # fmt: skip
-        return _finite(found_T[:-1])
-
-    def _rest(self, prefix: Prefix, tokens_T: Tensor) -> np.ndarray:
-        """Log-probabilities of tokens that follow a prefix, [T]."""
-        if not len(tokens_T):
-            return np.empty(0, dtype=np.float32)
-        logits_TV = prefix.logits_V[None]
-        if len(tokens_T) > 1:
-            logits_TV = torch.cat([logits_TV, decode(self._model, tokens_T[:-1], prefix.cache)])
-        found_TV = logits_TV.float().log_softmax(-1)
-        return _finite(found_TV.gather(1, tokens_T[:, None])[:, 0])
+            found = self._engine.read_all([row.tolist() for row in rows], starts)
+        except StepOutOfMemory as error:
+            raise _in_words(error, rows) from None
+        scores = [
+            RowScore(np.array(made.prompt_logprobs, np.float32), np.array(made.prompt_likeliest, bool))
+            for made in found
+        ]
+        if not all(np.isfinite(score.log_probs_N).all() for score in scores):
+            raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
+                              "take an earlier checkpoint")  # fmt: skip
+        return scores
 
 
-def open_answerer(path: Path, device: str | None = None) -> tuple[DecodingAnswerer, Tokenizer]:
+def options_for(longest: int | None, at_once: int = AT_ONCE) -> EngineOptions:
+    """Return the sizes of an engine for an evaluation.
+
+    The prefix cache keeps what samples are known to share and nothing else: a context for each that is at work, and a
+    beginning of all.
+
+    Args:
+        longest: tokens of the longest sample with its answer; None where it is not known.
+        at_once: samples at work at once.
+    """
+    return EngineOptions(max_running=at_once, prefix_slots=at_once + 1, prefix_interval=None, longest=longest)
+
+
+def engine_for(model: HybridLM, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
+    """Return an engine that does not warn of prompts that share no beginning: most samples do not."""
+    return Engine(model, tokenizer, options, warn=lambda line: None)
+
+
+def open_answerer(path: Path | str, device: str | None = None) -> tuple[EngineAnswerer, Tokenizer]:
     """Read the newest checkpoint at or below a path, and return what answers for it, and its tokenizer.
 
     Args:
@@ -108,24 +134,12 @@ def open_answerer(path: Path, device: str | None = None) -> tuple[DecodingAnswer
         ConfigError: as :func:`~mmtrain.infer.load.load_for_decoding` raises it.
     """
     model, tokenizer = load_for_decoding(Path(path), device=device)
-    return DecodingAnswerer(model, tokenizer), tokenizer
+    return EngineAnswerer(engine_for(model, tokenizer, options_for(None))), tokenizer
 
 
-def token_log_probs(x_SD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int) -> Tensor:
-    """Return log softmax(W x)[label] of each token, fp32 [T], 0 where the label is -100 (IGNORE).
-
-    Args:
-        x_SD: final hidden states, S = T.
-        weight_VD: the language-model head.
-        labels_T: int64.
-        chunk_tokens: C; logits of so many tokens are held at once.
-    """
-    parts = []
-    for x_CD, labels_C in zip(x_SD.split(chunk_tokens), labels_T.split(chunk_tokens), strict=True):
-        logits_CV = (x_CD @ weight_VD.t()).float()
-        label_C = logits_CV.gather(1, labels_C.clamp(min=0)[:, None])[:, 0]
-        parts.append(torch.where(labels_C == IGNORE, 0.0, label_C - logits_CV.logsumexp(1)))
-    return torch.cat(parts)
+def _reading(beginning: tuple[int, ...], kept: int) -> GenerationRequest:
+    """Request that reads a beginning and keeps all of it but the last token; it adds and scores nothing."""
+    return GenerationRequest(beginning, 0, prompt_logprobs=True, score_from=len(beginning), keep_prefix=(kept,))
 
 
 def _shared(rows: Sequence[np.ndarray]) -> int:
@@ -136,8 +150,6 @@ def _shared(rows: Sequence[np.ndarray]) -> int:
     return int(np.argmax(differs)) if differs.any() else least
 
 
-def _finite(found_T: Tensor) -> np.ndarray:
-    if not torch.isfinite(found_T).all():
-        raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
-                          "take an earlier checkpoint")  # fmt: skip
-    return found_T.cpu().numpy()
+def _in_words(error: StepOutOfMemory, rows: Sequence[np.ndarray]) -> ConfigError:
+    problem = f"{error.problem}, with samples of {max(map(len, rows)):,} tokens at work"
+    return ConfigError("--prefill-tokens", error.value, problem, "give less, less --max-running, or less --memory-gib")

@@ -184,12 +184,23 @@ class Engine:
 
     def score_all(self, texts: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> list[list[float]]:
         """Score several texts at once, each as :meth:`score`; without `starts`, from their second token on."""
+        return [made.prompt_logprobs for made in self.read_all(texts, starts)]
+
+    def read_all(self, texts: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> list[Generation]:
+        """Score several texts as :meth:`score_all`; each result has `prompt_logprobs` and `prompt_likeliest`."""
         requests = [
             GenerationRequest(tuple(tokens), max_tokens=0, prompt_logprobs=True, score_from=start,
                               keep_prefix=(start - 1,) if 1 < start <= len(tokens) else ())
             for tokens, start in zip(texts, starts or [1] * len(texts), strict=True)
         ]  # fmt: skip
-        return [made.prompt_logprobs for made in self.generate(requests)]
+        # The first text of each context reads it; the others begin when it is known, or they would read it beside it.
+        first: dict[tuple[int, ...] | int, int] = {}
+        for place, one in enumerate(requests):
+            first.setdefault(one.tokens[: one.score_from - 1] if one.keep_prefix else -place, place)
+        order = [*first.values(), *sorted(set(range(len(requests))) - set(first.values()))]
+        parts = order[: len(first)], order[len(first) :]
+        made = [done for part in parts for done in self.generate([requests[place] for place in part])]
+        return [done for _, done in sorted(zip(order, made, strict=True), key=lambda pair: pair[0])]
 
     def cancel(self, number: int) -> Generation:
         """End a request, free what it holds, and return what it made.
@@ -259,9 +270,11 @@ class Engine:
 
     def _take(self, result: PathResult) -> list[Progress]:
         """Note what a path gave: scores of prompts, and the next tokens."""
-        scores = iter(result.logprobs_M.tolist())
+        logprobs, likeliest, first = result.logprobs_M.tolist(), result.likeliest_M.tolist(), 0
         for document, tokens in result.scored:
-            document.made.prompt_logprobs += [next(scores) for _ in range(tokens)]
+            document.made.prompt_logprobs += logprobs[first : first + tokens]
+            document.made.prompt_likeliest += likeliest[first : first + tokens]
+            first += tokens
         if not result.documents:
             return []
         choices = self._sampler.choose(result.documents, result.logits_NV)

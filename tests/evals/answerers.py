@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,21 +42,41 @@ def read_answer(text: str) -> str:
     return re.findall(rf"The (?:\w+) who keeps the {name} is (\w+)\.", text)[0]
 
 
+class Score(NamedTuple):
+    """Scores of a row's last tokens."""
+
+    log_probs_N: np.ndarray
+    likeliest_N: np.ndarray
+
+
 class Copier:
     """Reads and copies."""
 
     def __init__(self, tokenizer: Tokenizer = TOKENIZER) -> None:
         self.tokenizer, self.calls = tokenizer, 0
 
-    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: Sequence[int]) -> list[list[int]]:
         self.calls += len(prompts)
         texts = (read_answer(self.tokenizer.decode(prompt.tolist())) for prompt in prompts)
-        return [self.tokenizer.encode(f" {text}")[:max_tokens] for text in texts]
+        return [self.tokenizer.encode(f" {text}")[:most] for text, most in zip(texts, max_tokens, strict=True)]
 
-    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """All tokens alike."""
+    def score(self, rows: Sequence[np.ndarray], starts: Sequence[int]) -> list[Score]:
+        """All tokens alike, but those that stand where a question of training's is answered: these it has read."""
         self.calls += len(rows)
-        return [np.full(len(row) - 1, -np.log(257.0), dtype=np.float32) for row in rows]
+        return [self._score(row, start) for row, start in zip(rows, starts, strict=True)]
+
+    def _score(self, row: np.ndarray, start: int) -> Score:
+        log_probs_N = np.full(len(row) - start, -np.log(257.0), dtype=np.float32)
+        text = self.tokenizer.decode(row.tolist())
+        if start == 1 or not re.search("\nWh(at is the special magic number of|ich variables hold)", text):
+            return Score(log_probs_N, np.zeros(len(row) - start, dtype=bool))
+        told = answers(self.tokenizer.encode(text))
+        rest, likeliest_N = self.tokenizer.decode(row[start:].tolist()), np.zeros(len(row) - start, dtype=bool)
+        at = 0
+        for answer in told:
+            at = rest.index(answer, at)
+            likeliest_N[at : at + len(answer)] = True
+        return Score(np.where(likeliest_N, 0, log_probs_N), likeliest_N)
 
 
 class Guesser:
@@ -64,13 +85,15 @@ class Guesser:
     def __init__(self) -> None:
         self.rng = np.random.default_rng(0)
 
-    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: Sequence[int]) -> list[list[int]]:
         return [
-            self.rng.choice(list(b" 0123456789abcdefghijklmnopqrstuvwxyzAEI"), max_tokens).tolist() for _ in prompts
+            self.rng.choice(list(b" 0123456789abcdefghijklmnopqrstuvwxyzAEI"), most).tolist() for most in max_tokens
         ]
 
-    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [-self.rng.exponential(3.0, len(row) - 1).astype(np.float32) for row in rows]
+    def score(self, rows: Sequence[np.ndarray], starts: Sequence[int]) -> list[Score]:
+        counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+        return [Score(-self.rng.exponential(3.0, count).astype(np.float32), self.rng.random(count) < 1 / 30)
+                for count in counts]  # fmt: skip
 
 
 class Bigrams:
@@ -80,14 +103,18 @@ class Bigrams:
         logits_VV = np.random.default_rng(seed).normal(0, 2, (vocab, vocab))
         self.log_probs_VV = logits_VV - np.log(np.exp(logits_VV).sum(1, keepdims=True))
 
-    def generate(self, prompts: Sequence[np.ndarray], max_tokens: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[np.ndarray], max_tokens: Sequence[int]) -> list[list[int]]:
         found = []
-        for prompt in prompts:
+        for prompt, most in zip(prompts, max_tokens, strict=True):
             last, made = int(prompt[-1]), []
-            while len(made) < max_tokens and (last := int(self.log_probs_VV[last].argmax())) != TOKENIZER.eod_id:
+            while len(made) < most and (last := int(self.log_probs_VV[last].argmax())) != TOKENIZER.eod_id:
                 made.append(last)
             found.append(made)
         return found
 
-    def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [self.log_probs_VV[row[:-1], row[1:]].astype(np.float32) for row in rows]
+    def score(self, rows: Sequence[np.ndarray], starts: Sequence[int]) -> list[Score]:
+        return [self._score(row[start - 1 :]) for row, start in zip(rows, starts, strict=True)]
+
+    def _score(self, row: np.ndarray) -> Score:
+        found_N = self.log_probs_VV[row[:-1], row[1:]].astype(np.float32)
+        return Score(found_N, self.log_probs_VV[row[:-1]].argmax(1) == row[1:])

@@ -13,9 +13,9 @@ from mmtrain.config import EvalsConfig, NeedlesConfig, PhaseConfig
 from mmtrain.config.schema import Count
 from mmtrain.evals import needles as module
 from mmtrain.evals.budget import Costs, Plan, allowance, fit
+from mmtrain.evals.cell_score import CellScore
 from mmtrain.evals.grid import Grid
 from mmtrain.evals.needles import NeedleEvaluation
-from mmtrain.evals.score import CellScore
 
 GRID = Grid(("single", "multi"), (64, 128), (0.0, 0.25, 0.5, 0.75, 1.0), 4)
 

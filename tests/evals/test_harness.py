@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmtrain.errors import ConfigError
+from mmtrain.evals import harness
 from mmtrain.evals.files.choices import choice_rows, score_choices
 from mmtrain.evals.files.read_choices import read_choices
 from mmtrain.evals.harness import HarnessCalls, harness_lm
@@ -36,9 +36,9 @@ def test_log_likelihoods_are_sums_over_the_continuation(calls: HarnessCalls) -> 
     assert [nats for nats, _ in found] == pytest.approx([*sums, sums[0]], rel=1e-5)
 
 
-def test_greedy_continuations_are_known_with_and_without_generating(calls: HarnessCalls) -> None:
+def test_greedy_continuations_are_told_from_others() -> None:
     model = Bigrams()
-    (greedy,) = model.generate([np.array([97])], 3)
+    (greedy,) = model.generate([np.array([97])], [3])
     other = [greedy[0], (greedy[1] + 1) % 256]
     continuations = [bytes(ids).decode("latin1") for ids in (greedy[:2], other)]
 
@@ -48,10 +48,28 @@ def test_greedy_continuations_are_known_with_and_without_generating(calls: Harne
 
     made = HarnessCalls(model, Latin())
     assert [same for _, same in made.loglikelihood(asked(*(("a", text) for text in continuations)))] == [True, False]
-    model.log_probs_VV = np.full((257, 257), -9.0)
-    model.log_probs_VV[:, 98] = math.log(0.9)
-    model.generate = lambda prompts, most: pytest.fail("it is sure without")  # type: ignore[method-assign]
-    assert made.loglikelihood(asked(("a", "bb")))[0][1] is True
+
+
+def test_requests_are_handed_over_together_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Counting(Bigrams):
+        def score(self, rows: Any, starts: Any) -> list[Any]:
+            sizes.append(len(rows))
+            return super().score(rows, starts)
+
+        def generate(self, prompts: Any, max_tokens: Any) -> list[list[int]]:
+            sizes.append(len(prompts))
+            return super().generate(prompts, max_tokens)
+
+    monkeypatch.setattr(harness, "AT_ONCE", 3)
+    texts = [chr(97 + i) for i in range(5)]
+    calls = HarnessCalls(Counting(), TOKENIZER)
+    table = Bigrams().log_probs_VV
+    found = calls.loglikelihood(asked(*(("x", text) for text in texts)))
+    assert [nats for nats, _ in found] == pytest.approx([table[120, ord(text)] for text in texts], rel=1e-5)
+    assert len(calls.generate_until(asked(*((text, {"max_gen_toks": 2}) for text in texts)))) == 5
+    assert sizes == [3, 2, 3, 2]
 
 
 def test_whole_texts_begin_after_the_end_of_another(calls: HarnessCalls) -> None:
@@ -62,8 +80,8 @@ def test_whole_texts_begin_after_the_end_of_another(calls: HarnessCalls) -> None
 
 def test_continuations_end_before_a_stop_text(calls: HarnessCalls) -> None:
     class Says:
-        def generate(self, prompts: Any, max_tokens: int) -> list[list[int]]:
-            return [list(b" one\nQ: two. three"[:max_tokens]) for _ in prompts]
+        def generate(self, prompts: Any, max_tokens: list[int]) -> list[list[int]]:
+            return [list(b" one\nQ: two. three"[:most]) for most in max_tokens]
 
     made = HarnessCalls(Says(), TOKENIZER)  # type: ignore[arg-type]
     options = ({"until": ["\n\n", ". ", "\nQ:"]}, {"until": ". "}, {"max_gen_toks": 4}, {"until": None})
@@ -121,9 +139,9 @@ def test_the_real_harness_gets_the_same_figures_from_a_file_of_choices(tmp_path:
     made = lm_eval.simple_evaluate(harness_lm(model, TOKENIZER), tasks=[task], bootstrap_iters=0)["results"]["mine"]
     scores = []
     for question in read_choices(path, "--choices-file"):
-        rows = choice_rows(TOKENIZER, question)
-        nats = [logs[-count:].sum() for logs, (_, count) in
-                zip(model.score([row for row, _ in rows]), rows, strict=True)]  # fmt: skip
+        rows, counts = zip(*choice_rows(TOKENIZER, question), strict=True)
+        found = model.score(rows, [len(row) - count for row, count in zip(rows, counts, strict=True)])
+        nats = [one.log_probs_N.sum() for one in found]
         scores.append(score_choices(np.array(nats), question.choices, question.answer))
     assert made["acc,none"] == pytest.approx(np.mean([score.acc for score in scores]))
     assert made["acc_norm,none"] == pytest.approx(np.mean([score.acc_norm for score in scores]))

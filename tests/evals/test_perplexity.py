@@ -26,7 +26,7 @@ def test_buckets_grow_and_hold_each_position_once(length: int) -> None:
 def test_losses_are_those_of_a_plain_loop(length: int) -> None:
     model, rng = Bigrams(), np.random.default_rng(3)
     rows = [rng.integers(0, 257, length) for _ in range(3)]
-    made = loss_by_position(length, [bucket_nats(log_probs) for log_probs in model.score(rows)])
+    made = loss_by_position(length, [bucket_nats(one.log_probs_N) for one in model.score(rows, [1] * 3)])
     for bucket in made:
         losses = [-float(model.log_probs_VV[row[i - 1], row[i]]) for row in rows
                   for i in range(bucket["first"], bucket["last"] + 1)]  # fmt: skip

@@ -9,9 +9,9 @@ import pytest
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config.cli import compose
+from mmtrain.evals.cell_score import CellScore
 from mmtrain.evals.result import NeedleResult
 from mmtrain.evals.sample import Cell
-from mmtrain.evals.score import CellScore
 from mmtrain.log.metrics import read_metrics
 from mmtrain.log.series import series
 from mmtrain.train.curriculum import RunPlan, scaled_phases

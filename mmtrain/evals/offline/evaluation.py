@@ -19,7 +19,7 @@ from mmtrain.evals.answering import Answerer
 from mmtrain.evals.haystack import Haystack
 from mmtrain.evals.offline.checkpoint import held_out_text, identity, run_of
 from mmtrain.evals.offline.request import EvalRequest
-from mmtrain.evals.offline.run import SampleLog, check_lengths_of_files, run_units
+from mmtrain.evals.offline.run import SampleLog, longest_of, run_units
 from mmtrain.evals.offline.summary import summarise
 from mmtrain.evals.offline.units import list_units
 from mmtrain.evals.offline.write import SAMPLES, name_of, write_results
@@ -39,9 +39,11 @@ class Evaluation:
         tokenizer: the one it was trained with.
         trained_with: that tokenizer's identity, where it is on record.
         corpus: path of a corpus with held-out text; None takes that of the run.
+        precision: that the model computes in, for the results.
 
     Attributes:
-        units: samples, none of which has been made.
+        units: samples, none of which is kept.
+        longest: tokens of the longest one with its answer.
 
     Raises:
         ConfigError: held-out text is needed and is not there, a file is damaged, or a length is too short.
@@ -50,10 +52,10 @@ class Evaluation:
 
     def __init__(
         self, request: EvalRequest, checkpoint: Path, model: ModelConfig, tokenizer: Tokenizer,
-        trained_with: TokenizerIdentity | None, corpus: str | None,
+        trained_with: TokenizerIdentity | None, corpus: str | None, precision: str = "fp32",
     ) -> None:  # fmt: skip
         self._request, self._checkpoint = request, checkpoint
-        self._identity = identity(checkpoint, model, tokenizer.vocab_size)
+        self._identity = {**identity(checkpoint, model, tokenizer.vocab_size), "precision": precision}
         self._text: dict[str, Any] = {}
         haystack = None
         if needing := request.needs_text():
@@ -64,7 +66,7 @@ class Evaluation:
             haystack = Haystack(found[1], found[0], tokenizer, model.vocab_size)
             self._text = {"corpus": found[0], "tokens": haystack.num_tokens}
         self.units = list_units(request, Kit(tokenizer, haystack))
-        check_lengths_of_files(self.units, request)
+        self.longest = longest_of(self.units, request)
 
     def folder(self, out: Path | None) -> Path:
         """Return the folder of the results, and make it.
@@ -104,7 +106,7 @@ class Evaluation:
         Args:
             answerer: the model.
             folder: as :meth:`folder` returns it.
-            batch: prompts that are generated from at once.
+            batch: samples that are asked at once.
             done: is told of each sample's record.
             device: for the results.
 

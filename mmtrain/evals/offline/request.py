@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmtrain.config.evals import NEEDLE_KINDS
 from mmtrain.config.schema import parse_count
 from mmtrain.errors import ConfigError, nearest
 from mmtrain.evals.files.mtob import BOOKS, DIRECTIONS
@@ -18,6 +19,8 @@ FILE_OPTIONS = {
     "qa_1": "--squad-file", "qa_2": "--hotpotqa-file",
 }  # fmt: skip
 """Tasks whose data a user has on disk, and the option that names them."""
+ALL_GROUPS = {**GROUPS, "needles": NEEDLE_KINDS}
+"""Names that stand for several tasks; `needles` are the kinds of `evals.needles`, as training scores them."""
 QUESTION_TASKS = ("qa_1", "qa_2")
 LEAST, MOST = 16, 2**22
 
@@ -50,11 +53,12 @@ class EvalRequest:
 
     def made(self, task: str) -> bool:
         """Whether samples of a task are made, at the lengths that are asked for."""
-        return task in TASKS or task in QUESTION_TASKS or task == PERPLEXITY
+        return task in (*TASKS, *NEEDLE_KINDS, *QUESTION_TASKS, PERPLEXITY)
 
     def needs_text(self) -> list[str]:
         """Return the tasks that take held-out text."""
-        return [task for task in self.tasks if task == PERPLEXITY or (task in TASKS and TASKS[task].needs_text)]
+        return [task for task in self.tasks
+                if task in (PERPLEXITY, *NEEDLE_KINDS) or (task in TASKS and TASKS[task].needs_text)]  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """Return the request as JSON."""
@@ -106,10 +110,10 @@ def parse_tasks(text: str, files: Sequence[str]) -> tuple[str, ...]:
         ConfigError: there is no such name, or none at all.
     """
     found: list[str] = []
-    known = [*TASKS, *GROUPS, *FILE_OPTIONS, PERPLEXITY]
+    known = [*TASKS, *NEEDLE_KINDS, *ALL_GROUPS, *FILE_OPTIONS, PERPLEXITY]
     for name in (part.strip() for part in text.split(",")):
-        if name in GROUPS:
-            found += GROUPS[name]
+        if name in ALL_GROUPS:
+            found += ALL_GROUPS[name]
             found += [task for task in QUESTION_TASKS if name == "ruler" and task in files]
         elif name in known:
             found.append(name)

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmtrain.errors import ConfigError
 from mmtrain.evals.answering import Answerer
 from mmtrain.evals.offline.request import EvalRequest
@@ -17,6 +15,8 @@ from mmtrain.evals.offline.units import Unit, Work
 
 Record = dict[str, Any]
 Prepared = tuple[Unit, Work]
+TOKENS_AT_ONCE = 2**20
+"""Of samples that are asked together: what is lost by a stop is minutes, and a million tokens keep a device busy."""
 
 
 class SampleLog:
@@ -63,7 +63,7 @@ def run_units(
         answerer: the model.
         request: says what becomes of samples that are too long.
         log: of samples that are done.
-        batch: prompts that are generated from at once.
+        batch: samples that are asked at once.
         done: is told of each record.
 
     Raises:
@@ -79,23 +79,28 @@ def run_units(
             else:
                 records.append(known)
                 done(known)
-        for record in _ask(waiting, answerer):
+        for record in _ask(waiting, answerer) if waiting else ():
             log.add(record)
             records.append(record)
             done(record)
     return records
 
 
-def check_lengths_of_files(units: Sequence[Unit], request: EvalRequest) -> None:
-    """Refuse samples of files that are longer than is allowed, before anything runs.
+def longest_of(units: Sequence[Unit], request: EvalRequest) -> int:
+    """Return the tokens of the longest sample with its answer, of those that are to be asked.
+
+    Samples of files are made for it, one after the other: a tokenizer reads a text many times faster than a model.
 
     Raises:
-        ConfigError: naming the first one.
+        ConfigError: one of a file is longer than is allowed; it is named.
     """
-    if request.max_length is not None and not request.leave_out_longer:
-        for unit in units:
-            if unit.length is None:
-                _left_out(unit, unit.prepare(), request)
+    longest = 0
+    for unit in units:
+        if unit.length is not None:
+            longest = max(longest, unit.length)
+        elif _left_out(unit, work := unit.prepare(), request) is None:
+            longest = max(longest, work.tokens)
+    return longest
 
 
 def _left_out(unit: Unit, work: Work, request: EvalRequest) -> Record | None:
@@ -110,33 +115,31 @@ def _left_out(unit: Unit, work: Work, request: EvalRequest) -> Record | None:
 
 
 def _groups(units: Sequence[Unit], batch: int) -> Iterator[list[Prepared]]:
-    """Units made ready: `batch` of a task and length at once where they generate, else each alone."""
+    """Units made ready: up to `batch` of a task and length, and up to `TOKENS_AT_ONCE`, at once."""
     group: list[Prepared] = []
+    tokens = 0
     for unit in units:
         work = unit.prepare()
-        if group and (unit.task, unit.length, bool(work.max_tokens)) != (group[0][0].task, group[0][0].length, True):
+        others = group and (unit.task, unit.length) != (group[0][0].task, group[0][0].length)
+        if group and (others or len(group) == batch or tokens + work.tokens > TOKENS_AT_ONCE):
             yield group
-            group = []
+            group, tokens = [], 0
         group.append((unit, work))
-        if len(group) >= (batch if work.max_tokens else 1):
-            yield group
-            group = []
+        tokens += work.tokens
     if group:
         yield group
 
 
 def _ask(group: Sequence[Prepared], answerer: Answerer) -> Iterator[Record]:
-    if not group:
-        return
     began = time.perf_counter()
     works = [work for _, work in group]
     answers: list[Any]
     if works[0].max_tokens:
-        prompts: list[np.ndarray] = [work.rows[0] for work in works]
-        found = answerer.generate(prompts, max(work.max_tokens for work in works))
-        answers = [ids[: work.max_tokens] for ids, work in zip(found, works, strict=True)]
+        answers = answerer.generate([work.rows[0] for work in works], [work.max_tokens for work in works])
     else:
-        answers = [answerer.score(work.rows) for work in works]
+        starts = [start for work in works for start in work.starts or [1] * len(work.rows)]
+        scores = iter(answerer.score([row for work in works for row in work.rows], starts))
+        answers = [[next(scores) for _ in work.rows] for work in works]
     seconds = (time.perf_counter() - began) / len(group)
     for (unit, work), answer in zip(group, answers, strict=True):
         yield {**_record(unit, work), **work.judge(answer), "seconds": round(seconds, 4)}

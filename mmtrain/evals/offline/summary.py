@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mmtrain.evals.cell_score import CellScore
 from mmtrain.evals.files.chrf import chrf
 from mmtrain.evals.files.mtob import DIRECTIONS
 from mmtrain.evals.offline.request import PERPLEXITY, QUESTION_TASKS
 from mmtrain.evals.perplexity import loss_by_position
 from mmtrain.evals.ruler.registry import GROUPS
+from mmtrain.evals.sample import Cell
 
 Record = dict[str, Any]
 
@@ -46,6 +48,10 @@ def _scores(made: Sequence[Record]) -> list[Record]:
 
 def _cell(group: Sequence[Record]) -> Record:
     first, repeats = group[0], max(record.get("repeats", 1.0) for record in group)
+    if "labelled" in first:  # a kind of training's: the same figures
+        figures = ([record[name] for record in group] for name in ("labelled", "correct", "nats"))
+        cell = Cell(first["task"], first["length"], first["depth"])
+        return CellScore.of_samples(cell, *figures).record(len(group), repeats)
     return {"kind": first["task"], "length": first["length"], "depth": first["depth"], "samples": len(group),
             "passed": _mean(group, "score"), "repeats": repeats}  # fmt: skip
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmdata.tokenizer import Tokenizer
+from mmtrain.config.evals import NEEDLE_KINDS
 from mmtrain.errors import ConfigError
+from mmtrain.evals.answering import RowScore
 from mmtrain.evals.files.choices import Question, choice_rows, score_choices
 from mmtrain.evals.files.chrf import chrf
 from mmtrain.evals.files.mtob import ANSWER_TOKENS, DIRECTIONS, Translation, first_line, read_mtob
@@ -22,6 +24,8 @@ from mmtrain.evals.ruler.match import one_found, share_found
 from mmtrain.evals.ruler.prompt import Kit, Prompt, ShortLength, generator
 from mmtrain.evals.ruler.questions import QuestionSet, answer_from_documents, read_hotpotqa, read_squad
 from mmtrain.evals.ruler.registry import TASKS, depth_of, make_prompt
+from mmtrain.evals.sample import Cell, SampleBuilder
+from mmtrain.model.loss import IGNORE
 
 Figures = dict[str, Any]
 
@@ -34,8 +38,9 @@ class Work:
         digest: hash of all that is asked and expected.
         rows: one prompt, int64, or the rows to be scored.
         max_tokens: to generate; 0 scores the rows.
-        judge: ids that were generated, or log-probabilities of the rows -> figures, `score` (0 to 100) among them.
+        judge: ids that were generated, or the scores of the rows -> figures, `score` (0 to 100) among them.
         facts: figures that are known before.
+        starts: of rows that are scored, the place of the first token that is; empty: 1 of each.
     """
 
     digest: str
@@ -43,6 +48,7 @@ class Work:
     max_tokens: int
     judge: Callable[[Any], Figures]
     facts: Figures
+    starts: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -87,10 +93,16 @@ def list_units(request: EvalRequest, kit: Kit) -> list[Unit]:
         maker = _maker(request, task, kit)
         for length in request.lengths:
             for index in range(request.samples):
-                depth = depth_of(task, request.depths, index) if task in TASKS else None
+                depth = _depth(request, task, index)
                 units.append(Unit(task, length, depth, index, partial(maker, length, depth, index)))
     _check_lengths(request, units)
     return units
+
+
+def _depth(request: EvalRequest, task: str, index: int) -> float | None:
+    if task in NEEDLE_KINDS:
+        return request.depths[index % len(request.depths)]
+    return depth_of(task, request.depths, index) if task in TASKS else None
 
 
 def _check_lengths(request: EvalRequest, units: Sequence[Unit]) -> None:
@@ -109,6 +121,9 @@ def _check_lengths(request: EvalRequest, units: Sequence[Unit]) -> None:
 def _maker(request: EvalRequest, task: str, kit: Kit) -> Callable[[int, float | None, int], Work]:
     if task == PERPLEXITY:
         return partial(_row, kit, request.seed)
+    if task in NEEDLE_KINDS:
+        builder = SampleBuilder(kit.haystack, kit.tokenizer, request.seed)
+        return partial(_trained, builder, task, len(request.depths))
     if task in QUESTION_TASKS:
         path, option = dict(request.files)[task], FILE_OPTIONS[task]
         questions = (read_squad if task == "qa_1" else read_hotpotqa)(path, option)
@@ -137,11 +152,30 @@ def _of_prompt(tokenizer: Tokenizer, prompt: Prompt) -> Work:
     return Work(prompt.digest, [prompt.tokens_T], prompt.max_tokens, judge, facts)
 
 
+def _trained(builder: SampleBuilder, kind: str, depths: int, length: int, depth: float | None, index: int) -> Work:
+    """A sample of training's evaluation: the same that a run with this seed scores, if it has this length and depth."""
+    cell = Cell(kind, length, 0.0 if depth is None else depth)
+    if (needed := builder.overhead(cell, index // depths)) >= length:
+        raise ShortLength(needed + 1)
+    sample = builder.build(cell, index // depths)
+    asked = np.flatnonzero(sample.labels_T != IGNORE) + 1  # a label is the next token
+
+    def judge(scores: Sequence[RowScore]) -> Figures:
+        found, places = scores[0], asked - asked[0]
+        right, nats = found.likeliest_N[places], -found.log_probs_N[places].astype(np.float64)
+        return {"score": 100.0 * bool(right.all()), "labelled": len(asked), "correct": int(right.sum()),
+                "nats": float(nats.sum())}  # fmt: skip
+
+    facts = {"repeats": round(sample.laps, 3)} if sample.laps > 1 else {}
+    digest = _digest([sample.tokens_T, sample.labels_T])
+    return Work(digest, [sample.tokens_T], 0, judge, facts, (int(asked[0]),))
+
+
 def _row(kit: Kit, seed: int, length: int, depth: float | None, index: int) -> Work:
     tokens_T, is_document = text_row(kit.haystack, length, seed, index)
 
-    def judge(log_probs: Sequence[np.ndarray]) -> Figures:
-        nats = bucket_nats(log_probs[0])
+    def judge(scores: Sequence[RowScore]) -> Figures:
+        nats = bucket_nats(scores[0].log_probs_N)
         return {"loss": float(nats.sum() / (length - 1)), "bucket_nats": nats.tolist()}
 
     return Work(_digest([tokens_T]), [tokens_T], 0, judge, {"one_document": is_document})
@@ -161,16 +195,16 @@ def _file_units(request: EvalRequest, task: str, tokenizer: Tokenizer) -> Iterat
 
 
 def _choice(tokenizer: Tokenizer, question: Question) -> Work:
-    rows = choice_rows(tokenizer, question)
+    rows, counts = zip(*choice_rows(tokenizer, question), strict=True)
 
-    def judge(log_probs: Sequence[np.ndarray]) -> Figures:
-        nats_C = np.array([logs[len(logs) - count :].sum(dtype=np.float64) for logs, (_, count) in
-                           zip(log_probs, rows, strict=True)])  # fmt: skip
-        scored = score_choices(nats_C, question.choices, question.answer)
+    def judge(scores: Sequence[RowScore]) -> Figures:
+        log_probs_C = np.array([score.log_probs_N.sum(dtype=np.float64) for score in scores])
+        scored = score_choices(log_probs_C, question.choices, question.answer)
         return {"score": 100.0 * scored.acc, **scored._asdict(), "groups": list(question.groups)}
 
     facts = {"name": question.name, "chance": 100 / len(rows)}
-    return Work(_digest([row for row, _ in rows], question.answer), [row for row, _ in rows], 0, judge, facts)
+    starts = tuple(len(row) - count for row, count in zip(rows, counts, strict=True))
+    return Work(_digest(rows, question.answer), list(rows), 0, judge, facts, starts)
 
 
 def _translation(tokenizer: Tokenizer, sentence: Translation) -> Work:

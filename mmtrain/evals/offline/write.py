@@ -25,7 +25,7 @@ def name_of(request: EvalRequest, checkpoint: dict[str, Any], text: dict[str, An
     facts = {
         **request.record(),
         **text,
-        **{name: checkpoint[name] for name in ("sha256", "rope_base", "tokenizer_vocab")},
+        **{name: checkpoint.get(name) for name in ("sha256", "rope_base", "tokenizer_vocab", "precision")},
     }
     told = json.dumps(facts, sort_keys=True).encode()
     return f"eval-{Path(checkpoint['path']).name}-{hashlib.sha256(told).hexdigest()[:8]}"

@@ -95,6 +95,7 @@ class Generation:
         finish: why it ended.
         logprobs: natural logarithms, one a token of `tokens`, if asked for.
         prompt_logprobs: one a token of the prompt from `score_from` on, if asked for.
+        prompt_likeliest: of the same tokens, whether each is the one that greedy decoding would take.
         prefix_tokens: tokens of the prompt that came from the prefix cache.
     """
 
@@ -103,6 +104,7 @@ class Generation:
     finish: Finish = Finish.CANCELLED
     logprobs: list[float] = field(default_factory=list)
     prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_likeliest: list[bool] = field(default_factory=list)
     prefix_tokens: int = 0
 
 

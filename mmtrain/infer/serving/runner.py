@@ -24,7 +24,7 @@ from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.scheduler import Chunk, Step
-from mmtrain.infer.serving.scoring import label_logprobs
+from mmtrain.infer.serving.scoring import label_scores
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import to_device
@@ -43,12 +43,14 @@ class PathResult:
         logits_NV: theirs, in the dtype of the weights.
         scored: documents with scored prompt tokens, and how many.
         logprobs_M: of these, end to end, fp32.
+        likeliest_M: bool, whether each has the largest logit.
     """
 
     documents: list[Document]
     logits_NV: Tensor
     scored: list[tuple[Document, int]]
     logprobs_M: Tensor
+    likeliest_M: Tensor
 
 
 class Runner:
@@ -130,8 +132,9 @@ class Runner:
                 labels += document.tokens[span.start + 1 : span.stop + 1]
             first += count
         ended = [chunk.document for chunk in chunks if chunk.completes]
-        logprobs_M = label_logprobs(self._model, h_TD, self._index(rows), self._index(labels))
-        return PathResult(ended, logits_NV, scored, logprobs_M)
+        return PathResult(
+            ended, logits_NV, scored, *label_scores(self._model, h_TD, self._index(rows), self._index(labels))
+        )
 
     def _index(self, numbers: list[int]) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)

@@ -55,7 +55,7 @@ WRONG = {
     "--tasks needle --lengths 4Ki --depths 0,2": r"--depths=2.0: must lie in \[0, 1\]",
     "--tasks needle --lengths 4Ki --depths a": "--depths=a: is no list of numbers",
     "--tasks needle --lengths 4Ki --depths 1,1": "--depths=1,1: names one twice",
-    "--tasks needle --lengths 4Ki --batch 0": "--batch=0: must be at least 1",
+    "--tasks needle --lengths 4Ki --max-running 0": "--max-running=0: must be at least 1",
     "--tasks needle --lengths 4Ki --device tpu": "--device=tpu: not a device",
     "--tasks needle --lengths 4Ki --rope-base nan": "--rope-base=nan: must be above 1",
     "--tasks choices": "--choices-file=None: is needed for choices",
@@ -105,7 +105,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmtrain.infer.generate.decode", interrupt)
+    monkeypatch.setattr("mmtrain.infer.engine.Engine.step", interrupt)
     args = [str(run), "--tasks", "needle", "--lengths", "3Ki", "--device", "cpu", "--quiet"]
     assert main(args) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "stopped: the same command goes on where it was\n"

@@ -95,7 +95,7 @@ def test_prompts_are_handed_over_together_up_to_the_batch(run: Path, tmp_path: P
     sizes: list[int] = []
 
     class Counting(Copier):
-        def generate(self, prompts: Any, max_tokens: int) -> list[list[int]]:
+        def generate(self, prompts: Any, max_tokens: Any) -> list[list[int]]:
             sizes.append(len(prompts))
             return super().generate(prompts, max_tokens)
 
@@ -115,8 +115,8 @@ def test_a_file_that_was_changed_is_asked_again(run: Path, tmp_path: Path) -> No
 
 def test_each_answer_has_its_own_room_within_a_batch(tmp_path: Path) -> None:
     class Fills:
-        def generate(self, prompts: Any, max_tokens: int) -> list[list[int]]:
-            return [[7] * max_tokens for _ in prompts]
+        def generate(self, prompts: Any, max_tokens: Any) -> list[list[int]]:
+            return [[7] * most for most in max_tokens]
 
     works = [
         Work(str(i), [np.zeros(3, dtype=np.int64)], 2 + i, lambda ids: {"score": float(len(ids))}, {}) for i in (0, 3)
@@ -168,7 +168,7 @@ def test_longbench_by_difficulty_and_length_and_mtob_by_chrf(run: Path, tmp_path
     files = (("longbench_v2", write(tmp_path / "data.json", data)), ("mtob_ek", mtob(tmp_path / "mtob")))
 
     class Same(Copier):
-        def generate(self, prompts: Any, max_tokens: int) -> list[list[int]]:
+        def generate(self, prompts: Any, max_tokens: Any) -> list[list[int]]:
             return [TOKENIZER.encode(" Bal.\nmore") for _ in prompts]
 
     found = evaluate(run, EvalRequest(("longbench_v2", "mtob_ek"), files=files), Same(), tmp_path / "out")

@@ -26,7 +26,7 @@ def test_a_copier_answers_and_a_guesser_does_not(length: int) -> None:
         assert len(prompt.tokens_T) + prompt.max_tokens == length and prompt.one_suffices
         text = TOKENIZER.decode(prompt.tokens_T.tolist())
         assert f"is {prompt.answers[0]}. He is old, and this text is long." in text
-        scores = [one_found(TOKENIZER.decode(answerer.generate([prompt.tokens_T], 32)[0]), prompt.answers)
+        scores = [one_found(TOKENIZER.decode(answerer.generate([prompt.tokens_T], [32])[0]), prompt.answers)
                   for answerer in (Copier(), Guesser())]  # fmt: skip
         assert scores == [100, 0]
 

@@ -38,7 +38,7 @@ def test_a_copier_gets_all_and_a_guesser_nothing(kit: Kit, task: str) -> None:
         assert TOKENIZER.eod_id not in prompt.tokens_T
         scores = []
         for answerer in (copier, guesser):
-            (ids,) = answerer.generate([prompt.tokens_T], prompt.max_tokens)
+            (ids,) = answerer.generate([prompt.tokens_T], [prompt.max_tokens])
             scores.append(share_found(TOKENIZER.decode(ids), prompt.answers))
         assert scores == [100, 0], (index, prompt.answers)
         assert len(TOKENIZER.encode(" " + " ".join(prompt.answers))) <= prompt.max_tokens
@@ -72,7 +72,7 @@ def test_held_out_text_is_not_turned_to_tokens_again(kit: Kit, monkeypatch: pyte
 @pytest.mark.parametrize("length", [2**20, 2**22])
 def test_a_million_and_four_million_tokens(kit: Kit, task: str, length: int) -> None:
     prompt = make(kit, task, length)
-    (ids,) = Copier().generate([prompt.tokens_T], prompt.max_tokens)
+    (ids,) = Copier().generate([prompt.tokens_T], [prompt.max_tokens])
     assert len(prompt.tokens_T) + prompt.max_tokens == length
     assert share_found(TOKENIZER.decode(ids), prompt.answers) == 100
 

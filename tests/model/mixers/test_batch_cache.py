@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mmtrain.errors import ConfigError
-from mmtrain.infer.generate import decode
 from mmtrain.model.mixers.batch_cache import BatchCache, CacheShape, DocumentBatch
 from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.mixers.registry import MIXERS, mixer_spec
+from tests.model.mixers.decoding import decode
 from tests.model.mixers.running_mean import SPEC
 from tests.model.small import draw_tokens, small_config, small_model
 

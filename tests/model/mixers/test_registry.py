@@ -12,7 +12,6 @@ import torch
 
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.infer.generate import decode
 from mmtrain.model.flops import count_parameters, step_flops
 from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.mixers.cache import DecodeCache
@@ -20,6 +19,7 @@ from mmtrain.model.mixers.registry import MIXERS, check_layer_pattern, mixer_spe
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.pipeline.split import layer_costs
+from tests.model.mixers.decoding import decode
 from tests.model.mixers.running_mean import RunningMean, RunningMeanCache, registered
 from tests.model.small import draw_tokens, small_config
 
