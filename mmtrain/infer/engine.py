@@ -193,14 +193,18 @@ class Engine:
                               keep_prefix=(start - 1,) if 1 < start <= len(tokens) else ())
             for tokens, start in zip(texts, starts or [1] * len(texts), strict=True)
         ]  # fmt: skip
-        # The first text of each context reads it; the others begin when it is known, or they would read it beside it.
-        first: dict[tuple[int, ...] | int, int] = {}
+        of_context: dict[tuple[int, ...] | int, list[int]] = {}
         for place, one in enumerate(requests):
-            first.setdefault(one.tokens[: one.score_from - 1] if one.keep_prefix else -place, place)
-        order = [*first.values(), *sorted(set(range(len(requests))) - set(first.values()))]
-        parts = order[: len(first)], order[len(first) :]
-        made = [done for part in parts for done in self.generate([requests[place] for place in part])]
-        return [done for _, done in sorted(zip(order, made, strict=True), key=lambda pair: pair[0])]
+            context = one.tokens[: one.score_from - 1] if one.keep_prefix else place
+            of_context.setdefault(context, []).append(place)
+        contexts, at_once = list(of_context.values()), self.plan.kept or max(1, len(of_context))
+        made: dict[int, Generation] = {}
+        for first in range(0, len(contexts), at_once):  # no more contexts than are kept at once
+            own = contexts[first : first + at_once]
+            # The first text of each reads it; the others begin when it is known, or they would read it beside it.
+            for places in ([alike[0] for alike in own], [place for alike in own for place in alike[1:]]):
+                made |= zip(places, self.generate([requests[place] for place in places]), strict=True)
+        return [made[place] for place in range(len(requests))]
 
     def cancel(self, number: int) -> Generation:
         """End a request, free what it holds, and return what it made.

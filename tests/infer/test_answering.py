@@ -86,6 +86,16 @@ def test_a_context_is_read_once_for_all_that_follow_it(model: HybridLM, context:
         assert score.log_probs_N == pytest.approx(whole(model, row, context)[0], abs=1e-5)
 
 
+def test_more_contexts_than_are_kept_are_read_once_too(model: HybridLM) -> None:
+    answerer, engine = answerer_of(model, replace(SIZES, max_running=2, prefix_slots=2))
+    asked = [row for seed in range(5) for row in rows(3, 4, shared=50, seed=seed)]
+    asked = asked[::2] + asked[1::2]  # texts of a context do not follow each other
+    found = answerer.score(asked, [50] * 10)
+    assert engine.metrics.prefix_hits == 5 and answerer.score([], []) == []
+    for row, score in zip(asked, found, strict=True):
+        assert score.log_probs_N == pytest.approx(whole(model, row, 50)[0], abs=1e-5)
+
+
 def test_a_book_before_all_prompts_is_read_once_for_these_and_the_next(model: HybridLM) -> None:
     answerer, engine = answerer_of(model)
     asked = rows(*range(20, 26), shared=600)

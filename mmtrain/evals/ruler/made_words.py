@@ -14,8 +14,9 @@ MOST_WORDS = len(_SYLLABLES) ** _WORD
 
 def words(rng: np.random.Generator, count: int) -> list[str]:
     """Return different words of three syllables, such as "tibamo"."""
-    size, numbers = len(_SYLLABLES), rng.choice(MOST_WORDS, count, replace=False).tolist()
-    return ["".join(_SYLLABLES[number // size**place % size] for place in range(_WORD)) for number in numbers]
+    numbers, size, of = rng.choice(MOST_WORDS, count, replace=False), len(_SYLLABLES), _SYLLABLES
+    places = ((numbers // size**place % size).tolist() for place in range(_WORD))
+    return [f"{of[one]}{of[two]}{of[three]}" for one, two, three in zip(*places, strict=True)]
 
 
 def keys(rng: np.random.Generator, count: int) -> list[str]:
@@ -32,7 +33,8 @@ def numbers(rng: np.random.Generator, count: int, digits: int = 7) -> list[str]:
 
 def uuids(rng: np.random.Generator, count: int) -> list[str]:
     """Return identifiers of 32 hexadecimal digits, grouped as those of RFC 9562."""
-    texts = (rng.bytes(16).hex() for _ in range(count))
+    drawn = rng.bytes(16 * count).hex()
+    texts = (drawn[first : first + 32] for first in range(0, len(drawn), 32))
     return ["-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:])) for text in texts]
 
 

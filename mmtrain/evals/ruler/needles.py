@@ -15,10 +15,12 @@ import numpy as np
 from mmtrain.evals import tasks
 from mmtrain.evals.insert import insert
 from mmtrain.evals.ruler import made_words
+from mmtrain.evals.ruler.pieces import Pieces
 from mmtrain.evals.ruler.prompt import Kit, Prompt, check_room
 
 NOISE = " The rain falls on the hills. The river runs to the sea. The wind turns at night. Day follows day.\n"
 ANSWER_TOKENS = 128
+_POOL = 1024  # words of other needles' keys, and their values: a million keys, where 4Mi tokens hold 160,000 needles
 _DRAW: dict[str, Callable[[np.random.Generator, int], list[str]]] = {
     "words": made_words.keys,
     "numbers": made_words.numbers,
@@ -73,7 +75,9 @@ class Needles:
         return Prompt(np.concatenate([begin, body, end]), answers, max_tokens, depth, laps)
 
     def _needle(self, kit: Kit, key: str, value: str) -> np.ndarray:
-        return kit.ids(f"\nThe special magic {_SINGULAR[self.value]} of {key} is:", f" {value}", ".\n")
+        head, middle, tail = self._around()
+        first, dash, second = key.partition("-") if self.key == "words" else (key, "", "")
+        return kit.ids(head, f" {first}", dash + second, middle, f" {value}", tail)
 
     def _question(self, keys: Sequence[str], answers: int) -> tuple[str, tuple[str, str]]:
         many, named = answers > 1, " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
@@ -87,20 +91,45 @@ class Needles:
         self, kit: Kit, needles: Sequence[tuple[float, np.ndarray]], room: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Needles between as many others as there is room for; what is over of it is noise before them."""
-        found: list[np.ndarray] = []
-        taken, size = 0, len(needles[0][1])
-        while (count := int((room - taken) / size)) > 0:
-            pairs = zip(_DRAW[self.key](rng, count), _DRAW[self.value](rng, count), strict=True)
-            named = [f"\nThe special magic {_SINGULAR[self.value]} of {key} is: {value}.\n" for key, value in pairs]
-            made = kit.many(named)
-            fitting = np.cumsum([len(ids) for ids in made]) <= room - taken
-            found += made[: int(fitting.sum())]
-            taken = sum(map(len, found))
-            if not fitting.all():
+        texts: list[np.ndarray] = []
+        ends, size = np.zeros(1, dtype=np.int64), len(needles[0][1])
+        while (count := int((room - ends[-1]) / size)) > 0:
+            pieces, order = self._others(kit, count, rng)
+            lengths = pieces.lengths_N[order].sum(1)
+            fitting = int(np.searchsorted(np.cumsum(lengths), room - ends[-1], side="right"))
+            texts.append(pieces.joined(order[:fitting].ravel()))
+            ends = np.append(ends, ends[-1] + np.cumsum(lengths[:fitting]))
+            if fitting < count:
                 break
-        for depth, ids in needles:
-            found.insert(round(depth * len(found)), ids)
-        return np.concatenate([np.resize(kit.ids(NOISE), room - taken), *found])
+        text = np.concatenate([np.empty(0, dtype=np.int64), *texts])
+        parts, before = [np.resize(kit.ids(NOISE), room - len(text))], 0
+        for depth, ids in sorted(needles, key=lambda needle: needle[0]):
+            place = int(ends[round(depth * (len(ends) - 1))])
+            parts, before = [*parts, text[before:place], ids], place
+        return np.concatenate([*parts, text[before:]])
+
+    def _others(self, kit: Kit, count: int, rng: np.random.Generator) -> tuple[Pieces, np.ndarray]:
+        """Needles that are not asked for: pieces, and which of them each needle is, int64 [count, pieces of a needle].
+
+        Their keys differ. Words of keys and values come out of a pool, which is turned to tokens once.
+        """
+        head, middle, tail = (np.full((count, 1), i) for i in range(3))
+        around = kit.many([*self._around()])
+        if self.key == "words":
+            pool = made_words.words(rng, _POOL)
+            keys = kit.many([*(f" {word}" for word in pool), *(f"-{word}" for word in pool)])
+            pairs = rng.choice(_POOL**2, count, replace=False)
+            key = np.stack([pairs // _POOL, _POOL + pairs % _POOL], axis=1)
+        else:
+            keys, key = kit.many([f" {one}" for one in _DRAW[self.key](rng, count)]), np.arange(count)[:, None]
+        values = kit.many([f" {one}" for one in _DRAW[self.value](rng, min(count, _POOL))])
+        value = rng.integers(len(values), size=(count, 1))
+        order = [head, 3 + key, middle, 3 + len(keys) + value, tail]
+        return around.then(keys, values), np.concatenate(order, axis=1)
+
+    def _around(self) -> tuple[str, str, str]:
+        """What stands before, between and after key and value."""
+        return f"\nThe special magic {_SINGULAR[self.value]} of", " is:", ".\n"
 
 
 def paper_needle(kit: Kit, length: int, depth: float, rng: np.random.Generator) -> Prompt:

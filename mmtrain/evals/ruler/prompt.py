@@ -12,6 +12,7 @@ import numpy as np
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.evals.haystack import Haystack, sentence_ends
+from mmtrain.evals.ruler.pieces import Pieces
 
 SPARE = 2  # tokens of an answer that may be generated, over those of the answer as the text spells it
 
@@ -75,6 +76,7 @@ class Kit:
     def __init__(self, tokenizer: Tokenizer, haystack: Haystack | None) -> None:
         self.tokenizer, self._haystack = tokenizer, haystack
         self.breaks = sentence_ends(tokenizer)
+        self._marks = Pieces.of([])
 
     @property
     def haystack(self) -> Haystack:
@@ -92,9 +94,16 @@ class Kit:
         """Return the ids of pieces, each turned to tokens on its own, int64."""
         return np.array([i for piece in pieces for i in self.tokenizer.encode(piece)], dtype=np.int64)
 
-    def many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, int64."""
-        return [np.array(ids, dtype=np.int64) for ids in self.tokenizer.encode_batch(list(texts))]
+    def many(self, texts: Sequence[str]) -> Pieces:
+        """Return texts, each turned to tokens on its own."""
+        return Pieces.of(self.tokenizer.encode_batch(list(texts)))
+
+    def marks(self, count: int) -> Pieces:
+        """Return the marks of a list, " 1." to " COUNT.", which are turned to tokens once for all samples."""
+        if count > len(self._marks):
+            more = self.many([f" {i + 1}." for i in range(len(self._marks), count)])
+            self._marks = self._marks.then(more)
+        return self._marks.first(count)
 
     def answer_room(self, least: int, answers: Sequence[str]) -> int:
         """Return the tokens that an answer may take: `least`, or more where the tokenizer needs more for it."""

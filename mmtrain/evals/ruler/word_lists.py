@@ -12,6 +12,7 @@ import numpy as np
 
 from mmtrain.evals.ruler import made_words
 from mmtrain.evals.ruler.needles import NOISE
+from mmtrain.evals.ruler.pieces import Pieces
 from mmtrain.evals.ruler.prompt import Kit, Prompt, ShortLength
 
 COMMON = 10
@@ -44,7 +45,7 @@ def _common_words(
 ) -> Prompt:
     common, other, count = example
     shown = made_words.words(rng, count)
-    worked = _entries(kit, shown[:COMMON] * common + shown[COMMON:] * other, rng)
+    worked = _entries(kit, _spelt(kit, shown), (common, other), count, rng)
     asked = f"\nQuestion: which {COMMON} words are the most common ones of the list?\n"
     question = kit.ids(asked, f"Answer: the {COMMON} most common words of the list are:")
     begin = np.concatenate([kit.ids(_LIST), worked, question, kit.ids(f" {', '.join(shown[:COMMON])}\n\n", _LIST)])
@@ -53,18 +54,19 @@ def _common_words(
     answers = tuple(words[:COMMON])
     max_tokens = kit.answer_room(COMMON_TOKENS, answers)
     room = length - len(begin) - len(question) - max_tokens
-    count = _fitting(kit, words, repeats, room, length)
-    listed = _entries(kit, words[:COMMON] * repeats[0] + words[COMMON:count] * repeats[1], rng)
+    spelt = _spelt(kit, words)
+    count = _fitting(kit, spelt, repeats, room, length)
+    listed = _entries(kit, spelt, repeats, count, rng)
     spare = np.resize(kit.ids(NOISE), room - len(listed))
     return Prompt(np.concatenate([begin, spare, listed, question]), answers, max_tokens)
 
 
-def _fitting(kit: Kit, words: Sequence[str], repeats: tuple[int, int], room: int, length: int) -> int:
+def _fitting(kit: Kit, spelt: Pieces, repeats: tuple[int, int], room: int, length: int) -> int:
     """Number N of words whose list fits into `room`: its tokens do not depend on its order."""
     common, other = repeats
-    word_tokens_N = np.array([len(ids) for ids in kit.many([f" {word}" for word in words])], dtype=np.int64)
-    entries_N = COMMON * common + other * np.arange(1, len(words) - COMMON + 1)
-    marks = np.cumsum([len(ids) for ids in kit.many([f" {i + 1}." for i in range(int(entries_N[-1]))])])
+    word_tokens_N = spelt.lengths_N
+    entries_N = COMMON * common + other * np.arange(1, len(spelt) - COMMON + 1)
+    marks = np.cumsum(kit.marks(int(entries_N[-1])).lengths_N)
     tokens_N = marks[entries_N - 1] + common * word_tokens_N[:COMMON].sum() + other * np.cumsum(word_tokens_N[COMMON:])
     fitting = int(np.searchsorted(tokens_N, room, side="right"))
     if not fitting:
@@ -72,13 +74,25 @@ def _fitting(kit: Kit, words: Sequence[str], repeats: tuple[int, int], room: int
     return COMMON + fitting
 
 
-def _entries(kit: Kit, words: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-    """Ids of a list in an order that is drawn: each word after its number, both turned to tokens on their own."""
-    marks = kit.many([f" {i + 1}." for i in range(len(words))])
-    different = list(dict.fromkeys(words))
-    spelt = dict(zip(different, kit.many([f" {word}" for word in different]), strict=True))
-    order = rng.permutation(len(words)).tolist()
-    return np.concatenate([part for mark, at in zip(marks, order, strict=True) for part in (mark, spelt[words[at]])])
+def _spelt(kit: Kit, words: Sequence[str]) -> Pieces:
+    return kit.many([f" {word}" for word in words])
+
+
+def _entries(kit: Kit, spelt: Pieces, repeats: tuple[int, int], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Ids of a list in an order that is drawn: each word after its number, both turned to tokens on their own.
+
+    Args:
+        kit: with the numbers' marks.
+        spelt: words, the common ones first.
+        repeats: of a common word and of another.
+        count: words of the list.
+        rng: draws the order.
+    """
+    common, other = repeats
+    words = np.concatenate([np.tile(np.arange(COMMON), common), np.tile(np.arange(COMMON, count), other)])
+    marks = kit.marks(len(words))
+    pairs = np.stack([np.arange(len(words)), len(words) + words[rng.permutation(len(words))]], axis=1)
+    return marks.then(spelt).joined(pairs.ravel())
 
 
 def frequent_words(kit: Kit, length: int, depth: float, rng: np.random.Generator) -> Prompt:
@@ -94,8 +108,8 @@ def frequent_words(kit: Kit, length: int, depth: float, rng: np.random.Generator
     answers = tuple(words[1 : 1 + FREQUENT])
     max_tokens = kit.answer_room(FREQUENT_TOKENS, answers)
     room = length - len(begin) - len(end) - max_tokens
-    spelt = [kit.ids(_DOTS), *kit.many([f" {word}" for word in words[1:]])]
-    sizes = np.array([len(ids) for ids in spelt], dtype=np.int64)
+    spelt = kit.many([_DOTS, *(f" {word}" for word in words[1:])])
+    sizes = spelt.lengths_N
     least = next(total for total in range(1, 10**6) if _apart(_counts(total, len(words))))
     needed = int(_counts(least, len(words)) @ sizes)
     if needed > room:
@@ -105,8 +119,8 @@ def frequent_words(kit: Kit, length: int, depth: float, rng: np.random.Generator
         middle = (low + high) // 2
         low, high = (middle, high) if _counts(middle, len(words)) @ sizes <= room else (low, middle)
     order = rng.permutation(np.repeat(np.arange(len(words)), _counts(low, len(words))))
-    text = np.concatenate([spelt[rank] for rank in order.tolist()])
-    spare = np.resize(spelt[0], room - len(text))
+    text = spelt.joined(order)
+    spare = np.resize(kit.ids(_DOTS), room - len(text))
     return Prompt(np.concatenate([begin, spare, text, end]), answers, max_tokens)
 
 

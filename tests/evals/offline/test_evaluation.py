@@ -20,7 +20,7 @@ from mmtrain.evals.offline.request import EvalRequest
 from mmtrain.evals.offline.run import SampleLog, run_units
 from mmtrain.evals.offline.table import headline, tables
 from mmtrain.evals.offline.units import Unit, Work
-from tests.evals.answerers import Bigrams, Copier, Guesser
+from tests.evals.answerers import Bigrams, Copier, Guesser, Score
 from tests.evals.files.test_read import LONGBENCH, mtob, squad, write
 from tests.evals.text import TOKENIZER
 from tests.infer.chain import CONFIG
@@ -142,6 +142,28 @@ def test_choices_of_a_guesser_are_right_by_chance(run: Path, tmp_path: Path) -> 
         assert figures["chance"] == pytest.approx(100 / choices) and figures["questions"] == 600
         assert figures["acc"] == pytest.approx(100 / choices, abs=6)
         assert figures["acc_norm"] == pytest.approx(100 / choices, abs=6)
+
+
+def test_choices_of_a_model_that_knows_are_right(run: Path, tmp_path: Path) -> None:
+    path = questions(tmp_path / "q.jsonl", 20, 3)
+    data = [{**LONGBENCH, "answer": letter, "_id": letter} for letter in "ABCD"]
+    right = [json.loads(line) for line in path.read_text().splitlines()]
+    wanted = {f"{one['question']} {one['choices'][one['answer']]}" for one in right}
+
+    class Knows(Copier):
+        def score(self, rows: Any, starts: Any) -> list[Any]:
+            return [self._of(TOKENIZER.decode(row.tolist()), len(row) - start)
+                    for row, start in zip(rows, starts, strict=True)]  # fmt: skip
+
+        def _of(self, text: str, count: int) -> Any:
+            self.calls += 1
+            right = text in wanted or (self.calls > 60 and self.calls % 5 == 1)
+            return Score(np.full(count, 0 if right else -50, dtype=np.float32), np.full(count, right))
+
+    files = (("choices", path), ("longbench_v2", write(tmp_path / "data.json", data)))
+    found = evaluate(run, EvalRequest(("choices", "longbench_v2"), files=files), Knows(), tmp_path / "out")["files"]
+    assert [found[task]["acc"] for task in found] == [100, 100] == [found[task]["acc_norm"] for task in found]
+    assert all(-1e-3 < figures["log_acc_norm2"] <= 0 for figures in found.values())
 
 
 def test_choices_against_a_plain_loop(run: Path, tmp_path: Path) -> None:
