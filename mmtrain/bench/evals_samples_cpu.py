@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Processor time to make one sample of each task of `launch/eval.py`, on one core, from a prepared corpus with held-out text.
+"""Processor time to make one sample of each task of `launch/eval.py`, from a prepared corpus with held-out text.
 
-`python -m mmtrain.bench.evals_samples_cpu --corpus DIR --out FOLDER` writes FOLDER/samples.json: of each task seconds of
-the median sample, of the longest, and of the first, which is among neither (a list's numbers are turned to tokens for
-it, once for all). The corpus's own tokenizer makes the words; its threads are off.
+`python -m mmtrain.bench.evals_samples_cpu --corpus DIR --out FOLDER` writes FOLDER/samples.json: of each task seconds
+of the median sample, of the longest, and of the first, which is among neither (a list's numbers are turned to tokens
+for it, once for all). The corpus's own tokenizer makes the words, on one thread.
 """
 
 from __future__ import annotations

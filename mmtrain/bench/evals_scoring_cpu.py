@@ -88,7 +88,9 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_model(CONFIG).eval()
     ways: dict[str, Callable[[HybridLM, np.ndarray], np.ndarray]] = {"whole": whole, "engine": in_pieces}
-    rows = []
+    made: dict[str, Any] = {"torch": torch.__version__, "layers": CONFIG.layer_pattern,
+                            "hidden_size": CONFIG.hidden_size, "rows": []}  # fmt: skip
+    options.out.mkdir(parents=True, exist_ok=True)
     for length in options.lengths:
         row = np.random.default_rng(0).integers(0, CONFIG.vocab_size, length)
         record: dict[str, Any] = {"tokens": length}
@@ -99,11 +101,9 @@ def main() -> None:
                 found[name] = way(model, row)
             record |= {f"{name}_s": round(time.perf_counter() - began, 2), f"{name}_mib": round(alive.peak / 2**20, 1)}
         record["largest_difference"] = float(np.abs(found["whole"] - found["engine"]).max())
-        rows.append(record)
+        made["rows"].append(record)
         print(json.dumps(record), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    made = {"torch": torch.__version__, "layers": CONFIG.layer_pattern, "hidden_size": CONFIG.hidden_size, "rows": rows}
-    (options.out / "scoring.json").write_text(json.dumps(made, indent=1) + "\n")
+        (options.out / "scoring.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

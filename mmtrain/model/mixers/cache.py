@@ -25,7 +25,11 @@ class ModelCache(Protocol):
 
 @dataclass
 class DecodeCache:
-    """Memory of one document: a cache of the class that each layer's mixer has, and the number of tokens seen."""
+    """Memory of one document: a cache of the class that each layer's mixer has, and the number of tokens seen.
+
+    The engine makes one a pass, of views of its pages and slots. :meth:`empty` makes that of a document alone, of the
+    mixers' plain caches, which the engine's are tested against; nothing else decodes with these.
+    """
 
     layers: list[Any] = field(default_factory=list)
     length: int = 0
