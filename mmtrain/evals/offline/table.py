@@ -11,7 +11,12 @@ from mmtrain.evals.ruler.registry import GROUPS
 
 def tables(summary: dict[str, Any]) -> str:
     """Return the figures of `summary.summarise` as tables with a blank line between them."""
-    parts = [_scores(summary["scores"]), *map(_perplexity, summary["perplexity"]), *_files(summary["files"])]
+    parts = [
+        _scores(summary["scores"]),
+        _nats(summary["cells"]),
+        *map(_perplexity, summary["perplexity"]),
+        *_files(summary["files"]),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -44,6 +49,21 @@ def _scores(rows: Sequence[dict[str, Any]]) -> str:
     head = ["% found", *(f"{length:,}" for length in lengths)]
     body = [[task, *(f"{found[task, length]:.1f}" if (task, length) in found else "" for length in lengths)]
             for task in tasks]  # fmt: skip
+    return _table([head, *body])
+
+
+def _nats(cells: Sequence[dict[str, Any]]) -> str:
+    """Of training's kinds, which move long before answers are right."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for cell in cells:
+        if "nats" in cell:
+            found.setdefault(cell["kind"], {}).setdefault(cell["length"], []).append(cell["nats"])
+    if not found:
+        return ""
+    lengths = sorted({length for of_kind in found.values() for length in of_kind})
+    head = ["nats an answer token", *(f"{length:,}" for length in lengths)]
+    body = [[kind, *(f"{sum(of_kind[length]) / len(of_kind[length]):.3f}" for length in lengths)]
+            for kind, of_kind in found.items()]  # fmt: skip
     return _table([head, *body])
 
 

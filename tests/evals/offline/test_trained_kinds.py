@@ -15,6 +15,7 @@ from mmtrain.evals.haystack import Haystack
 from mmtrain.evals.offline.request import EvalRequest
 from mmtrain.evals.offline.run import SampleLog, run_units
 from mmtrain.evals.offline.summary import summarise
+from mmtrain.evals.offline.table import tables
 from mmtrain.evals.offline.units import Unit, Work, list_units
 from mmtrain.evals.ruler.prompt import Kit
 from mmtrain.evals.sample import Cell, SampleBuilder
@@ -49,11 +50,14 @@ def test_a_run_s_figures_are_those_of_its_checkpoint_offline(haystack: Haystack,
     answerer = EngineAnswerer(engine_for(served, TOKENIZER, replace(options_for(700), memory_bytes=1 << 26)))
     records = run_units(list_units(request, Kit(TOKENIZER, haystack)), answerer, request,
                         SampleLog(tmp_path / "x.jsonl"), 4, lambda record: None)  # fmt: skip
-    offline = summarise(records)["cells"]
+    summary = summarise(records)
+    offline = summary["cells"]
     assert len(offline) == len(of_run) == 12
     for ours, theirs in zip(offline, of_run, strict=True):
         assert {**ours, "nats": 0, "repeats": 0} == {**theirs, "nats": 0, "repeats": 0}
         assert ours["nats"] == pytest.approx(theirs["nats"], abs=1e-5) and 4 < ours["nats"] < 8
+    mean = sum(cell["nats"] for cell in of_run[:3]) / 3
+    assert f"nats an answer token    700\nsingle                {mean:.3f}\n" in tables(summary)
     assert len({record["hash"] for record in records}) == len(records)
 
 
