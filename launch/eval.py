@@ -128,6 +128,8 @@ def run(options: argparse.Namespace) -> None:
     _say(options, f"{opened.path} on {device}: {evaluation.line()}")
     if "ruler" in options.tasks.split(",") and not {"qa_1", "qa_2"} <= set(request.tasks):
         _say(options, "note: RULER's qa_1 and qa_2 need their files: --squad-file, --hotpotqa-file")
+    if any(unit.depth is not None for unit in evaluation.units) and (never := request.depths[request.samples :]):
+        _say(options, f"note: {request.samples} samples leave out depths {', '.join(f'{depth:g}' for depth in never)}")
     model = load_weights(opened, device)
     cast_for_compute(model, PRECISIONS[options.precision])
     sizes = engine_options(options, options_for(evaluation.longest, options.max_running))

@@ -38,6 +38,7 @@ def test_a_checkpoint_is_evaluated_into_its_run(run: Path, main: Main, capsys: C
     last = out.splitlines()[-1]
     assert last.startswith("needle 0.0 at 2,048; loss ") and str(path) in last and f"{path.stem}.png" in last
     assert "5 samples of needle, perplexity, choices at 2,048" in err and "[2/5] needle at 2,048 tokens: score 0" in err
+    assert "note: 2 samples leave out depths 0.5, 0.75, 1\n" in err
     assert main([*args, "--quiet"]) == 0
     again = capsys.readouterr()
     assert again.err == "" and again.out.splitlines()[:-1] == out.splitlines()[:-1]
