@@ -21,7 +21,7 @@ from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, RequestRefused
 from mmtrain.infer.serving.memory_plan import MemoryPlan
-from mmtrain.infer.serving.metrics import EngineMetrics
+from mmtrain.infer.serving.metrics import EngineMetrics, Occupancy
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.runner import PathResult, Runner
 from mmtrain.infer.serving.sampler import Choice, Sampler
@@ -40,6 +40,7 @@ class Engine:
     Attributes:
         metrics: counts of what was done.
         memory: pages and slots, and who owns them.
+        broken_off: numbers of the requests whose step failed, after :meth:`step` has raised.
 
     Args:
         model: whole, on one device; it is put into evaluation mode. The dtype of its weights is that of the keys.
@@ -61,9 +62,11 @@ class Engine:
         self._model, self._tokenizer, self._options, self._warn = model.eval(), tokenizer, options, warn
         self.memory = take_memory(model, options)
         self._scheduler = Scheduler(self.memory, options, self.metrics)
-        self._runner = Runner(model, self.memory, options)
+        vocab_size = model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
+        self._runner = Runner(model, self.memory, options, vocab_size)
         self._eod_id = None if tokenizer is None else tokenizer.eod_id
-        self._sampler = Sampler(model.config.vocab_size if tokenizer is None else tokenizer.vocab_size, self._eod_id)
+        self._sampler = Sampler(vocab_size, self._eod_id)
+        self.broken_off: list[int] = []
         self._documents: dict[int, Document] = {}
         self._ids = count(1)
 
@@ -76,6 +79,13 @@ class Engine:
     def unfinished(self) -> int:
         """Requests that wait, run or are paused."""
         return len(self._documents)
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """Requests at work and waiting, and the memory that is used."""
+        plan, memory, running = self.plan, self.memory, len(self._scheduler.running)
+        return Occupancy(self.unfinished - running, running, plan.pages, plan.pages - memory.pages.free, plan.running,
+                         plan.running - len(memory.running), plan.kept - len(memory.kept))  # fmt: skip
 
     def submit(self, request: GenerationRequest) -> int:
         """Take a request; returns its number. It waits until there is room: :meth:`why_waiting` says what for.
@@ -111,6 +121,7 @@ class Engine:
         try:
             return self._carry_out(step)
         except BaseException:
+            self.broken_off = [document.id for document, _ in (*step.decode, *step.prefill)]
             self._scheduler.set_back(step)
             raise
 
@@ -278,6 +289,8 @@ class Engine:
         for document, tokens in result.scored:
             document.made.prompt_logprobs += logprobs[first : first + tokens]
             document.made.prompt_likeliest += likeliest[first : first + tokens]
+            if count := document.request.top_logprobs:
+                document.made.prompt_top_logprobs += [top[:count] for top in result.top_M[first : first + tokens]]
             first += tokens
         if not result.documents:
             return []
@@ -286,7 +299,7 @@ class Engine:
 
     def _add(self, document: Document, choice: Choice) -> Progress:
         """Let a document go on by a token, or end."""
-        added, text, finish = document.add(choice.token, choice.logprob, self._eod_id)
+        added, text, finish = document.add(choice.token, choice.logprob, self._eod_id, choice.top)
         self.metrics.generated_tokens += added
         self.metrics.finished += finish is not None
         made = None if finish is None else self._end(document, finish)

@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest
+from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, TopTokens
 from mmtrain.infer.serving.stop import StopText
 
 
@@ -84,13 +84,16 @@ class Document:
             self.generator = torch.Generator().manual_seed(self.request.seed)
         return torch.rand((), dtype=torch.float64, generator=self.generator).item()
 
-    def add(self, token: int, logprob: float | None, eod_id: int | None) -> tuple[bool, str, Finish | None]:
+    def add(
+        self, token: int, logprob: float | None, eod_id: int | None, top: TopTokens | None = None
+    ) -> tuple[bool, str, Finish | None]:
         """Take the token that was chosen to follow.
 
         Args:
             token: its id.
             logprob: its log-probability, if the request wants it.
             eod_id: id of the end of a document.
+            top: the likeliest tokens in its place, if the request wants them.
 
         Returns:
             Whether it belongs to the continuation, the text that is certain now, and why the continuation ends here;
@@ -99,7 +102,10 @@ class Document:
         request, made = self.request, self.made
         if request.max_tokens == 0:
             return False, "", Finish.LENGTH
+        if top is not None and request.logprobs and request.top_logprobs:
+            made.top_logprobs.append(top[: request.top_logprobs])
         if token == eod_id or token in request.stop_ids:
+            made.end = (token, logprob if request.logprobs else None)
             return False, self._last_text(), self._stopped_or(Finish.EOD if token == eod_id else Finish.STOP)
         self.tokens.append(token)
         made.tokens.append(token)

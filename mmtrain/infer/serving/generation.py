@@ -10,6 +10,8 @@ from mmtrain.errors import ConfigError
 from mmtrain.infer.request import SEEDS
 from mmtrain.infer.sampling import Sampling
 
+TopTokens = list[tuple[int, float]]  # ids and their log-probabilities, likeliest first
+
 
 class RequestRefused(ConfigError):
     """Request that the engine can never serve: which size or value it has, what is allowed, and the way out."""
@@ -31,6 +33,7 @@ class GenerationRequest:
         prompt_logprobs: give those of the prompt's tokens, from place `score_from` on.
         score_from: 1 at least, as the first token follows nothing. What lies before need not be read if it is known.
         keep_prefix: lengths of the prompt's beginnings that the prefix cache is to keep, beside its interval's.
+        top_logprobs: with each log-probability, give the likeliest tokens of that place too, so many.
     """
 
     tokens: tuple[int, ...]
@@ -44,6 +47,7 @@ class GenerationRequest:
     prompt_logprobs: bool = False
     score_from: int = 1
     keep_prefix: tuple[int, ...] = ()
+    top_logprobs: int = 0
 
     def validate(self, vocab_size: int) -> None:
         """Refuse what no engine of a model with so many tokens could serve.
@@ -67,6 +71,8 @@ class GenerationRequest:
             _refuse("stop", "''", "is found everywhere", "give text")
         if self.score_from < 1:
             _refuse("score_from", self.score_from, "must be at least 1", "the first token follows nothing")
+        if not 0 <= self.top_logprobs <= vocab_size:
+            _refuse("top_logprobs", self.top_logprobs, f"must lie in 0 to {vocab_size}", "for example 1")
         for length in self.keep_prefix:
             if not 0 < length <= len(self.tokens):
                 _refuse("keep_prefix", length, f"is no beginning of {len(self.tokens)} tokens", "from 1 to all of them")
@@ -97,6 +103,10 @@ class Generation:
         prompt_logprobs: one a token of the prompt from `score_from` on, if asked for.
         prompt_likeliest: of the same tokens, whether each is the one that greedy decoding would take.
         prefix_tokens: tokens of the prompt that came from the prefix cache.
+        end: the id that ended it, and its log-probability if asked for; None where none did.
+        top_logprobs: with `top_logprobs`, one a token of `tokens` and one more of `end`, where an id did: the likeliest
+            ids with their log-probabilities, likeliest first.
+        prompt_top_logprobs: likewise, one a token of `prompt_logprobs`.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -106,6 +116,9 @@ class Generation:
     prompt_logprobs: list[float] = field(default_factory=list)
     prompt_likeliest: list[bool] = field(default_factory=list)
     prefix_tokens: int = 0
+    end: tuple[int, float | None] | None = None
+    top_logprobs: list[TopTokens] = field(default_factory=list)
+    prompt_top_logprobs: list[TopTokens] = field(default_factory=list)
 
 
 class Progress(NamedTuple):

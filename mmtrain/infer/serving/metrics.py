@@ -3,6 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Occupancy(NamedTuple):
+    """Requests of an engine and the memory they hold, at one moment.
+
+    Attributes:
+        waiting: requests that wait or are paused.
+        running: requests at work.
+        pages: pages that were planned.
+        pages_used: those that requests or kept prefixes hold.
+        slots: requests that may be at work at once.
+        slots_used: slots of requests at work.
+        prefixes: states that the prefix cache keeps.
+    """
+
+    waiting: int
+    running: int
+    pages: int
+    pages_used: int
+    slots: int
+    slots_used: int
+    prefixes: int
 
 
 @dataclass

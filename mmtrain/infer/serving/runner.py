@@ -22,6 +22,7 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.generation import TopTokens
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.scheduler import Chunk, Step
 from mmtrain.infer.serving.scoring import label_scores
@@ -44,6 +45,7 @@ class PathResult:
         scored: documents with scored prompt tokens, and how many.
         logprobs_M: of these, end to end, fp32.
         likeliest_M: bool, whether each has the largest logit.
+        top_M: the likeliest tokens in the place of each, as many as any of them wants; empty if none does.
     """
 
     documents: list[Document]
@@ -51,13 +53,16 @@ class PathResult:
     scored: list[tuple[Document, int]]
     logprobs_M: Tensor
     likeliest_M: Tensor
+    top_M: list[TopTokens]
 
 
 class Runner:
-    """Model and memory, and the streams of the two paths."""
+    """Model and memory, and the streams of the two paths; ids from `vocab_size` on are not told as the likeliest."""
 
-    def __init__(self, model: HybridLM, memory: CacheMemory, options: EngineOptions) -> None:
-        self._model, self._memory = model, memory
+    def __init__(
+        self, model: HybridLM, memory: CacheMemory, options: EngineOptions, vocab_size: int | None = None
+    ) -> None:
+        self._model, self._memory, self._vocab_size = model, memory, vocab_size
         self._graphs = DecodeGraphs(model, memory) if records_decode(model, memory, options) else None
         cuda = memory.device.type == "cuda"
         self._prefill, self._decode = (torch.cuda.Stream(memory.device) if cuda else None for _ in range(2))
@@ -132,9 +137,9 @@ class Runner:
                 labels += document.tokens[span.start + 1 : span.stop + 1]
             first += count
         ended = [chunk.document for chunk in chunks if chunk.completes]
-        return PathResult(
-            ended, logits_NV, scored, *label_scores(self._model, h_TD, self._index(rows), self._index(labels))
-        )
+        top = max((document.request.top_logprobs for document, _ in scored), default=0)
+        scores = label_scores(self._model, h_TD, self._index(rows), self._index(labels), top, self._vocab_size)
+        return PathResult(ended, logits_NV, scored, *scores)
 
     def _index(self, numbers: list[int]) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)

@@ -13,14 +13,19 @@ from torch import Tensor
 from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.draw import draw_tokens, penalise_repetition
-from mmtrain.infer.serving.scoring import token_logprobs
+from mmtrain.infer.serving.generation import TopTokens
+from mmtrain.infer.serving.scoring import token_logprobs, top_tokens
 
 
 class Choice(NamedTuple):
-    """The token that follows a document, and its log-probability by the model itself if the request wants it."""
+    """The token that follows a document, its log-probability by the model itself, and the likeliest tokens.
+
+    The latter two are None where the request does not want them.
+    """
 
     token: int
     logprob: float | None
+    top: TopTokens | None = None
 
 
 class Sampler:
@@ -59,7 +64,9 @@ class Sampler:
         if not any(document.request.logprobs for document in documents):
             return [Choice(token, None) for token in tokens]
         logprobs = token_logprobs(logits_NV, tokens_N).tolist()
-        return [Choice(*pair) for pair in zip(tokens, logprobs, strict=True)]
+        top = max(document.request.top_logprobs for document in documents)
+        likeliest = top_tokens(logits_NV, top, self._vocab_size) or [None] * len(documents)
+        return [Choice(*parts) for parts in zip(tokens, logprobs, likeliest, strict=True)]
 
     def _apply_request(self, document: Document, logits_V: Tensor) -> None:
         """Change a row of logits, in place, as one request wants it."""

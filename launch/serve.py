@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+r"""Serve a checkpoint to programs of this machine, by OpenAI's HTTP interface.
+
+    python launch/serve.py runs/first
+    curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "def ", "max_tokens": 32}'
+
+Reads the newest checkpoint of a run folder (or the one named) into one process, and answers /v1/completions,
+/v1/models, /health, /metrics, and /v1/chat/completions where the tokenizer has a chat template: docs/serving.md.
+
+It listens on loopback alone unless --host says otherwise, and asks for no key unless --api-key-file gives one. It is no
+public server. SIGTERM or Ctrl-C lets the requests inside finish for --grace seconds; the exit code is 0 then, 2 for bad
+input, and 1 if the engine failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmtrain.command_line import Parser, exit_code
+
+if TYPE_CHECKING:
+    import socket
+
+    import torch
+
+    from mmtrain.infer.endpoint.served import Bounds
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="run folder, one of its checkpoints, or a Hugging Face folder")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
+    parser.add_argument("--api-key-file", metavar="FILE", help="holds the key that clients must send as bearer token")
+    parser.add_argument("--name", help="of the model, as clients call it (default: the run's)")
+    parser.add_argument("--max-length", type=int, help="tokens of a prompt and its answer (default: what memory holds)")
+    parser.add_argument("--max-queue", type=int, default=1024, help="continuations that may wait (default %(default)s)")
+    parser.add_argument("--max-body-mib", type=float, default=32, help="size of a request (default %(default)s)")
+    parser.add_argument("--grace", type=float, default=30, help="seconds to finish in when told to end (default 30)")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
+    )
+    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
+    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
+    parser.add_argument("--max-running", type=int, help="continuations at work at once (default 64)")
+    parser.add_argument("--prefill-tokens", type=int, help="tokens of prompts read in one step (default 4096)")
+    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
+    return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check all that can be checked without the checkpoint, take the address, read the checkpoint, and serve it.
+
+    Raises:
+        ConfigError, DataError: the first thing that is wrong.
+    """
+    from mmtrain.infer.endpoint.command import check_options, is_loopback, read_key
+
+    bounds, key = check_options(options), read_key(options.api_key_file)
+    from mmtrain.infer.device import choose_device
+    from mmtrain.infer.endpoint.server import bind
+
+    device = choose_device(options.device)  # from here on with torch
+    with bind(options.host, options.port) as bound:
+        if key is None and not is_loopback(options.host):
+            print(f"warning: whoever reaches {options.host} can use the model, as there is no authentication: give "
+                  "--api-key-file", file=sys.stderr, flush=True)  # fmt: skip
+        return serve(options, bounds, key, device, bound)
+
+
+def serve(
+    options: argparse.Namespace, bounds: Bounds, key: str | None, device: torch.device, bound: socket.socket
+) -> int:
+    """Read the checkpoint and serve it on a bound socket until a signal comes; returns the exit code.
+
+    Raises:
+        ConfigError, DataError: the first thing that is wrong.
+    """
+    import time
+
+    from mmtrain.infer.command import engine_options
+    from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
+    from mmtrain.infer.endpoint.chat_template import find_chat_template
+    from mmtrain.infer.endpoint.command import LONGEST, model_name
+    from mmtrain.infer.endpoint.served import Served
+    from mmtrain.infer.endpoint.server import EndpointServer
+    from mmtrain.infer.engine import Engine
+    from mmtrain.infer.load import load_weights, open_checkpoint
+    from mmtrain.infer.serving.options import EngineOptions
+
+    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
+    place = Path(options.tokenizer or (opened.path if opened.folder else opened.path / "tokenizer"))
+    chat = find_chat_template(place if place.is_dir() else place.parent, opened.tokenizer)
+    model = load_weights(opened, device)
+    cast_for_compute(model, PRECISIONS[options.precision])
+    sizes = engine_options(options, EngineOptions(longest=bounds.length))
+    engine = Engine(model, opened.tokenizer, sizes)
+    length = min(bounds.length or LONGEST, engine.plan.longest or LONGEST)
+    name = options.name or model_name(opened.path)
+    served = Served(name, opened.tokenizer, length, engine.plan.running + bounds.waiting, int(time.time()), chat)
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {name} ({opened.path} on {device}) at http://{shown}:{port}/v1: {length:,} tokens a request, "
+          f"{engine.plan.running} at once", file=sys.stderr, flush=True)  # fmt: skip
+    return EndpointServer(engine, served, bounds, key).serve_until_told(bound)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve; returns the exit code."""
+    options = parse(argv)
+    return exit_code(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
