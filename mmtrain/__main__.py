@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "train a few steps under several layouts and say whether they agree",
     "sweep": "run a grid of architectures, sizes and lengths for scaling laws",
     "generate": "continue a prompt from a checkpoint",
+    "serve": "answer OpenAI's HTTP requests from a checkpoint",
     "eval": "evaluate a checkpoint on long text",
     "convert": "export a checkpoint to a Hugging Face folder",
     "checkpoint": "tell what is in a checkpoint, in what two differ, and whether they are whole",

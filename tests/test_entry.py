@@ -23,7 +23,19 @@ def install(monkeypatch: pytest.MonkeyPatch, direct_url: dict | None) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["pretrain", "submit", "prepare", "compare", "profile_step", "report", "generate", "eval", "checkpoint", "sweep"],
+    [
+        "pretrain",
+        "submit",
+        "prepare",
+        "compare",
+        "profile_step",
+        "report",
+        "generate",
+        "serve",
+        "eval",
+        "checkpoint",
+        "sweep",
+    ],
 )
 def test_an_editable_install_runs_its_checkout_s_launchers(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     install(monkeypatch, {"url": ROOT.as_uri(), "dir_info": {"editable": True}})

@@ -79,6 +79,10 @@ def test_prepare_and_generate_options_parse() -> None:
     for line in evaluated:
         evaluation = script("eval")
         assert evaluation.request_of(evaluation.parse(after(line, "launch/eval.py"))).tasks
+    serving = commands("launch/serve.py ")
+    assert len(serving) >= 2
+    for line in serving:
+        script("serve").parse(after(line, "launch/serve.py"))
     for line in generate:
         script("generate").parse(after(line, "launch/generate.py"))
 

@@ -53,21 +53,23 @@ def test_the_real_harness_gets_the_same_figures_both_ways(tmp_path: Path, monkey
     pytest.importorskip("aiohttp", reason="lm_eval's API models are its extra `api`")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     rng = np.random.default_rng(2)
-    lines = [{"question": f"What is {i} and é?", "choices": [" " + "c" * int(rng.integers(1, 9)) + str(j) for j in range(3)],
-              "answer": int(rng.integers(3))} for i in range(12)]  # fmt: skip
+    lines = []
+    for i in range(12):
+        choices = [" " + "c" * int(rng.integers(1, 9)) + str(j) for j in range(3)]
+        lines.append({"question": f"What is {i} and é?", "choices": choices, "answer": int(rng.integers(3))})
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder = file_tokenizer(tmp_path / "tokenizer")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end_of_document>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     common = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "q.jsonl")}},
               "test_split": "test", "doc_to_text": "{{question}}", "num_fewshot": 0}  # fmt: skip
-    choices = {**common, "task": "mine", "output_type": "multiple_choice", "doc_to_target": "answer",
+    chosen = {**common, "task": "mine", "output_type": "multiple_choice", "doc_to_target": "answer",
                "doc_to_choice": "choices", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}  # fmt: skip
     written = {**common, "task": "written", "output_type": "generate_until", "doc_to_target": "{{choices[answer]}}",
                "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False},
                "metric_list": [{"metric": "exact_match"}]}  # fmt: skip
     tokenizer, model = load_tokenizer(folder), small_model(**MODEL)
-    tasks: list[Any] = [choices, written]
+    tasks: list[Any] = [chosen, written]
 
     def samples(lm: Any) -> list[Any]:
         made = lm_eval.simple_evaluate(lm, tasks=tasks, bootstrap_iters=0, log_samples=True)
@@ -78,8 +80,8 @@ def test_the_real_harness_gets_the_same_figures_both_ways(tmp_path: Path, monkey
     with running(model, OPTIONS, tokenizer) as server:
         from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-        there = samples(LocalCompletionsAPI(base_url=f"http://127.0.0.1:{server.port}/v1/completions", model="tiny",
-                                            tokenizer=str(folder), tokenizer_backend="huggingface", batch_size=5))  # fmt: skip
+        url = f"http://127.0.0.1:{server.port}/v1/completions"
+        there = samples(LocalCompletionsAPI(url, "huggingface", model="tiny", tokenizer=str(folder), batch_size=5))
     here = samples(harness_lm(DecodingAnswerer(small_model(**MODEL), tokenizer), tokenizer))
     assert there[:2] == here[:2] and there[3] == here[3]
     for over_http, directly in zip(there[2], here[2], strict=True):
