@@ -105,10 +105,11 @@ def serve(
     name = options.name or model_name(opened.path)
     served = Served(name, opened.tokenizer, length, engine.plan.running + bounds.waiting, int(time.time()), chat)
     host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"serving {name} ({opened.path} on {device}) at http://{shown}:{port}/v1: {length:,} tokens a request, "
-          f"{engine.plan.running} at once", file=sys.stderr, flush=True)  # fmt: skip
-    return EndpointServer(engine, served, bounds, key).serve_until_told(bound)
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    line = (f"serving {name} ({opened.path} on {device}) at {where}/v1: {length:,} tokens a request, "
+            f"{engine.plan.running} at once")  # fmt: skip
+    server = EndpointServer(engine, served, bounds, key)
+    return server.serve_until_told(bound, lambda: print(line, file=sys.stderr, flush=True))
 
 
 def main(argv: list[str] | None = None) -> int:

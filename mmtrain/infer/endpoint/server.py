@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -51,15 +51,23 @@ class EndpointServer(uvicorn.Server):
 
     def __init__(self, engine: SteppedEngine, served: Served, bounds: Bounds, key: str | None = None) -> None:
         self._thread = EngineThread(engine, _warn, self._engine_died)
-        self._bounds, self._loop, self._code = bounds, None, 0
+        self._bounds, self._code = bounds, 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: Callable[[], None] = lambda: None
         self.endpoint = Endpoint(self._thread, served, bounds, key)
         super().__init__(uvicorn.Config(
             self.endpoint, http="h11", ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=math.ceil(bounds.grace) + _LAST,
         ))  # fmt: skip
 
-    def serve_until_told(self, bound: socket.socket) -> int:
-        """Serve on a bound socket until a signal comes or the engine fails; returns the exit code."""
+    def serve_until_told(self, bound: socket.socket, ready: Callable[[], None] = lambda: None) -> int:
+        """Serve on a bound socket until a signal comes or the engine fails; returns the exit code.
+
+        Args:
+            bound: of :func:`bind`.
+            ready: is called once clients can connect.
+        """
+        self._ready = ready
         asyncio.run(self._serve_on(bound))
         return self._code
 
@@ -72,6 +80,11 @@ class EndpointServer(uvicorn.Server):
         self.endpoint.door.closing = self.should_exit = True
         assert self._loop is not None
         self._loop.call_later(self._bounds.grace, self.endpoint.door.empty)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, as uvicorn calls it."""
+        await super().startup(sockets)
+        self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -47,6 +47,7 @@ def test_likelihoods_are_the_model_s_and_greedy_ones_are_known(server: Running) 
     assert [same for _, same in found[:2]] == [True, False]
 
 
+@pytest.mark.slow  # two minutes, most of them imports
 def test_the_real_harness_gets_the_same_figures_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm_eval = pytest.importorskip("lm_eval")
     pytest.importorskip("tenacity", reason="lm_eval's API models are its extra `api`")
