@@ -167,6 +167,7 @@ class EngineThread:
             self._warn(f"a step failed, its requests were answered 500: {error}")
             self._fail(self._engine.broken_off, Refusal(500, str(error), code="not_finite"))
             return
+        self.books = self._read_books()  # first, so that who has its answer finds it counted
         self._tell(news)
 
     def _tell(self, news: Iterable[Progress]) -> None:
