@@ -6,8 +6,10 @@ r"""Continue a prompt from a checkpoint, token by token as the model chooses the
     echo "Once upon a time" | python launch/generate.py runs/first --samples 3
     python launch/generate.py runs/first --prompts prompts.jsonl --out made.jsonl
     python launch/generate.py runs/first --interactive
+    torchrun --nproc-per-node 2 launch/generate.py runs/first --tp 2 --prompt "def "
 
-Reads the newest checkpoint of a run folder (or the one named) into one process. Each token is sampled (--temperature
+Reads the newest checkpoint of a run folder (or the one named) into one process, or into the ranks that torchrun started
+on a host, which share its weights by --tp, --ep and --etp. Each token is sampled (--temperature
 0.8 within --top-p 0.95) or, with --greedy, the likeliest. A continuation stops at the end of its document, or after
 --tokens. An empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
 
@@ -28,12 +30,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtrain.command_line import Parser, exit_code
+from mmtrain.config.telling import told_once
 
 if TYPE_CHECKING:
-    import torch
-
+    from mmdata.tokenizer import Tokenizer
+    from mmtrain.infer.engine import Engine
     from mmtrain.infer.prompts_file import PromptLine
     from mmtrain.infer.request import Request
+    from mmtrain.infer.serving.generation import GenerationRequest
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,6 +75,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tp", type=int, default=1, help="ranks that share heads, widths and vocabulary (default 1)")
+    parser.add_argument("--ep", type=int, default=1, help="ranks that share the experts of a layer (default 1)")
+    parser.add_argument("--etp", type=int, default=1, help="ranks that share the width of an expert (default 1)")
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
@@ -82,62 +89,79 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Check everything that can be checked without the checkpoint, read it, and write the continuations.
 
+    Of several ranks the first one alone reads prompts from standard input, and writes.
+
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
+    from mmtrain.config.process_env import read_processes
     from mmtrain.infer.command import check_options
-    from mmtrain.infer.device import choose_device
     from mmtrain.infer.prompt import read_prompt
     from mmtrain.infer.prompts_file import read_prompts
 
     request = check_options(options)
     lines = [] if options.prompts is None else read_prompts(options.prompts)
-    if not (lines or options.interactive):
+    if not (lines or options.interactive) and read_processes().rank == 0:
         request = replace(request, prompt=read_prompt(options.prompt, options.prompt_file, sys.stdin))
         if not request.prompt and not options.quiet:
             print("note: the prompt is empty, so a document is started: its first token is arbitrary", file=sys.stderr)
-    summary = serve(options, request, lines, choose_device(options.device))  # from here on with torch
-    if not options.quiet:
+    summary = serve(options, request, lines)  # from here on with torch
+    if summary is not None and not options.quiet:
         print(summary, file=sys.stderr)
 
 
-def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine], device: torch.device) -> str:
-    """Read the checkpoint, and write what was asked for; returns a line that sums it up.
+def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine]) -> str | None:
+    """Read the checkpoint, and write what was asked for; returns a line that sums it up, on the first rank.
 
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
-    from mmtrain.infer.batch import requests_of, write_batch
-    from mmtrain.infer.command import engine_options, output
-    from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
-    from mmtrain.infer.engine import Engine
-    from mmtrain.infer.interactive import converse
-    from mmtrain.infer.load import load_weights, open_checkpoint
+    from mmtrain.infer.batch import requests_of
+    from mmtrain.infer.command import engine_options, layout_of
+    from mmtrain.infer.open import open_model
     from mmtrain.infer.prompt import prompt_ids
     from mmtrain.infer.serving.options import EngineOptions
-    from mmtrain.infer.write import options_for, write_request
+    from mmtrain.infer.write import options_for
 
-    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
-    tokenizer = opened.tokenizer
-    # What cannot be encoded is refused before the weights are read.
-    requests = requests_of(lines, tokenizer, request)
-    if lines:
-        sizes = EngineOptions(longest=max(len(one.tokens) + one.max_tokens for one in requests))
-    elif options.interactive:
-        sizes = EngineOptions(max_running=min(request.samples, 16))
-    else:
-        sizes = options_for(request, len(prompt_ids(tokenizer, request.prompt)))
-    model = load_weights(opened, device)
-    cast_for_compute(model, PRECISIONS[options.precision])
-    engine = Engine(model, tokenizer, engine_options(options, sizes))
+    with open_model(
+        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
+        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
+    ) as opened:  # fmt: skip
+        tokenizer = opened.checkpoint.tokenizer
+        # What cannot be encoded is refused before the weights are read.
+        requests = requests_of(lines, tokenizer, request)
+        if lines:
+            sizes = EngineOptions(longest=max(len(one.tokens) + one.max_tokens for one in requests))
+        elif options.interactive:
+            sizes = EngineOptions(max_running=min(request.samples, 16))
+        else:
+            sizes = options_for(request, len(prompt_ids(tokenizer, request.prompt)))
+        done = opened.run(
+            engine_options(options, sizes), lambda engine: write(options, engine, tokenizer, request, lines, requests)
+        )
+        return None if done is None else f"{opened.checkpoint.path} on {opened.place}: {done}"
+
+
+def write(
+    options: argparse.Namespace, engine: Engine, tokenizer: Tokenizer, request: Request, lines: list[PromptLine],
+    requests: list[GenerationRequest],
+) -> str:  # fmt: skip
+    """Write what was asked for; returns a line that sums it up.
+
+    Raises:
+        ConfigError: a request does not fit into memory, or the weights give no finite logits.
+    """
+    from mmtrain.infer.batch import write_batch
+    from mmtrain.infer.command import output
+    from mmtrain.infer.interactive import converse
+    from mmtrain.infer.write import write_request
+
     if lines:
         with output(options.out) as out:
-            done = write_batch(engine, lines, requests, out)
-    elif options.interactive:
-        done = converse(engine, tokenizer, request, sys.stdin, sys.stdout)
-    else:
-        done = str(write_request(engine, tokenizer, request, sys.stdout))
-    return f"{opened.path} on {device}: {done}"
+            return write_batch(engine, lines, requests, out)
+    if options.interactive:
+        return converse(engine, tokenizer, request, sys.stdin, sys.stdout)
+    return str(write_request(engine, tokenizer, request, sys.stdout))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -146,7 +170,9 @@ def main(argv: list[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding does not have
     # After Ctrl-C the shell's prompt gets a line of its own.
-    return exit_code(lambda: run(options), lambda: print(flush=True) if sys.stdout.isatty() else None)
+    return exit_code(
+        lambda: told_once(lambda: run(options)), lambda: print(flush=True) if sys.stdout.isatty() else None
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from mmtrain.config.process_env import Processes, speaking_rank
+from mmtrain.config.process_env import Processes, read_processes, speaking_rank
+from mmtrain.errors import is_user_error
 
 OTHER_RANKS_WAIT_SECONDS = 5.0
 SRUN_RANKS_WAIT_SECONDS = 60.0  # tasks of a full machine came 10 s apart
@@ -44,6 +45,26 @@ def tell(line: str, same_everywhere: bool = False, processes: Processes | None =
         time.sleep(OTHER_RANKS_WAIT_SECONDS)
     if not same_everywhere:
         _print(f"error on rank {rank}: {line}")
+
+
+def told_once(command: Callable[[], None]) -> int | None:
+    """Run a command that several processes may run together; a user's mistake is told once, as :func:`tell` does.
+
+    A process that is alone raises it, as :func:`mmtrain.command_line.exit_code` expects.
+
+    Returns:
+        The exit code of such a mistake; None if there was none.
+    """
+    processes = None
+    try:
+        processes = read_processes()
+        command()
+    except Exception as error:
+        if not is_user_error(error) or (processes is not None and processes.world_size == 1):
+            raise
+        tell(str(error), processes=processes)
+        return getattr(error, "exit_code", 2)
+    return None
 
 
 def _print(line: str) -> None:

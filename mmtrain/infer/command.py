@@ -12,6 +12,7 @@ from typing import TextIO
 
 from mmtrain.errors import ConfigError
 from mmtrain.infer.device import check_device_name
+from mmtrain.infer.layout import RankLayout
 from mmtrain.infer.request import Request, check_rope_base
 from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.options import EngineOptions
@@ -32,6 +33,7 @@ def check_options(options: argparse.Namespace) -> Request:
                       not (options.no_echo or options.interactive), tuple(options.stop or ()))  # fmt: skip
     request.validate()
     check_device_name(options.device)
+    layout_of(options).check_processes()
     if options.rope_base is not None:
         check_rope_base(options.rope_base)
     if options.prompts is None:
@@ -49,6 +51,11 @@ def check_options(options: argparse.Namespace) -> Request:
     if not options.checkpoint.exists():
         raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     return request
+
+
+def layout_of(options: argparse.Namespace) -> RankLayout:
+    """Return the ranks that are asked for."""
+    return RankLayout(options.tp, options.ep, options.etp)
 
 
 def engine_options(options: argparse.Namespace, planned: EngineOptions) -> EngineOptions:

@@ -1,4 +1,4 @@
-"""The inference engine: many requests at once, from one model on one device.
+"""The inference engine: many requests at once, from one model on one device, or on several that share its weights.
 
     engine = Engine(model, tokenizer)
     made = engine.generate([GenerationRequest(tuple(tokenizer.encode("def ")), max_tokens=32)])
@@ -23,6 +23,7 @@ from mmtrain.infer.serving.generation import Finish, Generation, GenerationReque
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.metrics import EngineMetrics, Occupancy
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.runner import PathResult, Runner
 from mmtrain.infer.serving.sampler import Choice, Sampler
 from mmtrain.infer.serving.scheduler import Scheduler, Step
@@ -43,10 +44,13 @@ class Engine:
         broken_off: numbers of the requests whose step failed, after :meth:`step` has raised.
 
     Args:
-        model: whole, on one device; it is put into evaluation mode. The dtype of its weights is that of the keys.
+        model: on one device, whole or this rank's part; it is put into evaluation mode. The dtype of its weights is
+            that of the keys.
         tokenizer: of its training, for texts and their ends; None gives ids alone.
         options: sizes; the defaults suit one GPU.
         warn: is told what the user should know, as a line.
+        ranks: the processes that the model is laid over; each has an engine of its own, and all are asked the same
+            (`mmtrain.infer.serving.follow`).
 
     Raises:
         ConfigError: an option makes no sense, memory is not enough for one request, or a mixer cannot be served.
@@ -54,18 +58,18 @@ class Engine:
 
     def __init__(
         self, model: HybridLM, tokenizer: Tokenizer | None = None, options: EngineOptions | None = None,
-        warn: Callable[[str], None] = _warn,
+        warn: Callable[[str], None] = _warn, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         options = EngineOptions() if options is None else options
         options.validate()
-        self.metrics = EngineMetrics()
+        self.metrics, self._ranks = EngineMetrics(), ranks
         self._model, self._tokenizer, self._options, self._warn = model.eval(), tokenizer, options, warn
-        self.memory = take_memory(model, options)
+        self.memory = take_memory(model, options, ranks)
         self._scheduler = Scheduler(self.memory, options, self.metrics)
         vocab_size = model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
-        self._runner = Runner(model, self.memory, options, vocab_size)
+        self._runner = Runner(model, self.memory, options, vocab_size, ranks)
         self._eod_id = None if tokenizer is None else tokenizer.eod_id
-        self._sampler = Sampler(vocab_size, self._eod_id)
+        self._sampler = Sampler(vocab_size, self._eod_id, ranks)
         self.broken_off: list[int] = []
         self._documents: dict[int, Document] = {}
         self._ids = count(1)
@@ -86,6 +90,11 @@ class Engine:
         plan, memory, running = self.plan, self.memory, len(self._scheduler.running)
         return Occupancy(self.unfinished - running, running, plan.pages, plan.pages - memory.pages.free, plan.running,
                          plan.running - len(memory.running), plan.kept - len(memory.kept))  # fmt: skip
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a step has anything to do: requests wait or run, and are not all paused."""
+        return bool(self._scheduler.waiting or self._scheduler.running)
 
     def submit(self, request: GenerationRequest) -> int:
         """Take a request; returns its number. It waits until there is room: :meth:`why_waiting` says what for.
@@ -113,6 +122,7 @@ class Engine:
 
         Raises:
             StepOutOfMemory: the step does not fit into the device's memory; its requests are read again in the next.
+            OutOfDeviceMemory: likewise, where the model is laid over several ranks: the process must end.
             ConfigError: the weights give logits that are not finite numbers.
         """
         step = self._scheduler.schedule()
@@ -160,7 +170,7 @@ class Engine:
                 if place_of is not None:
                     place_of[number] = place
             while own:
-                if not (self._scheduler.waiting or self._scheduler.running):
+                if not self.at_work:
                     raise ConfigError("request", min(own), "is paused, and nothing else is left", "resume it")
                 for news in self.step():
                     if news.id in own:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from mmdata.tokenizer import Tokenizer
-from mmtrain.errors import is_user_error
+from mmtrain.errors import OutOfDeviceMemory, is_user_error
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.request import Request
 from mmtrain.infer.write import write_request
@@ -34,7 +34,7 @@ def converse(engine: Engine, tokenizer: Tokenizer, request: Request, lines: Iter
             try:
                 write_request(engine, tokenizer, replace(request, prompt=prompt), out)
             except ValueError as error:
-                if not is_user_error(error):
+                if not is_user_error(error) or isinstance(error, OutOfDeviceMemory):
                     raise
                 print(f"error: {error}", file=sys.stderr, flush=True)
         _ask(terminal)

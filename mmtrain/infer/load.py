@@ -1,4 +1,4 @@
-"""Loading of any run's checkpoint as a whole model on one device."""
+"""Loading of any run's checkpoint as a whole model on one device, or as each rank's part of one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ from mmtrain.infer.device import choose_device
 from mmtrain.infer.memory import check_room
 from mmtrain.infer.request import check_rope_base
 from mmtrain.infer.run_tokenizer import tokenizer_of_run
+from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
+from mmtrain.parallel.serving.lay_out import keep_own_parts, lay_out_for_inference
 
 
 @dataclass(frozen=True)
@@ -113,25 +115,30 @@ def _open_folder(path: Path, tokenizer: str | None, rope_base: float | None) -> 
     return OpenedCheckpoint(path, model, made, folder)
 
 
-def load_weights(opened: OpenedCheckpoint, device: torch.device) -> HybridLM:
-    """Read the weights of a checkpoint.
+def load_weights(opened: OpenedCheckpoint, device: torch.device, ranks: Ranks = ALONE) -> HybridLM:
+    """Read the weights of a checkpoint, of whatever layout; of several ranks each reads its own part. Collective.
 
     Returns:
-        The model in fp32 (the master weights) and evaluation mode.
+        The model in fp32 (the master weights) and evaluation mode; its parameters are plain tensors.
 
     Raises:
-        ConfigError: the device has no room for them, the checkpoint is damaged, or a weight is not a finite number.
+        ConfigError: the device has no room for them, the checkpoint is damaged, or a weight is not a finite number; on
+            all ranks alike.
     """
     model = meta_model(opened.model)
-    check_room(model, device)
+    if ranks.context is not None:
+        lay_out_for_inference(model, ranks.context)
+    ranks.check_alike(lambda: check_room(model, device, ranks.size))
     model = model.to_empty(device=device)
     if opened.folder is not None:
         load_folder("checkpoint", opened.folder, model)
     else:
         state = {"model": model.state_dict()}
-        load_shards("checkpoint", opened.path, metadata_of("checkpoint", opened.path), state, alone=True)
+        metadata = metadata_of("checkpoint", opened.path)
+        load_shards("checkpoint", opened.path, metadata, state, alone=ranks.size == 1)
         model.load_state_dict(state["model"])
-    _check_finite(model, opened.path)
+    keep_own_parts(model)
+    ranks.check_alike(lambda: _check_finite(model, opened.path))
     return model.eval()
 
 

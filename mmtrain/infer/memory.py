@@ -8,25 +8,33 @@ import torch
 from torch import nn
 
 from mmtrain.errors import ConfigError
+from mmtrain.parallel.dtensor_params import local_tensor
 
 _GIB = 1 << 30
 
 
-def check_room(model: nn.Module, device: torch.device) -> None:
+def check_room(model: nn.Module, device: torch.device, ranks: int = 1) -> None:
     """Refuse a model whose weights do not fit into what is free on the device.
 
     Args:
-        model: on the meta device.
+        model: on the meta device; of a parameter that is split the part of this process counts.
         device: CPU or GPU. Nothing is checked where the system does not say what is free.
+        ranks: processes of this host, each with its own part.
 
     Raises:
         ConfigError: they do not fit.
     """
-    needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    free = free_bytes(device)
+    needed = sum(part.numel() * part.element_size() for part in map(local_tensor, model.state_dict().values()))
+    free = free_for_rank(device, ranks)
     if free is not None and needed > free:
         raise ConfigError("--device", device, f"has {free / _GIB:.1f} GiB of memory free, the weights take "
                           f"{needed / _GIB:.1f} GiB", "give a device with more")  # fmt: skip
+
+
+def free_for_rank(device: torch.device, ranks: int) -> int | None:
+    """Return the bytes that one of a host's processes may allocate: all of its own GPU's, a share of the CPU's."""
+    free = free_bytes(device)
+    return free // ranks if free is not None and device.type == "cpu" else free
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -5,43 +5,50 @@ from __future__ import annotations
 import torch
 
 from mmtrain.errors import ConfigError
-from mmtrain.infer.memory import free_bytes, is_out_of_memory
+from mmtrain.infer.memory import free_for_rank, is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.memory_plan import plan_memory
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 
 _UNKNOWN = 1 << 30  # where the system does not say what is free
 
 
-def take_memory(model: HybridLM, options: EngineOptions) -> CacheMemory:
-    """Plan the memory of an engine, and take it.
+def take_memory(model: HybridLM, options: EngineOptions, ranks: Ranks = ALONE) -> CacheMemory:
+    """Plan the memory of an engine, and take it. Several ranks plan alike, from the least that one of them has.
 
     Args:
-        model: whole, on one device; the dtype of its weights is that of the keys.
-        options: sizes.
+        model: on one device; the dtype of its weights is that of the keys.
+        options: sizes, of each rank.
+        ranks: processes that the model is laid over.
 
     Raises:
         ConfigError: it is not enough for one request, cannot be had, or a mixer cannot be served.
     """
-    weight = model.embed_tokens.weight
-    plan = plan_memory(model.config, options, weight.element_size(), cache_bytes(model, options))
-    try:
-        return CacheMemory(model.config, plan, weight.dtype, weight.device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size, where = f"{plan.bytes / (1 << 30):.1f} GiB", f"cannot be had on {weight.device}"
-        raise ConfigError("engine.memory_bytes", size, where, "give less, or a smaller memory_share") from None
+    weight, config = model.embed_tokens.weight, ranks.own_heads(model.config)
+    budget = ranks.least(cache_bytes(model, options, ranks))
+    plan = plan_memory(config, options, weight.element_size(), budget)
+
+    def take() -> CacheMemory:
+        try:
+            return CacheMemory(config, plan, weight.dtype, weight.device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size, where = f"{plan.bytes / (1 << 30):.1f} GiB", f"cannot be had on {weight.device}"
+            raise ConfigError("engine.memory_bytes", size, where, "give less, or a smaller memory_share") from None
+
+    return ranks.check_alike(take)
 
 
-def cache_bytes(model: HybridLM, options: EngineOptions) -> int:
+def cache_bytes(model: HybridLM, options: EngineOptions, ranks: Ranks = ALONE) -> int:
     """Return what the options give, or their share of what is free beside the weights and a step's own tensors.
 
     On a GPU a step of `prefill_tokens` is tried, and what it takes is left out. Each of the two paths lays out keys
     of one layer as one tensor, no more than all pages hold: for that two layers' worth of pages is left out. On a CPU
-    memory is not taken before it is written to.
+    memory is not taken before it is written to, and ranks share it.
     """
     if options.memory_bytes is not None:
         return options.memory_bytes
@@ -50,7 +57,7 @@ def cache_bytes(model: HybridLM, options: EngineOptions) -> int:
     if device.type == "cuda":
         step = _step_bytes(model, options, device)
         torch.cuda.empty_cache()
-    free = free_bytes(device)
+    free = free_for_rank(device, ranks.size)
     share = int(options.memory_share * ((_UNKNOWN if free is None else free) - step))
     paged = sum(layer.spec.cache_size(model.config).token > 0 for layer in model.layers)
     return max(0, share * paged // (paged + 2) if paged else share)

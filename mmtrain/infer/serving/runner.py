@@ -1,7 +1,8 @@
 """Passes over the model: prefill and decode, side by side.
 
 On a GPU each path has a stream of its own, so that decode steps, which wait for memory, run beside prefill, which waits
-for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step.
+for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step. Where several ranks share the
+weights they run one after the other: collectives of two streams would be launched in an order of their own on each.
 
 Legend: T tokens of a path, N documents whose next token is wanted, M tokens that are scored, D model width, V
 vocabulary.
@@ -11,19 +12,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, OutOfDeviceMemory
 from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.generation import TopTokens
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scheduler import Chunk, Step
 from mmtrain.infer.serving.scoring import label_scores
 from mmtrain.model.mixers.batch_cache import DocumentBatch
@@ -60,12 +62,15 @@ class Runner:
     """Model and memory, and the streams of the two paths; ids from `vocab_size` on are not told as the likeliest."""
 
     def __init__(
-        self, model: HybridLM, memory: CacheMemory, options: EngineOptions, vocab_size: int | None = None
-    ) -> None:
-        self._model, self._memory, self._vocab_size = model, memory, vocab_size
+        self, model: HybridLM, memory: CacheMemory, options: EngineOptions, vocab_size: int | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:  # fmt: skip
+        self._model, self._memory, self._vocab_size, self._ranks = model, memory, vocab_size, ranks
+        if ranks.size > 1 and options.cuda_graphs is None:  # messages inside of graphs have not been tried on GPUs
+            options = replace(options, cuda_graphs=False)
         self._graphs = DecodeGraphs(model, memory) if records_decode(model, memory, options) else None
-        cuda = memory.device.type == "cuda"
-        self._prefill, self._decode = (torch.cuda.Stream(memory.device) if cuda else None for _ in range(2))
+        streams = memory.device.type == "cuda" and ranks.size == 1
+        self._prefill, self._decode = (torch.cuda.Stream(memory.device) if streams else None for _ in range(2))
 
     @torch.no_grad()
     def run(self, step: Step) -> list[PathResult]:
@@ -73,6 +78,8 @@ class Runner:
 
         Raises:
             StepOutOfMemory: its tokens do not fit into the device's memory.
+            OutOfDeviceMemory: likewise, where other ranks share the weights: they wait for this one in the middle of
+                the step, and cannot be told.
         """
         decode = self._pass if self._graphs is None else self._decode_pass
         paths = [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
@@ -89,6 +96,11 @@ class Runner:
                 raise
             tokens = sum(chunk.count for _, chunks, _ in paths for chunk in chunks)
             where = f"does not fit into the memory of {self._memory.device}"
+            if self._ranks.size > 1:
+                fix = "start again with less engine.prefill_tokens, or a smaller memory_share"
+                raise OutOfDeviceMemory(
+                    f"rank {self._ranks.rank}: a step of {tokens:,} tokens {where}; {fix}"
+                ) from None
             raise StepOutOfMemory("engine.prefill_tokens", f"a step of {tokens:,} tokens", where,
                                   "give less, or a smaller memory_share") from None  # fmt: skip
 

@@ -14,6 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.draw import draw_tokens, penalise_repetition
 from mmtrain.infer.serving.generation import TopTokens
+from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scoring import token_logprobs, top_tokens
 
 
@@ -34,10 +35,11 @@ class Sampler:
     Args:
         vocab_size: ids of the tokenizer; the model's above it are never chosen.
         eod_id: end of a document, which requests may ignore; None where there is none.
+        ranks: processes that choose the same.
     """
 
-    def __init__(self, vocab_size: int, eod_id: int | None) -> None:
-        self._vocab_size, self._eod_id = vocab_size, eod_id
+    def __init__(self, vocab_size: int, eod_id: int | None, ranks: Ranks = ALONE) -> None:
+        self._vocab_size, self._eod_id, self._ranks = vocab_size, eod_id, ranks
 
     @torch.no_grad()
     def choose(self, documents: list[Document], logits_NV: Tensor) -> list[Choice]:
@@ -60,6 +62,7 @@ class Sampler:
         ready_NV[:, self._vocab_size :] = -torch.inf
         uniform_N = [document.next_uniform() for document in documents]
         tokens_N = draw_tokens(ready_NV, [one.request.sampling for one in documents], uniform_N)
+        tokens_N = self._ranks.of_first(tokens_N)
         tokens = tokens_N.tolist()
         if not any(document.request.logprobs for document in documents):
             return [Choice(token, None) for token in tokens]

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from mmtrain.model.model import HybridLM
+from mmtrain.model.moe.experts import Experts
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.dtensor_params import shard_parameter
 from mmtrain.parallel.expert.exchange import ExpertExchange
@@ -25,7 +26,11 @@ def apply_expert_parallel(model: HybridLM, mesh: DeviceMesh, exchange: ExpertExc
     """
     for block in model.layers:
         assert isinstance(block.ffn, MoE)
-        experts = block.ffn.experts
-        shard_parameter(experts, "w13_E2FD", mesh, (Shard(0), Shard(2)))
-        shard_parameter(experts, "w2_EDF", mesh, (Shard(0), Shard(2)))
-        experts.call = exchange
+        place_experts(block.ffn.experts, mesh)
+        block.ffn.experts.call = exchange
+
+
+def place_experts(experts: Experts, mesh: DeviceMesh) -> None:
+    """Split the weights of a layer's experts over a mesh with the axes ep, for experts, and etp, for their width."""
+    shard_parameter(experts, "w13_E2FD", mesh, (Shard(0), Shard(2)))
+    shard_parameter(experts, "w2_EDF", mesh, (Shard(0), Shard(2)))

@@ -22,6 +22,7 @@ from mmtrain.model.mixers.mixer import HeadShard
 from mmtrain.model.mixers.registry import Placement
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
+from mmtrain.model.sequence import SequenceRegion
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_place
 from mmtrain.parallel.dtensor_params import shard_parameter
 from mmtrain.parallel.tensor.vocab_parallel import VocabParallelLookup, vocab_parallel_cross_entropy
@@ -59,8 +60,21 @@ def apply_tensor_parallel(model: HybridLM, mesh: DeviceMesh) -> None:
 
     Routers still take this rank's tokens for all of their micro-batch.
     """
+    group = mesh.get_group()
+    place_over_tp(model, mesh, SequenceParallelRegion(group))
+    first = first_row(model.config.vocab_size, mesh)
+    model.embed_tokens.lookup = VocabParallelLookup(first, group)
+    model.token_loss = partial(_loss, first=first, group=group)
+    model.label_score = VocabParallelScore(first, group)
+
+
+def place_over_tp(model: HybridLM, mesh: DeviceMesh, region: SequenceRegion) -> None:
+    """Place every dense parameter of a (meta) model on `mesh`; mixers and feed-forwards work on this rank's part.
+
+    Args:
+        region: brings tokens to them, and sums what they give over ranks.
+    """
     group, tp = mesh.get_group(), mesh.size()
-    region = SequenceParallelRegion(group)
     heads = HeadShard(mesh.get_local_rank(), tp, partial(sum_in_place, group=group))
     for block in model.layers:
         _place(block, BLOCK_NORMS, mesh)
@@ -72,10 +86,6 @@ def apply_tensor_parallel(model: HybridLM, mesh: DeviceMesh) -> None:
         else:
             _feed_forward(block.ffn, mesh, region)
     _place(model, ENDS, mesh)
-    first = _first_row(model.config.vocab_size, mesh)
-    model.embed_tokens.lookup = VocabParallelLookup(first, group)
-    model.token_loss = partial(_loss, first=first, group=group)
-    model.label_score = VocabParallelScore(first, group)
 
 
 def _loss(
@@ -84,8 +94,8 @@ def _loss(
     return vocab_parallel_cross_entropy(x_SD, weight_VD, labels_T, first, chunk_tokens, group)
 
 
-def _first_row(rows: int, mesh: DeviceMesh) -> int:
-    """First row of this rank's shard, as DTensor cuts them: all of the same size but the last."""
+def first_row(rows: int, mesh: DeviceMesh) -> int:
+    """Return the first row of this rank's shard, as DTensor cuts them: all of the same size but the last."""
     return min(rows, -(-rows // mesh.size()) * mesh.get_local_rank())
 
 
@@ -94,12 +104,12 @@ def _place(module: nn.Module, placements: Mapping[str, Placement], mesh: DeviceM
         shard_parameter(module, name, mesh, PLACEMENTS[placement])
 
 
-def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh, region: SequenceParallelRegion) -> None:
+def _feed_forward(ffn: SwiGLU, mesh: DeviceMesh, region: SequenceRegion) -> None:
     _place(ffn, SWIGLU, mesh)
     ffn.sequence = region
 
 
-def _moe(moe: MoE, mesh: DeviceMesh, region: SequenceParallelRegion) -> None:
+def _moe(moe: MoE, mesh: DeviceMesh, region: SequenceRegion) -> None:
     """Place the router and the shared expert; routed experts are placed by expert parallelism."""
     _place(moe, MOE, mesh)
     if moe.shared is not None:
