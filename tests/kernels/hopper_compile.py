@@ -126,6 +126,7 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     """The results of every operation at the model's widths, in bfloat16; their backward compiles the rest."""
     from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
     from mmkernels.embedding import add_embedding_grad
+    from mmkernels.int8_weights import empty_int8, grouped_int8_mlp, int8_linear, launch
     from mmkernels.lightning import lightning_decode_step
     from mmkernels.moe import permute, route, sort_received, take_rows, to_slots, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
@@ -164,6 +165,14 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     yield swiglu(tensor(rows, 2 * 9216), torch.tensor([rows], dtype=torch.int32), **triton)
 
     swiglu_grad(tensor(rows, 2 * 9216), tensor(rows, 9216), **triton)
+
+    launch._processors = lambda x: 132
+    with torch.no_grad():
+        for grouped in (False, True):
+            for many in (1, 17, 64, tokens):
+                int8_linear(tensor(many, 6144), empty_int8((4096, 6144), grouped), **triton)
+            experts = empty_int8((4, 2, 512, 6144), grouped), empty_int8((4, 6144, 512), grouped)
+            grouped_int8_mlp(tensor(rows, 6144), *experts, torch.zeros(4, dtype=torch.int32), **triton)
 
     with torch.no_grad():
         logits, labels = tensor(rows, 200_064), torch.zeros(rows, dtype=torch.int64)

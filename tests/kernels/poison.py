@@ -32,7 +32,7 @@ def fill_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def filled(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def full(*args: Any, **kwargs: Any) -> torch.Tensor:
             new = make(*args, **kwargs)
-            return new.fill_(float("nan") if new.is_floating_point() else 0x33333333)
+            return new.fill_(float("nan") if new.is_floating_point() else 0x33333333 & torch.iinfo(new.dtype).max)
 
         return full
 

@@ -1,0 +1,89 @@
+"""Triton kernel of products with int8 weights: one for a weight of all rows, and for experts with a weight each.
+
+Legend: M rows of x, N outputs, K inputs, E experts. A program makes BLOCK_M rows of BLOCK_N outputs. The weight is the
+left operand of `tl.dot`, so that few rows, as of a decode step, take the narrow side of the tensor cores' products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mmkernels.common.triton_support import INTERPRETED
+
+_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
+
+
+@triton.jit(do_not_specialize=["count", "tiles"])
+def int8_product_kernel(
+    x_ptr,
+    values_ptr,
+    scale_ptr,
+    offset_ptr,
+    y_ptr,
+    count,
+    tiles,
+    stride_x,
+    stride_e,
+    stride_n,
+    stride_scale_e,
+    stride_scale_n,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    GROUP: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EXPERT_BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """y[split, m, n] = sum over the split's k of x[m, k] values[n, k] scale[n, k // GROUP].
+
+    Grid: (tiles * ceil(N / BLOCK_N), splits), programs of the same weights one after the other. `count` is the rows
+    of x. A split has STEPS blocks of K. GROUP is 0 for a scale a row; else BLOCK_K divides it. EXPERTS is 0 for one
+    weight; else `offset` has the row after each expert's last, and tiles are enough for however rows are shared out.
+    """
+    tile = tl.program_id(0) % tiles
+    n = tl.program_id(0) // tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    first, end = tile * BLOCK_M, count
+    expert = 0
+    if EXPERTS > 0:
+        e = tl.arange(0, EXPERT_BLOCK)
+        end_E = tl.load(offset_ptr + e, mask=e < EXPERTS, other=0)
+        begin_E = tl.load(offset_ptr + e - 1, mask=(e > 0) & (e < EXPERTS), other=0)
+        tiles_E = (end_E - begin_E + BLOCK_M - 1) // BLOCK_M
+        expert = tl.sum((tl.cumsum(tiles_E, 0) <= tile).to(tl.int32), 0)
+        if expert >= EXPERTS:
+            return
+        before = tl.sum(tl.where(e < expert, tiles_E, 0), 0)
+        first = tl.sum(tl.where(e == expert, begin_E, 0), 0) + (tile - before) * BLOCK_M
+        end = tl.sum(tl.where(e == expert, end_E, 0), 0)
+    m = first + tl.arange(0, BLOCK_M)
+    m_read, n_read = m < end, n < N
+    m, n = m.to(tl.int64), n.to(tl.int64)  # elements of a weight, and of many rows, pass 2^31
+    x_row = x_ptr + m * stride_x
+    w_row = values_ptr + tl.cast(expert, tl.int64) * stride_e + n * stride_n
+    scale_row = scale_ptr + tl.cast(expert, tl.int64) * stride_scale_e + n * stride_scale_n
+    acc_NM = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for step in range(STEPS):
+        begin = (split * STEPS + step) * BLOCK_K
+        k = begin + tl.arange(0, BLOCK_K)
+        # Both operands are masked past K: what lies there may be NaN, which no zero takes away.
+        w_NK = tl.load(w_row[:, None] + k[None, :], mask=n_read[:, None] & (k < K)[None, :], other=0)
+        x_KM = tl.load(x_row[None, :] + k[:, None], mask=m_read[None, :] & (k < K)[:, None], other=0.0)
+        if _INTERPRETED:  # numpy has no bfloat16: the interpreter would multiply the bit patterns
+            x_KM = x_KM.to(tl.float32)
+        w_NK = w_NK.to(x_KM.dtype)  # exact: whole numbers up to 127
+        if GROUP > 0:
+            scale_N = tl.load(
+                scale_row + begin // GROUP, mask=n_read & (tl.broadcast_to(begin, [BLOCK_N]) < K), other=0.0
+            )
+            acc_NM += tl.dot(w_NK, x_KM, input_precision="ieee") * scale_N[:, None]
+        else:
+            acc_NM = tl.dot(w_NK, x_KM, acc_NM, input_precision="ieee")
+    if GROUP == 0:
+        acc_NM *= tl.load(scale_row, mask=n_read, other=0.0)[:, None]
+    out = y_ptr + (tl.cast(split, tl.int64) * count + m[None, :]) * N + n[:, None]
+    tl.store(out, acc_NM.to(y_ptr.dtype.element_ty), mask=n_read[:, None] & m_read[None, :])

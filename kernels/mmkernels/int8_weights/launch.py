@@ -1,0 +1,97 @@
+"""Products with int8 weights through the Triton kernel, and its launch shapes (all tunables are here).
+
+Legend: M rows of x, N outputs, K inputs, E experts, G scales of a row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mmkernels.int8_weights.int8_weight import GROUP, Int8Weight
+from mmkernels.int8_weights.kernels import int8_product_kernel
+
+
+class Shape(NamedTuple):
+    """Rows, outputs and inputs of a program's blocks, its warps and the loads that it has under way."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+SHAPES = (
+    Shape(16, 64, 128, 4, 4),
+    Shape(32, 64, 128, 4, 4),
+    Shape(64, 128, 128, 8, 3),
+    Shape(128, 128, 64, 8, 3),
+)
+"""By rows, the first that holds them all, else the last. Chosen by what must be under way to fill an H200's bandwidth
+(8 KiB of weights a stage and program) and by registers; not measured yet on a GPU."""
+PROGRAMS = 2
+"""Programs a multiprocessor for which K is split, where outputs alone give fewer."""
+LEAST_STEPS = 4
+"""Blocks of K that a split has at least: fewer do not fill the pipeline of loads."""
+_INTERPRETED_PROCESSORS = 4
+
+
+def triton_product(x_MK: Tensor, weight: Int8Weight, offset_E: Tensor | None = None) -> Tensor:
+    """``x W^T``, [M, N] in the dtype of x: the backend "triton", whose arguments have been checked.
+
+    Args:
+        x_MK: bfloat16 or float32, the last dimension contiguous.
+        weight: [N, K]; with offsets [E, N, K].
+        offset_E: int32, the row after each expert's last; rows past the last one's are not written. None: all rows
+            belong to the one weight.
+    """
+    values, scale = weight
+    count, (outputs, inputs) = x_MK.shape[0], values.shape[-2:]
+    experts = 0 if offset_E is None else values.shape[0]
+    y_MN = torch.empty(count, outputs, dtype=x_MK.dtype, device=x_MK.device)
+    if not y_MN.numel():
+        return y_MN
+    shape = shape_for(-(-count // max(experts, 1)))
+    # Each expert's last tile may be partly filled, and no more experts have rows than there are rows.
+    tiles = count // shape.block_m + min(experts, count) if experts else triton.cdiv(count, shape.block_m)
+    programs = tiles * triton.cdiv(outputs, shape.block_n)
+    splits, steps = 1, triton.cdiv(inputs, shape.block_k)
+    if not experts:  # of which there are programs enough
+        splits, steps = split_k(programs, steps, _processors(x_MK))
+    into = y_MN if splits == 1 else torch.empty(splits, count, outputs, dtype=torch.float32, device=x_MK.device)
+    int8_product_kernel[(programs, splits)](
+        x_MK, values, scale, offset_E, into, count, tiles,
+        x_MK.stride(0), values.stride(0) if experts else 0, values.stride(-2),
+        scale.stride(0) if experts else 0, scale.stride(-2),
+        N=outputs, K=inputs, GROUP=GROUP if scale.shape[-1] > 1 else 0, EXPERTS=experts,
+        EXPERT_BLOCK=triton.next_power_of_2(max(experts, 1)), STEPS=steps,
+        BLOCK_M=shape.block_m, BLOCK_N=shape.block_n, BLOCK_K=shape.block_k,
+        num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    return y_MN if splits == 1 else into.sum(0).to(x_MK.dtype)
+
+
+def shape_for(rows: int) -> Shape:
+    """Return the launch shape for so many rows of x a weight."""
+    return next((shape for shape in SHAPES if rows <= shape.block_m), SHAPES[-1])
+
+
+def split_k(programs: int, steps: int, processors: int) -> tuple[int, int]:
+    """Return into how many parts K is split, and the blocks of K in each, the last of which may be past the end.
+
+    Args:
+        programs: of one part.
+        steps: blocks of K in all.
+        processors: multiprocessors to fill.
+    """
+    wanted = min(PROGRAMS * processors // programs, steps // LEAST_STEPS)
+    each = -(-steps // max(1, wanted))
+    return -(-steps // each), each
+
+
+def _processors(x: Tensor) -> int:
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else _INTERPRETED_PROCESSORS
