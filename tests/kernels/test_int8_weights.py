@@ -1,4 +1,4 @@
-"""Products with int8 weights against float64, on every backend; the kernel runs in Triton's interpreter without a GPU."""
+"""Products with int8 weights against float64, on every backend; without a GPU the kernel runs in the interpreter."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The public products with int8 weights: checks and dispatch. There are no gradients.
 
-Legend: T tokens, R rows sorted by expert, D and E widths of a product; E experts, D model and F expert width of experts.
+Legend: T tokens, D and E widths of a projection; R rows sorted by expert, E experts, D model width, F expert width.
 """
 
 from __future__ import annotations
