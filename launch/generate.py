@@ -80,7 +80,10 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--etp", type=int, default=1, help="ranks that share the width of an expert (default 1)")
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
+    precisions = ["fp32", "bf16", "int8", "int8-g128"]
+    parser.add_argument(
+        "--precision", choices=precisions, default="fp32", help="of weights and products (default fp32)"
+    )
     parser.add_argument("--max-running", type=int, help="prompts of --prompts at work at once (default 64)")
     parser.add_argument("--prefill-tokens", type=int, help="tokens of prompts read in one step (default 4096)")
     parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")

@@ -20,8 +20,12 @@ from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import HFFolder, is_hf_folder, open_folder
 from mmtrain.hf.read_weights import load_folder
+from mmtrain.infer.compute_dtype import INT8, cast_for_compute, compute_dtype
 from mmtrain.infer.device import choose_device
 from mmtrain.infer.memory import check_room
+from mmtrain.infer.quantised.reader import check_finite, weight_reader
+from mmtrain.infer.quantised.replace import quantise_model
+from mmtrain.infer.quantised.stream import stream_model
 from mmtrain.infer.request import check_rope_base
 from mmtrain.infer.run_tokenizer import tokenizer_of_run
 from mmtrain.infer.serving.ranks import ALONE, Ranks
@@ -115,16 +119,28 @@ def _open_folder(path: Path, tokenizer: str | None, rope_base: float | None) -> 
     return OpenedCheckpoint(path, model, made, folder)
 
 
-def load_weights(opened: OpenedCheckpoint, device: torch.device, ranks: Ranks = ALONE) -> HybridLM:
+def load_weights(
+    opened: OpenedCheckpoint, device: torch.device, ranks: Ranks = ALONE, precision: str = "fp32"
+) -> HybridLM:
     """Read the weights of a checkpoint, of whatever layout; of several ranks each reads its own part. Collective.
 
+    Args:
+        opened: the checkpoint.
+        device: where the model goes.
+        precision: "fp32", "bf16", "int8" or "int8-g128"; all but fp32 are read one parameter at a time
+            (`mmtrain.infer.quantised.stream`), so that the fp32 model is never there as a whole. Of several ranks each
+            reads its part in fp32 and turns it into these then.
+        ranks: that share the weights.
+
     Returns:
-        The model in fp32 (the master weights) and evaluation mode; its parameters are plain tensors.
+        The model in evaluation mode, whose parameters are plain tensors; in fp32 it has the master weights.
 
     Raises:
         ConfigError: the device has no room for them, the checkpoint is damaged, or a weight is not a finite number; on
             all ranks alike.
     """
+    if precision != "fp32" and ranks.size == 1:
+        return stream_model(opened.model, weight_reader(opened.path, opened.folder), precision, device)
     model = meta_model(opened.model)
     if ranks.context is not None:
         lay_out_for_inference(model, ranks.context)
@@ -139,6 +155,9 @@ def load_weights(opened: OpenedCheckpoint, device: torch.device, ranks: Ranks = 
         model.load_state_dict(state["model"])
     keep_own_parts(model)
     ranks.check_alike(lambda: _check_finite(model, opened.path))
+    if precision in INT8:
+        quantise_model(model, INT8[precision])
+    cast_for_compute(model, compute_dtype(precision, device))
     return model.eval()
 
 
@@ -152,6 +171,4 @@ def _damage(checkpoint: Path) -> str | None:
 
 def _check_finite(model: HybridLM, path: Path) -> None:
     for name, value in model.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise ConfigError("checkpoint", path, f"holds weights that are not finite numbers ({name})",
-                              "its run diverged: give an earlier checkpoint")  # fmt: skip
+        check_finite(name, value, path)

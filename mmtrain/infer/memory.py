@@ -13,22 +13,28 @@ from mmtrain.parallel.dtensor_params import local_tensor
 _GIB = 1 << 30
 
 
-def check_room(model: nn.Module, device: torch.device, ranks: int = 1) -> None:
+def check_room(model: nn.Module, device: torch.device, ranks: int = 1, beside: int = 0) -> None:
     """Refuse a model whose weights do not fit into what is free on the device.
 
     Args:
         model: on the meta device; of a parameter that is split the part of this process counts.
         device: CPU or GPU. Nothing is checked where the system does not say what is free.
         ranks: processes of this host, each with its own part.
+        beside: bytes that loading takes there beside the weights.
 
     Raises:
         ConfigError: they do not fit.
     """
-    needed = sum(part.numel() * part.element_size() for part in map(local_tensor, model.state_dict().values()))
+    needed = weight_bytes(model) + beside
     free = free_for_rank(device, ranks)
     if free is not None and needed > free:
         raise ConfigError("--device", device, f"has {free / _GIB:.1f} GiB of memory free, the weights take "
                           f"{needed / _GIB:.1f} GiB", "give a device with more")  # fmt: skip
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, which may be on the meta device; of split ones the part here."""
+    return sum(part.numel() * part.element_size() for part in map(local_tensor, model.state_dict().values()))
 
 
 def free_for_rank(device: torch.device, ranks: int) -> int | None:

@@ -62,9 +62,7 @@ class OpenModel:
         Raises:
             ConfigError: as :func:`~mmtrain.infer.load.load_weights` raises it, on all ranks alike.
         """
-        model = load.load_weights(self.checkpoint, self.device, self.ranks)
-        cast_for_compute(model, PRECISIONS[self.precision])
-        return model
+        return load.load_weights(self.checkpoint, self.device, self.ranks, self.precision)
 
     def run(self, options: EngineOptions | None, use: Callable[[Engine], T], model: HybridLM | None = None) -> T | None:
         """Make an engine on every rank, of which rank 0 uses its own (`mmtrain.infer.serving.follow`). Collective.
@@ -104,7 +102,7 @@ def open_model(
         layout: sizes of the axes.
         tokenizer, rope_base, verify: as :func:`~mmtrain.infer.load.open_checkpoint` takes them.
         device: as :func:`~mmtrain.infer.device.choose_device` takes it; ranks have a GPU each: cpu, cuda or None.
-        precision: "fp32" or "bf16".
+        precision: as :func:`~mmtrain.infer.load.load_weights` takes it.
 
     Raises:
         ConfigError: a number of processes, a size, a device or the checkpoint is wrong.
