@@ -7,7 +7,7 @@ import torch
 from mmtrain.errors import ConfigError
 from mmtrain.infer.memory import free_for_rank, is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
-from mmtrain.infer.serving.memory_plan import plan_memory
+from mmtrain.infer.serving.memory_plan import plan_memory, without_copies
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.model.model import HybridLM
@@ -46,9 +46,8 @@ def take_memory(model: HybridLM, options: EngineOptions, ranks: Ranks = ALONE) -
 def cache_bytes(model: HybridLM, options: EngineOptions, ranks: Ranks = ALONE) -> int:
     """Return what the options give, or their share of what is free beside the weights and a step's own tensors.
 
-    On a GPU a step of `prefill_tokens` is tried, and what it takes is left out. Each of the two paths lays out keys
-    of one layer as one tensor, no more than all pages hold: for that two layers' worth of pages is left out. On a CPU
-    memory is not taken before it is written to, and ranks share it.
+    On a GPU a step of `prefill_tokens` is tried, and what it takes is left out. On a CPU memory is not taken before it
+    is written to, and ranks share it.
     """
     if options.memory_bytes is not None:
         return options.memory_bytes
@@ -59,8 +58,7 @@ def cache_bytes(model: HybridLM, options: EngineOptions, ranks: Ranks = ALONE) -
         torch.cuda.empty_cache()
     free = free_for_rank(device, ranks.size)
     share = int(options.memory_share * ((_UNKNOWN if free is None else free) - step))
-    paged = sum(layer.spec.cache_size(model.config).token > 0 for layer in model.layers)
-    return max(0, share * paged // (paged + 2) if paged else share)
+    return without_copies(model.config, share)
 
 
 @torch.no_grad()

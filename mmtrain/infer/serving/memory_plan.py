@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.options import EngineOptions
-from mmtrain.model.mixers.registry import mixer_spec
+from mmtrain.model.mixers.registry import CacheSize, mixer_spec
 
 _MIB = 1 << 20
 
@@ -52,6 +52,39 @@ class MemoryPlan:
         return -(-tokens // self.page_tokens) if self.paged else 0
 
 
+def token_bytes(config: ModelConfig, element_bytes: int) -> int:
+    """Return the bytes that all layers keep of each token, in the type of the keys."""
+    return sum(size.token for size in _sizes(config)) * element_bytes
+
+
+def document_bytes(config: ModelConfig, element_bytes: int) -> int:
+    """Return the bytes that all layers keep of each document: states in fp32, or float64 for a model of that."""
+    return sum(size.document for size in _sizes(config)) * max(4, element_bytes)
+
+
+def copies_bytes(config: ModelConfig, pages_bytes: int) -> int:
+    """Return what copies of keys take beside all pages.
+
+    Each of an engine's two paths lays out the keys of one layer as one tensor, no more than all pages hold: two layers'
+    worth of pages.
+    """
+    return 2 * pages_bytes // _paged_layers(config) if pages_bytes else 0
+
+
+def without_copies(config: ModelConfig, budget: int) -> int:
+    """Return what is left of a budget for pages and slots, beside :func:`copies_bytes`."""
+    paged = _paged_layers(config)
+    return max(0, budget * paged // (paged + 2) if paged else budget)
+
+
+def _paged_layers(config: ModelConfig) -> int:
+    return sum(size.token > 0 for size in _sizes(config))
+
+
+def _sizes(config: ModelConfig) -> list[CacheSize]:
+    return [mixer_spec(letter).cache_size(config) for letter in config.layer_types]
+
+
 def plan_memory(config: ModelConfig, options: EngineOptions, element_bytes: int, budget: int) -> MemoryPlan:
     """Share a number of bytes out among slots and pages.
 
@@ -66,10 +99,8 @@ def plan_memory(config: ModelConfig, options: EngineOptions, element_bytes: int,
     Raises:
         ConfigError: they are not enough for one request of one page.
     """
-    sizes = [mixer_spec(letter).cache_size(config) for letter in config.layer_types]
-    state_bytes = max(4, element_bytes)
-    page_bytes = sum(size.token for size in sizes) * options.page_tokens * element_bytes
-    slot_bytes = sum(size.document for size in sizes) * state_bytes
+    page_bytes = token_bytes(config, element_bytes) * options.page_tokens
+    slot_bytes = document_bytes(config, element_bytes)
     running, kept = options.max_running, options.prefix_slots
     if slot_bytes:
         slots = (budget // 2 if page_bytes else budget) // slot_bytes

@@ -1,0 +1,1 @@
+"""What serving a model takes of each device, reckoned before any is asked for."""
