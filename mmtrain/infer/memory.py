@@ -33,7 +33,7 @@ def check_room(model: nn.Module, device: torch.device, ranks: int = 1, beside: i
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Return the bytes of a model's parameters and buffers, which may be on the meta device; of split ones the part here."""
+    """Return the bytes of a model's parameters and buffers, of split ones of the part here; the meta device will do."""
     return sum(part.numel() * part.element_size() for part in map(local_tensor, model.state_dict().values()))
 
 

@@ -20,7 +20,6 @@ from mmtrain.config import ClusterConfig
 from mmtrain.config.process_env import read_processes
 from mmtrain.errors import ConfigError
 from mmtrain.infer import load
-from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
 from mmtrain.infer.device import choose_device
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.layout import ALONE_LAYOUT, RankLayout

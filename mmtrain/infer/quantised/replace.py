@@ -22,7 +22,7 @@ from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.experts import Experts
 
 KEPT = frozenset({"lm_head", "coefficient"})
-"""Attributes that hold a :class:`~mmtrain.model.linear.Linear`, maybe inside of another module, and stay as they are."""
+"""Attributes that hold a :class:`~mmtrain.model.linear.Linear`, maybe inside another module, and stay as they are."""
 _KINDS: dict[type[nn.Module], type[QuantisedModule]] = {
     Linear: QuantisedLinear,
     SwiGLU: QuantisedSwiGLU,
