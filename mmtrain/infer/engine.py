@@ -1,4 +1,4 @@
-"""The inference engine: many requests at once, from one model on one device, or on several that share its weights.
+"""The inference engine: many requests at once, from one model on one device, or on ranks that share weights or keys.
 
     engine = Engine(model, tokenizer)
     made = engine.generate([GenerationRequest(tuple(tokenizer.encode("def ")), max_tokens=32)])
@@ -17,6 +17,8 @@ from itertools import count
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
+from mmtrain.infer.context.group import ContextParallel
+from mmtrain.infer.context.runner import ContextRunner
 from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, RequestRefused
@@ -35,6 +37,10 @@ def _warn(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
+def _say_nothing(line: str) -> None:
+    """Other ranks say the same."""
+
+
 class Engine:
     """Continues and scores texts.
 
@@ -48,26 +54,35 @@ class Engine:
             that of the keys.
         tokenizer: of its training, for texts and their ends; None gives ids alone.
         options: sizes; the defaults suit one GPU.
-        warn: is told what the user should know, as a line.
+        warn: is told what the user should know, as a line; with `context`, on the first rank alone.
         ranks: the processes that the model is laid over; each has an engine of its own, and all are asked the same
             (`mmtrain.infer.serving.follow`).
+        context: in place of `ranks`, those that share out the keys of all requests. Each has an engine with the same
+            weights, and makes the same calls in the same order (docs/inference.md).
 
     Raises:
         ConfigError: an option makes no sense, memory is not enough for one request, or a mixer cannot be served.
+        RanksDiffer: ranks have different models or options.
     """
 
     def __init__(
         self, model: HybridLM, tokenizer: Tokenizer | None = None, options: EngineOptions | None = None,
-        warn: Callable[[str], None] = _warn, ranks: Ranks = ALONE,
+        warn: Callable[[str], None] = _warn, ranks: Ranks = ALONE, context: ContextParallel | None = None,
     ) -> None:  # fmt: skip
         options = EngineOptions() if options is None else options
         options.validate()
+        if context is not None:
+            context.validate(ranks)
+            warn = warn if context.rank == 0 else _say_nothing
         self.metrics, self._ranks = EngineMetrics(), ranks
         self._model, self._tokenizer, self._options, self._warn = model.eval(), tokenizer, options, warn
-        self.memory = take_memory(model, options, ranks)
+        self.memory = take_memory(model, options, ranks, context)
         self._scheduler = Scheduler(self.memory, options, self.metrics)
         vocab_size = model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
-        self._runner = Runner(model, self.memory, options, vocab_size, ranks)
+        if context is None:
+            self._runner = Runner(model, self.memory, options, vocab_size, ranks)
+        else:
+            self._runner = ContextRunner(model, self.memory, options, vocab_size, context)
         self._eod_id = None if tokenizer is None else tokenizer.eod_id
         self._sampler = Sampler(vocab_size, self._eod_id, ranks)
         self.broken_off: list[int] = []
@@ -124,6 +139,7 @@ class Engine:
             StepOutOfMemory: the step does not fit into the device's memory; its requests are read again in the next.
             OutOfDeviceMemory: likewise, where the model is laid over several ranks: the process must end.
             ConfigError: the weights give logits that are not finite numbers.
+            RanksDiffer: ranks serve different requests.
         """
         step = self._scheduler.schedule()
         if not (step.prefill or step.decode):

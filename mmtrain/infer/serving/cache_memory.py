@@ -19,7 +19,7 @@ class CacheMemory:
 
     Attributes:
         plan: the sizes.
-        shape: those that every layer has.
+        shape: those that every layer has, on this rank.
         pages: the pages' owners.
         running: free slots of requests at work.
         kept: free slots of the prefix cache.
@@ -30,10 +30,10 @@ class CacheMemory:
     """
 
     def __init__(self, config: ModelConfig, plan: MemoryPlan, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape = CacheShape(plan.pages, plan.page_tokens, plan.running + plan.kept)
+        self.shape = CacheShape(plan.pages // plan.ranks, plan.page_tokens, plan.running + plan.kept)
         classes = [mixer_spec(letter).batch_cache_class() for letter in config.layer_types]
         self.plan, self.device = plan, device
-        self.pages = PagePool(plan.pages)
+        self.pages = PagePool(plan.pages, plan.ranks)
         self.running = list(range(plan.running))
         self.kept = list(range(plan.running, plan.running + plan.kept))
         self.layers = [made(config, self.shape, dtype, device) for made in classes]

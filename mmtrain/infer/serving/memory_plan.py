@@ -18,11 +18,12 @@ class MemoryPlan:
 
     Attributes:
         page_tokens: tokens of a page.
-        pages: of each layer that keeps something of every token; 0 where no layer does.
+        pages: of each layer that keeps something of every token, on all ranks together; 0 where no layer does.
         running: slots of requests at work.
         kept: slots of the prefix cache.
         page_bytes: bytes of a page over all layers.
         slot_bytes: bytes of a slot over all layers.
+        ranks: that share out the pages, as many each; every one has all slots.
     """
 
     page_tokens: int
@@ -31,6 +32,7 @@ class MemoryPlan:
     kept: int
     page_bytes: int
     slot_bytes: int
+    ranks: int = 1
 
     @property
     def paged(self) -> bool:
@@ -39,8 +41,8 @@ class MemoryPlan:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all pages and slots."""
-        return self.pages * self.page_bytes + (self.running + self.kept) * self.slot_bytes
+        """Bytes of the pages and slots of one rank."""
+        return self.pages // self.ranks * self.page_bytes + (self.running + self.kept) * self.slot_bytes
 
     @property
     def longest(self) -> int | None:
@@ -85,7 +87,9 @@ def _sizes(config: ModelConfig) -> list[CacheSize]:
     return [mixer_spec(letter).cache_size(config) for letter in config.layer_types]
 
 
-def plan_memory(config: ModelConfig, options: EngineOptions, element_bytes: int, budget: int) -> MemoryPlan:
+def plan_memory(
+    config: ModelConfig, options: EngineOptions, element_bytes: int, budget: int, ranks: int = 1
+) -> MemoryPlan:
     """Share a number of bytes out among slots and pages.
 
     Slots take half of it at most where there are pages too; of those that are too many, the prefix cache's go first.
@@ -94,7 +98,8 @@ def plan_memory(config: ModelConfig, options: EngineOptions, element_bytes: int,
         config: of the model.
         options: see there.
         element_bytes: bytes of an element of the weights.
-        budget: bytes to share out.
+        budget: bytes to share out on each rank.
+        ranks: that share out the pages.
 
     Raises:
         ConfigError: they are not enough for one request of one page.
@@ -113,5 +118,5 @@ def plan_memory(config: ModelConfig, options: EngineOptions, element_bytes: int,
                           "give more, or a device with more")  # fmt: skip
     if options.longest is not None and page_bytes:
         each = -(-options.longest // options.page_tokens) + 1
-        pages = min(pages, each * (options.max_running + options.prefix_slots))
-    return MemoryPlan(options.page_tokens, pages, running, kept, page_bytes, slot_bytes)
+        pages = min(pages, -(-each * (options.max_running + options.prefix_slots) // ranks))
+    return MemoryPlan(options.page_tokens, pages * ranks, running, kept, page_bytes, slot_bytes, ranks)

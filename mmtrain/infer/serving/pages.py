@@ -10,20 +10,28 @@ class PagePool:
 
     Attributes:
         owners: of each page.
+
+    Args:
+        pages: their number.
+        ranks: that share them, a divisor of `pages`: page p lies on rank p mod `ranks` (`page_owner`).
     """
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, ranks: int = 1) -> None:
         self.owners = [0] * pages
-        self._free = list(reversed(range(pages)))
+        self._free = [list(reversed(range(rank, pages, ranks))) for rank in range(ranks)]
 
     @property
     def free(self) -> int:
         """Pages without an owner."""
-        return len(self._free)
+        return sum(map(len, self._free))
 
     def take(self, count: int) -> list[int]:
-        """Return so many free pages, each with one owner; the caller knows that they are there."""
-        taken = [self._free.pop() for _ in range(count)]
+        """Return so many free pages, each with one owner; the caller knows that they are there.
+
+        Each comes from a rank with the most free ones, the first of them: so ranks have the same number of keys to
+        attend to.
+        """
+        taken = [max(self._free, key=len).pop() for _ in range(count)]
         for page in taken:
             self.owners[page] = 1
         return taken
@@ -38,4 +46,4 @@ class PagePool:
         for page in pages:
             self.owners[page] -= 1
             if self.owners[page] == 0:
-                self._free.append(page)
+                self._free[page % len(self._free)].append(page)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,52 @@ class PathResult:
     logprobs_M: Tensor
     likeliest_M: Tensor
     top_M: list[TopTokens]
+
+
+class Wanted(NamedTuple):
+    """What is wanted of a row.
+
+    Attributes:
+        documents: those whose next token is wanted.
+        last: place in the row of the last token of each.
+        scored: documents with scored prompt tokens, and how many.
+        rows: place of each token whose successor is scored.
+        labels: id of that successor.
+    """
+
+    documents: list[Document]
+    last: list[int]
+    scored: list[tuple[Document, int]]
+    rows: list[int]
+    labels: list[int]
+
+    @staticmethod
+    def of(chunks: list[Chunk]) -> Wanted:
+        """Find it for documents that lie end to end."""
+        wanted, first = Wanted([], [], [], [], []), 0
+        for document, count in chunks:
+            span = range(max(document.unscored.start, document.computed),
+                         min(document.unscored.stop, document.computed + count))  # fmt: skip
+            if span:
+                wanted.scored.append((document, len(span)))
+                wanted.rows.extend(first + place - document.computed for place in span)
+                wanted.labels.extend(document.tokens[span.start + 1 : span.stop + 1])
+            first += count
+            if count == document.remaining:
+                wanted.documents.append(document)
+                wanted.last.append(first - 1)
+        return wanted
+
+    @property
+    def top_logprobs(self) -> int:
+        """The likeliest ids that any of the documents wants in the place of its scored tokens."""
+        return max((document.request.top_logprobs for document, _ in self.scored), default=0)
+
+
+def tokens_of(chunks: list[Chunk]) -> list[int]:
+    """Return the ids of a row: those of its documents end to end."""
+    return [token for document, count in chunks
+            for token in document.tokens[document.computed : document.computed + count]]  # fmt: skip
 
 
 class Runner:
@@ -124,34 +170,20 @@ class Runner:
             counts, keys, [document.slot for document in documents], [document.pages for document in documents],
             self._memory.shape, self._memory.device,
         )  # fmt: skip
-        tokens = [token for chunk, end in zip(chunks, keys, strict=True)
-                  for token in chunk.document.tokens[end - chunk.count : end]]  # fmt: skip
-        tokens_T = to_device(torch.tensor(tokens, dtype=torch.int64), self._memory.device)
-        h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch))
-        last = [row - 1 for row, chunk in zip(accumulate(counts), chunks, strict=True) if chunk.completes]
-        return self._result(chunks, h_TD, self._model.lm_head(h_TD[self._index(last)]))
+        h_TD = self._model.final_states(self._index(tokens_of(chunks)), batch.packing, self._memory.view(batch))
+        wanted = Wanted.of(chunks)
+        return self._result(wanted, h_TD, self._model.lm_head(h_TD[self._index(wanted.last)]))
 
     def _decode_pass(self, chunks: list[Chunk]) -> PathResult:
         """Take documents that lack one token through a graph."""
         assert self._graphs is not None
-        return self._result(chunks, *self._graphs.run([chunk.document for chunk in chunks]))
+        return self._result(Wanted.of(chunks), *self._graphs.run([chunk.document for chunk in chunks]))
 
-    def _result(self, chunks: list[Chunk], h_TD: Tensor, logits_NV: Tensor) -> PathResult:
+    def _result(self, wanted: Wanted, h_TD: Tensor, logits_NV: Tensor) -> PathResult:
         """What a path gives, and the scores of prompt tokens among its rows."""
-        scored, rows, labels = [], [], []
-        first = 0
-        for document, count in chunks:
-            span = range(max(document.unscored.start, document.computed),
-                         min(document.unscored.stop, document.computed + count))  # fmt: skip
-            if span:
-                scored.append((document, len(span)))
-                rows += [first + place - document.computed for place in span]
-                labels += document.tokens[span.start + 1 : span.stop + 1]
-            first += count
-        ended = [chunk.document for chunk in chunks if chunk.completes]
-        top = max((document.request.top_logprobs for document, _ in scored), default=0)
-        scores = label_scores(self._model, h_TD, self._index(rows), self._index(labels), top, self._vocab_size)
-        return PathResult(ended, logits_NV, scored, *scores)
+        labels = self._index(wanted.rows), self._index(wanted.labels)
+        scores = label_scores(self._model, h_TD, *labels, wanted.top_logprobs, self._vocab_size)
+        return PathResult(wanted.documents, logits_NV, wanted.scored, *scores)
 
     def _index(self, numbers: list[int]) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)

@@ -1,0 +1,1 @@
+"""Context parallel inference: the keys of every document are spread over ranks, and long prompts are read by all."""
