@@ -4,6 +4,7 @@ r"""Evaluate a checkpoint on long text, offline: needles, RULER, perplexity by p
     python launch/eval.py runs/first --tasks needle,perplexity --lengths 4Ki,32Ki
     python launch/eval.py runs/first --tasks ruler,mr_niah --lengths 4Ki,128Ki,1Mi --samples 50 --out results
     python launch/eval.py runs/first --tasks choices,longbench_v2 --choices-file q.jsonl --longbench-file data.json
+    torchrun --nproc-per-node 8 launch/eval.py runs/first --tasks ruler --lengths 1Mi --cp 8
 
 Tasks: needle, mr_niah, perplexity; RULER's niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue,
 niah_multiquery, vt, cwe, fwe, and from files qa_1 (SQuAD) and qa_2 (HotpotQA); single, multi, multi_key and
@@ -29,9 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 from mmtrain.command_line import Parser, exit_code
 from mmtrain.errors import ConfigError
+from mmtrain.infer.command import add_engine_options
 
 if TYPE_CHECKING:
+    from mmtrain.evals.offline.evaluation import Evaluation
     from mmtrain.evals.offline.request import EvalRequest
+    from mmtrain.infer.engine import Engine
 
 FILES = {"longbench_v2": "longbench_file", "choices": "choices_file", "mtob_ek": "mtob_folder",
          "mtob_ke": "mtob_folder", "qa_1": "squad_file", "qa_2": "hotpotqa_file"}  # fmt: skip
@@ -59,17 +63,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("--no-verify", action="store_true", help="do not read the checkpoint against its checksums")
     parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
-    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
-    _add_engine(parser)
+    add_engine_options(parser, "samples", 8)
     return parser.parse_args(argv)
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
-    parser.add_argument("--max-running", type=int, default=8, help="samples asked at once (default %(default)s)")
-    parser.add_argument("--prefill-tokens", type=int, help="tokens read in one step (default 4096)")
-    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
 
 
 def request_of(options: argparse.Namespace) -> EvalRequest:
@@ -80,8 +75,6 @@ def request_of(options: argparse.Namespace) -> EvalRequest:
     """
     from mmtrain.config.schema import parse_count
     from mmtrain.evals.offline.request import EvalRequest, parse_depths, parse_lengths, parse_tasks
-    from mmtrain.infer.command import engine_options
-    from mmtrain.infer.serving.options import EngineOptions
 
     files = {task: path for task, name in FILES.items() if (path := getattr(options, name)) is not None}
     limit = None if options.max_length is None else parse_count(options.max_length, "--max-length")
@@ -92,7 +85,6 @@ def request_of(options: argparse.Namespace) -> EvalRequest:
         options.leave_out_longer,
     )  # fmt: skip
     request.validate()
-    engine_options(options, EngineOptions()).validate()
     return request
 
 
@@ -102,41 +94,54 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
-    from mmtrain.infer.device import check_device_name, choose_device
-    from mmtrain.infer.request import check_rope_base
+    from mmtrain.infer.command import check_engine_options, engine_options, layout_of
 
     request = request_of(options)
-    check_device_name(options.device)
-    if options.rope_base is not None:
-        check_rope_base(options.rope_base)
+    check_engine_options(options)
     if not options.checkpoint.exists():
         raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
-    device = choose_device(options.device)  # from here on with torch
-    from mmtrain.evals.offline.evaluation import Evaluation
-    from mmtrain.infer.answering import EngineAnswerer, engine_for, options_for
-    from mmtrain.infer.command import engine_options
-    from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
-    from mmtrain.infer.load import load_weights, open_checkpoint
+    from mmtrain.evals.offline.evaluation import Evaluation  # from here on with torch
+    from mmtrain.infer.answering import options_for
+    from mmtrain.infer.open import open_model
     from mmtrain.infer.run_tokenizer import identity_of_checkpoint
 
-    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
-    evaluation = Evaluation(
-        request, opened.path, opened.model, opened.tokenizer, identity_of_checkpoint(opened.path), options.corpus,
-        options.precision,
-    )  # fmt: skip
-    folder = evaluation.folder(options.out)
-    _say(options, f"{opened.path} on {device}: {evaluation.line()}")
+    with open_model(
+        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
+        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
+    ) as opened:  # fmt: skip
+        checkpoint = opened.checkpoint
+        evaluation = Evaluation(
+            request, checkpoint.path, checkpoint.model, checkpoint.tokenizer, identity_of_checkpoint(checkpoint.path),
+            options.corpus, options.precision,
+        )  # fmt: skip
+        folder = evaluation.folder(options.out)
+        if opened.ranks.rank == 0:
+            _announce(options, request, evaluation, f"{checkpoint.path} on {opened.place}")
+        sizes = engine_options(options, options_for(evaluation.longest, options.max_running))
+        opened.run(sizes, lambda engine: ask(options, engine, evaluation, folder, opened.place))
+
+
+def _announce(options: argparse.Namespace, request: EvalRequest, evaluation: Evaluation, where: str) -> None:
+    """Tell what will be asked, and what is left out."""
+    _say(options, f"{where}: {evaluation.line()}")
     if "ruler" in options.tasks.split(",") and not {"qa_1", "qa_2"} <= set(request.tasks):
         _say(options, "note: RULER's qa_1 and qa_2 need their files: --squad-file, --hotpotqa-file")
     if any(unit.depth is not None for unit in evaluation.units) and (never := request.depths[request.samples :]):
         _say(options, f"note: {request.samples} samples leave out depths {', '.join(f'{depth:g}' for depth in never)}")
-    model = load_weights(opened, device)
-    cast_for_compute(model, PRECISIONS[options.precision])
-    sizes = engine_options(options, options_for(evaluation.longest, options.max_running))
-    answerer = EngineAnswerer(engine_for(model, opened.tokenizer, sizes))
+
+
+def ask(options: argparse.Namespace, engine: Engine, evaluation: Evaluation, folder: Path, where: str) -> None:
+    """Ask all samples, and write the results.
+
+    Raises:
+        ConfigError: a sample does not fit into memory, or the weights give no finite logits.
+    """
+    from mmtrain.infer.answering import EngineAnswerer
+
+    answerer = EngineAnswerer(engine)
     answerer.check(evaluation.longest)
     began = time.perf_counter()
-    result, written = evaluation.run(answerer, folder, options.max_running, _progress(options, evaluation), str(device))
+    result, written = evaluation.run(answerer, folder, options.max_running, _progress(options, evaluation), where)
     _tell(result, written, time.perf_counter() - began)
 
 

@@ -9,9 +9,9 @@ r"""Continue a prompt from a checkpoint, token by token as the model chooses the
     torchrun --nproc-per-node 2 launch/generate.py runs/first --tp 2 --prompt "def "
 
 Reads the newest checkpoint of a run folder (or the one named) into one process, or into the ranks that torchrun started
-on a host, which share its weights by --tp, --ep and --etp. Each token is sampled (--temperature
-0.8 within --top-p 0.95) or, with --greedy, the likeliest. A continuation stops at the end of its document, or after
---tokens. An empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
+on a host, which share its weights (--tp, --ep, --etp) or keys (--cp). Each token is sampled (--temperature 0.8 within
+--top-p 0.95) or, with --greedy, the likeliest. A continuation stops at the end of its document, or after --tokens. An
+empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
 
 A file of --prompts has a JSON object a line: prompt (or tokens), and where the line differs from the options id,
 max_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, stop_ids, ignore_eod; logprobs, prompt_logprobs,
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from mmtrain.command_line import Parser, exit_code
 from mmtrain.config.telling import told_once
+from mmtrain.infer.command import add_engine_options
 
 if TYPE_CHECKING:
     from mmdata.tokenizer import Tokenizer
@@ -61,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
     )
     parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
-    _add_engine(parser)
+    add_engine_options(parser, "prompts of --prompts")
     return parser.parse_args(argv)
 
 
@@ -72,21 +73,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, help="sample among the likeliest that reach this sum (default 0.95)")
     parser.add_argument("--repetition-penalty", type=float, help="above 1: what came before is less likely (default 1)")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="ends a continuation; may be given again")
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tp", type=int, default=1, help="ranks that share heads, widths and vocabulary (default 1)")
-    parser.add_argument("--ep", type=int, default=1, help="ranks that share the experts of a layer (default 1)")
-    parser.add_argument("--etp", type=int, default=1, help="ranks that share the width of an expert (default 1)")
-    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    precisions = ["fp32", "bf16", "int8", "int8-g128"]
-    parser.add_argument(
-        "--precision", choices=precisions, default="fp32", help="of weights and products (default fp32)"
-    )
-    parser.add_argument("--max-running", type=int, help="prompts of --prompts at work at once (default 64)")
-    parser.add_argument("--prefill-tokens", type=int, help="tokens of prompts read in one step (default 4096)")
-    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -2,10 +2,12 @@
 r"""Serve a checkpoint to programs of this machine, by OpenAI's HTTP interface.
 
     python launch/serve.py runs/first
+    torchrun --nproc-per-node 8 launch/serve.py runs/first --tp 8 --precision int8
     curl localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "def ", "max_tokens": 32}'
 
-Reads the newest checkpoint of a run folder (or the one named) into one process, and answers /v1/completions,
-/v1/models, /health, /metrics, and /v1/chat/completions where the tokenizer has a chat template: docs/serving.md.
+Reads the newest checkpoint of a run folder (or the one named) into one process, or into ranks of a host that share it
+(--tp, --ep, --etp, --cp), of which the first answers /v1/completions, /v1/models, /health, /metrics, and
+/v1/chat/completions where the tokenizer has a chat template: docs/serving.md.
 
 It listens on loopback alone unless --host says otherwise, and asks for no key unless --api-key-file gives one. It is no
 public server. SIGTERM or Ctrl-C lets the requests inside finish for --grace seconds; the exit code is 0 then, 2 for bad
@@ -15,18 +17,20 @@ input, and 1 if the engine failed.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtrain.command_line import Parser, exit_code
+from mmtrain.infer.command import add_engine_options
 
 if TYPE_CHECKING:
     import socket
 
-    import torch
-
     from mmtrain.infer.endpoint.served import Bounds
+    from mmtrain.infer.engine import Engine
+    from mmtrain.infer.open import OpenModel
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,12 +49,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
     )
     parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
-    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="to compute in (default fp32)")
-    parser.add_argument("--max-running", type=int, help="continuations at work at once (default 64)")
-    parser.add_argument("--prefill-tokens", type=int, help="tokens of prompts read in one step (default 4096)")
-    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
+    add_engine_options(parser, "continuations")
     return parser.parse_args(argv)
 
 
@@ -63,50 +62,66 @@ def run(options: argparse.Namespace) -> int:
     from mmtrain.infer.endpoint.command import check_options, is_loopback, read_key
 
     bounds, key = check_options(options), read_key(options.api_key_file)
-    from mmtrain.infer.device import choose_device
-    from mmtrain.infer.endpoint.server import bind
+    from mmtrain.config.process_env import read_processes
+    from mmtrain.infer.endpoint.server import bind  # from here on with torch
 
-    device = choose_device(options.device)  # from here on with torch
+    if read_processes().rank > 0:
+        # torchrun tells all ranks to end; the first one lets the others go when its requests are done.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        return serve(options, bounds, key, None)
     with bind(options.host, options.port) as bound:
         if key is None and not is_loopback(options.host):
             print(f"warning: whoever reaches {options.host} can use the model, as there is no authentication: give "
                   "--api-key-file", file=sys.stderr, flush=True)  # fmt: skip
-        return serve(options, bounds, key, device, bound)
+        return serve(options, bounds, key, bound)
 
 
-def serve(
-    options: argparse.Namespace, bounds: Bounds, key: str | None, device: torch.device, bound: socket.socket
-) -> int:
+def serve(options: argparse.Namespace, bounds: Bounds, key: str | None, bound: socket.socket | None) -> int:
     """Read the checkpoint and serve it on a bound socket until a signal comes; returns the exit code.
 
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
+    from mmtrain.infer.command import engine_options, layout_of
+    from mmtrain.infer.open import open_model
+    from mmtrain.infer.serving.options import EngineOptions
+
+    with open_model(
+        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
+        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
+    ) as opened:  # fmt: skip
+        sizes = engine_options(options, EngineOptions(longest=bounds.length))
+        code = opened.run(sizes, lambda engine: answer(options, opened, engine, bounds, key, bound))
+        return 0 if code is None else code
+
+
+def answer(
+    options: argparse.Namespace, opened: OpenModel, engine: Engine, bounds: Bounds, key: str | None,
+    bound: socket.socket | None,
+) -> int:  # fmt: skip
+    """Answer clients until a signal comes; returns the exit code.
+
+    Raises:
+        ConfigError: a chat template that cannot be read.
+    """
     import time
 
-    from mmtrain.infer.command import engine_options
-    from mmtrain.infer.compute_dtype import PRECISIONS, cast_for_compute
     from mmtrain.infer.endpoint.chat_template import find_chat_template
     from mmtrain.infer.endpoint.command import LONGEST, model_name
     from mmtrain.infer.endpoint.served import Served
     from mmtrain.infer.endpoint.server import EndpointServer
-    from mmtrain.infer.engine import Engine
-    from mmtrain.infer.load import load_weights, open_checkpoint
-    from mmtrain.infer.serving.options import EngineOptions
 
-    opened = open_checkpoint(options.checkpoint, options.tokenizer, options.rope_base, not options.no_verify)
-    place = Path(options.tokenizer or (opened.path if opened.folder else opened.path / "tokenizer"))
-    chat = find_chat_template(place if place.is_dir() else place.parent, opened.tokenizer)
-    model = load_weights(opened, device)
-    cast_for_compute(model, PRECISIONS[options.precision])
-    sizes = engine_options(options, EngineOptions(longest=bounds.length))
-    engine = Engine(model, opened.tokenizer, sizes)
+    assert bound is not None  # the first rank's
+    checkpoint = opened.checkpoint
+    place = Path(options.tokenizer or (checkpoint.path if checkpoint.folder else checkpoint.path / "tokenizer"))
+    chat = find_chat_template(place if place.is_dir() else place.parent, checkpoint.tokenizer)
     length = min(bounds.length or LONGEST, engine.plan.longest or LONGEST)
-    name = options.name or model_name(opened.path)
-    served = Served(name, opened.tokenizer, length, engine.plan.running + bounds.waiting, int(time.time()), chat)
+    name = options.name or model_name(checkpoint.path)
+    served = Served(name, checkpoint.tokenizer, length, engine.plan.running + bounds.waiting, int(time.time()), chat)
     host, port = bound.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    line = (f"serving {name} ({opened.path} on {device}) at {where}/v1: {length:,} tokens a request, "
+    line = (f"serving {name} ({checkpoint.path} on {opened.place}) at {where}/v1: {length:,} tokens a request, "
             f"{engine.plan.running} at once")  # fmt: skip
     server = EndpointServer(engine, served, bounds, key)
     return server.serve_until_told(bound, lambda: print(line, file=sys.stderr, flush=True))

@@ -43,7 +43,8 @@ LAYERS = Layers(
         ["runs"],
         ["__main__"],
     ],
-    beside={"infer": ["checkpoint", "hf", "parallel", "model", "config", "errors"]},  # decoding needs no training code
+    # Decoding needs no training code.
+    beside={"infer": ["checkpoint", "hf", "parallel", "model", "config", "command_line", "output", "errors"]},
     free=["bench"],
     exceptions={},  # (importer, imported): the reason; there should be none
 )

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_flatten
 
 from mmdata.tokenizer import ByteTokenizer
 from mmtrain.config import ModelConfig
-from mmtrain.infer.answering import EngineAnswerer, engine_for, options_for
+from mmtrain.infer.answering import EngineAnswerer, options_for
+from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.scoring import label_scores
 from mmtrain.model.init import build_model
 from mmtrain.model.model import HybridLM
@@ -75,7 +76,7 @@ def whole(model: HybridLM, row: np.ndarray) -> np.ndarray:
 
 def in_pieces(model: HybridLM, row: np.ndarray) -> np.ndarray:
     """The same by the engine, as `launch/eval.py` has it."""
-    engine = engine_for(model, ByteTokenizer(), replace(options_for(len(row), at_once=1), prefix_slots=0))
+    engine = Engine(model, ByteTokenizer(), replace(options_for(len(row), at_once=1), prefix_slots=0))
     return EngineAnswerer(engine).score([row], [1])[0].log_probs_N
 
 

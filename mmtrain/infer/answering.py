@@ -21,10 +21,10 @@ from mmtrain.infer.load import load_for_decoding
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.runner import StepOutOfMemory
-from mmtrain.model.model import HybridLM
 
 AT_ONCE = 8
 """Samples at work at once, unless told otherwise."""
+_NEVER = 1 << 62  # most samples share no beginning, which is no news
 _SHARED = 256  # tokens that prompts must begin with alike to be read once for all: a few are cheaper read than kept
 _ROUNDED = 64  # their number is a multiple of it, so that the next prompts, alike up to a few tokens, know them too
 
@@ -115,12 +115,8 @@ def options_for(longest: int | None, at_once: int = AT_ONCE) -> EngineOptions:
         longest: tokens of the longest sample with its answer; None where it is not known.
         at_once: samples at work at once.
     """
-    return EngineOptions(max_running=at_once, prefix_slots=at_once + 1, prefix_interval=None, longest=longest)
-
-
-def engine_for(model: HybridLM, tokenizer: Tokenizer, options: EngineOptions) -> Engine:
-    """Return an engine that does not warn of prompts that share no beginning: most samples do not."""
-    return Engine(model, tokenizer, options, warn=lambda line: None)
+    return EngineOptions(max_running=at_once, prefix_slots=at_once + 1, prefix_interval=None, longest=longest,
+                         warn_after=_NEVER)  # fmt: skip
 
 
 def open_answerer(path: Path | str, device: str | None = None) -> tuple[EngineAnswerer, Tokenizer]:
@@ -134,7 +130,7 @@ def open_answerer(path: Path | str, device: str | None = None) -> tuple[EngineAn
         ConfigError: as :func:`~mmtrain.infer.load.load_for_decoding` raises it.
     """
     model, tokenizer = load_for_decoding(Path(path), device=device)
-    return EngineAnswerer(engine_for(model, tokenizer, options_for(None))), tokenizer
+    return EngineAnswerer(Engine(model, tokenizer, options_for(None))), tokenizer
 
 
 def _reading(beginning: tuple[int, ...], kept: int) -> GenerationRequest:

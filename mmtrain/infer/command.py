@@ -1,4 +1,4 @@
-"""Options of `launch/generate.py`, checked before anything is read. Needs no torch."""
+"""Options of the launchers that serve a model, checked before anything is read. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,46 @@ from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.options import EngineOptions
 
 _GIB = 1 << 30
+_AXES = {
+    "tp": "heads, widths and vocabulary",
+    "ep": "the experts of a layer",
+    "etp": "the width of an expert",
+    "cp": "keys, and the reading of long prompts",
+}
+
+
+def add_engine_options(parser: argparse.ArgumentParser, at_once: str, most: int | None = None) -> None:
+    """Add the options of a model's precision and layout, and of an engine's sizes.
+
+    Args:
+        parser: of a launcher.
+        at_once: what is at work at once, for the help.
+        most: default of their number; None: as :class:`~mmtrain.infer.serving.options.EngineOptions`.
+    """
+    for axis, shared in _AXES.items():
+        parser.add_argument(f"--{axis}", type=int, default=1, help=f"ranks of torchrun that share {shared} (default 1)")
+    parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8", "int8-g128"], default="fp32",
+                        help="of weights and products (default fp32)")  # fmt: skip
+    parser.add_argument(
+        "--max-running", type=int, default=most, help=f"{at_once} at work at once (default {most or 64})"
+    )
+    parser.add_argument("--prefill-tokens", type=int, help="tokens of prompts read in one step (default 4096)")
+    parser.add_argument("--memory-gib", type=float, help="size of keys and states (default: 0.8 of what is free)")
+
+
+def check_engine_options(options: argparse.Namespace) -> None:
+    """Refuse a layout, a device, a RoPE base or sizes that make no sense.
+
+    Raises:
+        ConfigError: the first that does not.
+    """
+    check_device_name(options.device)
+    layout_of(options).check_processes()
+    if options.rope_base is not None:
+        check_rope_base(options.rope_base)
+    engine_options(options, EngineOptions()).validate()
 
 
 def check_options(options: argparse.Namespace) -> Request:
@@ -32,10 +72,7 @@ def check_options(options: argparse.Namespace) -> Request:
     request = Request("", options.tokens, sampling, options.samples, options.seed, options.ignore_eod,
                       not (options.no_echo or options.interactive), tuple(options.stop or ()))  # fmt: skip
     request.validate()
-    check_device_name(options.device)
-    layout_of(options).check_processes()
-    if options.rope_base is not None:
-        check_rope_base(options.rope_base)
+    check_engine_options(options)
     if options.prompts is None:
         for name in ("out", "max_running"):
             if getattr(options, name) is not None:
@@ -47,7 +84,6 @@ def check_options(options: argparse.Namespace) -> Request:
         raise ConfigError("--out", options.out, "is there already", "give a new file, or take it away")
     if options.out is not None and not Path(options.out).parent.is_dir():
         raise ConfigError("--out", options.out, "its folder does not exist", "make it, or give another file")
-    engine_options(options, EngineOptions()).validate()
     if not options.checkpoint.exists():
         raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     return request
@@ -55,7 +91,7 @@ def check_options(options: argparse.Namespace) -> Request:
 
 def layout_of(options: argparse.Namespace) -> RankLayout:
     """Return the ranks that are asked for."""
-    return RankLayout(options.tp, options.ep, options.etp)
+    return RankLayout(options.tp, options.ep, options.etp, options.cp)
 
 
 def engine_options(options: argparse.Namespace, planned: EngineOptions) -> EngineOptions:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 
+import torch
+
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.infer.context.group import ContextParallel
@@ -110,6 +112,11 @@ class Engine:
     def at_work(self) -> bool:
         """Whether a step has anything to do: requests wait or run, and are not all paused."""
         return bool(self._scheduler.waiting or self._scheduler.running)
+
+    def enter_thread(self) -> None:
+        """Go over to the calling thread, where it is another than the one that made the engine: GPUs are a thread's."""
+        if self.memory.device.type == "cuda":
+            torch.cuda.set_device(self.memory.device)
 
     def submit(self, request: GenerationRequest) -> int:
         """Take a request; returns its number. It waits until there is room: :meth:`why_waiting` says what for.

@@ -120,7 +120,7 @@ def _open_folder(path: Path, tokenizer: str | None, rope_base: float | None) -> 
 
 
 def load_weights(
-    opened: OpenedCheckpoint, device: torch.device, ranks: Ranks = ALONE, precision: str = "fp32"
+    opened: OpenedCheckpoint, device: torch.device, precision: str = "fp32", ranks: Ranks = ALONE
 ) -> HybridLM:
     """Read the weights of a checkpoint, of whatever layout; of several ranks each reads its own part. Collective.
 

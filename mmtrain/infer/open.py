@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 from mmtrain.config import ClusterConfig
 from mmtrain.config.process_env import read_processes
 from mmtrain.errors import ConfigError
 from mmtrain.infer import load
+from mmtrain.infer.context.group import ContextParallel
 from mmtrain.infer.device import choose_device
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.layout import ALONE_LAYOUT, RankLayout
@@ -42,13 +44,15 @@ class OpenModel:
         checkpoint: all of it but its weights.
         ranks: the processes.
         device: of this one.
-        precision: to compute in.
+        precision: as :func:`~mmtrain.infer.load.load_weights` takes it.
+        context: the ranks, where they share keys and each has all weights.
     """
 
     checkpoint: OpenedCheckpoint
     ranks: Ranks
     device: torch.device
     precision: str = "fp32"
+    context: ContextParallel | None = None
 
     @property
     def place(self) -> str:
@@ -61,7 +65,7 @@ class OpenModel:
         Raises:
             ConfigError: as :func:`~mmtrain.infer.load.load_weights` raises it, on all ranks alike.
         """
-        return load.load_weights(self.checkpoint, self.device, self.ranks, self.precision)
+        return load.load_weights(self.checkpoint, self.device, self.precision, self.ranks)
 
     def run(self, options: EngineOptions | None, use: Callable[[Engine], T], model: HybridLM | None = None) -> T | None:
         """Make an engine on every rank, of which rank 0 uses its own (`mmtrain.infer.serving.follow`). Collective.
@@ -77,7 +81,7 @@ class OpenModel:
         Raises:
             ConfigError, OutOfDeviceMemory: see there.
         """
-        return run_engine(self.ranks, model or self.load(), self.checkpoint.tokenizer, options, use)
+        return run_engine(self.ranks, model or self.load(), self.checkpoint.tokenizer, options, use, self.context)
 
 
 @contextmanager
@@ -119,7 +123,8 @@ def open_model(
     planned = layout.plan(checkpoint.model)
     context = world.lay_out(planned)
     try:
-        yield OpenModel(checkpoint, ManyRanks(context), context.device, precision)
+        keys = ContextParallel(dist.group.WORLD) if layout.cp > 1 else None
+        yield OpenModel(checkpoint, ManyRanks(context), context.device, precision, keys)
     finally:
         mesh.stop()
 

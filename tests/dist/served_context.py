@@ -127,6 +127,12 @@ def scored(engine: Engine) -> Any:
     return engine.score_all([text_of(length) for length in (30, 1, 2, 17)])
 
 
+def likeliest(engine: Engine) -> Any:
+    """Ids of the likeliest tokens in the place of each of a text, and whether its own is the first of them."""
+    made = engine.generate([request(text_of(length), 1, prompt_logprobs=True, top_logprobs=3) for length in (30, 5)])
+    return [([[token for token, _ in top] for top in one.prompt_top_logprobs], one.prompt_likeliest) for one in made]
+
+
 def hits(engine: Engine) -> Any:
     """Hits at every boundary of pages and within them; what was kept is written on behind by others."""
     text, made = text_of(21), []
@@ -187,6 +193,7 @@ def shuffled(engine: Engine) -> Any:
 SCRIPTS: Scripts = [
     *((several, dict(prefill_tokens=tokens, max_running=4)) for tokens in (1, 7, 31, 4096)),
     (scored, dict(prefill_tokens=11)),
+    (likeliest, dict(prefill_tokens=11)),
     (hits, dict(prefix_slots=2, prefix_interval=None, prefill_tokens=16)),
     (paused, dict(prefill_tokens=8)),
     (crowded, dict(max_running=4, longest=20)),

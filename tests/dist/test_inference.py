@@ -109,6 +109,34 @@ def test_a_layout_gives_what_one_process_gives(pool: Pool, tmp_path: Path, name:
     assert all(one.weights < whole for one in got)
 
 
+def test_keys_over_ranks_give_what_one_process_gives(pool: Pool, tmp_path: Path) -> None:
+    model, layout, ways = model_of("experts"), RankLayout(cp=2), (0, 1, 3, 4, 6)
+    save_run(tmp_path / "run", model)
+    got = pool.run(serve, tmp_path / "run", layout, ways, world=2, timeout=60)
+    assert_as_alone(got, serve_alone(model, ways), model, layout)
+    whole = sum(value.numel() for value in model.parameters())
+    assert all(one.weights == whole for one in got)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-g128", "bf16"])
+def test_weights_of_other_precisions_are_split_too(pool: Pool, tmp_path: Path, precision: str) -> None:
+    model, layout = model_of("experts"), RankLayout(tp=2, ep=2)
+    save_run(tmp_path / "run", model)
+    got = pool.run(score_at, tmp_path / "run", layout, precision, world=2, timeout=60)
+    alone = score_at(tmp_path / "run", RankLayout(), precision)
+    assert got[1] is None and alone is not None
+    # Columns that lie on two ranks have scales of their own under int8; bf16 sums in another order.
+    assert got[0] == pytest.approx(alone, abs=0.05)
+    exact = Engine(model, options=SMALL).score(ids(40))
+    assert alone == pytest.approx(exact, abs=0.1) and alone != pytest.approx(exact, abs=1e-6)
+
+
+def score_at(path: Path, layout: RankLayout, precision: str) -> list[float] | None:
+    """Log-probabilities of a text on rank 0."""
+    with open_model(path, layout, tokenizer="bytes", device="cpu", precision=precision, verify=False) as opened:
+        return opened.run(SMALL, lambda engine: engine.score(ids(40)))
+
+
 def test_ranks_whose_experts_get_no_token(pool: Pool, tmp_path: Path) -> None:
     model = model_of("experts")
     for block in model.layers:

@@ -11,7 +11,7 @@ import torch
 
 from mmdata.tokenizer import ByteTokenizer
 from mmtrain.errors import ConfigError
-from mmtrain.infer.answering import EngineAnswerer, engine_for, open_answerer, options_for
+from mmtrain.infer.answering import EngineAnswerer, open_answerer, options_for
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.model.init import build_model
@@ -31,7 +31,7 @@ def model() -> HybridLM:
 
 
 def answerer_of(model: HybridLM, sizes: EngineOptions = SIZES) -> tuple[EngineAnswerer, Engine]:
-    engine = engine_for(model, TOKENIZER, sizes)
+    engine = Engine(model, TOKENIZER, sizes)
     return EngineAnswerer(engine), engine
 
 

@@ -45,15 +45,15 @@ class ContextParallel:
         return self.group.rank()
 
     def validate(self, ranks: Ranks) -> None:
-        """Refuse a size that makes no sense, and a model that is laid over ranks.
+        """Refuse a size that makes no sense, and a model whose weights are split.
 
         Args:
-            ranks: over which the model's weights are split.
+            ranks: that serve the model.
 
         Raises:
-            ConfigError: the size is below 1, or they are more than one.
+            ConfigError: the size is below 1, or each has a part of the weights alone.
         """
-        if ranks.size > 1:
+        if ranks.splits_weights:
             raise ConfigError("engine.context", f"{self.ranks} ranks", f"the weights are split over {ranks.size}",
                               "split either weights or keys")  # fmt: skip
         if self.cut_tokens < 1:

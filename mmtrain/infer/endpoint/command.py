@@ -8,11 +8,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from mmtrain.errors import ConfigError
-from mmtrain.infer.command import engine_options
-from mmtrain.infer.device import check_device_name
+from mmtrain.infer.command import check_engine_options
 from mmtrain.infer.endpoint.served import Bounds
-from mmtrain.infer.request import check_rope_base
-from mmtrain.infer.serving.options import EngineOptions
 
 LONGEST = 1 << 22  # tokens; where neither --max-length nor the engine's memory says less
 
@@ -30,14 +27,11 @@ def check_options(options: argparse.Namespace) -> Bounds:
         raise ConfigError("--port", options.port, "must lie in 0 to 65535", "0 takes a free one")
     if options.name is not None and not options.name.strip():
         raise ConfigError("--name", repr(options.name), "is empty", "leave it out")
-    check_device_name(options.device)
-    if options.rope_base is not None:
-        check_rope_base(options.rope_base)
+    check_engine_options(options)
     if not 0 < options.max_body_mib <= 4096:
         raise ConfigError("--max-body-mib", options.max_body_mib, "must lie above 0 and to 4096", "for example 32")
     bounds = Bounds(int(options.max_body_mib * (1 << 20)), options.max_queue, options.max_length, options.grace)
     bounds.validate()
-    engine_options(options, EngineOptions()).validate()
     if not options.checkpoint.exists():
         raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     return bounds

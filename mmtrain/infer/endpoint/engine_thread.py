@@ -34,6 +34,9 @@ class SteppedEngine(Protocol):
     def occupancy(self) -> Occupancy:
         """Requests at work and waiting, and the memory that is used."""
 
+    def enter_thread(self) -> None:
+        """Go over to the calling thread."""
+
     def submit(self, request: GenerationRequest) -> int:
         """Take a request; returns its number."""
 
@@ -130,6 +133,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
+            self._engine.enter_thread()
             while not self._ending:
                 self._obey()
                 if self._engine.unfinished and not self._ending:

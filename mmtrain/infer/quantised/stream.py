@@ -65,7 +65,7 @@ def stream_model(config: ModelConfig, read: WeightReader, precision: str, device
     shapes = {name: tuple(parameter.shape) for name, parameter in meta_model(config).named_parameters()}
     model = served_model(config, precision, device)
     on_host = max(map(math.prod, shapes.values())) * _FP32
-    check_room(model, device, on_host if device.type == "cpu" else 0)
+    check_room(model, device, beside=on_host if device.type == "cpu" else 0)
     model = model.to_empty(device=device)
     for name, shape in shapes.items():
         _take(model, name, read(name, shape))

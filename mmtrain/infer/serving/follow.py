@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
+from mmtrain.infer.context.group import ContextParallel
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.generation import Generation, GenerationRequest, Progress
 from mmtrain.infer.serving.options import EngineOptions
@@ -28,6 +29,7 @@ def run_engine(
     tokenizer: Tokenizer | None,
     options: EngineOptions | None,
     use: Callable[[Engine], T],
+    context: ContextParallel | None = None,
 ) -> T | None:
     """Make an engine on every rank, and let rank 0 use it while the others follow. Collective.
 
@@ -37,6 +39,7 @@ def run_engine(
         tokenizer: of the model.
         options: of the engine; rank 0's count.
         use: is called on rank 0 alone, with an engine for one thread.
+        context: the same processes, where they share keys and each has all weights.
 
     Returns:
         What `use` returned, on rank 0; None on the others.
@@ -49,9 +52,9 @@ def run_engine(
         return use(Engine(model, tokenizer, options))
     options = ranks.tell(options)
     if ranks.rank > 0:
-        follow(Engine(model, tokenizer, options, warn=lambda line: None, ranks=ranks), ranks)
+        follow(Engine(model, tokenizer, options, warn=lambda line: None, ranks=ranks, context=context), ranks)
         return None
-    engine = LeadingEngine(model, tokenizer, options, ranks=ranks)
+    engine = LeadingEngine(model, tokenizer, options, ranks, context)
     try:
         return use(engine)
     finally:
@@ -76,11 +79,12 @@ class LeadingEngine(Engine):
     """
 
     def __init__(
-        self, model: HybridLM, tokenizer: Tokenizer | None, options: EngineOptions | None, ranks: Ranks
-    ) -> None:
+        self, model: HybridLM, tokenizer: Tokenizer | None, options: EngineOptions | None, ranks: Ranks,
+        context: ContextParallel | None = None,
+    ) -> None:  # fmt: skip
         self._calls: list[Call] = []
         self._apart = False
-        super().__init__(model, tokenizer, options, ranks=ranks)
+        super().__init__(model, tokenizer, options, ranks=ranks, context=context)
 
     def submit(self, request: GenerationRequest) -> int:
         """Take a request, as every engine does; the other ranks get it with the next step."""

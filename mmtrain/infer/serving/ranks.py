@@ -33,10 +33,12 @@ class Ranks:
         rank: of this process; rank 0 leads.
         size: number of processes.
         context: their groups; None for a process alone.
+        splits_weights: whether each has a part of the weights alone.
     """
 
     rank, size = 0, 1
     context: ParallelContext | None = None
+    splits_weights = False
 
     def own_heads(self, config: ModelConfig) -> ModelConfig:
         """Return the configuration with the heads that this process works on: what its caches are made for."""
@@ -68,6 +70,7 @@ class ManyRanks(Ranks):
 
     def __init__(self, context: ParallelContext) -> None:
         self.rank, self.size, self.context, self._tp = context.rank, context.layout.world, context, context.layout.tp
+        self.splits_weights = context.layout.tp * context.layout.ep * context.layout.etp > 1
         self._control = dist.new_group(backend="gloo", timeout=_WHILE_NOBODY_ASKS)
 
     def own_heads(self, config: ModelConfig) -> ModelConfig:

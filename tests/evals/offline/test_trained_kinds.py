@@ -20,7 +20,8 @@ from mmtrain.evals.offline.units import Unit, Work, list_units
 from mmtrain.evals.ruler.prompt import Kit
 from mmtrain.evals.sample import Cell, SampleBuilder
 from mmtrain.evals.score import score_cells
-from mmtrain.infer.answering import EngineAnswerer, engine_for, options_for
+from mmtrain.infer.answering import EngineAnswerer, options_for
+from mmtrain.infer.engine import Engine
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import ModelInputs
 from tests.evals.answerers import Copier, Guesser
@@ -47,7 +48,7 @@ def test_a_run_s_figures_are_those_of_its_checkpoint_offline(haystack: Haystack,
     cells = [Cell(kind, 700, depth) for kind in NEEDLE_KINDS for depth in DEPTHS]
     of_run = [score.record(2, haystack.laps(600)) for score in score_cells(Trained(), builder, cells, 2, 1e4)]
     request = EvalRequest(NEEDLE_KINDS, (700,), samples=2 * len(DEPTHS), seed=5, depths=DEPTHS)
-    answerer = EngineAnswerer(engine_for(served, TOKENIZER, replace(options_for(700), memory_bytes=1 << 26)))
+    answerer = EngineAnswerer(Engine(served, TOKENIZER, replace(options_for(700), memory_bytes=1 << 26)))
     records = run_units(list_units(request, Kit(TOKENIZER, haystack)), answerer, request,
                         SampleLog(tmp_path / "x.jsonl"), 4, lambda record: None)  # fmt: skip
     summary = summarise(records)

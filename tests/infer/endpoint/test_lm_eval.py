@@ -9,16 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmdata.tokenizer import load_tokenizer
+from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmtrain.evals.harness import harness_lm
-from mmtrain.infer.answering import DecodingAnswerer
+from mmtrain.infer.answering import EngineAnswerer, options_for
+from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.model.model import HybridLM
 from tests.infer.chain import file_tokenizer
 from tests.infer.endpoint.running import Running, running
 from tests.model.small import small_model
 
 MODEL = dict(vocab_size=257, num_layers=3, layer_pattern="LLS", hidden_size=32)
 OPTIONS = EngineOptions(max_running=16, page_tokens=16, prefix_slots=2, memory_bytes=1 << 22)
+
+
+def answerer_of(model: HybridLM, tokenizer: Tokenizer) -> EngineAnswerer:
+    """What answers without a server."""
+    return EngineAnswerer(Engine(model, tokenizer, options_for(None)))
 
 
 def likelihoods(server: Running, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
@@ -35,13 +42,13 @@ def likelihoods(server: Running, pairs: list[tuple[list[int], list[int]]]) -> li
 
 
 def test_likelihoods_are_the_model_s_and_greedy_ones_are_known(server: Running) -> None:
-    answerer = DecodingAnswerer(small_model(**{**MODEL, "vocab_size": 264}), load_tokenizer("bytes"))
+    answerer = answerer_of(small_model(**{**MODEL, "vocab_size": 264}), load_tokenizer("bytes"))
     context = list(b"The end of it")
-    (greedy,) = answerer.generate([np.array(context)], 5)
+    (greedy,) = answerer.generate([np.array(context)], [5])
     other = [*greedy[:2], (greedy[2] + 1) % 256]
     pairs = [(context, greedy), (context, other), (context[:1], [*context[1:], 256]), ([256], greedy[:1])]
     rows = [np.array([*before, *after]) for before, after in pairs]
-    expected = [float(logs[-len(after) :].sum()) for logs, (_, after) in zip(answerer.score(rows), pairs, strict=True)]
+    expected = [float(row.log_probs_N.sum()) for row in answerer.score(rows, [len(before) for before, _ in pairs])]
     found = likelihoods(server, pairs)
     assert [nats for nats, _ in found] == pytest.approx(expected, abs=1e-4)
     assert [same for _, same in found[:2]] == [True, False]
@@ -83,7 +90,7 @@ def test_the_real_harness_gets_the_same_figures_both_ways(tmp_path: Path, monkey
 
         url = f"http://127.0.0.1:{server.port}/v1/completions"
         there = samples(LocalCompletionsAPI(url, "huggingface", model="tiny", tokenizer=str(folder), batch_size=5))
-    here = samples(harness_lm(DecodingAnswerer(small_model(**MODEL), tokenizer), tokenizer))
+    here = samples(harness_lm(answerer_of(small_model(**MODEL), tokenizer), tokenizer))
     assert there[:2] == here[:2] and there[3] == here[3]
     for over_http, directly in zip(there[2], here[2], strict=True):
         assert [one[0] for one in over_http] == pytest.approx([one[0] for one in directly], abs=1e-3)
