@@ -128,7 +128,8 @@ def test_weights_of_other_precisions_are_split_too(pool: Pool, tmp_path: Path, p
     # Columns that lie on two ranks have scales of their own under int8; bf16 sums in another order.
     assert got[0] == pytest.approx(alone, abs=0.05)
     exact = Engine(model, options=SMALL).score(ids(40))
-    assert alone == pytest.approx(exact, abs=0.1) and alone != pytest.approx(exact, abs=1e-6)
+    for ours in (alone, got[0]):
+        assert ours == pytest.approx(exact, abs=0.1) and ours != pytest.approx(exact, abs=1e-6)
 
 
 def score_at(path: Path, layout: RankLayout, precision: str) -> list[float] | None:
@@ -317,6 +318,8 @@ REFUSED = {
     RankLayout(tp=3): r"--tp=3: model.num_heads 4 / tp 3 is not whole; give 1, 2, 4",
     RankLayout(ep=3): r"--ep=3: model.num_experts 4 / ep 3 is not whole; give 1, 2, 4",
     RankLayout(etp=5): r"--etp=5: model.ffn_hidden_size 48 / etp 5 is not whole; give 1, 2, 3, 6",
+    RankLayout(cp=2, ep=2): r"--cp=2: spreads the keys of a model that each rank has whole; leave --tp, --ep",
+    RankLayout(cp=0): r"--cp=0: must be at least 1",
     RankLayout(tp=2, ep=3): r"--tp=2: --ep 3 x --etp 1 = 3 ranks share experts, and neither number divides",
 }
 
@@ -340,6 +343,8 @@ def test_the_number_of_processes_is_that_of_the_layout(tmp_path: Path, monkeypat
     save_run(tmp_path / "run", model_of("dense"))
     with pytest.raises(ConfigError, match="--tp=2: takes 2 processes, not 1; start it with torchrun"):
         open_model(tmp_path / "run", RankLayout(tp=2)).__enter__()
+    with pytest.raises(ConfigError, match="--cp=3: takes 3 processes, not 1; start it with torchrun"):
+        open_model(tmp_path / "run", RankLayout(cp=3)).__enter__()
     for name, value in dict(RANK="0", WORLD_SIZE="4", LOCAL_RANK="0", MASTER_ADDR="h", MASTER_PORT="1").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"--tp=1: 4 processes were started, and nothing says .* give --tp 4"):

@@ -19,6 +19,7 @@ from mmtrain.infer.serving import device_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.generation import RequestRefused
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.ranks import Ranks
 from mmtrain.parallel import mesh
 from tests.dist.pool import Pool
 from tests.infer.served import SMALL, assert_nothing_held, greedy, request, served_model, text_of
@@ -93,6 +94,10 @@ def take_uneven(context: ContextParallel, what: str) -> Any:
         return refused(lambda: Engine(model, options=replace(TINY, prefix_slots=rank), context=context))
     if what == "cut":
         return refused(lambda: Engine(model, options=TINY, context=replace(context, cut_tokens=0)))
+    if what == "split weights":
+        ranks = Ranks()
+        ranks.size, ranks.splits_weights = 2, True
+        return refused(lambda: Engine(model, options=TINY, ranks=ranks, context=context))
     if what == "graphs":
         return refused(lambda: Engine(model, options=replace(TINY, cuda_graphs=True), context=context))
     if what == "mixer":
@@ -131,6 +136,8 @@ def test_ranks_that_were_asked_for_different_things_stop(pool: Pool, what: str) 
 def test_what_makes_no_sense_is_refused(pool: Pool) -> None:
     assert all("context.cut_tokens=0" in text for _, text in pool.run(with_ranks, take_uneven, "cut", world=2))
     assert all("engine.cuda_graphs=True" in text for _, text in pool.run(with_ranks, take_uneven, "graphs", world=2))
+    for _, text in pool.run(with_ranks, take_uneven, "split weights", world=2):
+        assert "engine.context=2 ranks: the weights are split over 2; split either weights or keys" in text
     for _, text in pool.run(with_ranks, take_uneven, "mixer", world=2):
         assert "RunningMeanSlots: cannot be served under context parallelism" in text
 
