@@ -127,6 +127,14 @@ def scored(engine: Engine) -> Any:
     return engine.score_all([text_of(length) for length in (30, 1, 2, 17)])
 
 
+def greedy_tokens(engine: Engine) -> Any:
+    """Whether each token of texts is the likeliest, as those are that the engine added itself."""
+    texts = [(*text_of(length), *engine.generate([request(text_of(length), 5)])[0].tokens) for length in (20, 3)]
+    made = [one.prompt_likeliest for one in engine.read_all(texts)]
+    assert all(all(one[-4:]) and not all(one) for one in made)
+    return made
+
+
 def likeliest(engine: Engine) -> Any:
     """Ids of the likeliest tokens in the place of each of a text, and whether its own is the first of them."""
     made = engine.generate([request(text_of(length), 1, prompt_logprobs=True, top_logprobs=3) for length in (30, 5)])
@@ -193,6 +201,7 @@ def shuffled(engine: Engine) -> Any:
 SCRIPTS: Scripts = [
     *((several, dict(prefill_tokens=tokens, max_running=4)) for tokens in (1, 7, 31, 4096)),
     (scored, dict(prefill_tokens=11)),
+    (greedy_tokens, dict(prefill_tokens=11)),
     (likeliest, dict(prefill_tokens=11)),
     (hits, dict(prefix_slots=2, prefix_interval=None, prefill_tokens=16)),
     (paused, dict(prefill_tokens=8)),
