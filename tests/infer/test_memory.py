@@ -23,7 +23,7 @@ def test_ranks_share_what_the_host_has_free() -> None:
         check_room(model, CPU, 2)
         check_room(model, CPU, 1, beside=needed)
         for given in (dict(ranks=3), dict(beside=needed + 2), dict(ranks=2, beside=1)):
-            with pytest.raises(ConfigError, match="--device=cpu: has .* GiB of memory free, the weights take"):
+            with pytest.raises(ConfigError, match=r"--device=cpu: has .* GiB of memory free, the weights take"):
                 check_room(model, CPU, **given)
         assert free_for_rank(torch.device("cuda"), 4) == 2 * needed + 1  # each has a GPU of its own
     with mock.patch.object(memory, "free_bytes", lambda device: None):
