@@ -1,7 +1,7 @@
 # make pretrain and make test do all set-up in .venv on a fresh machine. With PYTHON=/path/python they use that
 # environment as it is and install nothing (GPU machines have their own torch).
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu test-slurm lint format bench bench-kernels bench-moe bench-step bench-apex clean
+.PHONY: help setup pretrain long-ctx sweep docs test test-all test-gpu test-slurm lint format bench bench-kernels bench-moe bench-step bench-infer bench-apex clean
 
 VENV := .venv
 # The first Python that runs, is new enough and can make environments.
@@ -155,6 +155,12 @@ STEP_PEERS ?= $(foreach model,$(STEP_MODELS),llama:$(model),megatron:$(model),)
 bench-step: $(READY)  ## whole training steps on GPUs (STEP_GPUS=1, STEP_ONLY=case,...) beside other code's (STEP_PEERS=peer:case,...)
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(STEP_GPUS) -m mmtrain.bench.step_gpu --out $(STEP_OUT) \
 		$(if $(STEP_ONLY),--only $(STEP_ONLY)) --peers "$(STEP_PEERS)"
+
+INFER_ONLY ?=
+INFER_OUT ?= mmtrain/bench/results/$(shell date +%F)-infer
+bench-infer: $(READY)  ## the inference engine on a GPU (INFER_ONLY=case,...): decode steps beside their bytes, prefill beside the whole forward
+	$(PY) -m mmtrain.bench.infer_gpu --out $(INFER_OUT) $(if $(INFER_ONLY),--only $(INFER_ONLY))
+	$(PY) kernels/bench/gpu/int8_products.py --out $(INFER_OUT)/int8.json
 
 bench-apex: $(READY)  ## NVIDIA apex's FusedAdam, built of the source in APEX=folder, beside torch's AdamW and ours
 	$(PY) -m mmtrain.bench.apex_adam --source $(APEX) --out mmtrain/bench/results/$(shell date +%F)-apex
