@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtrain.command_line import Parser, exit_code
-from mmtrain.errors import ConfigError
 from mmtrain.infer.command import add_engine_options
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--leave-out-longer", action="store_true", help="leave them out and count them instead")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evals)")
     parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--no-verify", action="store_true", help="do not read the checkpoint against its checksums")
-    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     add_engine_options(parser, "samples", 8)
     return parser.parse_args(argv)
 
@@ -94,21 +91,15 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
-    from mmtrain.infer.command import check_engine_options, engine_options, layout_of
+    from mmtrain.infer.command import check_engine_options, engine_options, open_asked
 
     request = request_of(options)
     check_engine_options(options)
-    if not options.checkpoint.exists():
-        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     from mmtrain.evals.offline.evaluation import Evaluation  # from here on with torch
     from mmtrain.infer.answering import options_for
-    from mmtrain.infer.open import open_model
     from mmtrain.infer.run_tokenizer import identity_of_checkpoint
 
-    with open_model(
-        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
-        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
-    ) as opened:  # fmt: skip
+    with open_asked(options) as opened:
         checkpoint = opened.checkpoint
         evaluation = Evaluation(
             request, checkpoint.path, checkpoint.model, checkpoint.tokenizer, identity_of_checkpoint(checkpoint.path),

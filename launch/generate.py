@@ -58,10 +58,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ignore-eod", action="store_true", help="never end a document: add all --tokens")
     parser.add_argument("--no-echo", action="store_true", help="write the continuation without the prompt")
     parser.add_argument("--quiet", action="store_true", help="no line with times")
-    parser.add_argument(
-        "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
-    )
-    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     add_engine_options(parser, "prompts of --prompts")
     return parser.parse_args(argv)
 
@@ -106,16 +102,12 @@ def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine]
         ConfigError, DataError: the first thing that is wrong.
     """
     from mmtrain.infer.batch import requests_of
-    from mmtrain.infer.command import engine_options, layout_of
-    from mmtrain.infer.open import open_model
+    from mmtrain.infer.command import engine_options, open_asked
     from mmtrain.infer.prompt import prompt_ids
     from mmtrain.infer.serving.options import EngineOptions
     from mmtrain.infer.write import options_for
 
-    with open_model(
-        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
-        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
-    ) as opened:  # fmt: skip
+    with open_asked(options) as opened:
         tokenizer = opened.checkpoint.tokenizer
         # What cannot be encoded is refused before the weights are read.
         requests = requests_of(lines, tokenizer, request)

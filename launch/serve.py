@@ -45,10 +45,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-queue", type=int, default=1024, help="continuations that may wait (default %(default)s)")
     parser.add_argument("--max-body-mib", type=float, default=32, help="size of a request (default %(default)s)")
     parser.add_argument("--grace", type=float, default=30, help="seconds to finish in when told to end (default 30)")
-    parser.add_argument(
-        "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
-    )
-    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     add_engine_options(parser, "continuations")
     return parser.parse_args(argv)
 
@@ -83,14 +79,10 @@ def serve(options: argparse.Namespace, bounds: Bounds, key: str | None, bound: s
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
-    from mmtrain.infer.command import engine_options, layout_of
-    from mmtrain.infer.open import open_model
+    from mmtrain.infer.command import engine_options, open_asked
     from mmtrain.infer.serving.options import EngineOptions
 
-    with open_model(
-        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
-        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
-    ) as opened:  # fmt: skip
+    with open_asked(options) as opened:
         sizes = engine_options(options, EngineOptions(longest=bounds.length))
         code = opened.run(sizes, lambda engine: answer(options, opened, engine, bounds, key, bound))
         return 0 if code is None else code

@@ -6,9 +6,10 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mmtrain.errors import ConfigError
 from mmtrain.infer.device import check_device_name
@@ -16,6 +17,9 @@ from mmtrain.infer.layout import RankLayout
 from mmtrain.infer.request import Request, check_rope_base
 from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.options import EngineOptions
+
+if TYPE_CHECKING:
+    from mmtrain.infer.open import OpenModel
 
 _GIB = 1 << 30
 _AXES = {
@@ -27,13 +31,17 @@ _AXES = {
 
 
 def add_engine_options(parser: argparse.ArgumentParser, at_once: str, most: int | None = None) -> None:
-    """Add the options of a model's precision and layout, and of an engine's sizes.
+    """Add the options of how a checkpoint is read, of its precision and layout, and of an engine's sizes.
 
     Args:
         parser: of a launcher.
         at_once: what is at work at once, for the help.
         most: default of their number; None: as :class:`~mmtrain.infer.serving.options.EngineOptions`.
     """
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not read the whole checkpoint against its checksums"
+    )
+    parser.add_argument("--tokenizer", help='the run\'s tokenizer.json, a folder with it, or "bytes" (default: found)')
     for axis, shared in _AXES.items():
         parser.add_argument(f"--{axis}", type=int, default=1, help=f"ranks of torchrun that share {shared} (default 1)")
     parser.add_argument("--rope-base", type=float, help="RoPE base (default: the one the checkpoint was saved with)")
@@ -48,7 +56,7 @@ def add_engine_options(parser: argparse.ArgumentParser, at_once: str, most: int 
 
 
 def check_engine_options(options: argparse.Namespace) -> None:
-    """Refuse a layout, a device, a RoPE base or sizes that make no sense.
+    """Refuse a layout, a device, a RoPE base or sizes that make no sense, and a checkpoint that is not there.
 
     Raises:
         ConfigError: the first that does not.
@@ -58,6 +66,8 @@ def check_engine_options(options: argparse.Namespace) -> None:
     if options.rope_base is not None:
         check_rope_base(options.rope_base)
     engine_options(options, EngineOptions()).validate()
+    if not options.checkpoint.exists():
+        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
 
 
 def check_options(options: argparse.Namespace) -> Request:
@@ -84,9 +94,21 @@ def check_options(options: argparse.Namespace) -> Request:
         raise ConfigError("--out", options.out, "is there already", "give a new file, or take it away")
     if options.out is not None and not Path(options.out).parent.is_dir():
         raise ConfigError("--out", options.out, "its folder does not exist", "make it, or give another file")
-    if not options.checkpoint.exists():
-        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     return request
+
+
+def open_asked(options: argparse.Namespace) -> AbstractContextManager[OpenModel]:
+    """Open the checkpoint that the options name, as they say; with torch.
+
+    Raises:
+        ConfigError, DataError: as :func:`~mmtrain.infer.open.open_model` raises them.
+    """
+    from mmtrain.infer.open import open_model
+
+    return open_model(
+        options.checkpoint, layout_of(options), tokenizer=options.tokenizer, device=options.device,
+        rope_base=options.rope_base, precision=options.precision, verify=not options.no_verify,
+    )  # fmt: skip
 
 
 def layout_of(options: argparse.Namespace) -> RankLayout:

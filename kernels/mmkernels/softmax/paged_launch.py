@@ -1,5 +1,7 @@
 """One decode step over keys in pages through the Triton kernels, with their launch shapes (all tunables are here).
 
+The shapes are reckoned for an H200 and have not been measured.
+
 Legend: N documents, H heads, G key/value heads, D head width, P pages, L tokens of a page, M pages of a document at
 most.
 """
@@ -17,7 +19,7 @@ BLOCK_S = 64
 LEAST_ROWS = 16
 """Rows of the smallest product of tensor cores; query heads of a key/value head are rounded up to it."""
 LEAST_BLOCKS = 4
-"""Blocks of a run at least: below 256 keys a program costs more than it reads."""
+"""Blocks of a run at least, 256 keys: a run writes 8 KB a key/value head and reads 512 bytes a key."""
 MOST_SPLITS = 128
 PROGRAMS = 512
 """Programs to have at least: about two on each processor of an H200, twice over."""

@@ -32,8 +32,6 @@ def check_options(options: argparse.Namespace) -> Bounds:
         raise ConfigError("--max-body-mib", options.max_body_mib, "must lie above 0 and to 4096", "for example 32")
     bounds = Bounds(int(options.max_body_mib * (1 << 20)), options.max_queue, options.max_length, options.grace)
     bounds.validate()
-    if not options.checkpoint.exists():
-        raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
     return bounds
 
 
