@@ -80,7 +80,7 @@ class Block(nn.Module):
             h_TD: hidden states of this process's tokens.
             packing: the documents that the tokens of all ranks belong to.
             rope: cosines and sines of the positions of the tokens of `packing`.
-            cache: what the mixer remembers of a document that the tokens continue; None outside of decoding.
+            cache: what the mixer remembers of documents that the tokens continue; None outside of inference.
         """
         if self.recompute and torch.is_grad_enabled():
             kept = KeptResult() if isinstance(self.mixer.attention, KeptAttention) else None

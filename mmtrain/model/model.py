@@ -5,7 +5,8 @@ Legend: T tokens (all rows of a micro-batch, flattened), D model width, V vocabu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from mmtrain.model.embedding import Embedding
 from mmtrain.model.label_score import LabelScore, ScoreCall, score_labels
 from mmtrain.model.linear import Linear
 from mmtrain.model.loss import LossCall, linear_cross_entropy
-from mmtrain.model.mixers.cache import ModelCache
 from mmtrain.model.mixers.registry import check_layer_pattern
 from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.norm import RMSNorm
@@ -97,7 +97,6 @@ class HybridLM(nn.Module):
         packing: Packing,
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
-        cache: ModelCache | None = None,
         score: bool = False,
     ) -> LossOutput | StageOutput | LabelScore | Tensor:
         """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
@@ -109,10 +108,9 @@ class HybridLM(nn.Module):
             packing: the documents that the tokens belong to.
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
-            cache: what decoding remembers; the tokens continue its documents, and it is updated in place.
             score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
         """
-        h_TD, router = self._run_layers(tokens_T, packing, rope_base, cache)
+        h_TD, router = self._run_layers(tokens_T, packing, rope_base)
         if self.norm is None:
             return StageOutput(h_TD, total_aux_loss(router, h_TD.new_zeros((), dtype=torch.float32)), router)
         h_TD = self.norm(h_TD)
@@ -124,22 +122,26 @@ class HybridLM(nn.Module):
         ce_sum = self.token_loss(h_TD, *head)
         return LossOutput(ce_sum, total_aux_loss(router, torch.zeros_like(ce_sum)), router)
 
-    def final_states(self, tokens_T: Tensor, packing: Packing, cache: ModelCache | None = None) -> Tensor:
-        """Return the normed hidden states [T, D], of which `lm_head` makes the logits of those tokens that need any."""
-        return self.norm(self._run_layers(tokens_T, packing, None, cache)[0])
+    def final_states(self, tokens_T: Tensor, packing: Packing, caches: Sequence[Any] | None = None) -> Tensor:
+        """Return the normed hidden states [T, D], of which `lm_head` makes the logits of those tokens that need any.
+
+        Args:
+            tokens_T: int64 [T].
+            packing: the documents that the tokens belong to.
+            caches: what each layer's mixer remembers of documents that the tokens continue; updated in place.
+        """
+        return self.norm(self._run_layers(tokens_T, packing, None, caches)[0])
 
     def _run_layers(
-        self, tokens_T: Tensor, packing: Packing, rope_base: float | None, cache: ModelCache | None
+        self, tokens_T: Tensor, packing: Packing, rope_base: float | None, caches: Sequence[Any] | None = None
     ) -> tuple[Tensor, list[RouterStats]]:
         h_TD = tokens_T if self.embed_tokens is None else self.embed_tokens(tokens_T)
         rope = rope_table(packing.position_ids_T, self.config.rotary_dim, rope_base or self.config.rope_base)
         router: list[RouterStats] = []
         for i, layer in enumerate(self.layers):
-            h_TD, stats = layer(h_TD, packing, rope, None if cache is None else cache.layers[i])
+            h_TD, stats = layer(h_TD, packing, rope, None if caches is None else caches[i])
             if stats is not None:
                 router.append(stats)
-        if cache is not None:
-            cache.advance(tokens_T.shape[0])
         return h_TD, router
 
     def prune(self, layers: set[int], *, embedding: bool, head: bool) -> None:

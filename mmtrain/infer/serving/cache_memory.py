@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mmtrain.config import ModelConfig
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.pages import PagePool
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
-from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.mixers.registry import mixer_spec
 
 
@@ -53,6 +54,6 @@ class CacheMemory:
         for layer in self.layers:
             layer.copy_page(source, target)
 
-    def view(self, batch: DocumentBatch) -> DecodeCache:
+    def view(self, batch: DocumentBatch) -> list[Any]:
         """Return what the model takes to continue these documents."""
-        return DecodeCache([layer.view(batch) for layer in self.layers])
+        return [layer.view(batch) for layer in self.layers]

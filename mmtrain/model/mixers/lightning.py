@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkernels.lightning import lightning_attention, lightning_decode_step
 from mmkernels.norm_gate import norm_gate
 from mmtrain.config import ModelConfig
 from mmtrain.model.initial import Xavier, XavierQKV
@@ -25,24 +22,6 @@ from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable
 from mmtrain.model.weights import local
-
-
-@dataclass
-class LightningCache:
-    """Recurrent state that a lightning layer has of one document, fp32 [1, H, K, K]; None before the first token."""
-
-    state: Tensor | None = None
-
-    def attend(self, qkv_THX: Tensor, slopes_H: Tensor) -> Tensor:
-        """Return the attention of tokens that follow the cached ones, [T, H, K]; the state becomes that after them."""
-        q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
-        if self.state is not None and q_THK.shape[0] == 1:  # one token of one sequence
-            o_THK, self.state = lightning_decode_step(q_THK, k_THK, v_THK, slopes_H, self.state)
-            return o_THK
-        o_BTHK, self.state = lightning_attention(
-            q_THK[None], k_THK[None], v_THK[None], slopes_H, initial_state=self.state, output_final_state=True
-        )
-        return o_BTHK[0]
 
 
 def decay_slopes(num_heads: int, layer: int, num_layers: int) -> list[float]:
@@ -101,9 +80,7 @@ class LightningAttention(nn.Module):
                 self._slopes_H = torch.tensor(self._slopes, dtype=torch.float32, device=device)
         return self._slopes_H
 
-    def forward(
-        self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningCache | LightningBatch | None = None
-    ) -> Tensor:
+    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: LightningBatch | None = None) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
 
         With a cache, the tokens continue its documents, and their states are brought up to date. The decay is all

@@ -47,9 +47,8 @@ class Mixer(Protocol):
             x_TD: any float dtype, that of the weights.
             packing: the documents that the tokens belong to.
             rope: cosines and sines of the tokens' positions; a mixer may do without.
-            cache: of the class that the mixer's :class:`~mmtrain.model.mixers.registry.MixerSpec` names, of one
-                document, or what that spec's `batch_cache` makes for several. The tokens continue them, and the cache
-                is brought up to date. None: the documents of `packing` are whole.
+            cache: what the `batch_cache` of the mixer's :class:`~mmtrain.model.mixers.registry.MixerSpec` gives of
+                documents that the tokens continue; brought up to date. None: the documents of `packing` are whole.
         """
 
     def split_heads(self, shard: HeadShard) -> None:

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmtrain.config import ModelConfig
 from mmtrain.config.checks import require
@@ -71,7 +71,6 @@ class MixerSpec:
         letter: stands for a layer of it in `model.layer_pattern`.
         name: its name in counts of parameters and operations.
         module: import path of its class, made from the configuration and the layer's number.
-        cache: import path of the class of what decoding remembers of one document in one layer, made from nothing.
         matrix_weights: elements of a layer's matrices, with each of which a token is multiplied once.
         vector_weights: elements of a layer's other parameters.
         attention_flops: operations of the forward pass of a layer, beside those with its matrices, over packed
@@ -82,14 +81,13 @@ class MixerSpec:
         context_parallel: whether it meets other tokens through an attention call alone, so that ranks can share a row.
         memory: what a layer of it holds on each of tp ranks; None: guessed from its matrices.
         batch_cache: import path of the class of what serving remembers of many documents in one layer, a
-            :class:`~mmtrain.model.mixers.batch_cache.BatchCache`; None: it decodes one document at a time alone.
+            :class:`~mmtrain.model.mixers.batch_cache.BatchCache`; None: it cannot be served.
         cache_size: how much that is.
     """
 
     letter: str
     name: str
     module: str
-    cache: str
     matrix_weights: Callable[[ModelConfig], int]
     vector_weights: Callable[[ModelConfig], int]
     attention_flops: Callable[[ModelConfig, Sequence[int]], int]
@@ -111,10 +109,6 @@ class MixerSpec:
         """Make the mixer of a layer, counted from 0 over layers of all kinds."""
         return pkgutil.resolve_name(self.module)(config, layer)
 
-    def empty_cache(self) -> Any:
-        """Make the cache of a layer before the first token of a document."""
-        return pkgutil.resolve_name(self.cache)()
-
     def batch_cache_class(self) -> type[BatchCache]:
         """Return the class of what serving remembers in a layer of it.
 
@@ -122,7 +116,7 @@ class MixerSpec:
             ConfigError: it has none.
         """
         if self.batch_cache is None:
-            raise ConfigError("model.layer_pattern", self.letter, f"{self.name} layers decode one document at a time",
+            raise ConfigError("model.layer_pattern", self.letter, f"{self.name} layers cannot be served",
                               "give their MixerSpec a batch_cache (docs/mixers.md)")  # fmt: skip
         return pkgutil.resolve_name(self.batch_cache)
 
@@ -241,7 +235,6 @@ LIGHTNING = MixerSpec(
     letter="L",
     name="lightning",
     module="mmtrain.model.mixers.lightning:LightningAttention",
-    cache="mmtrain.model.mixers.lightning:LightningCache",
     matrix_weights=_lightning_matrices,
     vector_weights=lambda model: model.inner_size,  # of the norm
     attention_flops=_lightning_flops,
@@ -257,7 +250,6 @@ SOFTMAX = MixerSpec(
     letter="S",
     name="softmax",
     module="mmtrain.model.mixers.softmax:SoftmaxAttention",
-    cache="mmtrain.model.mixers.softmax:SoftmaxCache",
     matrix_weights=_softmax_matrices,
     vector_weights=lambda model: 0,
     attention_flops=_softmax_flops,

@@ -5,10 +5,6 @@ Legend: T tokens, D model width, H heads, G key/value heads, K head dimension.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
@@ -19,25 +15,6 @@ from mmtrain.model.mixers.mixer import HeadShard
 from mmtrain.model.mixers.softmax_pages import SoftmaxBatch
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable, apply_rope
-
-
-@dataclass
-class SoftmaxCache:
-    """Keys and values that a softmax layer has of one document, [T, G, K] each; None before the first token."""
-
-    k_TGK: Tensor | None = None
-    v_TGK: Tensor | None = None
-
-    def append(self, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens and return all of them."""
-        if self.k_TGK is not None and self.v_TGK is not None:
-            k_TGK, v_TGK = torch.cat([self.k_TGK, k_TGK]), torch.cat([self.v_TGK, v_TGK])
-        self.k_TGK, self.v_TGK = k_TGK, v_TGK
-        return k_TGK, v_TGK
-
-    def attend(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-        """Add new keys and values, and return the new tokens' causal attention over all of them, [T, H, K]."""
-        return causal_softmax(q_THK, *self.append(k_TGK, v_TGK))
 
 
 class SoftmaxAttention(nn.Module):
@@ -69,9 +46,7 @@ class SoftmaxAttention(nn.Module):
             head = shard.rank * self.num_kv_heads // shard.ranks
             self._kv_rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
 
-    def forward(
-        self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: SoftmaxCache | SoftmaxBatch | None = None
-    ) -> Tensor:
+    def forward(self, x_TD: Tensor, packing: Packing, rope: RopeTable, cache: SoftmaxBatch | None = None) -> Tensor:
         """Mix tokens of the same document; x and result are [T, D].
 
         With a cache, the tokens continue the cached documents, and their keys and values are added to it.
@@ -93,20 +68,3 @@ class SoftmaxAttention(nn.Module):
     def finish(self, o_THK: Tensor) -> Tensor:
         """Return the mixer's result [T, D], given attention's."""
         return self.o_proj(o_THK.flatten(-2))
-
-
-def causal_softmax(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> Tensor:
-    """Return the attention of a document's last tokens over all of it, [T, H, K], through SDPA.
-
-    Queries may be fewer than keys.
-    """
-    queries, keys = q_THK.shape[0], k_TGK.shape[0]
-    mask = None
-    if 1 < queries < keys:  # SDPA's own causal mask aligns the first query with the first key
-        offset = keys - queries
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=q_THK.device).tril(offset)
-    q, k, v = (t.transpose(0, 1)[None] for t in (q_THK, k_TGK, v_TGK))
-    o = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None and queries > 1, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return o[0].transpose(0, 1)

@@ -1,17 +1,40 @@
-"""Continuation of one document by the caches of its mixers alone: what the engine's caches of many are held against."""
+"""Continuation of one document, piece by piece, by the memory that mixers keep of documents."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mmtrain.model.mixers.cache import DecodeCache
+from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
+from mmtrain.model.mixers.registry import mixer_spec
 from mmtrain.model.model import HybridLM
-from mmtrain.model.packed_seq import Packing
+
+CPU = torch.device("cpu")
 
 
-@torch.no_grad()
-def decode(model: HybridLM, tokens_T: Tensor, cache: DecodeCache) -> Tensor:
-    """Read tokens that continue the cached document, and return their logits [T, V]."""
-    packing = Packing.from_lengths([tokens_T.shape[0]], tokens_T.device, start=cache.length)
-    return model(tokens_T, packing, cache=cache)
+class OneDocument:
+    """A document of up to 1,024 tokens.
+
+    Attributes:
+        layers: memory of each layer.
+        length: tokens that have been read.
+    """
+
+    def __init__(self, model: HybridLM) -> None:
+        self._model, self.length = model, 0
+        self._shape = CacheShape(pages=64, page_tokens=16, slots=1)
+        self.layers = [
+            mixer_spec(letter).batch_cache_class()(model.config, self._shape, torch.float32, CPU)
+            for letter in model.config.layer_types
+        ]
+        for layer in self.layers:
+            layer.begin(0)
+
+    @torch.no_grad()
+    def read(self, tokens_T: Tensor) -> Tensor:
+        """Read tokens that follow, and return their logits [T, V]."""
+        count = len(tokens_T)
+        self.length += count
+        batch = DocumentBatch.of([count], [self.length], [0], [range(64)], self._shape, CPU)
+        views = [layer.view(batch) for layer in self.layers]
+        return self._model.lm_head(self._model.final_states(tokens_T, batch.packing, views))

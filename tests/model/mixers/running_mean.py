@@ -24,21 +24,6 @@ from mmtrain.model.rope import RopeTable
 from mmtrain.model.weights import local
 
 
-@dataclass
-class RunningMeanCache:
-    """Sum [I] and number of the tokens of a document."""
-
-    total_I: Tensor | None = None
-    count: int = 0
-
-    def add(self, v_TI: Tensor, packing: Packing) -> Tensor:
-        """Sums after each token that follows."""
-        total_TI = v_TI.cumsum(0) if self.total_I is None else v_TI.cumsum(0) + self.total_I
-        self.total_I, self.count = total_TI[-1], self.count + v_TI.shape[0]
-        assert self.count == packing.position_ids_T[-1] + 1
-        return total_TI
-
-
 class RunningMeanSlots:
     """Sums [slots, I] of many documents."""
 
@@ -92,7 +77,7 @@ class RunningMean(nn.Module):
         x_TD: Tensor,
         packing: Packing,
         rope: RopeTable,
-        cache: RunningMeanCache | RunningMeanBatch | None = None,
+        cache: RunningMeanBatch | None = None,
     ) -> Tensor:
         v_TI = self.in_proj(x_TD)
         if cache is None:
@@ -107,7 +92,6 @@ SPEC = MixerSpec(
     letter="M",
     name="running_mean",
     module="tests.model.mixers.running_mean:RunningMean",
-    cache="tests.model.mixers.running_mean:RunningMeanCache",
     matrix_weights=lambda model: 2 * model.hidden_size * model.inner_size,
     vector_weights=lambda model: model.inner_size,
     attention_flops=lambda model, doc_lengths: 2 * sum(doc_lengths) * model.inner_size,

@@ -11,9 +11,8 @@ from torch import nn
 
 from mmtrain.errors import ConfigError
 from mmtrain.model.mixers.batch_cache import BatchCache, CacheShape, DocumentBatch
-from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.mixers.registry import MIXERS, mixer_spec
-from tests.model.mixers.decoding import decode
+from mmtrain.model.packed_seq import Packing
 from tests.model.mixers.running_mean import SPEC
 from tests.model.small import draw_tokens, small_config, small_model
 
@@ -37,7 +36,7 @@ def caches_of(model: nn.Module) -> list[BatchCache]:
 @torch.no_grad()
 def read(model: nn.Module, caches: list[BatchCache], batch: DocumentBatch, tokens: list[torch.Tensor]) -> torch.Tensor:
     """Logits of all new tokens."""
-    views = DecodeCache([cache.view(batch) for cache in caches])
+    views = [cache.view(batch) for cache in caches]
     return model.lm_head(model.final_states(torch.cat(tokens), batch.packing, views))
 
 
@@ -68,7 +67,7 @@ def test_documents_in_one_row_are_those_alone(pattern: str, tokens_at_once: int)
     assert done == [23, 9, 31]
     for text, parts in zip(texts, found, strict=True):
         with torch.no_grad():
-            alone = decode(model, text, DecodeCache.empty(model.config))
+            alone = model(text, Packing.from_lengths([len(text)]))
         torch.testing.assert_close(torch.cat(parts), alone, rtol=0, atol=1e-5)
 
 
@@ -88,7 +87,7 @@ def test_a_copied_slot_and_page_continue_as_their_sources() -> None:
 
 def test_a_mixer_without_a_batch_cache_is_refused() -> None:
     one_by_one = mock.patch.dict(MIXERS, {"M": replace(SPEC, batch_cache=None)})
-    with one_by_one, pytest.raises(ConfigError, match="running_mean layers decode one document at a time"):
+    with one_by_one, pytest.raises(ConfigError, match="running_mean layers cannot be served"):
         mixer_spec("M").batch_cache_class()
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.packed_seq import Packing
-from tests.model.mixers.decoding import decode
+from tests.model.mixers.decoding import OneDocument
 from tests.model.small import small_model
 
 
@@ -18,7 +17,7 @@ def test_cached_pieces_give_the_logits_of_the_full_forward(pattern: str, pieces:
     tokens = torch.randint(0, 97, (sum(pieces),), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         full = model(tokens, Packing.from_lengths([len(tokens)]))
-    cache = DecodeCache.empty(model.config)
-    cached = torch.cat([decode(model, part, cache) for part in tokens.split(pieces)])
-    assert cache.length == len(tokens)
+    document = OneDocument(model)
+    cached = torch.cat([document.read(part) for part in tokens.split(pieces)])
+    assert document.length == len(tokens)
     torch.testing.assert_close(cached, full, rtol=1e-4, atol=2e-5)

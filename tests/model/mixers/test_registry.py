@@ -14,13 +14,12 @@ from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.flops import count_parameters, step_flops
 from mmtrain.model.init import build_model, meta_model
-from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.mixers.registry import MIXERS, check_layer_pattern, mixer_spec
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.pipeline.split import layer_costs
-from tests.model.mixers.decoding import decode
-from tests.model.mixers.running_mean import RunningMean, RunningMeanCache, registered
+from tests.model.mixers.decoding import OneDocument
+from tests.model.mixers.running_mean import RunningMean, RunningMeanSlots, registered
 from tests.model.small import draw_tokens, small_config
 
 PATTERN, LENGTHS = "LMS", [5, 1, 30, 12]
@@ -99,12 +98,12 @@ def test_a_step_of_gradient_descent_lowers_the_loss(third: ModelConfig) -> None:
 @pytest.mark.parametrize("pieces", [[1] * 20, [7, 1, 12]])
 def test_decoding_gives_the_logits_of_the_whole_document(third: ModelConfig, pieces: list[int]) -> None:
     model, tokens = build_model(third).eval(), draw_tokens(20)
-    cache = DecodeCache.empty(third)
-    assert isinstance(cache.layers[1], RunningMeanCache)
+    document = OneDocument(model)
+    assert isinstance(document.layers[1], RunningMeanSlots)
     with torch.no_grad():
         full = model(tokens, Packing.from_lengths([20]))
-        cached = torch.cat([decode(model, part, cache) for part in tokens.split(pieces)])
-    assert cache.layers[1].count == 20
+        cached = torch.cat([document.read(part) for part in tokens.split(pieces)])
+    assert document.length == 20
     torch.testing.assert_close(cached, full, rtol=1e-4, atol=2e-5)
 
 
@@ -138,9 +137,8 @@ def test_every_mixers_entry_fits_its_module(third: ModelConfig, tp: int, kv_head
         lambda config: step_flops(config, [8]),
         lambda config: plan_layout(1, ParallelConfig(), config),
         lambda config: mixer_spec(config.layer_pattern[1]),
-        lambda config: DecodeCache.empty(config),
     ],
-    ids=["check", "model", "parameters", "operations", "layout", "spec", "cache"],
+    ids=["check", "model", "parameters", "operations", "layout", "spec"],
 )
 def test_an_unknown_letter_is_refused_with_the_known_ones(use: Callable[[ModelConfig], object]) -> None:
     config = small_config(num_layers=2, layer_pattern="LM")

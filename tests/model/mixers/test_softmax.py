@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmtrain.model.mixers.softmax import SoftmaxAttention, causal_softmax
+from mmtrain.model.mixers.softmax import SoftmaxAttention
 from mmtrain.model.packed_seq import Packing
 from tests.model.small import draw, relative, small_config
 
@@ -59,10 +59,3 @@ def test_layer_equals_masked_einsum(heads: int, kv_heads: int, lengths: list[int
     names = ["x", *(name for name, _ in layer.named_parameters())]
     for name, mine, expected in zip(names, ours_grads, theirs_grads, strict=True):
         assert relative(mine, expected) < 1e-11, name
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (4, 9), (8, 9), (9, 9)])
-def test_queries_are_the_last_tokens_of_their_document(queries: int, keys: int) -> None:
-    q, k, v = draw(queries, 4, 8, seed=1), draw(keys, 2, 8, seed=2), draw(keys, 2, 8, seed=3)
-    allowed = torch.ones(keys, keys).tril()[keys - queries :]
-    assert relative(causal_softmax(q, k, v), literal_attention(q, k, v, allowed)) < 1e-12
