@@ -40,7 +40,7 @@ class ServingPlan:
         weights_bytes: their sum.
         keys_bytes: keys and values of all requests.
         states_bytes: fp32 states of all requests.
-        copies_bytes: keys of a layer as one tensor, for both paths of the engine.
+        copies_bytes: keys of a layer as one tensor, which prefill makes.
         step_bytes: the most that a step's own tensors take.
         device_bytes: what there is.
         longest: tokens of the longest context of each request that an engine would take; None: any; 0: weights alone do

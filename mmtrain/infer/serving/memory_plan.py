@@ -65,18 +65,18 @@ def document_bytes(config: ModelConfig, element_bytes: int) -> int:
 
 
 def copies_bytes(config: ModelConfig, pages_bytes: int) -> int:
-    """Return what copies of keys take beside all pages.
+    """Return what a copy of keys takes beside all pages.
 
-    Each of an engine's two paths lays out the keys of one layer as one tensor, no more than all pages hold: two layers'
-    worth of pages.
+    Prefill lays out the keys of one layer as one tensor, no more than all pages hold: a layer's worth of pages. Decode
+    steps read pages where they lie.
     """
-    return 2 * pages_bytes // _paged_layers(config) if pages_bytes else 0
+    return pages_bytes // _paged_layers(config) if pages_bytes else 0
 
 
 def without_copies(config: ModelConfig, budget: int) -> int:
     """Return what is left of a budget for pages and slots, beside :func:`copies_bytes`."""
     paged = _paged_layers(config)
-    return max(0, budget * paged // (paged + 2) if paged else budget)
+    return max(0, budget * paged // (paged + 1) if paged else budget)
 
 
 def _paged_layers(config: ModelConfig) -> int:
