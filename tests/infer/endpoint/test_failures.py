@@ -12,7 +12,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.runner import Runner
 from mmtrain.infer.serving.scheduler import Chunk, Step
 from tests.infer.endpoint.running import HeldEngine, Running, running, wait_for
-from tests.infer.served import assert_nothing_held
+from tests.infer.served import SMALL, assert_nothing_held
 
 MARK = ord("!")
 
@@ -51,15 +51,19 @@ def test_a_step_beyond_the_memory_answers_503_and_the_server_lives_on(
 def test_only_the_requests_of_the_step_that_failed_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     not_finite = ConfigError("checkpoint", "its weights", "give logits that are not finite numbers", "take another")
     break_on_mark(monkeypatch, not_finite)
-    with running() as server, ThreadPoolExecutor(2) as clients:
+    with running() as server, ThreadPoolExecutor(3) as clients:
         engine = server.engine
         assert isinstance(engine, HeldEngine)
         engine.held = True
-        first = clients.submit(server.refused, {"prompt": "!", "max_tokens": 3})
-        wait_for(lambda: engine.begun == 1)  # the step in which it fails, without the second
-        second = clients.submit(server.complete, prompt="a", max_tokens=3, temperature=0, ignore_eos=True)
+        before = clients.submit(server.complete, prompt="b", max_tokens=1)
+        wait_for(lambda: engine.begun == 1)  # so that both of the following are the engine's before its next step
+        # The first one's prompt is all that a step reads: the second waits while it fails.
+        first = clients.submit(server.refused, {"prompt": "!" * SMALL.prefill_tokens, "max_tokens": 3})
         wait_for(lambda: server.inside == 2)
+        second = clients.submit(server.complete, prompt="a", max_tokens=3, temperature=0, ignore_eos=True)
+        wait_for(lambda: server.inside == 3)
         engine.release()
+        assert before.result()["choices"]
         status, error = first.result()
         assert status == 500 and "not finite" in error["message"] and error["code"] == "not_finite"
         assert second.result()["usage"]["completion_tokens"] == 3
