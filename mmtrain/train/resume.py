@@ -266,6 +266,8 @@ def _trained_already(
 
 def _as_typed(scaled: Difference, typed: Sequence[Difference]) -> Difference:
     """Return the option that a user changed, where a scaled value differs: itself, or the scale that it comes from."""
+    if ".frozen" in scaled.option:  # of the phase or of the run, whichever was typed
+        return scaled
     at_place = next((one for one in typed if one.option == scaled.option), None)
     within = next((one for one in typed if one.option.startswith(scaled.option.rpartition(".")[0])), None)
     scale = next((one for one in typed if one.option in _SCALES), None)
