@@ -15,9 +15,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import meta_model
 
 NOT = "!"
 
@@ -43,24 +41,24 @@ def learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def count_trained(config: ModelConfig, patterns: Sequence[str]) -> tuple[int, int]:
-    """Return the elements of the parameters that are trained, and of all."""
-    sizes = [(name, parameter.numel()) for name, parameter in meta_model(config).named_parameters()]
+def count_trained(model: nn.Module, patterns: Sequence[str]) -> tuple[int, int]:
+    """Return the elements of the parameters that are trained, and of all; the model may be a meta one."""
+    sizes = [(name, parameter.numel()) for name, parameter in model.named_parameters()]
     return sum(size for name, size in sizes if not is_frozen(name, patterns)), sum(size for _, size in sizes)
 
 
-def check_frozen(option: str, patterns: Sequence[str], config: ModelConfig) -> None:
+def check_frozen(option: str, patterns: Sequence[str], model: nn.Module) -> None:
     """Refuse patterns that name no part of the model, or leave nothing to train.
 
     Args:
         option: that gave them, for messages.
         patterns: at least one.
-        config: a validated model.
+        model: the whole model, which may be a meta one.
 
     Raises:
         ConfigError: naming the pattern, with the nearest part that there is.
     """
-    names = [name for name, _ in meta_model(config).named_parameters()]
+    names = [name for name, _ in model.named_parameters()]
     for i, pattern in enumerate(patterns):
         if not any(_fits(name, pattern.removeprefix(NOT)) for name in names):
             raise ConfigError(f"{option}[{i}]", pattern, "fits no parameter of the model",

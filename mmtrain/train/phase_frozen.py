@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmtrain.config import OptimConfig, PhaseConfig, PretrainConfig
 from mmtrain.log.console import count_text
 from mmtrain.model.frozen import check_frozen, count_trained
+from mmtrain.model.init import meta_model
 
 
 def frozen_parts(optim: OptimConfig, phase: PhaseConfig) -> tuple[str, ...]:
@@ -24,7 +25,7 @@ def check_phases_frozen(config: PretrainConfig) -> None:
     given |= {f"stage.phases[{i}].frozen": phase.frozen or [] for i, phase in enumerate(config.stage.phases)}
     for option, patterns in given.items():
         if patterns:
-            check_frozen(option, patterns, config.model)
+            check_frozen(option, patterns, meta_model(config.model))
 
 
 def frozen_lines(config: PretrainConfig, phases: Sequence[PhaseConfig]) -> list[str]:
@@ -32,7 +33,7 @@ def frozen_lines(config: PretrainConfig, phases: Sequence[PhaseConfig]) -> list[
     lines = []
     for phase in phases:
         if patterns := frozen_parts(config.optim, phase):
-            trained, total = count_trained(config.model, patterns)
+            trained, total = count_trained(meta_model(config.model), patterns)
             lines.append(f"frozen  {phase.name}: {', '.join(patterns)}: {count_text(trained)} of {count_text(total)} "
                          "parameters are trained")  # fmt: skip
     return lines

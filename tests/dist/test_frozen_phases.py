@@ -26,9 +26,13 @@ PHASES = (
     ("b", "{pp: 2}", "[embed_tokens,layers.0]"),
     ("c", "{reshard_after_forward: false}", "[lm_head]"),
 )
-OPTIONS = [*(one for one in SMALL if not one.startswith("stage.")),
-           f"stage.phases=[{','.join(PHASE % phase for phase in PHASES)}]", "checkpoint.keep=0", "checkpoint.interval=1",
-           "run.name=run"]  # fmt: skip
+OPTIONS = [
+    *(one for one in SMALL if not one.startswith("stage.")),
+    f"stage.phases=[{','.join(PHASE % phase for phase in PHASES)}]",
+    "checkpoint.keep=0",
+    "checkpoint.interval=1",
+    "run.name=run",
+]
 
 
 class Whole(NamedTuple):
@@ -54,7 +58,9 @@ def weights(tensors: StoredTensors) -> dict[str, torch.Tensor]:
 
 
 def moment_names(tensors: StoredTensors) -> set[str]:
-    return {name[16:-8] for name in tensors.shapes if name.startswith("optimizer.state.") and name.endswith(".exp_avg")}
+    prefix, suffix = "optimizer.state.", ".exp_avg"
+    found = (name for name in tensors.shapes if name.startswith(prefix) and name.endswith(suffix))
+    return {name.removeprefix(prefix).removesuffix(suffix) for name in found}
 
 
 def count(whole: Whole, step: int, name: str) -> int:
@@ -139,8 +145,8 @@ def test_another_run_takes_weights_and_moments_over(whole: Whole, corpus: Path, 
     stage = PHASE % ("d", "{cp: 1}", "null")
     options = [one for one in OPTIONS if not one.startswith("stage.phases=")]
     for name, frozen, step in (("thawed", "[]", 8), ("frozen", "[embed_tokens,layers.0]", 4)):
-        pretrain(*options, f"stage.phases=[{stage}]", f"optim.frozen={frozen}", f"data.path={corpus}", "run.max_steps=1",
-                 f"run.dir={tmp_path / name}", f"run.init_from={whole.run}/checkpoints/step-{step:08d}")  # fmt: skip
+        given = f"run.init_from={whole.run}/checkpoints/step-{step:08d}", f"optim.frozen={frozen}", "run.max_steps=1"
+        pretrain(*options, f"stage.phases=[{stage}]", *given, f"data.path={corpus}", f"run.dir={tmp_path / name}")
         stored = StoredTensors(tmp_path / name / "run/checkpoints/step-00000001")
         counts = {one: int(stored.whole(f"optimizer.state.{one}.step")) for one in moment_names(stored)}
         for one in weights(stored):

@@ -43,7 +43,7 @@ def test_what_a_pattern_names(name: str, patterns: list[str], frozen: bool) -> N
 
 def refusal(*patterns: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        check_frozen("optim.frozen", patterns, MODEL)
+        check_frozen("optim.frozen", patterns, meta_model(MODEL))
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -74,11 +74,11 @@ def test_something_must_be_left_to_train() -> None:
         == refusal("embed_tokens", "layers", "norm", "lm_head").problem
         == ("leaves nothing to train")
     )
-    check_frozen("optim.frozen", ["*", "!norm"], MODEL)
+    check_frozen("optim.frozen", ["*", "!norm"], meta_model(MODEL))
 
 
 def test_trained_elements_are_counted() -> None:
-    trained, total = count_trained(MODEL, ["*", "!norm", "!lm_head"])
+    trained, total = count_trained(meta_model(MODEL), ["*", "!norm", "!lm_head"])
     sizes = {name: parameter.numel() for name, parameter in meta_model(MODEL).named_parameters()}
     assert total == sum(sizes.values()) and trained == 32 + 64 * 32
 

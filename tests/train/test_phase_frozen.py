@@ -1,4 +1,4 @@
-"""What each phase of a run freezes: its own patterns or the run's, checked before anything starts, told and compared."""
+"""What each phase of a run freezes: its own patterns or the run's, checked before anything starts, told, compared."""
 
 from __future__ import annotations
 
