@@ -40,7 +40,10 @@ class FrozenJob:
 
 @dataclass
 class FrozenOutcome:
-    """What one rank saw: whole parameters that it has a part of, norms, and the names that have moments."""
+    """What one rank saw: whole parameters that it has a part of, norms, and the names that have moments.
+
+    Norms by hand are summed here, of the gradients of trained parameters.
+    """
 
     before: dict[str, torch.Tensor]
     after: dict[str, torch.Tensor]
@@ -67,13 +70,18 @@ def _train(job: FrozenJob, context: mesh.ParallelContext) -> FrozenOutcome:
     model.initialise(7)
     before = whole(model.module)
     optimizer = build_optimizer(model.module, OptimConfig(weight_decay=0.3))
+    exact: list[float] = []
     if job.by_hand:
         measure = model.clip_gradients
 
         def without_frozen(max_norm: float | None, flags: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            squares = 0.0
             for name, parameter in model.module.named_parameters():
                 if is_frozen(name, job.frozen):
                     parameter.grad = None
+                else:
+                    squares += parameter.grad.full_tensor().double().square().sum().item()
+            exact.append(squares**0.5)
             return measure(max_norm, flags)
 
         model.clip_gradients = without_frozen
@@ -91,4 +99,4 @@ def _train(job: FrozenJob, context: mesh.ParallelContext) -> FrozenOutcome:
     stateful = {n for n, p in model.module.named_parameters() if optimizer.state.get(p)}
     assert all(isinstance(p, DTensor) for p in model.module.parameters())
     assert not dist.is_initialized() or not model.odd_copies()
-    return FrozenOutcome(before, whole(model.module), losses, norms, stateful, with_gradient)
+    return FrozenOutcome(before, whole(model.module), losses, exact or norms, stateful, with_gradient)

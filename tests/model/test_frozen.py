@@ -99,3 +99,19 @@ def test_backward_is_not_run_through_frozen_layers_at_the_bottom() -> None:
     assert seen == {0: False, 1: False, 2: True}
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) is (name.startswith("layers.2.") or name == "norm.weight"), name
+
+
+@pytest.mark.parametrize(
+    ("frozen", "runs"), [((), [2, 2]), (("embed_tokens",), [2, 2]), (("embed_tokens", "layers.0"), [1, 2])]
+)
+def test_layers_are_computed_again_where_backward_comes(frozen: tuple[str, ...], runs: list[int]) -> None:
+    """The lowest that is trained too, whose input wants no gradient."""
+    model = build_model(replace(MODEL, num_layers=2, layer_pattern="LS"))
+    freeze(model, frozen)
+    seen = [0, 0]
+    for number, layer in enumerate(model.layers):
+        layer.recompute = True
+        layer.mixer.register_forward_pre_hook(lambda _, __, n=number: seen.__setitem__(n, seen[n] + 1))
+    tokens = torch.arange(24) % 64
+    model(tokens, Packing.from_lengths([10, 14]), tokens.roll(-1)).ce_sum.backward()
+    assert seen == runs
