@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from mmtrain.checkpoint.progress import FROZEN, read_meta
+from mmtrain.checkpoint.progress import FROZEN, RECORD, read_meta
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.checkpoint.save import BY_PARAMETER, state_of
 from mmtrain.config import ModelConfig
@@ -44,7 +44,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         set_model_state_dict(model, weights)
     else:
         weights, moments = state_of(model, optimizer)
-        new = _without_state(path, moments)
+        lacking = {name: value for name, value in moments.items() if f"optimizer.{name}" not in known}
+        new = _of_frozen(path, lacking) if lacking else {}
         stored = _without(moments, new.keys())
         if missing := next((f"optimizer.{name}" for name in stored if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
@@ -78,9 +79,9 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
                               "give that value, or another checkpoint")  # fmt: skip
 
 
-def _without_state(path: Path, moments: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of the optimizer's state of those parameters that a checkpoint has no state of."""
-    frozen = read_meta(path).get(FROZEN, [])
+def _of_frozen(path: Path, moments: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of the optimizer's state of those parameters that were frozen when a checkpoint was saved."""
+    frozen = read_meta(path).get(FROZEN, []) if (path / RECORD).exists() else []
     names = {name: name.partition(".")[2].rpartition(".")[0] for name in moments}  # state.NAME.exp_avg
     return {name: moments[name] for name, parameter in names.items() if is_frozen(parameter, frozen)}
 
