@@ -14,7 +14,6 @@ import torch
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.checkpoint.tensors import StoredTensors
 from mmtrain.model.frozen import is_frozen
-from mmtrain.optim.host_kernel import load_host_adam
 from tests.dist.runs import SMALL, pretrain, records, steps
 from tests.dist.test_phase_layouts import TIMES
 
@@ -153,18 +152,3 @@ def test_another_run_takes_weights_and_moments_over(whole: Whole, corpus: Path, 
         for one in weights(stored):
             bottom = is_frozen(one, BOTTOM)
             assert counts.get(one) == ((1 if name == "thawed" else None) if bottom else step + 1), one
-
-
-@pytest.mark.slow
-def test_the_host_s_optimizer_freezes_as_well(whole: Whole, corpus: Path, tmp_path: Path) -> None:
-    """Of the second phase's first rank it has nothing to update."""
-    pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
-    load_host_adam()  # compiles the kernel, if it has to, without a limit of time
-    pretrain(*OPTIONS, "optim=cpu_offload", f"data.path={corpus}", f"run.dir={tmp_path}", processes=2)
-    other = Whole(tmp_path / "run", "")
-    for mine, theirs in zip(steps(other.run), steps(whole.run), strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4), mine["step"]
-    for first, last, patterns in ((4, 8, BOTTOM), (8, 12, ("lm_head",))):
-        before, after = weights(other.at(first)), weights(other.at(last))
-        assert all(torch.equal(before[name], after[name]) is is_frozen(name, patterns) for name in before)
-        assert {is_frozen(name, patterns) for name in moment_names(other.at(last))} == {False}
