@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,25 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
-    get_state_dict,
     set_model_state_dict,
     set_state_dict,
 )
 
-from mmtrain.checkpoint.progress import read_meta
+from mmtrain.checkpoint.progress import FROZEN, RECORD, read_meta
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
-from mmtrain.checkpoint.save import BY_PARAMETER
+from mmtrain.checkpoint.save import BY_PARAMETER, state_of
 from mmtrain.config import ModelConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
 from mmtrain.errors import ConfigError
+from mmtrain.model.frozen import is_frozen
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
     The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
-    without the option that needs it, keeps its value.
+    without the option that needs it, keeps its value. Optimizer state of parameters that are trained now and were
+    frozen when it was saved begins anew, at zero and with no step done; that of those that are frozen now is not read.
 
     Raises:
         ConfigError: the checkpoint is damaged, or its optimizer's state is not in the form that this version writes.
@@ -41,11 +43,21 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         load_shards(option, path, metadata, {"model": _without(weights, optional)})
         set_model_state_dict(model, weights)
     else:
-        weights, moments = get_state_dict(model, optimizer, options=BY_PARAMETER)
-        if missing := next((f"optimizer.{name}" for name in moments if f"optimizer.{name}" not in known), None):
+        weights, moments = state_of(model, optimizer)
+        lacking = {name: value for name, value in moments.items() if f"optimizer.{name}" not in known}
+        new = _of_frozen(path, lacking) if lacking else {}
+        stored = _without(moments, new.keys())
+        if missing := next((f"optimizer.{name}" for name in stored if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
                               f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
-        load_shards(option, path, metadata, {"model": _without(weights, optional), "optimizer": moments})
+        load_shards(option, path, metadata, {"model": _without(weights, optional), "optimizer": stored})
+        for value in new.values():
+            if isinstance(value, torch.Tensor):
+                value.zero_()
+        moments = stored | new
+        if not moments:  # this rank of a pipeline trains nothing
+            set_model_state_dict(model, weights)
+            return
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments, options=BY_PARAMETER)
 
 
@@ -67,5 +79,12 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
                               "give that value, or another checkpoint")  # fmt: skip
 
 
-def _without(weights: dict[str, Any], names: set[str]) -> dict[str, Any]:
+def _of_frozen(path: Path, moments: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of the optimizer's state of those parameters that were frozen when a checkpoint was saved."""
+    frozen = read_meta(path).get(FROZEN, []) if (path / RECORD).exists() else []
+    names = {name: name.partition(".")[2].rpartition(".")[0] for name in moments}  # state.NAME.exp_avg
+    return {name: moments[name] for name, parameter in names.items() if is_frozen(parameter, frozen)}
+
+
+def _without(weights: dict[str, Any], names: Set[str]) -> dict[str, Any]:
     return {name: value for name, value in weights.items() if name not in names}

@@ -14,6 +14,9 @@ FORMAT = 3
 tensors lie raw in safetensors files under an index in JSON, where torch's distributed checkpoint wrote pickles.
 """
 
+FROZEN = "frozen"
+"""Entry of the record: patterns of the parameters that were frozen, which have no optimizer state in the checkpoint."""
+
 
 @dataclass(frozen=True)
 class Progress:

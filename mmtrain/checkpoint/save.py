@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.durable import sync_folder, write_text
@@ -146,7 +146,7 @@ def begin_save(
     """
     final = folder / f"step-{progress.step:08d}"
     scratch, writer = _scratch(final), writer or RankWriter()
-    weights, moments = get_state_dict(model, optimizer, options=BY_PARAMETER)
+    weights, moments = state_of(model, optimizer)
     try:
         on_main(lambda: _make_empty(scratch))
         with warnings.catch_warnings():
@@ -178,6 +178,13 @@ def begin_save(
     pending = PendingSave(final, write, copy.wait)
     pending.start()
     return pending
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return weights and optimizer state by parameter; no state where none of this rank's parameters is trained."""
+    if not any(group["params"] for group in optimizer.param_groups):
+        return get_model_state_dict(model), {}
+    return get_state_dict(model, optimizer, options=BY_PARAMETER)
 
 
 def _scratch(final: Path) -> Path:

@@ -81,6 +81,11 @@ class OptimConfig:
             optimizer state and gradient reduction are fp32 always.
         max_skipped: steps in a row whose loss or gradient is not finite after which the run stops; such steps leave the
             weights alone. Chosen here.
+        frozen: parts of the model that phases leave as they are, unless they have a `frozen` of their own:
+            ["embed_tokens", "layers.*.mixer"]. A part is a module or a parameter by its dotted name, with all in it;
+            between dots ``*``, ``?`` and ``[0-3]`` are wildcards, and of patterns that fit the last one counts, where
+            ``!`` in front takes a part out again: ["*", "!norm"]. What is frozen has no gradient, no state of the
+            optimizer, no weight decay and no share of the gradient's norm.
     """
 
     name: str = field(default="adamw", metadata=one_of("adamw", "apex", "cpu_offload"))
@@ -92,6 +97,7 @@ class OptimConfig:
     clip_grad: float | None = field(default=1.0, metadata=above(0, fix="null turns clipping off"))
     precision: str = field(default="auto", metadata=one_of("auto", "bf16", "fp32"))
     max_skipped: int = field(default=10, metadata={**FREE_ON_RESUME, **at_least(1)})
+    frozen: list[str] = field(default_factory=list)
 
     def validate(self) -> None:
         """Refuse unknown optimizers and factors out of range."""

@@ -117,6 +117,8 @@ class PhaseConfig:
             as they are without buckets. 0 changes them at once.
         long_share: share of `data.long_sources` among the tokens of the phase's last part; the rest keep their ratio.
         long_last: share of the phase's tokens that this last part is.
+        frozen: parts of the model that the phase leaves as they are; null takes `optim.frozen`, which says how they are
+            named, and [] trains all.
     """
 
     name: str
@@ -131,6 +133,7 @@ class PhaseConfig:
     transition: float = field(default=0.0, metadata=share())
     long_share: float = field(default=0.0, metadata=share())
     long_last: float = field(default=0.2, metadata=share())
+    frozen: list[str] | None = None
 
     def validate(self, option: str) -> None:
         """Refuse phases that cannot run."""

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mmtrain.config import ModelConfig
 from mmtrain.model.ffn import SwiGLU
 from mmtrain.model.ffn_chunks import ChunkedFeedForward
+from mmtrain.model.frozen import learns
 from mmtrain.model.host_inputs import HostInputs
 from mmtrain.model.kept_attention import KeptAttention, KeptResult
 from mmtrain.model.mixers.mixer import Mixer
@@ -82,12 +83,16 @@ class Block(nn.Module):
             rope: cosines and sines of the positions of the tokens of `packing`.
             cache: what the mixer remembers of documents that the tokens continue; None outside of inference.
         """
-        if self.recompute and torch.is_grad_enabled():
+        if self._recomputes(h_TD):
             kept = KeptResult() if isinstance(self.mixer.attention, KeptAttention) else None
             options = {"use_reentrant": False, "preserve_rng_state": False}
             with contextlib.nullcontext() if self.host_inputs is None else self.host_inputs.hold():
                 return checkpoint(self._run_keeping, h_TD, packing, rope, cache, kept, **options)
         return self._run(h_TD, packing, rope, cache)
+
+    def _recomputes(self, given: Tensor) -> bool:
+        """Whether there is a backward to compute again for: frozen layers at the bottom have none."""
+        return self.recompute and torch.is_grad_enabled() and (given.requires_grad or learns(self))
 
     def _run_keeping(
         self, h_TD: Tensor, packing: Packing, rope: RopeTable, cache: Any, kept: KeptResult | None
@@ -118,7 +123,7 @@ class Block(nn.Module):
 
         Of this part recomputation keeps those two alone.
         """
-        if self.recompute and torch.is_grad_enabled():
+        if self._recomputes(o_THK):
             options = {"use_reentrant": False, "preserve_rng_state": False}
             return checkpoint(self._finish, o_THK, residual_TD, packing, **options)
         return self._finish(o_THK, residual_TD, packing)

@@ -99,10 +99,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = x_TD[part].shape[0]
             valid_C1 = (labels_T[part] != IGNORE)[:, None]
             torch.mm(x_TD[part], weight_VD.t(), out=logits_CV[:rows])
-            loss, dlogits_CV = _chunk(
-                logits_CV[:rows], labels_T[part], valid_C1, None if wide_CV is None else wide_CV[:rows], shard
+            log_prob_C, dlogits_CV = chunk_log_probs(
+                logits_CV[:rows], labels_T[part], None if wide_CV is None else wide_CV[:rows], shard
             )
-            total += loss
+            total -= torch.where(valid_C1[:, 0], log_prob_C, 0).sum()
             # Unlabelled tokens are left out on the narrow side of each product: a pass over [C, V] less.
             if dweight_VD is not None:
                 accumulate(dweight_VD, dlogits_CV, x_TD[part] * valid_C1)
@@ -127,46 +127,46 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dx, dweight, None, None, None, None
 
 
-def _chunk(
-    logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, wide_CV: Tensor | None, shard: VocabShard | None
+def chunk_log_probs(
+    logits_CV: Tensor, labels_C: Tensor, wide_CV: Tensor | None, shard: VocabShard | None
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one chunk over its labelled tokens, and softmax - onehot of this rank's columns in the logits' dtype.
+    """Log-probabilities of a chunk's labels, and softmax - onehot of this rank's columns in the logits' dtype.
 
-    Overwrites both buffers; the second return is one of them. Unlabelled tokens have some gradient there.
+    Overwrites both buffers; the second return is one of them. Unlabelled tokens have some number in the first return,
+    and some gradient in the second.
 
     Args:
+        logits_CV: over this rank's columns.
+        labels_C: int64; IGNORE for unlabelled tokens.
         wide_CV: scratch of the loss's dtype; None where kernels work in the logits' own memory.
+        shard: the part of the vocabulary that the columns are; None: all of it.
     """
     if wide_CV is None:
-        return _chunk_by_kernels(logits_CV, labels_C, valid_C1[:, 0], shard)
+        return _chunk_by_kernels(logits_CV, labels_C, shard)
     if shard is None:
-        return _chunk_alone(logits_CV, labels_C, valid_C1, wide_CV)
-    return _chunk_of_shard(logits_CV, labels_C, valid_C1, wide_CV, shard)
+        return _chunk_alone(logits_CV, labels_C, wide_CV)
+    return _chunk_of_shard(logits_CV, labels_C, wide_CV, shard)
 
 
-def _chunk_by_kernels(
-    logits_CV: Tensor, labels_C: Tensor, valid_C: Tensor, shard: VocabShard | None
-) -> tuple[Tensor, Tensor]:
+def _chunk_by_kernels(logits_CV: Tensor, labels_C: Tensor, shard: VocabShard | None) -> tuple[Tensor, Tensor]:
     local_C = labels_C if shard is None else labels_C - shard.first
     stats_3C = row_statistics(logits_CV, local_C)
     top_C, sum_C, label_C = stats_3C if shard is None else shard.reduce(stats_3C)
     log_prob_C = label_C - top_C - sum_C.log()
     logits_to_gradient_(logits_CV, local_C, top_C, sum_C, log_prob_C.expm1())
-    return -torch.where(valid_C, log_prob_C, 0).sum(), logits_CV
+    return log_prob_C, logits_CV
 
 
-def _chunk_alone(logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, log_prob_CV: Tensor) -> tuple[Tensor, Tensor]:
-    target_C1 = torch.where(valid_C1, labels_C[:, None], 0)
+def _chunk_alone(logits_CV: Tensor, labels_C: Tensor, log_prob_CV: Tensor) -> tuple[Tensor, Tensor]:
+    target_C1 = torch.where(labels_C != IGNORE, labels_C, 0)[:, None]
     torch.log_softmax(logits_CV, -1, dtype=log_prob_CV.dtype, out=log_prob_CV)
-    loss = -(log_prob_CV.gather(1, target_C1) * valid_C1).sum()
+    log_prob_C = log_prob_CV.gather(1, target_C1)[:, 0]
     dlogits_CV = log_prob_CV.exp_()
     dlogits_CV.scatter_add_(1, target_C1, dlogits_CV.new_full(target_C1.shape, -1.0))
-    return loss, dlogits_CV if dlogits_CV.dtype == logits_CV.dtype else logits_CV.copy_(dlogits_CV)
+    return log_prob_C, dlogits_CV if dlogits_CV.dtype == logits_CV.dtype else logits_CV.copy_(dlogits_CV)
 
 
-def _chunk_of_shard(
-    logits_CV: Tensor, labels_C: Tensor, valid_C1: Tensor, probs_CV: Tensor, shard: VocabShard
-) -> tuple[Tensor, Tensor]:
+def _chunk_of_shard(logits_CV: Tensor, labels_C: Tensor, probs_CV: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:
     rows, width = logits_CV.shape
     stats_3C = probs_CV.new_zeros(3, rows)
     if width:
@@ -181,14 +181,13 @@ def _chunk_of_shard(
         stats_3C[0] = -torch.inf
     top_C, sum_C, label_C = shard.reduce(stats_3C)
     log_prob_C = label_C - top_C - sum_C.log()
-    loss = -(log_prob_C[:, None] * valid_C1).sum()
     if width:
         share_C = stats_3C[1] * (stats_3C[0] - top_C).exp() / sum_C  # probability of all of this rank's rows
         torch.mul(probs_CV, share_C[:, None], out=logits_CV)
         # From the log-probability in full: p - 1 of a rounded p near 1 has no digits left.
         at_label_C1 = log_prob_C.expm1()[:, None].to(logits_CV.dtype)
         logits_CV.scatter_(1, local_C1, torch.where(mine_C1, at_label_C1, logits_CV.gather(1, local_C1)))
-    return loss, logits_CV
+    return log_prob_C, logits_CV
 
 
 def own_rows(ids_T: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,11 @@ def check_optimizer(config: OptimConfig, device_type: str) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norms are not decayed unless asked."""
+    """Build AdamW with the paper's betas and decay (MiniMax-01 section 4.2); norms are not decayed unless asked.
+
+    Parameters that want no gradient are left out: they have no state, and are neither updated nor decayed. A rank of a
+    pipeline may have nothing else.
+    """
     groups = _parameter_groups(model, config)
     betas = (config.beta1, config.beta2)
     if config.name == "apex":
@@ -52,11 +56,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 def _parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Split parameters into groups by weight decay and by mesh: one fused update takes DTensors of one mesh."""
     groups: list[dict] = []
-    for parameters in by_mesh(model.parameters()):
+    for parameters in by_mesh(p for p in model.parameters() if p.requires_grad):
         decayed = [p for p in parameters if config.decay_norms or p.ndim > 1]
         plain = [p for p in parameters if not (config.decay_norms or p.ndim > 1)]
         groups += [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]] or [{"params": [], "weight_decay": 0.0}]
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float, skipped: Tensor) -> None:

@@ -67,6 +67,14 @@ def sum_in_place(x: Tensor, group: ProcessGroup) -> Tensor:
     return x
 
 
+def sum_alike(x: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum over the ranks of parts, of any shape, where every rank goes on to compute the same with it.
+
+    Then every rank has the gradient of its own part already, and backward hands it on without communication.
+    """
+    return x if group.size() == 1 else _SumAlike.apply(x, group)
+
+
 def sum_gradient(x: Tensor, group: ProcessGroup) -> Tensor:
     """Identity on x, which every rank holds alike and uses in its own way: backward sums the ranks' gradients."""
     return x if group.size() == 1 else _SumGradient.apply(x, group)
@@ -117,6 +125,17 @@ class _SumGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         return sum_in_place(grad.contiguous().clone(), ctx.group), None
+
+
+class _SumAlike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, group: ProcessGroup) -> Tensor:
+        return sum_in_place(x.contiguous().clone(), group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _GatherRows(torch.autograd.Function):

@@ -33,22 +33,22 @@ class _Weight:
         owner: module that has it, under the name `leaf`.
         master: fp32, for the optimizer.
         used: what the module computes with, whole: a copy, or the master's own memory.
-        total: fp32, sum of the gradients of the step's micro-batches on this rank.
-        grad: the master's gradient; on one rank the memory of `total`.
+        total: fp32, sum of the gradients of the step's micro-batches on this rank; None of a frozen one.
+        grad: the master's gradient; on one rank the memory of `total`; None of a frozen one.
     """
 
     owner: nn.Module
     leaf: str
     master: nn.Parameter
     used: nn.Parameter
-    total: Tensor
-    grad: DTensor
+    total: Tensor | None
+    grad: DTensor | None
 
     @property
     def sharded(self) -> ShardedWeight:
         """What several ranks exchange of it."""
         (placement,) = self.master.placements
-        shard, grad = local_tensor(self.master), local_tensor(self.grad)
+        shard, grad = local_tensor(self.master), None if self.grad is None else local_tensor(self.grad)
         return ShardedWeight(self.used.detach(), self.total, shard, grad, placement.dim)
 
     def put(self, parameter: nn.Parameter) -> None:
@@ -56,7 +56,9 @@ class _Weight:
 
 
 class ComputeWeights:
-    """Copies of all parameters to compute with, and the sums of their gradients.
+    """Copies of all parameters to compute with, and the sums of the gradients of those that are trained.
+
+    Copies of frozen ones are made once, when they are first used: by then the masters have their values.
 
     Args:
         model: a (meta) model of plain parameters, which become DTensors over the replicas.
@@ -67,7 +69,9 @@ class ComputeWeights:
     def __init__(self, model: HybridLM, context: ParallelContext, compute_dtype: torch.dtype) -> None:
         self._model, self._dtype = model, compute_dtype
         self._weights: list[_Weight] = []
-        self._replicas, self._exchange = context.replicas, None
+        self._trained: list[_Weight] = []
+        self._replicas = context.replicas
+        self._exchange: WeightExchange | None = None
         for name, parameter in list(model.named_parameters()):
             placement = free_dimension(parameter, self._replicas.size()) or Shard(0)
             shard_parameter(model, name, self._replicas, [placement])
@@ -82,10 +86,10 @@ class ComputeWeights:
         """
         with self._in_use(fresh=first):
             if first:
-                torch._foreach_zero_([weight.total for weight in self._weights])
+                torch._foreach_zero_([weight.total for weight in self._trained])
             yield
         if last:
-            for weight in self._weights:
+            for weight in self._trained:
                 whole_gradient(weight.used)  # in the memory of `total`
                 weight.master.grad = weight.grad
             if self._exchange is not None:
@@ -100,9 +104,7 @@ class ComputeWeights:
     @contextmanager
     def _in_use(self, fresh: bool) -> Iterator[None]:
         if not self._weights:  # masters get their memory after the model was laid out
-            self._weights = [self._weight(*where) for where in _owners(self._model)]
-            if self._replicas.size() > 1:
-                self._exchange = WeightExchange([one.sharded for one in self._weights], self._replicas.get_group())
+            self._make_weights()
         if fresh:
             self._bring_up_to_date()
         for weight in self._weights:
@@ -113,14 +115,23 @@ class ComputeWeights:
             for weight in self._weights:
                 weight.put(weight.master)
 
-    @torch.no_grad()
+    def _make_weights(self) -> None:
+        self._weights = [self._weight(*where) for where in _owners(self._model)]
+        self._trained = [weight for weight in self._weights if weight.total is not None]
+        frozen = [weight for weight in self._weights if weight.total is None]
+        if self._replicas.size() == 1:
+            _copy(frozen)
+            return
+        group = self._replicas.get_group()
+        if frozen:
+            WeightExchange([one.sharded for one in frozen], group).gather()
+        self._exchange = WeightExchange([one.sharded for one in self._trained], group)
+
     def _bring_up_to_date(self) -> None:
         if self._exchange is not None:
             self._exchange.gather()
-            return
-        copies = [weight for weight in self._weights if weight.used.dtype != weight.master.dtype]
-        if copies:
-            torch._foreach_copy_([one.used for one in copies], [one.master.to_local() for one in copies])
+        else:
+            _copy(self._trained)
 
     @torch.no_grad()
     def _weight(self, owner: nn.Module, leaf: str) -> _Weight:
@@ -129,7 +140,10 @@ class ComputeWeights:
         local, dtype = master.to_local().detach(), master.dtype if isinstance(owner, Router) else self._dtype
         alone = self._replicas.size() == 1
         whole = local if alone and dtype == local.dtype else local.new_empty(master.shape, dtype=dtype)
-        used, total = nn.Parameter(whole), local.new_zeros(master.shape)
+        used = nn.Parameter(whole, requires_grad=master.requires_grad)
+        if not master.requires_grad:
+            return _Weight(owner, leaf, master, used, None, None)
+        total = local.new_zeros(master.shape)
         if dtype == local.dtype:
             used.grad = total  # autograd adds to what is there
         else:
@@ -139,6 +153,14 @@ class ComputeWeights:
         laid = {"shape": master.shape, "stride": master.stride()}  # parts may be uneven
         shared = DTensor.from_local(grad, master.device_mesh, master.placements, run_check=False, **laid)
         return _Weight(owner, leaf, master, used, total, shared)
+
+
+@torch.no_grad()
+def _copy(weights: list[_Weight]) -> None:
+    """Bring copies in another type up to date with masters that lie here whole."""
+    copies = [weight for weight in weights if weight.used.dtype != weight.master.dtype]
+    if copies:
+        torch._foreach_copy_([one.used for one in copies], [local_tensor(one.master) for one in copies])
 
 
 def _owners(model: nn.Module) -> list[tuple[nn.Module, str]]:

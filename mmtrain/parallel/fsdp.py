@@ -91,6 +91,13 @@ class ShardedWeights:
         return nullcontext()
 
 
+def reshard_all(model: nn.Module) -> None:
+    """Shard again what forward has gathered, where no backward follows that would."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def set_micro_batch(model: FSDPModule, config: ParallelConfig, last: bool) -> None:
     """Say what the next backward does with gradients and gathered parameters.
 

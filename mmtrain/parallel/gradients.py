@@ -32,7 +32,8 @@ def clip_gradients(
     each way of sharding, and a norm that depends on the layout makes training depend on it.
 
     Args:
-        parameters: those that have gradients are looked at.
+        parameters: at least one; those that have gradients are looked at, which may be none on a rank whose layers
+            are frozen.
         max_norm: None only measures.
         flags: float64 [n], whatever the ranks must agree on before they update; summed over all ranks in the norm's
             own all-reduce.
@@ -40,13 +41,14 @@ def clip_gradients(
     Returns:
         The norm before clipping, float64 scalar, the same on every rank; and the summed flags.
     """
+    parameters = list(parameters)
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    squares, local = _squares(grads)
+    squares, local = _squares(grads) if grads else (local_tensor(parameters[0]).new_zeros((), dtype=torch.float64), [])
     sums = torch.cat([squares[None], squares.new_empty(0) if flags is None else flags])
-    if isinstance(grads[0], DTensor):
+    if isinstance(grads[0], DTensor) if grads else dist.is_initialized():
         dist.all_reduce(sums)
     norm = sums[0].sqrt()
-    if max_norm is not None:
+    if max_norm is not None and local:
         # As torch.nn.utils.clip_grads_with_norm_, on plain tensors: DTensors' dispatcher takes milliseconds of a step.
         torch._foreach_mul_(local, (max_norm / (norm.float() + 1e-6)).clamp(max=1.0))
     return norm, sums[1:]

@@ -25,16 +25,16 @@ class ShardedWeight:
 
     Attributes:
         whole: to compute with.
-        total: fp32, of the shape of `whole`: sum of this rank's gradients.
+        total: fp32, of the shape of `whole`: sum of this rank's gradients; None of a weight that is only gathered.
         shard: fp32, this rank's part of the weight; ranks have equal parts along `dim`, the last ones less or nothing.
-        grad: fp32, of the shape of `shard`: its gradient, the mean over the ranks.
+        grad: fp32, of the shape of `shard`: its gradient, the mean over the ranks; None as `total`.
         dim: dimension along which the weight is cut.
     """
 
     whole: Tensor
-    total: Tensor
+    total: Tensor | None
     shard: Tensor
-    grad: Tensor
+    grad: Tensor | None
     dim: int
 
 
@@ -82,7 +82,7 @@ class WeightExchange:
         most = max(bucket.elements for bucket in self._buckets)
         # Two, so that one bucket is copied while another is on its way.
         count = min(2, len(self._buckets))
-        self._buffers = [_Buffers(most, group.size(), weights[0].total.device) for _ in range(count)]
+        self._buffers = [_Buffers(most, group.size(), weights[0].shard.device) for _ in range(count)]
 
     @torch.no_grad()
     def gather(self) -> None:

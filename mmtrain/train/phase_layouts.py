@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from mmtrain.checkpoint.progress import FROZEN
 from mmtrain.config import ModelConfig, ParallelConfig, PhaseConfig
 from mmtrain.config.parallel import PhaseParallelConfig
 from mmtrain.errors import ConfigError
@@ -15,23 +16,32 @@ from mmtrain.parallel.layout import Layout, plan_layout
 
 @dataclass(frozen=True)
 class PhaseLayout:
-    """Options of the layout of a phase, and the sizes of all axes that follow.
+    """Options of the layout of a phase, the sizes of all axes that follow, and what is trained under it.
+
+    A phase that freezes other parts than the one before has another layout of optimizer and gradients, if not of
+    weights: the run goes over to it in the same way.
 
     Attributes:
         parallel: the run's options under the phase's own, with a number for `cp`.
         layout: sizes of all axes.
         stages: layers of each stage of the pipeline, once they are balanced (`mmtrain.train.phase_stages`).
+        frozen: patterns of the parameters that are not trained (`mmtrain.model.frozen`).
     """
 
     parallel: ParallelConfig
     layout: Layout
     stages: tuple[range, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     @property
     def row_unit(self) -> int:
         """What the tokens of a row that is run by itself must be a multiple of."""
         cp, tp = self.layout.cp, self.layout.tp
         return math.lcm(cp * tp, cp * self.parallel.cp_chunks if cp > 1 else 1)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a checkpoint records of it, by entry."""
+        return {"layout": asdict(self.layout), FROZEN: list(self.frozen)}
 
 
 def plan_phase_layouts(

@@ -14,6 +14,7 @@ from mmtrain.parallel.memory.options import cannot_fit, may_not_fit, savings, wh
 from mmtrain.parallel.memory.predict import GIB, PARTS, MemoryPrediction, margin_bytes, predict
 from mmtrain.parallel.memory.workload import Workload
 from mmtrain.train.curriculum import PhasePlan, RunPlan
+from mmtrain.train.phase_frozen import frozen_parts
 
 SHOWN_SAVINGS = 4
 
@@ -163,6 +164,7 @@ def phase_workload(config: PretrainConfig, plan: PhasePlan, device: torch.device
         _compute_bytes(config, device),
         host_optimizer=config.optim.name == "cpu_offload",
         stages=plan.laid.stages,
+        frozen=frozen_parts(config.optim, plan.phase),
     )
 
 

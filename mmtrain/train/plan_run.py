@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from mmtrain.train.cp_choice import choose_cp
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.layout_choice import fit_layouts
 from mmtrain.train.phase_batches import check_batches
+from mmtrain.train.phase_frozen import check_phases_frozen, frozen_lines, frozen_parts
 from mmtrain.train.phase_layouts import PhaseLayout, plan_phase_layouts
 from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.phase_stages import balance_phases
@@ -73,11 +74,15 @@ def plan_run(config: PretrainConfig, world: int, device: torch.device, kept: Seq
     Raises:
         ConfigError: the first option that cannot work.
     """
+    check_phases_frozen(config)
     config, fitted = fit_layouts(config, world, device)
     config, choices = choose_cp(config, world, device, kept)
     config, whole = choose_sharding(config, world, device)
     phases = scaled_phases(config.stage)
-    plan = RunPlan.laid_out(phases, plan_phase_layouts(world, config.parallel, config.model, phases))
+    layouts = plan_phase_layouts(world, config.parallel, config.model, phases)
+    pairs = zip(layouts, phases, strict=True)
+    plan = RunPlan.laid_out(phases, [replace(laid, frozen=frozen_parts(config.optim, one)) for laid, one in pairs])
     check_batches(config, plan)
     balance_phases(config, plan, device)
-    return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), fitted + choices + whole)
+    lines = fitted + choices + whole + frozen_lines(config, phases)
+    return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), lines)

@@ -27,6 +27,7 @@ from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import Validation
 from mmtrain.train.launches import Launches
 from mmtrain.train.left_out import ENTRY, LeftOut, as_records
+from mmtrain.train.phase_frozen import frozen_change
 from mmtrain.train.phase_layouts import PhaseLayout, changes
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult
@@ -199,7 +200,8 @@ class Report:
         """
         if not self.enabled:
             return
-        changed = changes(before.parallel, now.parallel)
+        changed = [changes(before.parallel, now.parallel), frozen_change(before.frozen, now.frozen)]
+        changed = ", ".join(one for one in changed if one)
         record = {"step": step.number, "tokens": step.before.tokens, "layout": str(now.layout),
                   "layout_before": str(before.layout), "layout_changed": changed, "layout_s": seconds,
                   "layout_held_gib": round(held_gib, 3)}  # fmt: skip

@@ -19,7 +19,7 @@ from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.checkpoint.verify import damage_of_tensors, has_checksums, size_of
-from mmtrain.config import DataConfig, ParallelConfig, PhaseConfig, PretrainConfig, StageConfig
+from mmtrain.config import DataConfig, OptimConfig, ParallelConfig, PhaseConfig, PretrainConfig, StageConfig
 from mmtrain.config.option_marks import FREE_ON_RESUME, LAYOUT, is_marked
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
@@ -27,6 +27,7 @@ from mmtrain.hf.folder import check_folder, is_hf_folder, open_folder, tokenizer
 from mmtrain.hf.hf_config import RELEASED_EPS
 from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import scaled_phases
+from mmtrain.train.phase_frozen import frozen_parts
 from mmtrain.train.position import checkpoint_position
 
 FROM_HERE_ON = ("tokens", "batch", "lr")  # of the phase at work: what says how long it lasts and how it goes on
@@ -222,11 +223,13 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
     """
     recorded = recorded_values(read_meta(checkpoint)["config"])
     different = [one for one in differences(recorded, config) if not is_marked(PretrainConfig, one.option, LAYOUT)]
-    outside = next((one for one in different if not one.option.startswith("stage.")), None)
+    outside = next((one for one in different if not one.option.startswith(("stage.", "optim.frozen"))), None)
     if outside is not None:
         raise _refusal(outside, checkpoint, _back_or_anew(outside))
     before, now = _stage(recorded), config.stage
-    old, new = _effective(scaled_phases(before), _data(recorded)), _effective(scaled_phases(now), config.data)
+    optim = build(OptimConfig, recorded.get("optim", {}), "optim")
+    old = _effective(scaled_phases(before), _data(recorded), optim)
+    new = _effective(scaled_phases(now), config.data, config.optim)
     if old == new:
         return None
     inside = [one for one in different if not one.option.endswith(("stage.name", "].name"))]
@@ -263,6 +266,8 @@ def _trained_already(
 
 def _as_typed(scaled: Difference, typed: Sequence[Difference]) -> Difference:
     """Return the option that a user changed, where a scaled value differs: itself, or the scale that it comes from."""
+    if ".frozen" in scaled.option:  # of the phase or of the run, whichever was typed
+        return scaled
     at_place = next((one for one in typed if one.option == scaled.option), None)
     within = next((one for one in typed if one.option.startswith(scaled.option.rpartition(".")[0])), None)
     scale = next((one for one in typed if one.option in _SCALES), None)
@@ -287,14 +292,14 @@ def _reason(fixed: Difference, consumed: int) -> str:
     return " (that part is trained already: run.change_schedule changes what comes after it)"
 
 
-def _effective(phases: Sequence[PhaseConfig], data: DataConfig) -> list[dict[str, object]]:
-    """Return what each phase comes to, by place: scaled, with the sources it reads, without its name."""
+def _effective(phases: Sequence[PhaseConfig], data: DataConfig, optim: OptimConfig) -> list[dict[str, object]]:
+    """Return what each phase comes to, by place: scaled, with what it reads and freezes, without its name."""
     made = []
     for phase in phases:
         # A corpus may lie elsewhere now: `check_corpora` knows it by its content.
         given = phase.sources or data.all_sources
         sources = [{"weight": source.weight, "buckets": source.buckets} for source in given]
-        values = dataclasses.asdict(phase) | {"sources": sources}
+        values = dataclasses.asdict(phase) | {"sources": sources, "frozen": list(frozen_parts(optim, phase))}
         del values["name"]
         own = values["parallel"] or {}
         values["parallel"] = {name: own[name] for name in own if own[name] is not None and _is_bound(name)}

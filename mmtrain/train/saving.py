@@ -95,7 +95,7 @@ class Saver:
                 progress,
                 asdict(self._config),
                 rope_base,
-                extra={ENTRY: self._inputs.fingerprints(), "layout": asdict(session.laid.layout), **marks},
+                extra={ENTRY: self._inputs.fingerprints(), **session.laid.record(), **marks},
                 attach=self._attach,
                 copy=self._copy,  # one that is waited for too: pinned memory takes it at a GPU link's speed
                 writer=self._writer,

@@ -12,6 +12,7 @@ from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder, is_hf_folder
 from mmtrain.hf.read_weights import load_folder
+from mmtrain.model.frozen import freeze
 from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
@@ -61,9 +62,9 @@ class Session:
         self._lengths = [phase.seq_len for phase in phases]
         longest = max(phases, key=lambda phase: phase.tokens)  # where most of the work is
         offload = config.optim.name == "cpu_offload"
-        self.model = apply_parallel(
-            meta_model(config.model), context, parallel, self.dtype, offload, longest.seq_len, laid.stages
-        )
+        model = meta_model(config.model)
+        freeze(model, laid.frozen)
+        self.model = apply_parallel(model, context, parallel, self.dtype, offload, longest.seq_len, laid.stages)
         self.model.initialise(config.run.seed)
         self.optimizer = build_optimizer(self.model.module, config.optim)
         self.batches = BatchReader(

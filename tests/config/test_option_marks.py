@@ -37,9 +37,10 @@ BOUND = {
     "model.lightning_norm_eps", "model.loss_chunk_tokens", "model.name", "model.norm_eps", "model.num_experts",
     "model.num_heads", "model.num_kv_heads", "model.num_layers", "model.post_norm", "model.rope_base",
     "model.rotary_dim", "model.shared_ffn_hidden_size", "model.top_k", "model.vocab_size", "optim.beta1",
-    "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.name", "optim.precision",
-    "optim.weight_decay", "parallel.aux_loss_over", "parallel.global_router", "parallel.micro_batch_rows", "run.seed",
-    "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
+    "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.frozen", "optim.name",
+    "optim.precision", "optim.weight_decay", "parallel.aux_loss_over", "parallel.global_router",
+    "parallel.micro_batch_rows", "run.seed", "stage.batch_scale", "stage.name", "stage.phases", "stage.scale",
+    "stage.token_scale",
 }  # fmt: skip
 LAID_OUT = {
     f"parallel.{name}"

@@ -138,7 +138,12 @@ def test_one_weight_that_is_not_finite_is_found(value: float) -> None:
 
 def shard_adam(model: nn.Module) -> ShardAdam:
     """ShardAdam around an inner optimizer that is always there."""
-    groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    return shard_adam_of(list(model.parameters()))
+
+
+def shard_adam_of(parameters: list[nn.Parameter]) -> ShardAdam:
+    """ShardAdam around the same, over these parameters."""
+    groups = [{"params": parameters, "weight_decay": 0.0}]
     return ShardAdam(groups, (0.9, 0.95), 1e-8, lambda inner: torch.optim.SGD(inner, lr=0.0))
 
 
@@ -167,6 +172,23 @@ def test_a_skipped_step_changes_nothing_and_the_next_one_is_as_if_it_had_not_bee
                 assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_wants_no_gradient_is_left_out_and_nothing_may_be_left() -> None:
+    """A rank of a pipeline whose layers are frozen has an optimizer all the same."""
+    model = Weights()
+    model.norm.requires_grad_(False)
+    optimizer, before = build_optimizer(model, OptimConfig()), model.norm.detach().clone()
+    assert all(one is not model.norm for group in optimizer.param_groups for one in group["params"])
+    fill_gradients(model, 0)
+    update(optimizer, 1e-2, torch.tensor(False))
+    assert torch.equal(model.norm, before) and model.norm not in optimizer.state
+    model.requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    for nothing in (build_optimizer(model, OptimConfig()), shard_adam_of([])):
+        assert not any(group["params"] for group in nothing.param_groups)
+        update(nothing, 1e-2, torch.tensor(False))
+    assert clip_gradients(model.parameters(), 1.0)[0].item() == 0.0
 
 
 def test_an_inner_optimizer_gets_rate_gradient_moments_and_the_steps_done() -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from mmtrain.model.frozen import learns
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.graphs.recorded_segment import RESIDUAL, RecordedSegment, Recorder
@@ -143,16 +144,19 @@ class RecordedModel:
         hidden_TD = self._model.embed_tokens(batch.tokens_T).detach()
         carried: tuple[torch.Tensor, ...] = (torch.zeros_like(hidden_TD),)
         recorded: list[RecordedSegment] = []
+        reached = learns(self._model.embed_tokens)
         for segment in self._segments:
-            one = RecordedSegment(segment, carried, inputs, recorder)
+            reached = reached or segment.learns
+            one = RecordedSegment(segment, carried, inputs, recorder, reached)
             recorded.append(one)
             if segment.opens is not None:
                 q_THK, residual_TD = one.left.passed[0], one.left.passed[RESIDUAL]
                 carried = (torch.zeros_like(q_THK), residual_TD)
         residual_grad = None
         for one in reversed(recorded):
-            one.record_backward(residual_grad)
-            residual_grad = one.grads_in[-1]
+            if one.reached:
+                one.record_backward(residual_grad)
+                residual_grad = one.grads_in[-1]
         return _Recording(inputs, recorded)
 
 

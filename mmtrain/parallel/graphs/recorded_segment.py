@@ -59,15 +59,25 @@ class RecordedSegment:
             leaves it in.
         inputs: memory of what all segments read.
         recorder: of all segments.
+        reached: whether the backward pass comes here; it does not where all is frozen, down to the embedding.
     """
 
-    def __init__(self, segment: Segment, carried: Sequence[Tensor], inputs: SegmentInputs, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(
+        self,
+        segment: Segment,
+        carried: Sequence[Tensor],
+        inputs: SegmentInputs,
+        recorder: Recorder,
+        reached: bool = True,
+    ) -> None:
+        self._recorder, self.reached = recorder, reached
         self.carried = tuple(carried)
-        self._leaves = tuple(tensor.detach().requires_grad_() for tensor in carried)
-        with recorder.record() as self._forward:
+        self._leaves = tuple(tensor.detach().requires_grad_(reached) for tensor in carried)
+        with recorder.record() as self._forward, torch.set_grad_enabled(reached):
             self._out: SegmentOutput | None = segment(self._leaves, inputs)
         self.left = self._out.detached()
+        if not reached:
+            self._out = None
         self.grads_out: tuple[Tensor, ...] = ()
         self.grads_in: tuple[Tensor, ...] = ()
 
@@ -90,6 +100,9 @@ class RecordedSegment:
 
     def __call__(self, carried: Sequence[Tensor], inputs: SegmentInputs) -> SegmentOutput:
         """Replay the segment; `inputs` are in the memory that it was recorded on already."""
+        if self.reached and torch.is_grad_enabled() and not any(tensor.requires_grad for tensor in carried):
+            # The lowest that is reached: autograd calls backward for what wants a gradient, and knows of no weights.
+            carried = (carried[0].detach().requires_grad_(), *carried[1:])
         return self.left.with_differentiable(_Replay.apply(self, *carried))
 
     def replay_forward(self, carried: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -9,13 +9,14 @@ and fragmentation take besides is the margin (:func:`margin_bytes`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.parallel.layout import BUCKET_ELEMENTS
 from mmtrain.parallel.memory.activations import AROUND_ATTENTION, layer_activations
 from mmtrain.parallel.memory.communication import lasting_buffers, mixer_buffers
+from mmtrain.parallel.memory.trained import TrainedShares
 from mmtrain.parallel.memory.workload import (
     FP32,
     Parameters,
@@ -83,15 +84,36 @@ class _Rank:
     def __init__(self, work: Workload, pp_rank: int, letters: str = "") -> None:
         self.work, layout = work, work.layout
         kinds_of = work.model.layer_types
-        self.letters = list(letters) or [kinds_of[layer] for part in stage_layers(work, pp_rank) for layer in part]
+        numbers = [] if letters else [layer for part in stage_layers(work, pp_rank) for layer in part]
+        self.letters = list(letters) or [kinds_of[layer] for layer in numbers]
         kinds = sorted(set(self.letters))
         self.layer = {letter: layer_parameters(work.model, layout, letter) for letter in kinds}
         self.activations = {letter: layer_activations(work, letter) for letter in kinds}
         self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
         self.root = root_parameters(work.model, layout, self.first, self.last)
+        self._take_frozen(numbers)
         self.flights = _micro_batches_in_flight(work, pp_rank)
         # Gathering and reducing take a flat buffer besides, but for ranks that are alone.
         self.flat = 1 if layout.replicas == layout.edp == 1 else 2
+
+    def _take_frozen(self, numbers: Sequence[int]) -> None:
+        """Find what is trained of each layer, of embedding and head, and the first layer that backward comes to.
+
+        Layers without numbers, which are tried out for a rank, count as trained.
+        """
+        self.trained = [self.layer[letter] for letter in self.letters]
+        self.root_trained, self.table_trained, self.lowest = self.root, self._table, 0
+        if not self.work.frozen:
+            return
+        shares = TrainedShares(self.work.model, self.work.frozen)
+        self.trained = [shares.layer(n, self.trained[i]) for i, n in enumerate(numbers)] or self.trained
+        self.table_trained = shares.end("lm_head", self._table)
+        embedding = self.first * shares.end("embed_tokens", self._table)
+        head = self.last * (self.table_trained + shares.end("norm", self.work.model.hidden_size))
+        self.root_trained = Parameters(embedding + head, 0)
+        if self.first and not embedding:  # other stages get hidden states that want a gradient
+            found = (i for i, parameters in enumerate(self.trained) if parameters.whole)
+            self.lowest = next(found, len(self.trained))
 
     def moments(self) -> Iterator[tuple[str, Mapping[str, float]]]:
         """Every moment: its name, and bytes by part."""
@@ -99,19 +121,23 @@ class _Rank:
             yield from self._micro_batch(last)
         held = self._lasting()
         if not (self.work.host_optimizer or self.work.keeps_whole):
-            held["gradients"] += FP32 * self._all.sharded(self.work.layout)
+            held["gradients"] += FP32 * self._all_trained.sharded(self.work.layout)
         yield "the optimizer's step", held
 
     @property
     def _all(self) -> Parameters:
         return sum((self.layer[letter] for letter in self.letters), self.root)
 
+    @property
+    def _all_trained(self) -> Parameters:
+        return sum(self.trained, self.root_trained)
+
     def _lasting(self) -> Counter[str]:
         """What lives from step to step."""
         work, held = self.work, Counter[str]()
         if not work.host_optimizer:
-            sharded = FP32 * self._all.sharded(work.layout)
-            held["parameters"], held["optimizer"] = sharded, 2 * sharded
+            held["parameters"] = FP32 * self._all.sharded(work.layout)
+            held["optimizer"] = 2 * FP32 * self._all_trained.sharded(work.layout)
         held["gathered"] = work.compute_bytes * self.root.whole
         held["communication"] = lasting_buffers(work)
         if work.keeps_whole:
@@ -122,15 +148,16 @@ class _Rank:
         return held
 
     def _add_whole(self, held: Counter[str]) -> None:
-        """Add copies of all parameters and sums of their gradients; several ranks exchange them, one shares its own."""
+        """Add copies of all parameters and sums of gradients; several ranks exchange them, one shares its own."""
         work, whole, ranks = self.work, self._all.whole, self.work.layout.replicas
+        trained = self._all_trained
         if ranks == 1:
             held["gathered"] = work.compute_bytes * whole if work.compute_bytes != FP32 else 0.0
-            held["gradients"] = FP32 * whole
+            held["gradients"] = FP32 * trained.whole
         else:
             held["gathered"] = work.compute_bytes * whole
-            held["gradients"] = FP32 * (whole + self._all.sharded(work.layout))
-            buffers = min(BUCKET_ELEMENTS, whole) * (1 if whole <= BUCKET_ELEMENTS else 2)
+            held["gradients"] = FP32 * (trained.whole + trained.sharded(work.layout))
+            buffers = min(BUCKET_ELEMENTS, trained.whole) * (1 if trained.whole <= BUCKET_ELEMENTS else 2)
             held["communication"] += FP32 * buffers * (1 + 1 / ranks)
 
     def _beside_graphs(self) -> int:
@@ -151,7 +178,7 @@ class _Rank:
         work, size = self.work, self.work.compute_bytes
         reduces = (last or work.parallel.sync_every_micro_batch) and not work.zero_bubble
         per_layer = [Counter(self.activations[letter].kept(self._policy(letter), self._on_host))
-                     for letter in self.letters]  # fmt: skip
+                     if number >= self.lowest else Counter() for number, letter in enumerate(self.letters)]  # fmt: skip
         all_kept = sum(per_layer, Counter[str]())
         others = Counter({part: (self.flights - 1) * value for part, value in all_kept.items()})
         held = self._lasting()
@@ -161,25 +188,29 @@ class _Rank:
         held += self._stage_outputs()
         if self.last:
             yield from self._loss(held + all_kept, last)
-            held["gradients"] += 0 if work.keeps_whole else size * self._table  # of the head, until the stage's end
-        whole = [self.layer[letter] for letter in self.letters]
-        for number in range(len(self.letters) - 1, -1, -1):
-            letter, own = self.letters[number], whole[number]
+            held["gradients"] += 0 if work.keeps_whole else size * self.table_trained  # until the stage's end
+        whole, trained = [self.layer[letter] for letter in self.letters], self.trained
+        for number in range(len(self.letters) - 1, self.lowest - 1, -1):
+            letter, own = self.letters[number], trained[number]
             before = sum(per_layer[:number], Counter[str]())
             now = held + before
-            now["gradients"] += self._gradients(whole[:number], whole[number + 1 :], last, reduces)
+            now["gradients"] += self._gradients(trained[:number], trained[number + 1 :], last, reduces)
             if work.keeps_whole:  # products add to the sums, but for those of experts
                 now["gradients"] += size * own.experts
             else:
                 now["gradients"] += size * own.whole + (FP32 * own.whole if self.flat > 1 or not reduces else 0)
-            now["gathered"] += self._gathered(whole[: number + 1], own, last)
+            now["gathered"] += self._gathered(whole[: number + 1], whole[number], last)
             yield from self._layer(f"backward of layer {number + 1} of {len(self.letters)} ({letter})", now, letter)
+        if self.lowest:
+            below = held + Counter({"gathered": self._gathered(whole, self._largest, last)})
+            yield from self._layer("forward of the frozen layers", below, self.letters[0])
         if work.keeps_whole:
             return
-        held["gradients"] += self._gradients([], whole, last, reduces) + size * (
-            self.root.whole - self.last * self._table
+        root = self.root_trained.whole
+        held["gradients"] += self._gradients([], trained, last, reduces) + size * (
+            root - self.last * self.table_trained
         )
-        held["gradients"] += FP32 * self.root.whole * (1 + (1 / work.layout.replicas if reduces else 0))
+        held["gradients"] += FP32 * root * (1 + (1 / work.layout.replicas if reduces else 0))
         yield "reduction of the embedding's gradient", held
 
     def _layer(self, name: str, held: Counter[str], letter: str) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -202,10 +233,10 @@ class _Rank:
         chunk = min(work.model.loss_chunk_tokens, work.mixer_tokens)
         logits = chunk * (-(-work.model.vocab_size // work.layout.tp) + work.model.hidden_size) * size
         held = held + Counter()
-        held["gradients"] += self._gradients([self.layer[letter] for letter in self.letters], [], last, False)
+        held["gradients"] += self._gradients(self.trained, [], last, False)
         held["gathered"] += self._gathered([self.layer[letter] for letter in self.letters], self._largest, last)
         held["norms"] += 2 * hidden  # before and after the last norm
-        table = 0 if work.keeps_whole else self._table  # products add to the sum of its gradients
+        table = 0 if work.keeps_whole else self.table_trained  # products add to the sum of its gradients
         forward = held + Counter({"loss": FP32 * table + gathered + logits})
         yield "forward of the loss", forward
         yield "backward of the loss", held + Counter({"loss": (FP32 + size) * table + 2 * hidden})
@@ -224,7 +255,7 @@ class _Rank:
             return 0.0
         zero = Parameters(0, 0)
         todo, done = sum(before, zero), sum(after, zero)
-        several, root = work.micro_batches > 1, self.root
+        several, root = work.micro_batches > 1, self.root_trained
         if work.zero_bubble or (work.accumulates and not last):
             found = done.whole + ((todo.whole + root.whole) if several else 0)
         elif work.accumulates:

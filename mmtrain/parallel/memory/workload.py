@@ -26,6 +26,7 @@ class Workload:
         compute_bytes: bytes of an element of products: 2 for bf16, 4 for fp32.
         host_optimizer: whether parameters, gradients and moments lie in host memory.
         stages: numbers of the layers of every stage of a pipeline; empty balances them by cost alone.
+        frozen: patterns of the parameters that are not trained (`mmtrain.model.frozen`).
     """
 
     model: ModelConfig
@@ -36,6 +37,7 @@ class Workload:
     compute_bytes: int
     host_optimizer: bool = False
     stages: tuple[range, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     @property
     def row_tokens(self) -> int:

@@ -17,8 +17,10 @@ from torch.distributed.pipelining import Schedule1F1B, ScheduleInterleaved1F1B, 
 
 from mmtrain.config import ParallelConfig
 from mmtrain.config.checks import require
+from mmtrain.model.frozen import learns
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
+from mmtrain.parallel.fsdp import reshard_all
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
 from mmtrain.parallel.pipeline.stage import Stage, TorchStage
@@ -77,6 +79,9 @@ class Pipeline:
             stage.begin(batches, token_scale, 1 / aux_divisor, results)
         schedule = self._schedule(count, batches[0].tokens_T.shape[0])
         schedule.step(micro_batch=torch.arange(count), target=torch.arange(count), return_outputs=False)
+        for stage in self.stages.values():
+            if not learns(stage.model):
+                reshard_all(stage.model)
         return results
 
     def forward(self, batch: ModelInputs) -> Tensor | None:

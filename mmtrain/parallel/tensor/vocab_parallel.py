@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
+from mmtrain.model.document_score import document_log_probs
 from mmtrain.model.loss import linear_cross_entropy, own_rows
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows
 
@@ -83,6 +84,24 @@ def vocab_parallel_cross_entropy(
     if group.size() == 1:
         return linear_cross_entropy(x_SD, weight_ND, labels_T, chunk_tokens)
     return linear_cross_entropy(x_SD, weight_ND, labels_T, chunk_tokens, VocabParallel(first, group))
+
+
+class VocabParallelDocuments:
+    """The model's `DocumentScoreCall` over rows `first` to `first + N` of a head that a group holds together.
+
+    Args:
+        first: vocabulary index of this rank's row 0.
+        group: the ranks, in the order of their tokens.
+    """
+
+    def __init__(self, first: int, group: ProcessGroup) -> None:
+        self._shard = VocabParallel(first, group)
+
+    def __call__(
+        self, x_SD: Tensor, weight_ND: Tensor, labels_T: Tensor, document_T: Tensor, documents: int, chunk_tokens: int
+    ) -> Tensor:
+        """Sum over all T tokens, whose labels and documents are the same on every rank; so is the result."""
+        return document_log_probs(x_SD, weight_ND, labels_T, document_T, documents, chunk_tokens, self._shard)
 
 
 class VocabParallel:
