@@ -15,7 +15,7 @@ from mmdata.images.grid import ImageLayout
 from mmtrain.config import VisionConfig
 from mmtrain.model.initial import Initial, Uniform
 from mmtrain.model.weights import local
-from mmtrain.vision.images import ImageBatch, normalise, token_sources
+from mmtrain.vision.images import Images, normalise, token_sources
 from mmtrain.vision.projector import Projector
 from mmtrain.vision.vit import VisionTransformer
 
@@ -40,7 +40,7 @@ class ImageEncoder(nn.Module):
         self.newline_D = nn.Parameter(torch.empty(hidden_size))
         self.initial: dict[str, Initial] = {"newline_D": Uniform(hidden_size**-0.5)}  # LLaVA-NeXT's deviation
 
-    def forward(self, images: ImageBatch) -> Tensor:
+    def forward(self, images: Images) -> Tensor:
         """Return the embeddings [I, D] of all images, in their order.
 
         Raises:

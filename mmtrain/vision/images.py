@@ -20,8 +20,8 @@ from mmtrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class ImageBatch:
-    """The images of a micro-batch, in the order in which its rows name them.
+class Images:
+    """Images of a micro-batch, in the order in which its rows name them.
 
     Attributes:
         tiles_N3SS: uint8, tiles of all images, as `mmdata.images.tiles.cut_tiles` makes them: of each image the

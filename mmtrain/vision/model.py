@@ -16,7 +16,7 @@ from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import LossOutput, StageOutput
 from mmtrain.model.packed_seq import Packing
 from mmtrain.vision.encoder import ImageEncoder
-from mmtrain.vision.images import ImageBatch
+from mmtrain.vision.images import Images
 
 
 class VisionLanguageModel(nn.Module):
@@ -41,7 +41,7 @@ class VisionLanguageModel(nn.Module):
         packing: Packing,
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
-        images: ImageBatch | None = None,
+        images: Images | None = None,
         score: bool = False,
     ) -> LossOutput | StageOutput | LabelScore | Tensor:
         """Return the loss of `labels_T`, or the logits [T, V], as the text model does.
@@ -65,7 +65,7 @@ class VisionLanguageModel(nn.Module):
         return self.language_model(tokens_T, packing, labels_T, rope_base, score=score, given=given)
 
 
-def placeholders(tokens_T: Tensor, images: ImageBatch, image_token: int) -> Tensor:
+def placeholders(tokens_T: Tensor, images: Images, image_token: int) -> Tensor:
     """Return the places [I], int64, that rows keep for images.
 
     Raises:

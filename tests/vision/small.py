@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmdata.images.grid import lay_image
 from mmtrain.config import ModelConfig, VisionConfig
 from mmtrain.hf.vision_weights import vision_tensors
-from mmtrain.vision.images import ImageBatch, tile_rules
+from mmtrain.vision.images import Images, tile_rules
 from mmtrain.vision.model import VisionLanguageModel, build_vision_language_model
 from tests.model.small import small_config
 
@@ -43,12 +43,12 @@ def small_vl_model(vision: dict | None = None, seed: int = 3, **changes: object)
     return model
 
 
-def draw_images(config: VisionConfig, *sizes: tuple[int, int], seed: int = 0) -> ImageBatch:
+def draw_images(config: VisionConfig, *sizes: tuple[int, int], seed: int = 0) -> Images:
     """Random tiles of images of these sizes (width, height)."""
     layouts = tuple(lay_image(width, height, tile_rules(config)) for width, height in sizes)
     shape = sum(layout.tiles for layout in layouts), 3, config.tile_size, config.tile_size
     tiles = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return ImageBatch(tiles, layouts)
+    return Images(tiles, layouts)
 
 
 def clip_of(encoder: nn.Module, attention: str = "sdpa") -> nn.Module:

@@ -11,14 +11,14 @@ from mmdata.images.tiles import cut_tiles
 from mmdata.images.tiles import normalise as normalise_on_host
 from mmtrain.errors import ConfigError
 from mmtrain.vision.encoder import ImageEncoder
-from mmtrain.vision.images import ImageBatch, normalise, tile_rules, token_sources
+from mmtrain.vision.images import Images, normalise, tile_rules, token_sources
 from tests.model.small import draw, relative
 from tests.vision.small import clip_of, draw_images, encoder_gradients, packed_by_llava, small_vl_model
 
 SIZES = [(30, 30), (56, 28), (28, 56), (100, 9), (9, 100), (1, 1), (1, 90), (90, 1), (56, 56), (61, 40)]
 
 
-def naive(encoder: ImageEncoder, images: ImageBatch, sizes: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
+def naive(encoder: ImageEncoder, images: Images, sizes: list[tuple[int, int]]) -> tuple[Tensor, dict[str, Tensor]]:
     """transformers' CLIP, the projector as two products, LLaVA-NeXT's joining; and the weights computed with."""
     clip = clip_of(encoder)
     config = encoder.config
@@ -109,16 +109,16 @@ def test_images_go_in_as_they_are_cut() -> None:
 
     encoder = small_vl_model().encoder
     tiles, layout = cut_tiles(Image.linear_gradient("L").resize((90, 31)), tile_rules(encoder.config))
-    assert encoder(ImageBatch(torch.from_numpy(tiles), (layout,))).shape == (layout.tokens, 48)
+    assert encoder(Images(torch.from_numpy(tiles), (layout,))).shape == (layout.tokens, 48)
 
 
 def test_tiles_that_are_not_the_images_are_refused() -> None:
     encoder = small_vl_model().encoder
     images = draw_images(encoder.config, (30, 30))
     for wrong, words in (
-        (ImageBatch(images.tiles_N3SS[1:], images.layouts), "tiles=4: 1 images have 5 tiles"),
-        (ImageBatch(images.tiles_N3SS[:, :, 1:], images.layouts), "tiles are torch.uint8 of [3, 27, 28]"),
-        (ImageBatch(images.tiles_N3SS.float(), images.layouts), "tiles are torch.float32 of [3, 28, 28]"),
+        (Images(images.tiles_N3SS[1:], images.layouts), "tiles=4: 1 images have 5 tiles"),
+        (Images(images.tiles_N3SS[:, :, 1:], images.layouts), "tiles are torch.uint8 of [3, 27, 28]"),
+        (Images(images.tiles_N3SS.float(), images.layouts), "tiles are torch.float32 of [3, 28, 28]"),
     ):
         with pytest.raises(ConfigError) as caught:
             encoder(wrong)

@@ -14,7 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.model.flops import count_parameters
 from mmtrain.model.init import build_model
 from mmtrain.model.packed_seq import Packing
-from mmtrain.vision.images import ImageBatch
+from mmtrain.vision.images import Images
 from mmtrain.vision.model import VisionLanguageModel, build_vision_language_model, meta_vision_language_model
 from tests.model.small import draw_tokens, relative, small_config
 from tests.vision.small import IMAGE, draw_images, small_vl_config, small_vl_model
@@ -22,7 +22,7 @@ from tests.vision.small import IMAGE, draw_images, small_vl_config, small_vl_mod
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def row_of(*parts: int | ImageBatch, seed: int = 0) -> Tensor:
+def row_of(*parts: int | Images, seed: int = 0) -> Tensor:
     """Tokens of text (their number) and placeholders of images, one after the other."""
     made = [draw_tokens(part, seed + i, IMAGE) if isinstance(part, int) else
             torch.full((sum(layout.tokens for layout in part.layouts),), IMAGE)
@@ -30,8 +30,8 @@ def row_of(*parts: int | ImageBatch, seed: int = 0) -> Tensor:
     return torch.cat(made)
 
 
-def joined(*images: ImageBatch) -> ImageBatch:
-    return ImageBatch(torch.cat([one.tiles_N3SS for one in images]), sum((one.layouts for one in images), ()))
+def joined(*images: Images) -> Images:
+    return Images(torch.cat([one.tiles_N3SS for one in images]), sum((one.layouts for one in images), ()))
 
 
 def labels_of(tokens_T: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def labels_of(tokens_T: Tensor) -> Tensor:
     return labels_T.masked_fill((labels_T == IMAGE) | (tokens_T == IMAGE), -100)
 
 
-def by_embeddings(model: VisionLanguageModel, tokens_T: Tensor, packing: Packing, images: ImageBatch) -> Tensor:
+def by_embeddings(model: VisionLanguageModel, tokens_T: Tensor, packing: Packing, images: Images) -> Tensor:
     """The loss, with embeddings put together by hand and a text model that has no table."""
     text = copy.copy(model.language_model)
     text._modules = dict(text._modules)
@@ -51,7 +51,7 @@ def by_embeddings(model: VisionLanguageModel, tokens_T: Tensor, packing: Packing
     return out.ce_sum + out.aux_loss
 
 
-def rows(model: VisionLanguageModel) -> tuple[Tensor, Packing, ImageBatch]:
+def rows(model: VisionLanguageModel) -> tuple[Tensor, Packing, Images]:
     """Three documents: two images with text between them, text alone, an image at the very end."""
     first, second, third = (draw_images(model.config.vision, size, seed=i) for i, size in
                             enumerate(((30, 30), (100, 9), (1, 1))))  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_packed_row_is_its_documents_one_by_one() -> None:
     lengths = list(packing.lengths)
     for count, document, labels in zip((2, 0, 1), tokens_T.split(lengths), labels_T.split(lengths), strict=True):
         mine = slice(first, first + count)
-        own = ImageBatch(torch.cat(tiles[mine]), images.layouts[mine]) if count else None
+        own = Images(torch.cat(tiles[mine]), images.layouts[mine]) if count else None
         single = single + model(document, Packing.from_lengths([len(document)]), labels, images=own).ce_sum
         first += count
     assert relative(whole, single) < 1e-12

@@ -139,6 +139,20 @@ def best_grid(width: int, height: int, rules: TileRules) -> Grid:
     return max(rules.grids, key=merit)  # of equal ones `max` takes the first
 
 
+def fitted_size(width: int, height: int, layout: ImageLayout, rules: TileRules) -> tuple[int, int]:
+    """Return the size (width, height) in pixels that an image is resized to, to lie in the middle of its grid.
+
+    It is as large as fits, in the image's proportions. The other side is rounded down, as in the release's image
+    processor (transformers' LLaVA-NeXT rounds it up), but has a pixel at least. At a fixed resolution it is a tile.
+    """
+    full_width, full_height = max(1, layout.grid[1]) * rules.tile, max(1, layout.grid[0]) * rules.tile
+    if not layout.grid[0]:
+        return full_width, full_height
+    if width * full_height > full_width * height:
+        return full_width, max(1, full_width * height // width)
+    return max(1, full_height * width // height), full_height
+
+
 def image_tokens(width: int, height: int, rules: TileRules) -> int:
     """Return the number of tokens of an image, which is that of its placeholders in a row (see :func:`lay_image`)."""
     return lay_image(width, height, rules).tokens

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdata.images.grid import ImageLayout, TileRules, lay_image
+from mmdata.images.grid import ImageLayout, TileRules, fitted_size, lay_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,8 +25,7 @@ def cut_tiles(image: Image, rules: TileRules) -> tuple[np.ndarray, ImageLayout]:
     """Cut an image into a thumbnail and the tiles of its best grid.
 
     The thumbnail is the whole image, stretched to a square. For the grid, the image keeps its proportions (but for one
-    pixel) and lies in the middle, black around it. Sizes are those of the release's image processor, which rounds them
-    down; transformers' LLaVA-NeXT rounds them up. Resampling is bicubic.
+    pixel) and lies in the middle, black around it. Resampling is bicubic.
 
     Args:
         image: decoded, of any mode; turned as its metadata asks for already.
@@ -45,8 +44,11 @@ def cut_tiles(image: Image, rules: TileRules) -> tuple[np.ndarray, ImageLayout]:
     rows, columns = layout.grid
     if not rows:
         return _channels_first(thumbnail_SS3[None]), layout
-    placed = _placed(image, columns * size, rows * size)
-    tiles = placed.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
+    canvas = np.zeros((rows * size, columns * size, 3), np.uint8)
+    width, height = fitted_size(*image.size, layout, rules)
+    top, left = (rows * size - height) // 2, (columns * size - width) // 2
+    canvas[top : top + height, left : left + width] = _resized(image, width, height)
+    tiles = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)
     return _channels_first(np.concatenate([thumbnail_SS3[None], tiles])), layout
 
 
@@ -54,18 +56,6 @@ def normalise(tiles_N3SS: np.ndarray) -> np.ndarray:
     """Return tiles of uint8 as float32, (x / 255 - mean) / deviation of each channel, as CLIP sees them."""
     mean, std = (np.asarray(values, np.float32)[:, None, None] for values in (MEAN, STD))
     return (tiles_N3SS.astype(np.float32) / 255 - mean) / std
-
-
-def _placed(image: Image, width: int, height: int) -> np.ndarray:
-    """Return the image, resized to fit and in the middle of a black canvas; uint8 [height, width, 3]."""
-    if image.width * height > width * image.height:
-        fit_width, fit_height = width, max(1, width * image.height // image.width)
-    else:
-        fit_width, fit_height = max(1, height * image.width // image.height), height
-    canvas = np.zeros((height, width, 3), np.uint8)
-    left, top = (width - fit_width) // 2, (height - fit_height) // 2
-    canvas[top : top + fit_height, left : left + fit_width] = _resized(image, fit_width, fit_height)
-    return canvas
 
 
 def _resized(image: Image, width: int, height: int) -> np.ndarray:
