@@ -113,7 +113,7 @@ class HybridLM(nn.Module):
             rope_base: RoPE base; None takes the configuration's.
             cache: what decoding remembers; the tokens continue its documents, and it is updated in place.
             score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
-            given: embeddings that some of the tokens have in place of the table's.
+            given: embeddings that some of the tokens have in place of the table's; nothing without an embedding.
         """
         h_TD, router = self._run_layers(tokens_T, packing, rope_base, cache, given)
         if self.norm is None:
@@ -146,7 +146,7 @@ class HybridLM(nn.Module):
         given: GivenEmbeddings | None,
     ) -> tuple[Tensor, list[RouterStats]]:
         h_TD = tokens_T if self.embed_tokens is None else self.embed_tokens(tokens_T)
-        if given is not None:
+        if given is not None and self.embed_tokens is not None:
             h_TD = given.put(h_TD)
         rope = rope_table(packing.position_ids_T, self.config.rotary_dim, rope_base or self.config.rope_base)
         router: list[RouterStats] = []

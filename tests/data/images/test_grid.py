@@ -64,7 +64,7 @@ def test_grids_tiles_and_tokens_are_llava_next_s() -> None:
 
 
 def test_of_grids_in_any_order_the_least_wasteful_is_taken() -> None:
-    """In the released order the least wasteful of equally effective grids is the first, so that waste decides nothing."""
+    """In the released order the least wasteful of equally effective grids is the first: there waste decides nothing."""
     from transformers.image_processing_utils import select_best_resolution
 
     for seed in range(3):
