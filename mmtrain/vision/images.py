@@ -33,7 +33,7 @@ class Images:
     layouts: tuple[ImageLayout, ...]
 
     def check(self, config: VisionConfig) -> None:
-        """Refuse tiles that are not those of the layouts, or not of the configuration's size.
+        """Refuse tiles that are not those of the layouts, and layouts or tiles that are not of the configuration.
 
         Raises:
             ConfigError: naming both counts or sizes.
@@ -43,6 +43,12 @@ class Images:
         if dtype != torch.uint8 or shape != [3, size, size]:
             raise ConfigError("model.vision.tile_size", size, f"tiles are {dtype} of {shape}",
                               f"cut images into torch.uint8 of [3, {size}, {size}]")  # fmt: skip
+        rules = tile_rules(config)
+        for layout in self.layouts:
+            if (layout.side, layout.class_token) != (rules.side, rules.class_token):
+                problem = f"images were laid out by other rules, of {layout.side} patches a side"
+                fix = "lay them out by tile_rules(model.vision)"
+                raise ConfigError("model.vision.patch_size", config.patch_size, problem, fix)
         if len(self.tiles_N3SS) != wanted:
             raise ConfigError("tiles", len(self.tiles_N3SS), f"{len(self.layouts)} images have {wanted} tiles",
                               "give all tiles of every image")  # fmt: skip

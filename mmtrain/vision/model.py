@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.given_embeddings import GivenEmbeddings
-from mmtrain.model.init import initialise, initialise_parameters, meta_model
+from mmtrain.model.init import initialise, initialise_parameters
 from mmtrain.model.label_score import LabelScore
-from mmtrain.model.model import LossOutput, StageOutput
+from mmtrain.model.model import HybridLM, LossOutput, StageOutput
 from mmtrain.model.packed_seq import Packing
 from mmtrain.vision.encoder import ImageEncoder
 from mmtrain.vision.images import Images
@@ -33,7 +33,7 @@ class VisionLanguageModel(nn.Module):
             raise ConfigError("model.vision", None, "the model has no eyes", "for example model=minimax_vl_01")
         self.config = config
         self.encoder = ImageEncoder(config.vision, config.hidden_size)
-        self.language_model = meta_model(config)
+        self.language_model = HybridLM(config)
 
     def forward(
         self,

@@ -13,7 +13,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.vision.encoder import ImageEncoder
 from mmtrain.vision.images import Images, normalise, tile_rules, token_sources
 from tests.model.small import draw, relative
-from tests.vision.small import clip_of, draw_images, encoder_gradients, packed_by_llava, small_vl_model
+from tests.vision.small import clip_of, draw_images, encoder_gradients, packed_by_llava, small_eyes, small_vl_model
 
 SIZES = [(30, 30), (56, 28), (28, 56), (100, 9), (9, 100), (1, 1), (1, 90), (90, 1), (56, 56), (61, 40)]
 
@@ -118,6 +118,8 @@ def test_tiles_that_are_not_the_images_are_refused() -> None:
     for wrong, words in (
         (Images(images.tiles_N3SS[1:], images.layouts), "tiles=4: 1 images have 5 tiles"),
         (Images(images.tiles_N3SS[:, :, 1:], images.layouts), "tiles are torch.uint8 of [3, 27, 28]"),
+        (Images(images.tiles_N3SS, draw_images(small_eyes(patch_size=14), (30, 30)).layouts), "of 2 patches a side"),
+        (Images(images.tiles_N3SS, draw_images(small_eyes(keep_class_token=True), (30, 30)).layouts), "by other rules"),
         (Images(images.tiles_N3SS.float(), images.layouts), "tiles are torch.float32 of [3, 28, 28]"),
     ):
         with pytest.raises(ConfigError) as caught:
