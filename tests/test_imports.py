@@ -36,6 +36,7 @@ LAYERS = Layers(
         ["errors", "output"],
         ["command_line", "config"],
         ["model"],
+        ["vision"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
         ["evals", "hf", "report", "scaling"],

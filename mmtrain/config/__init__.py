@@ -25,6 +25,7 @@ from mmtrain.config.run import (
 )
 from mmtrain.config.schema import build
 from mmtrain.config.stage import BatchStep, BucketConfig, LrSegment, PhaseConfig, SourceConfig, StageConfig
+from mmtrain.config.vision import VisionConfig
 
 __all__ = [
     "BatchStep",
@@ -45,6 +46,7 @@ __all__ = [
     "RunConfig",
     "SourceConfig",
     "StageConfig",
+    "VisionConfig",
     "load_config",
 ]
 

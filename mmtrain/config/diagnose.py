@@ -130,9 +130,10 @@ def _unknown_option(option: str, value: str) -> ConfigError | None:
 
 
 def _suggest(name: str, above: str, names: list[str]) -> str:
-    """Suggest an option: of equal name elsewhere in the tree, of a close name here, then elsewhere, or all here."""
+    """Suggest an option: of equal name elsewhere (the least nested), of a close name here, elsewhere, or all here."""
     paths = list(option_paths(PretrainConfig))
     same = [path for path in paths if path.split(".")[-1] == name]
+    same = [path for path in same if path.count(".") == min(one.count(".") for one in same)]
     here = [above + close for close in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
     last_parts = {path.split(".")[-1] for path in paths}
     close_parts = difflib.get_close_matches(name, last_parts, n=1, cutoff=0.75)

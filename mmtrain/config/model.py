@@ -8,6 +8,7 @@ from string import ascii_uppercase
 from mmtrain.config.allowed import above, at_least, check_allowed, one_of
 from mmtrain.config.checks import require
 from mmtrain.config.option_marks import SHAPES_WEIGHTS
+from mmtrain.config.vision import VisionConfig
 
 
 @dataclass
@@ -38,6 +39,7 @@ class ModelConfig:
         norm_eps: epsilon of the norms, but of those inside lightning attention.
         lightning_norm_eps: epsilon of the norm inside lightning attention.
         loss_chunk_tokens: tokens whose logits exist at the same time, which bounds their memory.
+        vision: eyes; null is a model of text alone.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ModelConfig:
     norm_eps: float = field(default=1e-5, metadata=above(0))
     lightning_norm_eps: float = field(default=1e-6, metadata=above(0))
     loss_chunk_tokens: int = field(default=1024, metadata=at_least(1))
+    vision: VisionConfig | None = None
 
     @property
     def layer_types(self) -> str:
@@ -107,6 +110,8 @@ class ModelConfig:
                 require(value % 8 == 0, f"model.{name}", value, "must be a multiple of 8 with experts", fix)
             require(self.top_k <= self.num_experts, "model.top_k", self.top_k,
                      f"must lie between 1 and num_experts={self.num_experts}", "lower it or add experts")  # fmt: skip
+        if self.vision is not None:
+            self.vision.validate(self.vocab_size)
 
 
 def _divisors(number: int) -> str:

@@ -130,6 +130,8 @@ def _options(kind: type, path: str, defaults: dict[str, Any] | None) -> Iterator
             continue
         default = _default(field, defaults)
         yield OptionDoc(name, _type(hint), default, _allowed(field), _plain(texts[field.name]))
+        if dataclasses.is_dataclass(without_none(hint)) and "[" not in name:  # a group that may be null
+            yield from _options(typing.cast("type", without_none(hint)), name, (defaults or {}).get(field.name))
     for item, name in inner:
         yield from _options(item, name, None)
 
@@ -145,7 +147,10 @@ def _default(field: dataclasses.Field[Any], defaults: dict[str, Any] | None) -> 
         return None if value == "???" else _yaml(value)
     if field.default is not dataclasses.MISSING:
         return _yaml(field.default)
-    return "[]" if field.default_factory is not dataclasses.MISSING else None
+    if field.default_factory is dataclasses.MISSING:
+        return None
+    made = field.default_factory()
+    return f"a list of {len(made)}" if isinstance(made, list) and made else "[]"
 
 
 def _yaml(value: Any) -> str:

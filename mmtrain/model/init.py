@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.elements import global_index, hash_index, local_part, name_key, pieces, shift_right
-from mmtrain.model.initial import Constant, Initial, Xavier, XavierQKV
+from mmtrain.model.initial import Constant, Initial, Uniform, Xavier, XavierQKV
 
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu", seed: int = 1234) -> nn.Module:
@@ -47,14 +47,24 @@ def initialise(model: nn.Module, seed: int) -> None:
         TypeError: a module does not say how a parameter of its own begins.
     """
     config: ModelConfig = model.config
+    initialise_parameters(model, seed)
+    for fractions_E in model.buffers():
+        fractions_E.fill_(config.top_k / config.num_experts)
+
+
+@torch.no_grad()
+def initialise_parameters(model: nn.Module, seed: int) -> None:
+    """Fill every parameter (plain or DTensor) of any module that has memory, as the modules inside say.
+
+    Raises:
+        TypeError: a module does not say how a parameter of its own begins.
+    """
     for name, parameter in model.named_parameters():
         initial = _initial(model, name)
         if isinstance(initial, Constant):
             parameter.fill_(initial.value)
         else:
             _fill(parameter, name, seed, initial)
-    for fractions_E in model.buffers():
-        fractions_E.fill_(config.top_k / config.num_experts)
 
 
 def _initial(model: nn.Module, name: str) -> Initial:
@@ -69,7 +79,7 @@ def _initial(model: nn.Module, name: str) -> Initial:
     return initial
 
 
-def _fill(parameter: Tensor, name: str, seed: int, initial: Xavier | XavierQKV) -> None:
+def _fill(parameter: Tensor, name: str, seed: int, initial: Uniform | Xavier | XavierQKV) -> None:
     key = name_key(f"{seed}:{name}")
     for part, start in pieces(*local_part(parameter)):
         index = global_index(part.shape, start, parameter.shape, part.device)

@@ -22,6 +22,21 @@ class Constant:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """Elements begin uniform in (-a, a), whatever the parameter's shape.
+
+    Attributes:
+        deviation: standard deviation, a over the square root of 3.
+    """
+
+    deviation: float
+
+    def bound(self, index: Tensor, shape: torch.Size) -> Tensor | float:
+        """The bound a of each element, as :meth:`Xavier.bound` gives it."""
+        return self.deviation * math.sqrt(3.0)
+
+
+@dataclass(frozen=True)
 class Xavier:
     """Elements begin uniform in (-a, a), a = gain sqrt(6 / (fan_in + fan_out)), of the last two dimensions.
 
@@ -67,7 +82,7 @@ class XavierQKV:
         return gain * xavier_bound(fan_in=shape[-1], fan_out=shape[-2] // 3)
 
 
-Initial = Constant | Xavier | XavierQKV
+Initial = Constant | Uniform | Xavier | XavierQKV
 
 
 def xavier_bound(fan_in: int, fan_out: int) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
 from mmtrain.model.embedding import Embedding
+from mmtrain.model.given_embeddings import GivenEmbeddings
 from mmtrain.model.label_score import LabelScore, ScoreCall, score_labels
 from mmtrain.model.linear import Linear
 from mmtrain.model.loss import LossCall, linear_cross_entropy
@@ -98,6 +99,7 @@ class HybridLM(nn.Module):
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
         score: bool = False,
+        given: GivenEmbeddings | None = None,
     ) -> LossOutput | StageOutput | LabelScore | Tensor:
         """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
 
@@ -109,8 +111,9 @@ class HybridLM(nn.Module):
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
             score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
+            given: embeddings that some of the tokens have in place of the table's; nothing without an embedding.
         """
-        h_TD, router = self._run_layers(tokens_T, packing, rope_base)
+        h_TD, router = self._run_layers(tokens_T, packing, rope_base, None, given)
         if self.norm is None:
             return StageOutput(h_TD, total_aux_loss(router, h_TD.new_zeros((), dtype=torch.float32)), router)
         h_TD = self.norm(h_TD)
@@ -122,20 +125,34 @@ class HybridLM(nn.Module):
         ce_sum = self.token_loss(h_TD, *head)
         return LossOutput(ce_sum, total_aux_loss(router, torch.zeros_like(ce_sum)), router)
 
-    def final_states(self, tokens_T: Tensor, packing: Packing, caches: Sequence[Any] | None = None) -> Tensor:
+    def final_states(
+        self,
+        tokens_T: Tensor,
+        packing: Packing,
+        caches: Sequence[Any] | None = None,
+        given: GivenEmbeddings | None = None,
+    ) -> Tensor:
         """Return the normed hidden states [T, D], of which `lm_head` makes the logits of those tokens that need any.
 
         Args:
             tokens_T: int64 [T].
             packing: the documents that the tokens belong to.
             caches: what each layer's mixer remembers of documents that the tokens continue; updated in place.
+            given: embeddings that some of the tokens have in place of the table's.
         """
-        return self.norm(self._run_layers(tokens_T, packing, None, caches)[0])
+        return self.norm(self._run_layers(tokens_T, packing, None, caches, given)[0])
 
     def _run_layers(
-        self, tokens_T: Tensor, packing: Packing, rope_base: float | None, caches: Sequence[Any] | None = None
+        self,
+        tokens_T: Tensor,
+        packing: Packing,
+        rope_base: float | None,
+        caches: Sequence[Any] | None = None,
+        given: GivenEmbeddings | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
         h_TD = tokens_T if self.embed_tokens is None else self.embed_tokens(tokens_T)
+        if given is not None and self.embed_tokens is not None:
+            h_TD = given.put(h_TD)
         rope = rope_table(packing.position_ids_T, self.config.rotary_dim, rope_base or self.config.rope_base)
         router: list[RouterStats] = []
         for i, layer in enumerate(self.layers):

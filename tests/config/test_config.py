@@ -14,7 +14,8 @@ from mmtrain.train.curriculum import RunPlan, scaled_phases
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GIVEN = ["run.name=a", "data.path=b"]
-MODELS = ["hybrid_1b", "hybrid_3b", "hybrid_410m", "hybrid_7b", "minimax_text_01", "moe_28b", "proxy_100m", "tiny"]
+MODELS = ["hybrid_1b", "hybrid_3b", "hybrid_410m", "hybrid_7b", "minimax_text_01", "minimax_vl_01", "moe_28b",
+          "proxy_100m", "tiny", "tiny_vl", "vl_3b"]  # fmt: skip
 
 
 def choices(group):

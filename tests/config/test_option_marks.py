@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mmtrain.config import ModelConfig, PretrainConfig
+from mmtrain.config import ModelConfig, PretrainConfig, VisionConfig
 from mmtrain.config.option_marks import FREE_ON_RESUME, LAYOUT, SHAPES_WEIGHTS, is_marked, marked_fields
 from mmtrain.config.option_tree import option_paths
 
@@ -36,11 +36,14 @@ BOUND = {
     "model.drop_policy", "model.ffn_hidden_size", "model.head_dim", "model.hidden_size", "model.layer_pattern",
     "model.lightning_norm_eps", "model.loss_chunk_tokens", "model.name", "model.norm_eps", "model.num_experts",
     "model.num_heads", "model.num_kv_heads", "model.num_layers", "model.post_norm", "model.rope_base",
-    "model.rotary_dim", "model.shared_ffn_hidden_size", "model.top_k", "model.vocab_size", "optim.beta1",
-    "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.frozen", "optim.name",
-    "optim.precision", "optim.weight_decay", "parallel.aux_loss_over", "parallel.global_router",
-    "parallel.micro_batch_rows", "run.seed", "stage.batch_scale", "stage.name", "stage.phases", "stage.scale",
-    "stage.token_scale",
+    "model.rotary_dim", "model.shared_ffn_hidden_size", "model.top_k", "model.vision.activation",
+    "model.vision.ffn_hidden_size", "model.vision.grids", "model.vision.hidden_size", "model.vision.image_token",
+    "model.vision.keep_class_token", "model.vision.norm_eps", "model.vision.num_heads", "model.vision.num_layers",
+    "model.vision.patch_size", "model.vision.projector_activation", "model.vision.tile_size",
+    "model.vision.unused_layers", "model.vocab_size", "optim.beta1",
+    "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.frozen", "optim.name", "optim.precision",
+    "optim.weight_decay", "parallel.aux_loss_over", "parallel.global_router", "parallel.micro_batch_rows", "run.seed",
+    "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
 }  # fmt: skip
 LAID_OUT = {
     f"parallel.{name}"
@@ -69,6 +72,9 @@ def test_weights_depend_on_these_options_of_the_model() -> None:
     assert {option.name for option in marked_fields(ModelConfig, SHAPES_WEIGHTS)} == {
         "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size",
         "layer_pattern", "num_experts", "shared_ffn_hidden_size",
+    }  # fmt: skip
+    assert {option.name for option in marked_fields(VisionConfig, SHAPES_WEIGHTS)} == {
+        "tile_size", "patch_size", "hidden_size", "num_layers", "ffn_hidden_size",
     }  # fmt: skip
 
 
