@@ -1,0 +1,224 @@
+"""`ImageStream`: an endless stream of packed rows with images, and `ImageRow`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from mmdata.corpus.array_cache import ArrayCache
+from mmdata.corpus.documents import Documents, choose
+from mmdata.corpus.protocol import Corpus
+from mmdata.errors import DataError
+from mmdata.images.corpus import ImageCorpus
+from mmdata.images.packing import CUT_VERSION, cut_before_images, fitting
+from mmdata.rows.assemble import Row, assemble
+from mmdata.rows.packing import BestFitPlan, Plan
+from mmdata.rows.pieces import Pieces
+from mmdata.rows.stream import RowStream
+
+_NAMED = 5  # documents that a message names
+
+
+@dataclass(frozen=True)
+class RowImage:
+    """An image of a row.
+
+    Attributes:
+        path: of its file.
+        begin, size: its bytes there.
+        width, height: pixels, after any turn.
+        first: the row's token that is the first of its placeholders.
+        tokens: placeholders, one after the other.
+    """
+
+    path: str
+    begin: int
+    size: int
+    width: int
+    height: int
+    first: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ImageRow(Row):
+    """A packed row with images. `loss_mask` is False too where the next token is not to be learned.
+
+    Attributes:
+        images: in the order of the row.
+        pairs: int32[p, 3] of preference pairs: where the preferred answer's document begins, where the rejected one's
+            begins, and where it ends. Each is a piece of its own in `cu_seqlens`.
+    """
+
+    images: tuple[RowImage, ...] = ()
+    pairs: np.ndarray | None = None
+
+
+class ImageStream(RowStream):
+    """Endless packed rows of a corpus with images: row i is a pure function of (corpus, documents, seed, seq_len, i).
+
+    Documents are packed as ``best_fit`` does, whole where they fit. One that is longer than a row is cut, but never
+    within an image. A document with an image longer than a row is left out, and a preference pair longer than a row.
+
+    Args:
+        corpus: with images.
+        seq_len: s, tokens in a row.
+        seed: of the shuffle, any integer.
+        eod_id: fills padding, and labels that do not count.
+        documents: as `RowStream` takes them.
+        vocab_size: if given, each row's tokens are checked against it.
+        cache: as `RowStream` takes it.
+        log: gets a line that names and counts documents that are left out.
+
+    Attributes:
+        left_out: int64[m], ids of the documents that no row can hold.
+
+    Raises:
+        DataError: an option out of range, or no document that a row can hold.
+    """
+
+    corpus: ImageCorpus
+
+    def __init__(
+        self,
+        corpus: ImageCorpus,
+        *,
+        seq_len: int,
+        seed: int,
+        eod_id: int,
+        documents: np.ndarray | Documents | None = None,
+        vocab_size: int | None = None,
+        cache: ArrayCache | None = None,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        chosen = documents if isinstance(documents, Documents) else choose(corpus, documents, cache)
+        self._given = documents
+        fits, self.left_out = fitting(corpus, chosen, seq_len)
+        if len(self.left_out):
+            line = left_out_line(corpus, self.left_out, seq_len)
+            if len(fits) == 0:
+                raise DataError(f"{line}: nothing is left; use a larger seq_len, or prepare it with fewer tiles")
+            if log is not None:
+                log(line)
+        super().__init__(
+            corpus, seq_len=seq_len, seed=seed, packing="best_fit", eod_id=eod_id, documents=fits,
+            vocab_size=vocab_size, cache=cache,
+        )  # fmt: skip
+
+    def __getitem__(self, i: int) -> ImageRow:
+        """Row i, for any i >= 0.
+
+        Raises:
+            DataError: it holds a token outside the vocabulary.
+            IndexError: i is negative.
+        """
+        if i < 0:
+            raise IndexError(f"row {i}: rows are numbered from 0")
+        pieces, second = _apart(self._plan.pieces(i), self.corpus.halves)
+        row = assemble(
+            [(self.corpus, slice(None))], pieces, seq_len=self.seq_len, eod_id=self.eod_id,
+            vocab_size=self.vocab_size, pads=True,
+        )  # fmt: skip
+        labels, mask = row.labels.copy(), row.loss_mask.copy()
+        begins = np.cumsum(pieces.lengths) - pieces.lengths
+        offsets = self.corpus.doc_offsets[pieces.documents] + pieces.starts
+        real = int(pieces.lengths.sum())
+        following = np.arange(real) + np.repeat(offsets - begins, pieces.lengths) + 1  # in the corpus
+        mask[:real] &= self.corpus.is_label(np.minimum(following, self.corpus.num_tokens - 1))
+        ends = begins[second] - 1  # of the preferred answers: they end their document as the rejected ones do
+        labels[ends], mask[ends] = self.eod_id, False
+        pairs = np.stack([begins[second - 1], begins[second], begins[second] + pieces.lengths[second]], axis=1)
+        return ImageRow(
+            **{**_fields(row), "labels": labels, "loss_mask": mask},
+            images=tuple(self._images(offsets, pieces.lengths, begins)),
+            pairs=pairs.astype(np.int32),
+        )
+
+    def _lay(self, documents: Documents) -> Plan:
+        def cut(ids: np.ndarray, lengths: np.ndarray, row: int) -> Pieces:
+            return cut_before_images(self.corpus, ids, lengths, row)
+
+        return BestFitPlan(documents, self.seq_len, self.seed, self._cache, cut, CUT_VERSION)
+
+    def _images(self, offsets: np.ndarray, lengths: np.ndarray, begins: np.ndarray) -> list[RowImage]:
+        """Images of a row whose pieces are at `offsets` of the corpus, of `lengths`, and begin at `begins` of it."""
+        found, table = [], self.corpus.table
+        for offset, length, begin in zip(offsets.tolist(), lengths.tolist(), begins.tolist(), strict=True):
+            for number, first, tokens in self.corpus.images_between(offset, offset + length).tolist():
+                file, start, size, width, height, *_ = table.images[number].tolist()
+                at = first - offset + begin
+                found.append(RowImage(str(table.file(file)), start, size, width, height, at, tokens))
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by arguments, as `RowStream` does."""
+        return _rebuild, (
+            self.corpus, self.seq_len, self.seed, self.eod_id, self._given, self.vocab_size, self._cache,
+        )  # fmt: skip
+
+
+def open_stream(
+    corpus: Corpus, *, packing: str = "concat", log: Callable[[str], None] | None = None, **options: Any
+) -> RowStream:
+    """Rows of a corpus: an `ImageStream` where it holds images, whatever the packing of text, else a `RowStream`.
+
+    Args:
+        corpus: of any format.
+        packing: of a corpus of text.
+        log: as `ImageStream` takes it.
+        options: `seq_len`, `seed`, `eod_id`, `documents`, `vocab_size` and `cache` of both.
+
+    Raises:
+        DataError: as they do.
+    """
+    if isinstance(corpus, ImageCorpus):
+        return ImageStream(corpus, log=log, **options)
+    return RowStream(corpus, packing=packing, **options)
+
+
+def left_out_line(corpus: ImageCorpus, left_out: np.ndarray, row: int) -> str:
+    """One line that counts the documents that no row of `row` tokens can hold, and names the first."""
+    names = ", ".join(str(i) for i in left_out[:_NAMED].tolist())
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    return (
+        f"{corpus.prefix}: {len(left_out)} documents are left out, as a row of seq_len {row} is too short for an image "
+        f"or a preference pair of theirs (documents {names}{more}; the longest image has "
+        f"{int(corpus.places['tokens'].max(initial=0))} tokens)"
+    )
+
+
+def _apart(pieces: Pieces, halves: np.ndarray) -> tuple[Pieces, np.ndarray]:
+    """Pieces with preference pairs taken apart into their answers, and which pieces are second answers, int64[p]."""
+    half = halves[pieces.documents].astype(np.int64)
+    is_pair = half > 0
+    if not is_pair.any():
+        return pieces, np.empty(0, dtype=np.int64)
+    counts = 1 + is_pair
+    documents, starts = np.repeat(pieces.documents, counts), np.repeat(pieces.starts, counts)
+    lengths = np.repeat(pieces.lengths, counts)
+    second = (np.cumsum(counts) - 1)[is_pair]
+    starts[second] += half[is_pair]
+    lengths[second] -= half[is_pair]
+    lengths[second - 1] = half[is_pair]
+    return Pieces(documents, starts, lengths), second
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(Row)}
+
+
+def _rebuild(
+    corpus: ImageCorpus,
+    seq_len: int,
+    seed: int,
+    eod_id: int,
+    documents: np.ndarray | Documents | None,
+    vocab_size: int | None,
+    cache: ArrayCache | None,
+) -> ImageStream:
+    return ImageStream(
+        corpus, seq_len=seq_len, seed=seed, eod_id=eod_id, documents=documents, vocab_size=vocab_size, cache=cache
+    )
