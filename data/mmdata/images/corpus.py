@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,10 @@ class ImageFormat(PreparedFormat):
 
 def facts_of(rules: TileRules) -> dict[str, Any]:
     """Rules as JSON."""
-    return {"tile": rules.tile, "patch": rules.patch, "grids": [list(grid) for grid in rules.grids]}
+    return {**asdict(rules), "grids": [list(grid) for grid in rules.grids]}
 
 
 def rules_of(facts: dict[str, Any]) -> TileRules:
     """Rules that `facts_of` wrote, among other facts."""
-    return TileRules(facts["tile"], facts["patch"], tuple((rows, columns) for rows, columns in facts["grids"]))
+    given = {one.name: facts[one.name] for one in fields(TileRules)}
+    return TileRules(**{**given, "grids": tuple((rows, columns) for rows, columns in facts["grids"])})

@@ -34,11 +34,13 @@ class TileRules:
         patch: pixels of a patch's side; a divisor of `tile`. Every patch is a token.
         grids: the grids to choose from; the first of equal ones is taken. None of them: the resolution is fixed, every
             image is one tile, stretched as a thumbnail is, as in the first stage of MiniMax-VL-01.
+        class_token: the vision transformer's class token of the thumbnail is a token too, before its patches.
     """
 
     tile: int = 336
     patch: int = 14
     grids: tuple[Grid, ...] = RELEASED_GRIDS
+    class_token: bool = False
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.tile < self.patch or self.tile % self.patch:
@@ -67,6 +69,7 @@ class ImageLayout:
         rows: rows of patches that are kept; as many are left out after them as before.
         first_column: the first column of patches that is kept.
         columns: columns that are kept.
+        class_token: the thumbnail has a token more, before those of its patches.
     """
 
     grid: Grid
@@ -75,6 +78,7 @@ class ImageLayout:
     rows: int
     first_column: int
     columns: int
+    class_token: bool = False
 
     @property
     def tiles(self) -> int:
@@ -87,7 +91,7 @@ class ImageLayout:
 
         An image at a fixed resolution has one newline, at its end.
         """
-        return self.side**2 + (self.rows * (self.columns + 1) if self.grid[0] else 1)
+        return self.class_token + self.side**2 + (self.rows * (self.columns + 1) if self.grid[0] else 1)
 
 
 def lay_image(width: int, height: int, rules: TileRules) -> ImageLayout:
@@ -106,15 +110,16 @@ def lay_image(width: int, height: int, rules: TileRules) -> ImageLayout:
     """
     if width < 1 or height < 1:
         raise DataError(f"an image of {width} x {height} pixels: both sides must be at least 1")
+    side, class_token = rules.side, rules.class_token
     if not rules.grids:
-        return ImageLayout((0, 0), rules.side, 0, 0, 0, 0)
+        return ImageLayout((0, 0), side, 0, 0, 0, 0, class_token)
     rows, columns = grid = best_grid(width, height, rules)
-    rows, columns = rows * rules.side, columns * rules.side
+    rows, columns = rows * side, columns * side
     if width * rows > columns * height:
         above = (rows - height * columns // width) // 2
-        return ImageLayout(grid, rules.side, above, rows - 2 * above, 0, columns)
+        return ImageLayout(grid, side, above, rows - 2 * above, 0, columns, class_token)
     before = (columns - width * rows // height) // 2
-    return ImageLayout(grid, rules.side, 0, rows, before, columns - 2 * before)
+    return ImageLayout(grid, side, 0, rows, before, columns - 2 * before, class_token)
 
 
 def best_grid(width: int, height: int, rules: TileRules) -> Grid:
@@ -132,6 +137,20 @@ def best_grid(width: int, height: int, rules: TileRules) -> Grid:
         return effective, effective - rows * columns
 
     return max(rules.grids, key=merit)  # of equal ones `max` takes the first
+
+
+def fitted_size(width: int, height: int, layout: ImageLayout, rules: TileRules) -> tuple[int, int]:
+    """Return the size (width, height) in pixels that an image is resized to, to lie in the middle of its grid.
+
+    It is as large as fits, in the image's proportions. The other side is rounded down, as in the release's image
+    processor (transformers' LLaVA-NeXT rounds it up), but has a pixel at least. At a fixed resolution it is a tile.
+    """
+    full_width, full_height = max(1, layout.grid[1]) * rules.tile, max(1, layout.grid[0]) * rules.tile
+    if not layout.grid[0]:
+        return full_width, full_height
+    if width * full_height > full_width * height:
+        return full_width, max(1, full_width * height // width)
+    return max(1, full_height * width // height), full_height
 
 
 def image_tokens(width: int, height: int, rules: TileRules) -> int:

@@ -1,17 +1,17 @@
-"""An image's pixels as tiles: decoded, turned, on white, resized into its grid, cut. A pure function of the file.
+"""An image's pixels as tiles: decoded, turned, on white, cut. A pure function of the file.
 
 Letters in shapes: T tiles, C colours (red, green, blue), H and W pixels of a tile's sides.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from mmdata.images.grid import ImageLayout, TileRules, lay_image
+from mmdata.images.grid import TileRules, fitted_size, lay_image
 from mmdata.images.header import MAX_PIXELS, BadImage, open_image, reason_of
+from mmdata.images.tiles import cut_tiles
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,10 +25,9 @@ def decode_tiles(
 ) -> np.ndarray:
     """Decode an image into tiles, uint8 [T, C, H, W]: the thumbnail, then the grid's, row by row.
 
-    The image is resized (bicubic, as LLaVA-NeXT does) to fit the grid, in its middle, on black; the thumbnail is the
-    whole image stretched to a square. A JPEG of twice the size needed or more is decoded at half, a quarter or an
-    eighth of it, which takes a fraction of the time and memory. Animations give their first frame, transparent parts
-    are white, 16-bit values lose their lower byte.
+    `mmdata.images.tiles.cut_tiles` says how an image is resized and cut. A JPEG of twice the size needed or more is
+    decoded at half, a quarter or an eighth of it, which takes a fraction of the time and memory. Animations give their
+    first frame, transparent parts are white, 16-bit values lose their lower byte.
 
     Args:
         stream: the image's bytes, seekable.
@@ -39,22 +38,15 @@ def decode_tiles(
     Raises:
         BadImage: it cannot be decoded, or is of another size.
     """
-    from PIL import Image
-
     image, header = open_image(stream, max_pixels)
     if (header.width, header.height) != (width, height):
         raise BadImage("size changed")
-    layout = lay_image(width, height, rules)
-    size = resized(width, height, layout, rules)
     try:
-        widest = (max(size[0], rules.tile), max(size[1], rules.tile))
-        image.draft("RGB", widest[::-1] if header.turn > 4 else widest)  # only JPEG heeds it
-        picture = _turned(_on_white(image), header.turn)
-        thumbnail = picture.resize((rules.tile, rules.tile), Image.Resampling.BICUBIC)
-        inner = picture.resize(size, Image.Resampling.BICUBIC) if layout.grid[0] else None
+        needed = _needed(width, height, rules)
+        image.draft("RGB", needed[::-1] if header.turn > 4 else needed)  # only JPEG heeds it
+        return cut_tiles(_turned(_on_white(image), header.turn), rules, (width, height))[0]
     except Exception as error:  # Pillow's decoders raise a dozen types
         raise BadImage(reason_of(error, "broken")) from None
-    return _cut(np.asarray(thumbnail), None if inner is None else np.asarray(inner), layout, rules)
 
 
 def grey_tiles(width: int, height: int, rules: TileRules) -> np.ndarray:
@@ -62,29 +54,10 @@ def grey_tiles(width: int, height: int, rules: TileRules) -> np.ndarray:
     return np.full((lay_image(width, height, rules).tiles, 3, rules.tile, rules.tile), GREY, dtype=np.uint8)
 
 
-def resized(width: int, height: int, layout: ImageLayout, rules: TileRules) -> tuple[int, int]:
-    """Size (width, height) of an image within its grid: as large as fits, of its own proportions, at least a pixel."""
-    if not layout.grid[0]:
-        return rules.tile, rules.tile
-    full = (layout.grid[1] * rules.tile, layout.grid[0] * rules.tile)
-    across, down = full[0] / width, full[1] / height  # in float64 as LLaVA-NeXT: a rounding may add a pixel
-    if across < down:
-        return full[0], min(math.ceil(height * across), full[1])
-    return min(math.ceil(width * down), full[0]), full[1]
-
-
-def _cut(thumbnail: np.ndarray, inner: np.ndarray | None, layout: ImageLayout, rules: TileRules) -> np.ndarray:
-    """Tiles of a thumbnail [H, W, C] and of the resized image, which is put in the middle of its grid."""
-    tiles = np.empty((layout.tiles, 3, rules.tile, rules.tile), dtype=np.uint8)
-    tiles[0] = thumbnail.transpose(2, 0, 1)
-    if inner is not None:
-        rows, columns = layout.grid
-        canvas = np.zeros((rows * rules.tile, columns * rules.tile, 3), dtype=np.uint8)
-        top, left = (canvas.shape[0] - inner.shape[0]) // 2, (canvas.shape[1] - inner.shape[1]) // 2
-        canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
-        cells = canvas.reshape(rows, rules.tile, columns, rules.tile, 3)
-        tiles[1:] = cells.transpose(0, 2, 4, 1, 3).reshape(-1, 3, rules.tile, rules.tile)
-    return tiles
+def _needed(width: int, height: int, rules: TileRules) -> tuple[int, int]:
+    """Width and height that an image must be decoded at, at least: those of its place in the grid, and a tile's."""
+    inner = fitted_size(width, height, lay_image(width, height, rules), rules)
+    return max(inner[0], rules.tile), max(inner[1], rules.tile)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +14,13 @@ from mmdata.errors import DataError
 from mmdata.images.corpus import ImageCorpus
 from mmdata.images.packing import CUT_VERSION, cut_before_images, fitting
 from mmdata.rows.assemble import Row, assemble
+from mmdata.rows.mixture import Mixture
 from mmdata.rows.packing import BestFitPlan, Plan
 from mmdata.rows.pieces import Pieces
 from mmdata.rows.stream import RowStream
+
+if TYPE_CHECKING:
+    from mmdata.rows.loader import Rows  # it needs torch
 
 _NAMED = 5  # documents that a message names
 
@@ -71,7 +74,6 @@ class ImageStream(RowStream):
         documents: as `RowStream` takes them.
         vocab_size: if given, each row's tokens are checked against it.
         cache: as `RowStream` takes it.
-        log: gets a line that names and counts documents that are left out.
 
     Attributes:
         left_out: int64[m], ids of the documents that no row can hold.
@@ -92,17 +94,13 @@ class ImageStream(RowStream):
         documents: np.ndarray | Documents | None = None,
         vocab_size: int | None = None,
         cache: ArrayCache | None = None,
-        log: Callable[[str], None] | None = None,
     ) -> None:
         chosen = documents if isinstance(documents, Documents) else choose(corpus, documents, cache)
         self._given = documents
         fits, self.left_out = fitting(corpus, chosen, seq_len)
-        if len(self.left_out):
+        if len(fits) == 0 and len(self.left_out):
             line = left_out_line(corpus, self.left_out, seq_len)
-            if len(fits) == 0:
-                raise DataError(f"{line}: nothing is left; use a larger seq_len, or prepare it with fewer tiles")
-            if log is not None:
-                log(line)
+            raise DataError(f"{line}: nothing is left; use a larger seq_len, or prepare it with fewer tiles")
         super().__init__(
             corpus, seq_len=seq_len, seed=seed, packing="best_fit", eod_id=eod_id, documents=fits,
             vocab_size=vocab_size, cache=cache,
@@ -160,23 +158,27 @@ class ImageStream(RowStream):
         )  # fmt: skip
 
 
-def open_stream(
-    corpus: Corpus, *, packing: str = "concat", log: Callable[[str], None] | None = None, **options: Any
-) -> RowStream:
+def open_stream(corpus: Corpus, *, packing: str = "concat", **options: Any) -> RowStream:
     """Rows of a corpus: an `ImageStream` where it holds images, whatever the packing of text, else a `RowStream`.
 
     Args:
         corpus: of any format.
         packing: of a corpus of text.
-        log: as `ImageStream` takes it.
         options: `seq_len`, `seed`, `eod_id`, `documents`, `vocab_size` and `cache` of both.
 
     Raises:
         DataError: as they do.
     """
     if isinstance(corpus, ImageCorpus):
-        return ImageStream(corpus, log=log, **options)
+        return ImageStream(corpus, **options)
     return RowStream(corpus, packing=packing, **options)
+
+
+def left_out_lines(stream: Rows) -> list[str]:
+    """A line for each corpus of a stream, or of the streams of a `Mixture`, of which documents are left out."""
+    streams = stream.streams if isinstance(stream, Mixture) else [stream]
+    with_images = [one for one in streams if isinstance(one, ImageStream) and len(one.left_out)]
+    return [left_out_line(one.corpus, one.left_out, one.seq_len) for one in with_images]
 
 
 def left_out_line(corpus: ImageCorpus, left_out: np.ndarray, row: int) -> str:

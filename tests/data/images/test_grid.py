@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from mmdata.errors import DataError
-from mmdata.images.grid import RELEASED_GRIDS, TileRules, best_grid, image_tokens, lay_image
+from mmdata.images.grid import RELEASED_GRIDS, TileRules, best_grid, fitted_size, image_tokens, lay_image
 
 RELEASED = TileRules()
 # The released configuration's list (height, width), written out.
@@ -88,6 +89,23 @@ def test_a_fixed_resolution_is_one_tile_and_a_newline() -> None:
         layout = lay_image(width, height, fixed)
         assert (layout.tiles, layout.tokens) == (1, 577)
     assert image_tokens(9, 9, TileRules(tile=224, grids=())) == 257
+
+
+def test_the_fitted_image_is_llava_next_s_but_for_a_pixel_that_is_rounded_down() -> None:
+    from transformers.image_processing_utils import get_patch_output_size
+    from transformers.image_utils import ChannelDimension
+
+    rounded = 0
+    for width, height in [*sampled(300), (1, 1), (1, 2100), (2100, 1)]:
+        layout = lay_image(width, height, RELEASED)
+        image = np.broadcast_to(np.uint8(0), (3, height, width))
+        up = get_patch_output_size(image, (336 * layout.grid[0], 336 * layout.grid[1]), ChannelDimension.FIRST)
+        down = fitted_size(width, height, layout, RELEASED)
+        assert 0 <= up[1] - down[0] <= 1 and 0 <= up[0] - down[1] <= 1, (width, height)
+        rounded += up != down[::-1]
+    assert rounded > 100
+    fixed = TileRules(grids=())
+    assert fitted_size(9, 5000, lay_image(9, 5000, fixed), fixed) == (336, 336)
 
 
 def test_rules_scale_with_the_tile() -> None:
