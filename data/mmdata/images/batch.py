@@ -5,7 +5,8 @@ Letters in shapes: B rows, S tokens of a row, T tiles, C colours, H and W pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -104,6 +105,16 @@ def collate_images(rules: TileRules) -> Callable[[Sequence[Row], Sequence[int]],
         return ImageBatch(**given, images=tuple(images), pairs=tuple(pairs))
 
     return make
+
+
+def count_images(batches: Iterable[PackedBatch]) -> dict[str, int]:
+    """Counts of what a step's batches show, for its metrics: ``images``, ``tiles``, and ``images_failed/REASON``."""
+    counts: Counter[str] = Counter(images=0, tiles=0)
+    for batch in batches:
+        if isinstance(batch, ImageBatch):
+            counts.update(images=len(batch.images), tiles=batch.num_tiles)
+            counts.update(f"images_failed/{image.failed}" for image in batch.failures)
+    return dict(counts)
 
 
 def mask_failed(batch: ImageBatch) -> ImageBatch:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mmdata.errors import DataError
-from mmdata.images.batch import ImageBatch, collate_images
+from mmdata.images.batch import ImageBatch, collate_images, count_images
 from mmdata.images.grid import TileRules
 from mmdata.images.header import BadImage
 from mmdata.images.pixels import GREY
@@ -158,6 +158,9 @@ def test_failures_are_counted_by_reason_and_the_first_are_named(stream):
     assert reader.counts["tiles"] == sum(len(batch.tiles_TCHW) for batch in batches)
     assert len(lines) == 20 and "only counted" in lines[-1]
     assert not any(batch.loss_mask_BS.any() for batch in batches)
+    tiles = reader.counts["tiles"]
+    assert count_images(batches) == {"images": COUNT, "tiles": tiles, "images_failed/truncated": COUNT}
+    assert count_images([]) == {"images": 0, "tiles": 0}
 
 
 def test_an_error_of_ours_is_not_taken_for_a_bad_image(stream):
