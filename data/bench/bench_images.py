@@ -22,7 +22,7 @@ from PIL import Image
 
 from mmdata.images.grid import TileRules, lay_image
 from mmdata.images.reader import read_tiles
-from mmdata.images.stream import RowImage
+from mmdata.images.row import RowImage
 
 SIZES = [(336, 336), (640, 480), (1024, 768), (2016, 1008), (4000, 3000)]
 RULES = {"released": TileRules(), "fixed": TileRules(grids=())}

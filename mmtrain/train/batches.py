@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from itertools import islice
 
-from mmdata.images.reader import image_batches, stream_rules
-from mmdata.rows.loader import PackedBatch, Rows, micro_batches
+from mmdata.images.stream_batches import read_batches
+from mmdata.rows.loader import PackedBatch
 from mmtrain.train.curriculum import RunStep, rank_rows
 from mmtrain.train.inputs import RunInputs
 
@@ -46,17 +46,11 @@ class BatchReader:
         if self._next != (step.phase_index, step.first_row):
             self.close()
             rows = rank_rows(step.first_row, self._rank, self._ranks, self._rows)
-            self._stream = self._open(self._inputs.train_stream(step.phase_index), rows)
+            stream = self._inputs.train_stream(step.phase_index)
+            self._stream = read_batches(stream, rows, num_workers=self._workers, log=self._log)
         assert self._stream is not None
         self._next = (step.phase_index, step.first_row + step.num_rows)
         return list(islice(self._stream, step.num_rows // (self._ranks * self._rows)))
-
-    def _open(self, stream: Rows, rows: Iterable[list[int]]) -> Generator[PackedBatch]:
-        """Batches of a stream; of one with images, with their tiles."""
-        if stream_rules(stream) is None:
-            return micro_batches(stream, rows, num_workers=self._workers)
-        threads = max(1, self._workers)
-        return image_batches(stream, rows, num_workers=self._workers, threads=threads, log=self._log)
 
     def close(self) -> None:
         """End the processes that read ahead."""

@@ -99,16 +99,14 @@ def _records(name: str, scene: Scene, before: tuple[str, Scene] | None) -> dict[
     for i, one in enumerate(questions):
         turns.append({"from": "human", "value": f"<image>\n{one.question}" if i == 0 else one.question})
         turns.append({"from": "gpt", "value": one.answer})
-    pairs = [
-        {"images": [name], "prompt": f"<image>\n{one.question}", "chosen": one.answer, "rejected": one.wrong}
-        for one in questions[:1]
-    ]
+    one = questions[scene.jitter % len(questions)]
+    pair = {"images": [name], "prompt": f"<image>\n{one.question}", "chosen": one.answer, "rejected": one.wrong}
     asked = [{"image": name, "question": q.question, "answer": q.answer, "kind": q.kind} for q in questions]
     found: dict[str, list[dict[str, Any]]] = {
         "captions": [{"image": name, "caption": scene.caption()}],
         "questions": asked,
         "conversations": [{"id": Path(name).stem, "image": name, "conversations": turns}],
-        "pairs": pairs,
+        "pairs": [pair],
         "interleaved": [],
     }
     if before is not None:

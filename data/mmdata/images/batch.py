@@ -13,7 +13,7 @@ import torch
 
 from mmdata.errors import DataError
 from mmdata.images.grid import TileRules, lay_image
-from mmdata.images.stream import ImageRow, RowImage
+from mmdata.images.row import ImageRow, RowImage
 from mmdata.rows.assemble import Row
 from mmdata.rows.loader import PackedBatch, collate
 

@@ -7,22 +7,20 @@ from one process to another (data/bench/bench_images.py measures it).
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mmdata.errors import DataError
-from mmdata.images.batch import BatchImage, ImageBatch, collate_images, mask_failed
+from mmdata.images.batch import BatchImage, ImageBatch, mask_failed
 from mmdata.images.grid import TileRules
 from mmdata.images.header import MAX_PIXELS, BadImage, reason_of
 from mmdata.images.pixels import GREY, decode_tiles
-from mmdata.images.place import need_pillow, open_section
-from mmdata.images.stream import ImageStream, RowImage
-from mmdata.rows.loader import Rows, micro_batches
-from mmdata.rows.mixture import Mixture
+from mmdata.images.place import open_section
+from mmdata.images.row import RowImage
 
 TILES_AHEAD = 512  # decoded or at work beyond the batch in use: 173 MB of tiles of 336 pixels
 BATCHES_AHEAD = 16  # batches of few images, or none
@@ -142,61 +140,6 @@ class TileReader:
             place = f" at byte {image.source.begin}" if image.source.begin else ""
             last = " (the next ones are only counted)" if failed == _NAMED else ""
             self._log(f"image {image.source.path}{place}: {image.failed}; grey, and its document not learned{last}")
-
-
-def image_batches(
-    stream: Rows,
-    batches: Iterable[Sequence[int]],
-    *,
-    num_workers: int = 0,
-    threads: int = 2,
-    tiles_ahead: int = TILES_AHEAD,
-    log: Callable[[str], None] | None = None,
-) -> Iterator[ImageBatch]:
-    """Make one batch of each list of row numbers, as `micro_batches` does, with the tiles of its images.
-
-    Args:
-        stream: an `ImageStream`, or a `Mixture` with one in it.
-        batches: lists of row numbers, maybe without end.
-        num_workers: processes that make rows (their tokens, not their pixels).
-        threads: that decode images.
-        tiles_ahead: see `TileReader`.
-        log: gets a line for each of the first images that failed.
-
-    Raises:
-        DataError: a stream without images, or of corpora that were prepared by different rules; Pillow is missing; or
-            as `micro_batches`.
-    """
-    rules = stream_rules(stream)
-    if rules is None:
-        raise DataError("image_batches reads rows of corpora with images: use micro_batches for text alone")
-    need_pillow()
-    if threads < 1:
-        raise DataError(f"threads is {threads}: decoding images needs at least 1")
-    rows = micro_batches(stream, batches, num_workers=num_workers, collate=collate_images(rules))
-    with ThreadPoolExecutor(threads, thread_name_prefix="images") as executor:
-        try:
-            yield from TileReader(rules, executor, tiles_ahead=tiles_ahead, log=log).read(rows)
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
-            rows.close()
-
-
-def stream_rules(stream: Rows) -> TileRules | None:
-    """Rules by which the images of a stream become tiles; None where the stream has none.
-
-    Raises:
-        DataError: two corpora of a mixture have different rules, or different tokens for images.
-    """
-    streams = stream.streams if isinstance(stream, Mixture) else [stream]
-    corpora = [one.corpus for one in streams if isinstance(one, ImageStream)]
-    for corpus in corpora[1:]:
-        if (corpus.rules, corpus.image_id) != (corpora[0].rules, corpora[0].image_id):
-            raise DataError(
-                f"{corpora[0].prefix} and {corpus.prefix} were prepared with different tiles or image tokens: prepare "
-                "them with the same --tile, --patch, --grids and --image-token"
-            )
-    return corpora[0].rules if corpora else None
 
 
 def read_tiles(image: RowImage, rules: TileRules, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""`ImageStream`: an endless stream of packed rows with images, and `ImageRow`."""
+"""`ImageStream`: an endless stream of packed rows with images, any of which can be asked for at any time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.images.corpus import ImageCorpus
 from mmdata.images.packing import CUT_VERSION, cut_before_images, fitting
+from mmdata.images.row import ImageRow, RowImage
 from mmdata.rows.assemble import Row, assemble
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.packing import BestFitPlan, Plan
@@ -23,41 +24,6 @@ if TYPE_CHECKING:
     from mmdata.rows.loader import Rows  # it needs torch
 
 _NAMED = 5  # documents that a message names
-
-
-@dataclass(frozen=True)
-class RowImage:
-    """An image of a row.
-
-    Attributes:
-        path: of its file.
-        begin, size: its bytes there.
-        width, height: pixels, after any turn.
-        first: the row's token that is the first of its placeholders.
-        tokens: placeholders, one after the other.
-    """
-
-    path: str
-    begin: int
-    size: int
-    width: int
-    height: int
-    first: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class ImageRow(Row):
-    """A packed row with images. `loss_mask` is False too where the next token is not to be learned.
-
-    Attributes:
-        images: in the order of the row.
-        pairs: int32[p, 3] of preference pairs: where the preferred answer's document begins, where the rejected one's
-            begins, and where it ends. Each is a piece of its own in `cu_seqlens`.
-    """
-
-    images: tuple[RowImage, ...] = ()
-    pairs: np.ndarray | None = None
 
 
 class ImageStream(RowStream):

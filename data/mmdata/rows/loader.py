@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -122,7 +122,7 @@ def micro_batches(
     num_workers: int = 0,
     prefetch: int = 4,
     collate: Callable[[Sequence[Row], Sequence[int]], _Batch] = collate,
-) -> Iterator[_Batch]:
+) -> Generator[_Batch]:
     """Make one batch of each list of row numbers in `batches` (which may be endless), in order.
 
     With `num_workers` processes, each process makes up to `prefetch` batches ahead of need, and as many lists are drawn

@@ -63,6 +63,18 @@ def test_grids_tiles_and_tokens_are_llava_next_s() -> None:
         assert image_tokens(width, height, RELEASED) == processor._get_number_of_features(*size, 336, 336), size
 
 
+def test_of_grids_in_any_order_the_least_wasteful_is_taken() -> None:
+    """In the released order the least wasteful of equally effective grids is the first: there waste decides nothing."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    for seed in range(3):
+        pinpoints = random.Random(seed).sample(PINPOINTS, len(PINPOINTS))
+        rules = TileRules(grids=tuple((height // 336, width // 336) for height, width in pinpoints))
+        for width, height in sampled(300):
+            rows, columns = best_grid(width, height, rules)
+            assert (336 * rows, 336 * columns) == select_best_resolution((height, width), pinpoints), (width, height)
+
+
 @pytest.mark.parametrize("grid", RELEASED_GRIDS)
 def test_an_image_of_a_grid_s_size_fills_it(grid: tuple[int, int]) -> None:
     rows, columns = grid

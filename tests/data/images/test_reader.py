@@ -15,8 +15,10 @@ from mmdata.images.batch import ImageBatch, collate_images, count_images
 from mmdata.images.grid import TileRules
 from mmdata.images.header import BadImage
 from mmdata.images.pixels import GREY
-from mmdata.images.reader import TileReader, image_batches, read_tiles, stream_rules
-from mmdata.images.stream import ImageStream, RowImage
+from mmdata.images.reader import TileReader, read_tiles
+from mmdata.images.row import RowImage
+from mmdata.images.stream import ImageStream
+from mmdata.images.stream_batches import image_batches, stream_rules
 from mmdata.rows.loader import PackedBatch, micro_batches
 from mmdata.rows.stream import RowStream
 from tests.data.images.made import SMALL, encoded, picture, prepared, write_images, write_records

@@ -12,8 +12,8 @@ from mmdata import open_corpus
 from mmdata.errors import DataError
 from mmdata.images.corpus import ImageCorpus
 from mmdata.images.grid import image_tokens
-from mmdata.images.reader import image_batches
 from mmdata.images.stream import ImageStream, left_out_lines, open_stream
+from mmdata.images.stream_batches import image_batches
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.share_schedule import Segment
 from mmdata.rows.stream import RowStream

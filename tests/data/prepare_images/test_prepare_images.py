@@ -18,8 +18,8 @@ from mmdata.corpus.manifest import read_manifest, sha256_file
 from mmdata.errors import DataError
 from mmdata.images.corpus import ImageCorpus
 from mmdata.images.grid import RELEASED_GRIDS, TileRules, image_tokens
-from mmdata.images.reader import image_batches
 from mmdata.images.stream import ImageStream
+from mmdata.images.stream_batches import image_batches
 from mmdata.prepare_images.grids import parse_grids
 from mmdata.prepare_images.pipeline import ImageOptions, prepare_images
 from mmdata.prepare_images.shapes import Template
