@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     from mmdata.prepare.text_files import unescaped
     from mmdata.prepare_images.grids import parse_grids
     from mmdata.prepare_images.pipeline import ImageOptions, prepare_images
-    from mmdata.prepare_images.shapes import Template
     from mmdata.prepare_images.summary import image_summary
+    from mmdata.prepare_images.template import Template
 
     try:
         template = Template(*map(unescaped, (args.user, args.assistant, args.system, args.placeholder)))

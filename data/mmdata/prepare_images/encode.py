@@ -14,7 +14,6 @@ from hashlib import blake2b
 
 import numpy as np
 
-from mmdata.errors import DataError
 from mmdata.hashing import content_hash
 from mmdata.images.grid import TileRules, image_tokens
 from mmdata.images.header import BadImage, ImageHeader, read_header, reason_of
@@ -22,7 +21,8 @@ from mmdata.images.pixels import decode_tiles
 from mmdata.images.place import open_section
 from mmdata.prepare.skips import Skip
 from mmdata.prepare_images.records import FilePlace, Record
-from mmdata.prepare_images.shapes import BadRecord, ImageRef, Part, Template, Text, sample_of
+from mmdata.prepare_images.shapes import BadRecord, sample_of
+from mmdata.prepare_images.template import ImageRef, Part, Template, Text
 from mmdata.tokenizer import SpeltSpecialToken, Tokenizer
 
 _HEAD = 1 << 16  # bytes of an image that it is known by, with its size: a duplicate elsewhere is the same image
@@ -181,32 +181,6 @@ def place_of(name: str, record: Record) -> FilePlace:
     if not fits:
         raise BadRecord("image is not in the sample")
     return record.members[max(fits, key=len)]
-
-
-def image_token_id(tokenizer: Tokenizer, given: str) -> int:
-    """Id of the token that stands for images.
-
-    Args:
-        tokenizer: that must have it, as one that no text gives.
-        given: its name or its number.
-
-    Raises:
-        DataError: the tokenizer has no such token, or text can give it.
-    """
-    special = tokenizer.special_tokens
-    ids = {i: name for name, i in special.items() if i != tokenizer.eod_id}
-    if given in special and special[given] != tokenizer.eod_id:
-        return special[given]
-    if given.isdecimal() and int(given) in ids:
-        return int(given)
-    known = ", ".join(f"{name} ({i})" for i, name in sorted(ids.items())[:12]) or "none"
-    what = (
-        "is a token that text can give" if given.isdecimal() and int(given) < tokenizer.vocab_size else "is not there"
-    )
-    raise DataError(
-        f"--image-token {given}: in this tokenizer it {what}; give a special token, by name or id: {known}. "
-        "Add one to the tokenizer.json (special: true), or train a tokenizer with --tokenizer train"
-    )
 
 
 def _runs(parts: Sequence[Part]) -> Iterator[ImageRef | list[Text]]:

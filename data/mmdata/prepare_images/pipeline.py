@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from mmdata.images.corpus import facts_of
 from mmdata.images.grid import TileRules
 from mmdata.images.place import need_pillow
 from mmdata.images.table import SHARED, side_names
-from mmdata.prepare.bpe import train_bpe
 from mmdata.prepare.collect import Source, plan_shards
 from mmdata.prepare.pipeline import Prepared
 from mmdata.prepare.pool import WorkerDied, cores, run_shards
@@ -31,16 +30,14 @@ from mmdata.prepare.skips import Skip, SkipLog
 from mmdata.prepare.sources import Piece
 from mmdata.prepare.workfolder import finished, publish, work_folder
 from mmdata.prepare_images.collect import collect_records
-from mmdata.prepare_images.encode import image_token_id
+from mmdata.prepare_images.image_token import image_token_id
 from mmdata.prepare_images.merge import Merged, merge_image_shards
-from mmdata.prepare_images.records import read_records
-from mmdata.prepare_images.shapes import BadRecord, ImageRef, Sample, Template, Text, sample_of
+from mmdata.prepare_images.record_tokenizer import make_tokenizer
 from mmdata.prepare_images.shard import ImageShardTask, make_image_shard
-from mmdata.tokenizer import Tokenizer, load_tokenizer
-from mmdata.tokenizer_identity import identity_of_file
+from mmdata.prepare_images.template import Template
+from mmdata.tokenizer import load_tokenizer
 
 _RULES = 1  # of making documents of records: a corpus made by other rules is not the one asked for
-_SAMPLE_TEXTS = 200_000  # records that a tokenizer is trained on, at most
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,9 @@ def _build(
 ) -> Manifest:
     """Make tokenizer, shards and merged files, all ready to be renamed; return their manifest."""
     planned = _plan(sources)
-    tokenizer, facts = _make_tokenizer(options, planned, partial)
+    tokenizer, facts = make_tokenizer(
+        options.tokenizer, options.vocab_size, options.image_token, options.template, planned, partial
+    )
     dtype, image_id = token_dtype(tokenizer.vocab_size), image_token_id(tokenizer, options.image_token)
     folder = partial / "shards"
     folder.mkdir(exist_ok=True)
@@ -183,59 +182,6 @@ def _plan(sources: Sequence[Source]) -> list[list[Piece]]:
     planned = plan_shards([source for source in sources if source.kind != "tar"])
     tars = [[Piece(source.path, "tar", weight=source.size)] for source in sources if source.kind == "tar"]
     return planned + tars
-
-
-def _make_tokenizer(
-    options: ImageOptions, planned: Sequence[Sequence[Piece]], partial: Path
-) -> tuple[Tokenizer, dict[str, Any]]:
-    """Tokenizer, also saved as `partial/tokenizer.json`, and the manifest's facts about it."""
-    path, facts_path = partial / "tokenizer.json", partial / "tokenizer.facts"
-    if not (facts_path.exists() and path.exists()):
-        if options.tokenizer == "train":
-            texts = _RecordTexts(planned, options.template)
-            facts = {"kind": "trained", **train_bpe(texts, options.vocab_size, path, [options.image_token])}
-        else:
-            given = Path(options.tokenizer)
-            facts = {"kind": "file"}
-            shutil.copyfile(given / "tokenizer.json" if given.is_dir() else given, path)
-        fsync(path)
-        known_by = {"sha256": sha256_file(path), "content": identity_of_file(path).content}
-        facts_path.write_text(json.dumps(facts | known_by), encoding="utf-8")
-    return load_tokenizer(path), json.loads(facts_path.read_text(encoding="utf-8"))
-
-
-class _RecordTexts:
-    """Texts of records, to train a tokenizer on; `documents`, `bytes` and `skips` are of those read so far."""
-
-    def __init__(self, planned: Sequence[Sequence[Piece]], template: Template) -> None:
-        self._planned, self._template = planned, template
-        self.documents = self.bytes = 0
-        self.skips = SkipLog()
-
-    def __iter__(self) -> Iterator[str]:
-        for sample in self._samples():
-            self.documents += 1
-            text = "".join("" if isinstance(part, ImageRef) else part.text for part in _all_parts(sample))
-            self.bytes += len(text.encode("utf-8", "replace"))
-            yield text
-            if self.documents >= _SAMPLE_TEXTS:
-                return
-
-    def _samples(self) -> Iterator[Sample]:
-        for piece in (piece for shard in self._planned for piece in shard):
-            for record in read_records(piece, None):
-                if isinstance(record, Skip):
-                    self.skips.add(record)
-                    continue
-                try:
-                    yield sample_of(record.value, self._template)
-                except BadRecord as error:
-                    self.skips.add(Skip(str(error), record.where))
-
-
-def _all_parts(sample: Sample) -> Iterator[Text | ImageRef]:
-    yield from sample.parts
-    yield from sample.rejected or ()
 
 
 def _fingerprint(options: ImageOptions, sources: Sequence[Source]) -> str:

@@ -18,7 +18,7 @@ from mmdata.prepare.skips import Skip, SkipLog
 from mmdata.prepare.sources import Piece
 from mmdata.prepare_images.encode import EncodedDocument, SampleEncoder
 from mmdata.prepare_images.records import FilePlace, read_records
-from mmdata.prepare_images.shapes import Template
+from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import load_tokenizer
 
 FACTS = ("tokens", "known_by", "text_bytes", "half", "images")  # of a document, uint64 each

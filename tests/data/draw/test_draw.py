@@ -12,7 +12,7 @@ from PIL import Image
 from mmdata.draw.__main__ import main
 from mmdata.draw.font import GLYPHS, word_mask
 from mmdata.draw.scene import COLOURS, NUMBERS, PLACES, SHAPES, WORD_LIST, pixels_of, scene_of, shape_mask
-from mmdata.draw.write import DrawOptions, draw, scenes
+from mmdata.draw.write import KINDS, SPLITS, DrawOptions, draw, scenes
 from mmdata.errors import DataError
 from mmdata.images.corpus import ImageCorpus
 from tests.data.images.made import prepared
@@ -64,10 +64,11 @@ def test_shapes_and_letters_differ():
 
 
 def test_splits_show_different_things_and_cover_the_same_answers(drawn):
-    keys = {True: set(), False: set()}
-    for _, scene in scenes(DrawOptions(drawn, images=300, seed=5)):
-        keys[scene.is_held_out(5, 8)].add(scene.key)
-    assert keys[True] and not keys[True] & keys[False]
+    shown = {name: scene.key for name, scene in scenes(DrawOptions(drawn, images=300, seed=5))}
+    for kind in KINDS:
+        used = [[one.get("images") or [one["image"]] for one in records(drawn, f"{split}_{kind}")] for split in SPLITS]
+        keys = [{shown[name] for names in own for name in names} for own in used]
+        assert all(keys) and not keys[0] & keys[1], kind  # nothing that is asked of the held-out split was seen
     train, valid = records(drawn, "train_questions"), records(drawn, "valid_questions")
     assert not {one["image"] for one in train} & {one["image"] for one in valid}
     assert {one["kind"] for one in valid} == {one["kind"] for one in train}

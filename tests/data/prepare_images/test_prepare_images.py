@@ -22,9 +22,9 @@ from mmdata.images.stream import ImageStream
 from mmdata.images.stream_batches import image_batches
 from mmdata.prepare_images.grids import parse_grids
 from mmdata.prepare_images.pipeline import ImageOptions, prepare_images
-from mmdata.prepare_images.shapes import Template
 from mmdata.prepare_images.shard import make_image_shard
 from mmdata.prepare_images.summary import image_summary
+from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import load_tokenizer
 from tests.data.images.made import SMALL, encoded, exif, picture, prepared, write_images, write_records
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mmdata.errors import DataError
-from mmdata.prepare_images.shapes import BadRecord, ImageRef, Template, sample_of
+from mmdata.prepare_images.shapes import BadRecord, sample_of
+from mmdata.prepare_images.template import ImageRef, Template
 
 PLAIN = Template()
 
