@@ -42,7 +42,7 @@ def cut_tiles(
     """
     size = rules.tile
     layout = lay_image(*(full_size or image.size), rules)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     thumbnail_SS3 = _resized(image, size, size)
     rows, columns = layout.grid
     if not rows:

@@ -59,6 +59,8 @@ def _preference(record: dict[str, Any], template: Template) -> Sample:
             return _parts([*asked, *turns], record, template)
         return _parts([*asked, *template.turn("assistant", answer)], record, template)
 
+    if record["chosen"] == record["rejected"]:
+        raise BadRecord("chosen and rejected are the same")
     return Sample(with_answer(record["chosen"]), with_answer(record["rejected"]))
 
 

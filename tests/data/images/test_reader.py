@@ -187,6 +187,14 @@ def test_what_cannot_be_read_is_tried_three_times(stream, monkeypatch):
     assert len(tries) == 3
 
 
+def test_batches_that_are_left_end_their_threads(stream):
+    batches = image_batches(stream, [[i] for i in range(12)], threads=2)
+    next(batches)
+    assert any(thread.name.startswith("images") for thread in threading.enumerate())
+    batches.close()
+    assert not any(thread.name.startswith("images") for thread in threading.enumerate())
+
+
 def test_row_workers_change_nothing(stream):
     lists = [[i] for i in range(4)]
     for one, other in zip(image_batches(stream, lists), image_batches(stream, lists, num_workers=1), strict=True):

@@ -76,6 +76,7 @@ def test_shapes(record, right):
         ({"texts": ["a"], "images": []}, "texts and images of different lengths"),
         ({"texts": ["a"], "images": ["b"]}, "text and image in one place, or neither"),
         ({"parts": [{"sound": "a"}]}, "part is neither text nor image"),
+        ({"prompt": "x", "chosen": "y", "rejected": "y"}, "chosen and rejected are the same"),
         ({"id": 1}, "no shape of record that is known"),
     ],
 )
