@@ -22,6 +22,7 @@ COMMANDS = {
     "pretrain": "train a model, alone or as one of torchrun's processes",
     "submit": "train a model in Slurm jobs",
     "prepare": "turn text into a corpus to train on",
+    "prepare_images": "turn records with images into a corpus to train on",
     "profile_step": "profile a few steps of a run and say in a page why it is as fast as it is",
     "report": "write what runs recorded as one HTML page",
     "compare": "train a few steps under several layouts and say whether they agree",

@@ -27,6 +27,7 @@ def install(monkeypatch: pytest.MonkeyPatch, direct_url: dict | None) -> None:
         "pretrain",
         "submit",
         "prepare",
+        "prepare_images",
         "compare",
         "profile_step",
         "report",

@@ -65,6 +65,10 @@ def test_prepare_and_generate_options_parse() -> None:
     assert prepare and generate and len(commands("launch/pretrain.py ")) >= 3
     for line in prepare:
         script("prepare").parse(after(line, "launch/prepare.py"))
+    with_images = commands("launch/prepare_images.py ")
+    assert len(with_images) >= 2
+    for line in with_images:
+        script("prepare_images").parse(after(line, "launch/prepare_images.py"))
     looked_into = commands("launch/checkpoint.py ")
     assert len(looked_into) >= 3
     for line in looked_into:

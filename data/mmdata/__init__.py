@@ -12,6 +12,13 @@ One file a step, in the order of the data:
                                    fingerprint knows a corpus again
     rows/     a corpus to batches  orders -> packing (documents laid into rows) -> stream -> mixture -> loader
 
+Images beside text have three rooms of their own:
+
+    prepare_images/  records with images to a corpus: records -> shapes -> encode -> shard -> merge; pipeline runs them
+    images/          grid (an image's tiles and tokens by its size), header and pixels (its file), table and corpus (on
+                     disk), packing -> stream (of row) -> batch -> reader (its tiles) -> stream_batches
+    draw/            a data set of pictures that the project draws itself
+
 Beside the rooms, since several of them need them: tokenizer (special_tokens, text_parts, tokenizer_identity,
 save_tokenizer), hashing, errors.
 

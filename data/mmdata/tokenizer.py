@@ -24,11 +24,13 @@ class Tokenizer(Protocol):
         vocab_size: one more than the largest id.
         eod_id: id of the end-of-document token.
         cuts_exactly: whether `cut` finds places in ordinary text.
+        special_tokens: ids by name of the tokens that no text gives, EOD among them.
     """
 
     vocab_size: int
     eod_id: int
     cuts_exactly: bool
+    special_tokens: dict[str, int]
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
@@ -81,6 +83,9 @@ class ByteTokenizer:
     vocab_size = 257
     eod_id = 256
     cuts_exactly = True
+
+    def __init__(self) -> None:
+        self.special_tokens = {EOD_TOKEN: self.eod_id}
 
     def encode(self, text: str) -> list[int]:
         """Bytes of the text."""
@@ -139,6 +144,7 @@ class FileTokenizer:
             raise DataError(f"{path} has no end-of-document token: add one of {', '.join(EOD_NAMES)} to it")
         self.eod_id = eod
         self._special = special_ids(self._spec, self._vocab, eod)
+        self.special_tokens = {name: i for name, i in self._vocab.items() if i in self._special}
         self._plain: Any = None  # backend in which no text spells a special token, made when first needed
         self._cut_pattern = cut_pattern(self._spec)
         self.cuts_exactly = self._cut_pattern is not None
@@ -201,8 +207,7 @@ class FileTokenizer:
         if self._special.isdisjoint(ids):
             return ids
         if self._plain is None:
-            names = {name: i for name, i in self._vocab.items() if i in self._special}
-            self._plain = _backend(unspellable(self._spec, names))
+            self._plain = _backend(unspellable(self._spec, self.special_tokens))
         ids = self._plain.encode(text, add_special_tokens=False).ids
         if self._special.isdisjoint(ids):
             return ids

@@ -25,7 +25,7 @@ class DataConfig:
         seed: of the order of rows.
         valid_rows: rows of held-out text a validation reads; 0 turns validation off.
         valid_fraction: share of tokens held out (whole documents, by hash) where a corpus holds out none itself.
-        num_workers: loader processes a rank.
+        num_workers: loader processes a rank; of rows with images, also threads that decode them.
         max_epochs: a warning names each corpus, or bucket of one, that the run reads more often than this, unless the
             source has a limit of its own; null never warns. (MiniMax-01: good text bears 4 epochs, poor text degrades
             the model after 2.)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import islice
 
-from mmdata.rows.loader import PackedBatch, micro_batches
+from mmdata.images.stream_batches import read_batches
+from mmdata.rows.loader import PackedBatch
 from mmtrain.train.curriculum import RunStep, rank_rows
 from mmtrain.train.inputs import RunInputs
 
@@ -21,10 +22,20 @@ class BatchReader:
         dp_rank: this rank among those that share a batch.
         dp_size: how many they are.
         micro_batch_rows: rows of a micro-batch.
-        num_workers: processes that read ahead; 0 reads when asked.
+        num_workers: processes that read ahead; 0 reads when asked. Of rows with images, also threads that decode them.
+        log: gets a line for each of the first images that could not be decoded.
     """
 
-    def __init__(self, inputs: RunInputs, dp_rank: int, dp_size: int, micro_batch_rows: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        inputs: RunInputs,
+        dp_rank: int,
+        dp_size: int,
+        micro_batch_rows: int,
+        num_workers: int,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self._log = log
         self._inputs, self._rank, self._ranks = inputs, dp_rank, dp_size
         self._rows, self._workers = micro_batch_rows, num_workers
         self._next: tuple[int, int] | None = None  # phase and row that the open stream goes on with
@@ -35,7 +46,8 @@ class BatchReader:
         if self._next != (step.phase_index, step.first_row):
             self.close()
             rows = rank_rows(step.first_row, self._rank, self._ranks, self._rows)
-            self._stream = micro_batches(self._inputs.train_stream(step.phase_index), rows, num_workers=self._workers)
+            stream = self._inputs.train_stream(step.phase_index)
+            self._stream = read_batches(stream, rows, num_workers=self._workers, log=self._log)
         assert self._stream is not None
         self._next = (step.phase_index, step.first_row + step.num_rows)
         return list(islice(self._stream, step.num_rows // (self._ranks * self._rows)))

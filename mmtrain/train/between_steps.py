@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmdata.rows.loader import micro_batches
+from mmdata.images.stream_batches import read_batches
 from mmtrain.checkpoint.listing import PHASE_END, VALID_LOSS
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
@@ -119,7 +119,7 @@ class BetweenSteps:
         # Every rank runs as many; surplus is not counted.
         mine = range(self.session.context.dp_rank, -(-rows // dp) * dp, dp)
         numbers = [[min(row, rows - 1)] for row in mine]
-        batches = zip(micro_batches(stream, numbers), (row < rows for row in mine), strict=True)
+        batches = zip(read_batches(stream, numbers), (row < rows for row in mine), strict=True)
         found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
         report.validation(self.progress, found)
         self.validated = (self.progress.step, found.loss) if found.is_finite else None

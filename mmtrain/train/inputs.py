@@ -13,6 +13,7 @@ from mmdata.corpus.array_cache import cache_beside
 from mmdata.corpus.open import open_corpus, tokenizer_path
 from mmdata.corpus.split import Split
 from mmdata.errors import DataError
+from mmdata.images.stream import open_stream
 from mmdata.rows.loader import Rows
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.stream import RowStream
@@ -76,6 +77,7 @@ class RunInputs:
         }
         training = {path: train for path, (train, _) in self._splits.items()}
         self._rows = PhaseRows(data, phases, training, self._caches, self.tokenizer.eod_id, vocab_size)
+        self.notes += self._rows.left_out
 
     def train_stream(self, phase_index: int) -> Rows:
         """Rows of a phase: a mixture where it has several sources; every phase has an order of its own."""
@@ -185,7 +187,7 @@ class RunInputs:
         """Held-out rows of a corpus."""
         valid = self._splits[path][1]
         assert valid is not None
-        return RowStream(
+        return open_stream(
             valid.corpus, seq_len=seq_len, seed=self.data.seed, packing=packing, eod_id=self.tokenizer.eod_id,
             documents=valid.kept or valid.documents, vocab_size=self.vocab_size, cache=self._caches[path],
         )  # fmt: skip

@@ -11,6 +11,7 @@ from mmdata.corpus.buckets import in_bucket
 from mmdata.corpus.documents import Documents, choose
 from mmdata.corpus.fingerprint import digest_of
 from mmdata.corpus.split import Split
+from mmdata.images.stream import left_out_lines, open_stream
 from mmdata.rows.loader import Rows
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.stream import RowStream
@@ -37,6 +38,7 @@ class PhaseRows:
         vocab_size: of the model.
 
     Attributes:
+        left_out: a line for each corpus with images of which a phase leaves documents out.
         mixtures: what each phase reads, where its shares are met in tokens; None where each row is of one source.
 
     Raises:
@@ -57,8 +59,10 @@ class PhaseRows:
         self._eod_id, self._vocab_size = eod_id, vocab_size
         self._parts: dict[Part, Documents] = {}
         self.mixtures = phase_mixtures(data, phases, self._documents)
+        self.left_out: list[str] = []
         for index in range(len(phases)):  # too little text for a row is found here
-            self.stream(index)
+            found = left_out_lines(self.stream(index))
+            self.left_out += [line for line in found if line not in self.left_out]
 
     def stream(self, index: int) -> Rows:
         """Rows of a phase."""
@@ -145,7 +149,7 @@ class PhaseRows:
     def _corpus_stream(self, path: str, seq_len: int, seed: int) -> RowStream:
         """Rows of a corpus alone."""
         split = self._splits[path]
-        return RowStream(
+        return open_stream(
             split.corpus, seq_len=seq_len, seed=seed, packing=self._data.packing, eod_id=self._eod_id,
             documents=split.kept or split.documents, vocab_size=self._vocab_size, cache=self._caches[path],
         )  # fmt: skip

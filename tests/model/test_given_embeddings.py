@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mmtrain.model.given_embeddings import GivenEmbeddings
-from mmtrain.model.mixers.cache import DecodeCache
 from mmtrain.model.packed_seq import Packing
+from tests.model.mixers.decoding import OneDocument
 from tests.model.small import draw, draw_tokens, gradients, relative, small_model
 
 SHAPE = dict(num_layers=2, layer_pattern="LS")
@@ -58,10 +58,9 @@ def test_decoding_after_given_embeddings_is_the_full_pass() -> None:
     tokens, packing = draw_tokens(9), Packing.from_lengths([9])
     expected = model(tokens, packing, given=whole)
     assert torch.equal(model.lm_head(model.final_states(tokens, packing, given=whole)), expected)
-    cache = DecodeCache.empty(model.config)
-    first = model.final_states(tokens[:6], Packing.from_lengths([6]), cache, given=whole)
-    rest = [model.final_states(tokens[i : i + 1], Packing.from_lengths([1], start=i), cache) for i in range(6, 9)]
-    assert relative(model.lm_head(torch.cat([first, *rest])), expected) < 1e-5
+    document = OneDocument(model)
+    logits = [document.read(tokens[:6], given=whole), *(document.read(tokens[i : i + 1]) for i in range(6, 9))]
+    assert relative(torch.cat(logits), expected) < 1e-5
 
 
 def test_a_later_stage_of_a_pipeline_gives_nothing() -> None:

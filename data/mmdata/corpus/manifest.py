@@ -47,10 +47,12 @@ class Manifest:
     inputs: dict[str, Any]
     skipped: dict[str, dict[str, Any]]  # reason -> {"count", "names"}
     format: int = FORMAT
+    images: dict[str, Any] | None = None  # of a corpus with images: their token, rules of tiles and counts
 
     def write(self, path: Path) -> None:
-        """Write as indented JSON with sorted keys."""
-        path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        """Write as indented JSON with sorted keys; a corpus of text says nothing of images."""
+        facts = {name: value for name, value in asdict(self).items() if name != "images" or value is not None}
+        path.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: str | Path) -> Manifest:

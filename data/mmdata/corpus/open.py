@@ -1,6 +1,7 @@
 """Opening a corpus of any format: the registry of formats, and the only place that chooses among them.
 
-A new format of tokenised documents is one new file in this folder and one line in `FORMATS`.
+A new format of tokenised documents is one new file in this folder (or, where it has more to it than tokens, in a room
+of its own) and one line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from mmdata.corpus.prepared import PreparedFormat
 from mmdata.corpus.protocol import CorpusFormat
 from mmdata.corpus.split import Split
 from mmdata.corpus.token_range import check_token_range
+from mmdata.images.corpus import ImageFormat
 from mmdata.tokenizer_identity import TokenizerIdentity
 
 FORMATS: tuple[CorpusFormat, ...] = (
+    ImageFormat(),
     PreparedFormat(),
     MegatronFormat(),  # last: it takes every path
 )

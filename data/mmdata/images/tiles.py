@@ -21,7 +21,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """Deviation of red, green and blue, likewise."""
 
 
-def cut_tiles(image: Image, rules: TileRules) -> tuple[np.ndarray, ImageLayout]:
+def cut_tiles(
+    image: Image, rules: TileRules, full_size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, ImageLayout]:
     """Cut an image into a thumbnail and the tiles of its best grid.
 
     The thumbnail is the whole image, stretched to a square. For the grid, the image keeps its proportions (but for one
@@ -30,6 +32,7 @@ def cut_tiles(image: Image, rules: TileRules) -> tuple[np.ndarray, ImageLayout]:
     Args:
         image: decoded, of any mode; turned as its metadata asks for already.
         rules: how images become tiles.
+        full_size: its width and height, which decide the grid, where it was decoded at a fraction of them.
 
     Returns:
         uint8 [N, 3, S, S], the thumbnail first, then the grid row by row; and the layout of the tokens.
@@ -38,14 +41,14 @@ def cut_tiles(image: Image, rules: TileRules) -> tuple[np.ndarray, ImageLayout]:
         DataError: the image has no pixels.
     """
     size = rules.tile
-    layout = lay_image(*image.size, rules)
-    image = image.convert("RGB")
+    layout = lay_image(*(full_size or image.size), rules)
+    image = image if image.mode == "RGB" else image.convert("RGB")
     thumbnail_SS3 = _resized(image, size, size)
     rows, columns = layout.grid
     if not rows:
         return _channels_first(thumbnail_SS3[None]), layout
     canvas = np.zeros((rows * size, columns * size, 3), np.uint8)
-    width, height = fitted_size(*image.size, layout, rules)
+    width, height = fitted_size(*(full_size or image.size), layout, rules)
     top, left = (rows * size - height) // 2, (columns * size - width) // 2
     canvas[top : top + height, left : left + width] = _resized(image, width, height)
     tiles = canvas.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from mmdata.errors import DataError
 from mmdata.prepare.skips import Skip, SkipLog
@@ -85,24 +86,37 @@ class Sample:
                     return
 
 
-def train_bpe(sample: Sample, vocab_size: int, path: Path) -> dict[str, int]:
+class Texts(Protocol):
+    """Protocol of texts to train on; the counts and skips are of those read so far (see `Sample`)."""
+
+    documents: int
+    bytes: int
+    skips: SkipLog
+
+    def __iter__(self) -> Iterator[str]:
+        """The texts."""
+
+
+def train_bpe(sample: Texts, vocab_size: int, path: Path, special: Sequence[str] = ()) -> dict[str, int]:
     """Train a byte-level BPE of up to `vocab_size` tokens, save it as `path`, return `documents` and `bytes` seen.
 
-    The alphabet is all 256 bytes, so every text can be encoded, and EOD is "<end_of_document>", id 0.
+    The alphabet is all 256 bytes, so every text can be encoded, and EOD is "<end_of_document>", id 0. Tokens `special`,
+    which no text gives, follow it.
 
     Raises:
-        DataError: `vocab_size` is under 257, or there is no text at all.
+        DataError: `vocab_size` is under 257 (and one more for each of `special`), or there is no text at all.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < MIN_VOCAB:
-        raise DataError(f"--vocab-size is {vocab_size}: byte-level BPE needs at least {MIN_VOCAB}, for example 32768")
+    least = MIN_VOCAB + len(special)
+    if vocab_size < least:
+        raise DataError(f"--vocab-size is {vocab_size}: byte-level BPE needs at least {least}, for example 32768")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[EOD_TOKEN],
+        special_tokens=[EOD_TOKEN, *special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

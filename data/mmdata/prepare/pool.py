@@ -12,20 +12,29 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 from mmdata.corpus.writer import builder_class
 from mmdata.errors import DataError
 from mmdata.prepare.bpe import tokenizer_threads
 from mmdata.prepare.progress import show_progress
-from mmdata.prepare.shards import ShardTask, is_done, make_shard, start_worker
+from mmdata.prepare.shards import Task, is_done, make_shard, start_worker
+
+_Task = TypeVar("_Task", bound=Task)
 
 
-def run_shards(tasks: Sequence[ShardTask], workers: int, log: Callable[[str], None]) -> None:
-    """Make all shards that are not there yet.
+def run_shards(
+    tasks: Sequence[_Task],
+    workers: int,
+    log: Callable[[str], None],
+    make: Callable[[_Task], int] | None = None,
+) -> None:
+    """Make all shards that are not there yet, by `make`, a function of a module (default: `make_shard`, for text).
 
     Raises:
         DataError: a worker process died (most often for want of memory); finished shards stay.
     """
+    made: Callable[[Any], int] = make or make_shard
     todo = [task for task in tasks if not is_done(task)]
     if len(todo) < len(tasks):
         log(f"going on from an earlier run: {len(tasks) - len(todo)} of {len(tasks)} shards are there")
@@ -34,18 +43,18 @@ def run_shards(tasks: Sequence[ShardTask], workers: int, log: Callable[[str], No
     workers = min(workers, len(todo))
     with show_progress(tasks, todo, log):
         if workers > 1:
-            _run_pool(todo, workers)
+            _run_pool(todo, workers, made)
             return
         with tokenizer_threads(False):
             for task in todo:
-                make_shard(task)
+                made(task)
 
 
-def _run_pool(todo: Sequence[ShardTask], workers: int) -> None:
+def _run_pool(todo: Sequence[_Task], workers: int, make: Callable[[_Task], int]) -> None:
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
-        futures: list[Future[int]] = [pool.submit(make_shard, task) for task in todo]
+        futures: list[Future[int]] = [pool.submit(make, task) for task in todo]
         builder_class()  # seconds of import, needed by the merge: let it overlap the workers
         for future in as_completed(futures):
             future.result()

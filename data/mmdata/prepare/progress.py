@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from mmdata.prepare.shards import ShardTask, bytes_seen, is_done
+from mmdata.prepare.shards import Task, bytes_seen, is_done
 
 _FIRST_LINE_SECONDS = 10.0
 _LINE_SECONDS = 60.0
@@ -24,7 +24,7 @@ class Meter:
         before: bytes that an earlier run left done.
     """
 
-    def __init__(self, tasks: Sequence[ShardTask], todo: Sequence[ShardTask]) -> None:
+    def __init__(self, tasks: Sequence[Task], todo: Sequence[Task]) -> None:
         self.total = sum(task.weight for task in tasks)
         self._open = list(todo)
         self._finished = self.before = self.total - sum(task.weight for task in todo)
@@ -42,7 +42,7 @@ class Meter:
 
 
 @contextmanager
-def show_progress(tasks: Sequence[ShardTask], todo: Sequence[ShardTask], log: Callable[[str], None]) -> Iterator[None]:
+def show_progress(tasks: Sequence[Task], todo: Sequence[Task], log: Callable[[str], None]) -> Iterator[None]:
     """Show progress on stderr while the block runs: a bar in a terminal, else a line to `log` once it takes long."""
     done = threading.Event()
     follow = _follow_bar if sys.stderr.isatty() else _follow_lines

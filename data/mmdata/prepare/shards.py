@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import parent_process
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,29 @@ from mmdata.prepare.skips import SkipLog
 from mmdata.prepare.sources import Piece, read_piece
 from mmdata.prepare.text_files import parse_separator
 from mmdata.tokenizer import Tokenizer, load_tokenizer
+
+
+class Task(Protocol):
+    """Protocol of the task to make a shard: `NUMBER.bin`, tokens of `dtype`, and `NUMBER.json` in a folder.
+
+    `weight` is the rough size of its work in bytes of text.
+    """
+
+    @property
+    def number(self) -> int:
+        """Number of the shard."""
+
+    @property
+    def folder(self) -> str:
+        """Folder that it goes to."""
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of its tokens."""
+
+    @property
+    def weight(self) -> int:
+        """Rough size of the text in bytes."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +114,7 @@ def make_shard(task: ShardTask) -> int:
     return task.weight
 
 
-def bytes_seen(task: ShardTask) -> int:
+def bytes_seen(task: Task) -> int:
     """Bytes of text done of a shard that is being made; 0 if it is not."""
     try:
         return Path(task.folder, f"{task.number:06d}.seen").stat().st_size
@@ -98,7 +122,7 @@ def bytes_seen(task: ShardTask) -> int:
         return 0
 
 
-def is_done(task: ShardTask) -> bool:
+def is_done(task: Task) -> bool:
     """Whether the shard is whole."""
     base = Path(task.folder) / f"{task.number:06d}"
     try:

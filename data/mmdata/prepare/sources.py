@@ -6,9 +6,9 @@ Nothing here is fatal: a file or record that cannot be read comes out as a `Skip
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from mmdata.prepare import parquet
 from mmdata.prepare.json_values import json_values, text_fields, text_in
@@ -16,6 +16,7 @@ from mmdata.prepare.skips import Skip
 from mmdata.prepare.streams import CHUNK, RECORD_LIMIT, BrokenStreamError, chunks, lines
 from mmdata.prepare.text_files import Separator, fragments, section
 
+_Item = TypeVar("_Item")
 _TOO_LONG = f"record over {RECORD_LIMIT >> 20} MiB"
 
 
@@ -56,9 +57,45 @@ def read_piece(piece: Piece, text_field: str, separator: Separator | None = None
         text_field: JSON key or Parquet column of the text; names joined by dots lead into objects.
         separator: what stands between the documents of a text file; None makes a file one document.
     """
-    read = {"json": _json, "jsonl": _packed_jsonl if piece.packed else _plain_jsonl, "parquet": _parquet}
+
+    def document(data: bytes | None, where: str, bad: str) -> Document | Skip:
+        return _json_record(data, text_field, where, bad)
+
+    if piece.kind == "text":
+        yield from guarded(piece, _text(piece, separator))
+    elif piece.kind == "parquet":
+        yield from guarded(piece, _parquet(piece, text_field))
+    else:
+        yield from json_records(piece, document)
+
+
+def json_records(piece: Piece, make: Callable[[bytes | None, str, str], _Item]) -> Iterator[_Item | Skip]:
+    """What `make` makes of each record of a "json" or "jsonl" piece, in file order, and skips.
+
+    Args:
+        piece: what to read.
+        make: gets a record's bytes (None: it is too long), its place, and the reason to give if they are not JSON.
+    """
+    read = {"json": _json, "jsonl": _packed_jsonl if piece.packed else _plain_jsonl}
+    yield from guarded(piece, read[piece.kind](piece, make))
+
+
+def json_value(data: bytes | None, where: str, bad: str) -> Any | Skip:
+    """Value that the bytes of a record spell, or why there is none (see :func:`json_records`)."""
+    if data is None:
+        return Skip(_TOO_LONG, where)
     try:
-        yield from _text(piece, separator) if piece.kind == "text" else read[piece.kind](piece, text_field)
+        return json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except UnicodeDecodeError:
+        return Skip("not UTF-8", where)
+    except (ValueError, RecursionError):
+        return Skip(bad, where)
+
+
+def guarded(piece: Piece, items: Iterator[_Item]) -> Iterator[_Item | Skip]:
+    """Items read from a piece; an error of its file becomes the last of them, a skip."""
+    try:
+        yield from items
     except UnicodeDecodeError:
         yield Skip("not UTF-8", f"{piece.path} (its mark says UTF-16 or UTF-32)")
     except BrokenStreamError:
@@ -113,20 +150,15 @@ def _from_value(text: object, text_field: str, where: str, fields: tuple[tuple[s
 
 def _json_record(data: bytes | None, text_field: str, where: str, bad: str) -> Document | Skip:
     """A document from the bytes of a JSON object. `bad` is the reason given where they are not JSON."""
-    if data is None:
-        return Skip(_TOO_LONG, where)
-    try:
-        record = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-    except UnicodeDecodeError:
-        return Skip("not UTF-8", where)
-    except (ValueError, RecursionError):
-        return Skip(bad, where)
+    record = json_value(data, where, bad)
+    if isinstance(record, Skip):
+        return record
     text = text_in(record, text_field)
     fields = () if isinstance(text, str) else tuple(text_fields(record))
     return _from_value(text, text_field, where, fields)
 
 
-def _plain_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
+def _plain_jsonl(piece: Piece, make: Callable[[bytes | None, str, str], _Item]) -> Iterator[_Item | Skip]:
     with open(piece.path, "rb") as stream:
         position = piece.start
         if position:  # step back one byte: if it is a newline the piece starts with a whole line
@@ -145,7 +177,7 @@ def _plain_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
             if len(line) == RECORD_LIMIT and not line.endswith(b"\n"):
                 position, line = position + _rest_of_line(stream), None
             if line is None or not line.isspace():
-                yield _json_record(line, text_field, where, "bad JSON line")
+                yield make(line, where, "bad JSON line")
 
 
 def _rest_of_line(stream: BinaryIO) -> int:
@@ -158,14 +190,14 @@ def _rest_of_line(stream: BinaryIO) -> int:
     return size
 
 
-def _packed_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
+def _packed_jsonl(piece: Piece, make: Callable[[bytes | None, str, str], _Item]) -> Iterator[_Item | Skip]:
     """Lines of a compressed file. A break in the stream ends it: what was read before it is kept."""
     number = 0
     try:
         for line in lines(chunks(piece.path, piece.packed)):
             number += 1
             if line is None or (line and not line.isspace()):
-                yield _json_record(line, text_field, f"{piece.path} line {number}", "bad JSON line")
+                yield make(line, f"{piece.path} line {number}", "bad JSON line")
     except BrokenStreamError:
         yield Skip(f"broken {piece.packed}", f"{piece.path} after line {number}")
         return
@@ -173,13 +205,13 @@ def _packed_jsonl(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
         yield Skip("empty", piece.path)
 
 
-def _json(piece: Piece, text_field: str) -> Iterator[Document | Skip]:
+def _json(piece: Piece, make: Callable[[bytes | None, str, str], _Item]) -> Iterator[_Item | Skip]:
     """Records of a JSON file. A break in the stream ends it: what was read before it is kept."""
     number = 0
     try:
         for value in json_values(chunks(piece.path, piece.packed)):
             number += 1
-            yield _json_record(value, text_field, f"{piece.path} value {number}", "bad JSON value")
+            yield make(value, f"{piece.path} value {number}", "bad JSON value")
     except BrokenStreamError:
         yield Skip(f"broken {piece.packed}", f"{piece.path} after value {number}")
         return

@@ -16,7 +16,7 @@ def summary(manifest: Manifest, output: Path, script: str = "launch/pretrain.py"
 
     `script` is how torchrun is told to train (see `next_command`).
     """
-    return "\n".join([_counts(manifest), _skipped(manifest), _next(manifest, output, script)])
+    return "\n".join([_counts(manifest), skipped_line(manifest), _next(manifest, output, script)])
 
 
 def _counts(manifest: Manifest) -> str:
@@ -30,7 +30,8 @@ def _counts(manifest: Manifest) -> str:
     return f"{'; '.join(parts)} ({kind}, vocabulary {manifest.vocab_size:,}, {manifest.dtype})"
 
 
-def _skipped(manifest: Manifest) -> str:
+def skipped_line(manifest: Manifest) -> str:
+    """What was left out and why, in one line."""
     if not manifest.skipped:
         return "skipped nothing"
     total = sum(entry["count"] for entry in manifest.skipped.values())

@@ -31,13 +31,18 @@ class Separator:
     longest: int
 
 
+def unescaped(text: str) -> str:
+    r"""Text of a command line with its escapes \n \r \t \\ \xNN \uNNNN read."""
+    return _ESCAPE.sub(lambda found: _LETTERS.get(found[1]) or chr(int(found[1][1:], 16)), text)
+
+
 def parse_separator(text: str) -> Separator:
     r"""Read `--separator`: plain text with the escapes \n \r \t \\ \xNN \uNNNN. \n also matches a Windows line end.
 
     Raises:
         DataError: it is empty.
     """
-    plain = _ESCAPE.sub(lambda found: _LETTERS.get(found[1]) or chr(int(found[1][1:], 16)), text)
+    plain = unescaped(text)
     if not plain:
         raise DataError(
             "--separator is empty: give the text between documents, for example '<|endoftext|>' or '\\n\\n'"

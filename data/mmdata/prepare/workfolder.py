@@ -12,9 +12,11 @@ from pathlib import Path
 from mmdata.corpus.manifest import NAME, Manifest, read_manifest
 from mmdata.corpus.writer import fsync
 from mmdata.errors import DataError
+from mmdata.images.table import SHARED, side_names
 
 PARTIAL = ".partial"
-FINAL_NAMES = ("train.bin", "train.idx", "valid.bin", "valid.idx", "tokenizer.json", NAME)
+_IMAGES = [*SHARED, *side_names("train"), *side_names("valid")]  # of a corpus with images only
+FINAL_NAMES = ("train.bin", "train.idx", "valid.bin", "valid.idx", "tokenizer.json", *_IMAGES, NAME)
 
 
 def finished(output: Path, request: str) -> Manifest | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from mmdata.errors import DataError
 from mmdata.rows.assemble import Row
 
 _ORPHAN_SECONDS = 120
+_Batch = TypeVar("_Batch", bound="PackedBatch")
 
 
 class Rows(Protocol):
@@ -115,12 +116,18 @@ def _real_tokens(rows: Sequence[Row], s: int) -> tuple[int, ...] | None:
 
 
 def micro_batches(
-    stream: Rows, batches: Iterable[Sequence[int]], *, num_workers: int = 0, prefetch: int = 4
-) -> Iterator[PackedBatch]:
+    stream: Rows,
+    batches: Iterable[Sequence[int]],
+    *,
+    num_workers: int = 0,
+    prefetch: int = 4,
+    collate: Callable[[Sequence[Row], Sequence[int]], _Batch] = collate,
+) -> Generator[_Batch]:
     """Make one batch of each list of row numbers in `batches` (which may be endless), in order.
 
     With `num_workers` processes, each process makes up to `prefetch` batches ahead of need, and as many lists are drawn
-    from `batches`. The batches do not depend on either number.
+    from `batches`. The batches do not depend on either number. `collate` makes a batch of rows and their numbers, in
+    this process.
 
     Raises:
         DataError: `stream` raised it, in whichever process; or `num_workers` is negative.

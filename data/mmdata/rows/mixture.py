@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Mixture:
     Point i of a golden-ratio rotation, (start(seed) + i * step) mod 2^32, falls into one of the arcs that the weights
     cut the circle into; the arc names the source. Counts stay within a few rows of `weight * i` for every i, and the
     number of earlier rows of a source has a closed form, so row i costs the same at any i. The k-th row taken from a
-    source is that stream's row k.
+    source is that stream's row k. Where one stream pads its rows, rows of all of them say what of them is real.
 
     Args:
         streams: with equal `seq_len`.
@@ -44,6 +45,7 @@ class Mixture:
         if len(lengths) > 1:
             raise DataError(f"the streams of a mixture have rows of {lengths} tokens: use one seq_len")
         self.streams, self.weights, self.seed, self.seq_len = tuple(streams), tuple(weights), seed, lengths[0]
+        self._pads = any(stream.pads for stream in streams)
         self._start = salt_of(seed) >> (64 - _BITS)
         shares = np.cumsum(np.asarray(weights, dtype=np.float64)) / float(sum(weights))
         self._arcs = [0, *(min(_CIRCLE, round(share * _CIRCLE)) for share in shares.tolist())]
@@ -55,8 +57,9 @@ class Mixture:
 
     def __getitem__(self, i: int) -> Row:
         """Row i, for any i >= 0."""
-        source, row = self.locate(i)
-        return self.streams[source][row]
+        source, number = self.locate(i)
+        row = self.streams[source][number]
+        return replace(row, real_tokens=self.seq_len) if self._pads and row.real_tokens is None else row
 
     def locate(self, i: int) -> tuple[int, int]:
         """Number of the stream that row i comes from, and its row number there.

@@ -7,7 +7,7 @@ of (documents and their lengths, row length, seed, i); what they keep, in memory
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,12 +99,24 @@ class BestFitPlan:
         row: tokens in a row.
         seed: of the shuffle.
         cache: where orders of many documents are kept.
+        cut: cuts documents into pieces of at most a row, longest first, as `cut_anywhere` does: documents, their
+            lengths and the row to pieces.
+        cut_version: names what `cut` does, where that is kept on disk.
     """
 
     pads = True
 
-    def __init__(self, documents: Documents, row: int, seed: int, cache: ArrayCache | None = None) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        row: int,
+        seed: int,
+        cache: ArrayCache | None = None,
+        cut: Callable[[np.ndarray, np.ndarray, int], Pieces] | None = None,
+        cut_version: Mapping[str, Any] | None = None,
+    ) -> None:
         self._documents, self._row, self._seed = documents, row, seed
+        self._cut, self._cut_version = cut or cut_anywhere, cut_version or {}
         self._total = documents.num_tokens
         self._orders = Orders(documents, seed, cache)
         per_window = max(WINDOW_DOCUMENTS, -(-WINDOW_ROWS * row * len(documents) // self._total))
@@ -149,7 +161,9 @@ class BestFitPlan:
             cache.put("windows", self._kept_key(first), Entry({"ends": ends}))
 
     def _kept_key(self, first: int) -> Mapping[str, Any]:
-        return self._orders.key(row=self._row, first_window=first, windows=self._windows, best_fit=1)
+        return self._orders.key(
+            row=self._row, first_window=first, windows=self._windows, best_fit=1, **self._cut_version
+        )
 
     def _plan(self, window: int) -> tuple[Pieces, np.ndarray]:
         """Pieces of a window in row order, and where each row begins and the last ends, int64[rows + 1]."""
@@ -157,7 +171,7 @@ class BestFitPlan:
         order = self._orders.places(epoch)
         n = len(order)
         places = order[n * part // self._windows : n * (part + 1) // self._windows]
-        pieces = _cut(self._documents.id_of(places), self._documents.lengths[places], self._row)
+        pieces = self._cut(self._documents.id_of(places), self._documents.lengths[places], self._row)
         rows = best_fit(pieces.lengths, self._row)
         count = int(rows.max()) + 1
         rank = np.empty(count, dtype=np.int64)
@@ -202,7 +216,7 @@ def best_fit(lengths: np.ndarray, row: int) -> np.ndarray:
     return result
 
 
-def _cut(documents: np.ndarray, lengths: np.ndarray, row: int) -> Pieces:
+def cut_anywhere(documents: np.ndarray, lengths: np.ndarray, row: int) -> Pieces:
     """Cut documents into pieces of at most a row, longest first: row-sized pieces and a remainder of a long one."""
     counts = -(-lengths // row)
     owner = np.repeat(np.arange(len(documents)), counts)

@@ -63,7 +63,7 @@ class RowStream:
                 f"{corpus.prefix} has {self.num_tokens} usable tokens, less than one row of seq_len {seq_len}: "
                 "use more text, a smaller seq_len, or packing best_fit, which pads"
             )
-        self._plan: Plan = PACKINGS[packing](chosen, seq_len, seed, cache)
+        self._plan: Plan = self._lay(chosen)
 
     def __getitem__(self, i: int) -> Row:
         """Row i, for any i >= 0.
@@ -80,6 +80,11 @@ class RowStream:
             vocab_size=self.vocab_size, pads=self._plan.pads,
         )  # fmt: skip
 
+    @property
+    def pads(self) -> bool:
+        """Whether rows may end in padding."""
+        return self._plan.pads
+
     def rows_per_epoch(self, epoch: int = 0) -> int:
         """Number of rows that end within an epoch; epoch 0 is the rows from 0 up to this number."""
         return self._plan.rows_per_epoch(epoch)
@@ -87,6 +92,10 @@ class RowStream:
     def efficiency(self, epoch: int = 0) -> float:
         """Share of real tokens in the rows of an epoch, 1 for concat."""
         return self._plan.efficiency(epoch)
+
+    def _lay(self, documents: Documents) -> Plan:
+        """Plan of the rows, by the packing's name."""
+        return PACKINGS[self.packing](documents, self.seq_len, self.seed, self._cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by arguments: a worker process makes its plan anew, and maps what is kept on disk."""

@@ -19,6 +19,7 @@ from mmdata.corpus.documents import Documents
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.hashing import mix_array, salt_of
+from mmdata.images.corpus import ImageCorpus
 from mmdata.rows.assemble import Row, assemble
 from mmdata.rows.cache import cached
 from mmdata.rows.pieces import Pieces, TokenRanges
@@ -105,6 +106,11 @@ class TokenMixture:
         for component in components:
             if component.documents.num_tokens == 0:
                 raise DataError(f"a mixture takes documents of {component.corpus.prefix} that it does not have")
+            if isinstance(component.corpus, ImageCorpus):
+                raise DataError(
+                    f"{component.corpus.prefix} holds images, which a mixture by tokens would cut: give its phase "
+                    "buckets=[] and transition=0 and leave data.long_sources empty, so that each row is of one source"
+                )
         self.components, self.segments, self.seq_len, self.seed = tuple(components), tuple(segments), seq_len, seed
         self.packing, self.eod_id, self.vocab_size = packing, eod_id, vocab_size
         rows = window_rows(components, segments[-1].end, seq_len)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmtrain.model.given_embeddings import GivenEmbeddings
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
 from mmtrain.model.mixers.registry import mixer_spec
 from mmtrain.model.model import HybridLM
@@ -31,10 +32,10 @@ class OneDocument:
             layer.begin(0)
 
     @torch.no_grad()
-    def read(self, tokens_T: Tensor) -> Tensor:
-        """Read tokens that follow, and return their logits [T, V]."""
+    def read(self, tokens_T: Tensor, given: GivenEmbeddings | None = None) -> Tensor:
+        """Read tokens that follow, some with embeddings of their own, and return their logits [T, V]."""
         count = len(tokens_T)
         self.length += count
         batch = DocumentBatch.of([count], [self.length], [0], [range(64)], self._shape, CPU)
         views = [layer.view(batch) for layer in self.layers]
-        return self._model.lm_head(self._model.final_states(tokens_T, batch.packing, views))
+        return self._model.lm_head(self._model.final_states(tokens_T, batch.packing, views, given))
