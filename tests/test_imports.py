@@ -37,6 +37,7 @@ LAYERS = Layers(
         ["command_line", "config"],
         ["model"],
         ["vision"],
+        ["build"],
         ["parallel"],
         ["optim", "log", "health", "checkpoint"],
         ["evals", "hf", "report", "scaling"],
@@ -45,7 +46,20 @@ LAYERS = Layers(
         ["__main__"],
     ],
     # Decoding needs no training code.
-    beside={"infer": ["checkpoint", "hf", "parallel", "model", "config", "command_line", "output", "errors"]},
+    beside={
+        "infer": [
+            "checkpoint",
+            "hf",
+            "parallel",
+            "build",
+            "vision",
+            "model",
+            "config",
+            "command_line",
+            "output",
+            "errors",
+        ]
+    },
     free=["bench"],
     exceptions={},  # (importer, imported): the reason; there should be none
 )

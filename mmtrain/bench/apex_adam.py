@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain.bench.step_cases import CONFIGS
+from mmtrain.build import meta_model
 from mmtrain.config import OptimConfig
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer, update
 
 NEEDED = ("csrc/multi_tensor_adam.cu", "csrc/multi_tensor_apply.cuh", "csrc/type_shim.h",

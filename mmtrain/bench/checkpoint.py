@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from mmtrain.bench.context_step import packed_row
 from mmtrain.bench.timing import slowest
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.manifest import file_sum, is_shard
@@ -38,7 +39,6 @@ from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.config.cli import compose
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel

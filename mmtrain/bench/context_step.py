@@ -15,8 +15,8 @@ from mmdata.rows.loader import PackedBatch
 from mmtrain.bench.context_report import Bench, Figures
 from mmtrain.bench.context_rows import mixture
 from mmtrain.bench.timing import Clock, slowest
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.context.cut import RowCutter
 from mmtrain.parallel.parallel_model import ParallelModel

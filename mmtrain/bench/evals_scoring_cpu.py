@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from mmdata.tokenizer import ByteTokenizer
+from mmtrain.build import build_model
 from mmtrain.config import ModelConfig
 from mmtrain.infer.answering import EngineAnswerer, options_for
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.scoring import label_scores
-from mmtrain.model.init import build_model
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 

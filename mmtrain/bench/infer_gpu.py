@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from mmtrain.bench.step_cases import CONFIGS
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
@@ -35,7 +36,6 @@ from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.scheduler import Chunk, Step
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 
+from mmtrain.build import build_model
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
-from mmtrain.model.init import build_model
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.packed_seq import Packing
 from mmtrain.train.device import keep_freed_memory

@@ -29,10 +29,10 @@ from mmkernels.softmax import dispatch
 from mmtrain.bench.step_cases import CASES, STEPS, Case, batches, model_config
 from mmtrain.bench.step_peers import PEERS, measure_peer, parse_peers
 from mmtrain.bench.timing import slowest
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.log.kernel_times import profile
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.memory.predict import MemoryPrediction, predict

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
+from mmtrain.build import build_model
 from mmtrain.checkpoint.safetensors_file import TensorFile, read_header
 from mmtrain.config import ModelConfig
 from mmtrain.hf.export import export
 from mmtrain.hf.sources import ModuleWeights
 from mmtrain.hf.target import Target
-from mmtrain.model.init import build_model
 from mmtrain.model.packed_seq import Packing
 
 TOLERANCE = 1e-3  # of the norm of the logits: float32 rounding is below 1e-5, another rotation above 1e-2

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import meta_model
 from mmtrain.model.mixers.registry import LIGHTNING, SOFTMAX
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
@@ -121,7 +121,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             raise ConfigError("model.layer_pattern", config.layer_pattern,
                               f"the format of MiniMax-Text-01 has no layers of the kind {letter}",
                               "only L and S can be exported and imported")  # fmt: skip
-    return {name: tuple(parameter.shape) for name, parameter in meta_model(config).named_parameters()}
+    text = meta_model(replace(config, vision=None))
+    return {name: tuple(parameter.shape) for name, parameter in text.named_parameters()}
 
 
 def file_shapes(config: ModelConfig, stacked: bool) -> dict[str, tuple[int, ...]]:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.hf.naming import Piece, file_shapes
-from mmtrain.vision.model import meta_vision_language_model
 
 LANGUAGE_MODEL = "language_model."
 _TOWER = "vision_tower.vision_model"
@@ -74,7 +74,7 @@ def vision_file_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: the model has no eyes.
     """
-    every = pieces_of_encoder(meta_vision_language_model(model).encoder).values()
+    every = pieces_of_encoder(meta_model(model).encoder).values()
     return {piece.name: piece.shape for _, pieces in every for piece in pieces}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mmdata.tokenizer import Tokenizer, load_tokenizer
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.progress import read_meta
@@ -29,7 +30,6 @@ from mmtrain.infer.quantised.stream import stream_model
 from mmtrain.infer.request import check_rope_base
 from mmtrain.infer.run_tokenizer import tokenizer_of_run
 from mmtrain.infer.serving.ranks import ALONE, Ranks
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
 from mmtrain.parallel.serving.lay_out import keep_own_parts, lay_out_for_inference
 

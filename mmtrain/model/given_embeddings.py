@@ -6,8 +6,16 @@ Legend: T tokens, I tokens whose embeddings are given, D model width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
+
+
+class GivenInputs(Protocol):
+    """What some tokens of a micro-batch have in place of ids: something that a model makes their embeddings of."""
+
+    def cut(self, index_S: Tensor) -> GivenInputs:
+        """That of the tokens `index_S` (int64 on the host) of the micro-batch, by their places there."""
 
 
 @dataclass(frozen=True)

@@ -18,21 +18,6 @@ from mmtrain.model.elements import global_index, hash_index, local_part, name_ke
 from mmtrain.model.initial import Constant, Initial, Uniform, Xavier, XavierQKV
 
 
-def build_model(config: ModelConfig, device: torch.device | str = "cpu", seed: int = 1234) -> nn.Module:
-    """Make a model with initial weights, whole, on one device, in fp32 (for tests, tools and decoding)."""
-    model = meta_model(config).to_empty(device=device)
-    initialise(model, seed)
-    return model
-
-
-def meta_model(config: ModelConfig) -> nn.Module:
-    """Make a model without memory, to be sharded, given memory, and filled by :func:`initialise` or a checkpoint."""
-    from mmtrain.model.model import HybridLM
-
-    with torch.device("meta"):
-        return HybridLM(config)
-
-
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
     """Fill every parameter (plain or DTensor) and buffer of a HybridLM that has memory.

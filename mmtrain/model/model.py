@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
 from mmtrain.model.embedding import Embedding
-from mmtrain.model.given_embeddings import GivenEmbeddings
+from mmtrain.model.given_embeddings import GivenEmbeddings, GivenInputs
 from mmtrain.model.label_score import LabelScore, ScoreCall, score_labels
 from mmtrain.model.linear import Linear
 from mmtrain.model.loss import LossCall, linear_cross_entropy
@@ -34,12 +34,14 @@ class ModelInputs(NamedTuple):
         packing: the documents that the tokens belong to.
         labels_T: int64 [T], next tokens, -100 ignored.
         rope_base: of the softmax layers; phases of training have bases of their own.
+        given: what some of the tokens have in place of ids; None: all are text.
     """
 
     tokens_T: Tensor
     packing: Packing
     labels_T: Tensor
     rope_base: float
+    given: GivenInputs | None = None
 
 
 class LossOutput(NamedTuple):
@@ -98,8 +100,9 @@ class HybridLM(nn.Module):
         packing: Packing,
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
-        score: bool = False,
         given: GivenEmbeddings | None = None,
+        *,
+        score: bool = False,
     ) -> LossOutput | StageOutput | LabelScore | Tensor:
         """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
 
@@ -110,8 +113,8 @@ class HybridLM(nn.Module):
             packing: the documents that the tokens belong to.
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
-            score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
             given: embeddings that some of the tokens have in place of the table's; nothing without an embedding.
+            score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
         """
         h_TD, router = self._run_layers(tokens_T, packing, rope_base, None, given)
         if self.norm is None:

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mmtrain.build import meta_model
 from mmtrain.model.elements import global_index, hash_index, local_part, name_key, pieces
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
 
 PROJECTIONS = 16

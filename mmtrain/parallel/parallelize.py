@@ -73,7 +73,8 @@ def apply_parallel(
         else:
             apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
             weights = ShardedWeights(model, config)
-        recorded = context.device.type == "cuda" and records_graphs(layout, config, host_parameters)
+        text = model.config.vision is None  # images are as many as they are: their kernels are not recorded
+        recorded = text and context.device.type == "cuda" and records_graphs(layout, config, host_parameters)
         most = None if config.cuda_graphs is True else MOST_GRAPH_TOKENS
         run = RecordedModel(model, most, compute_dtype) if recorded else PlainModel(model)
         schedule = SingleStage(model, weights, run)

@@ -41,7 +41,7 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64)
     with model.evaluating():
         for batch, counts in batches:
-            ce_sum = model.evaluate(model_inputs(batch, rope_base, model.context.device))
+            ce_sum = model.evaluate(model_inputs(batch, rope_base, model.context.device, model.module.config.vision))
             if counts and ce_sum is not None:
                 labels = batch.labels_BS[batch.loss_mask_BS].numpy()
                 counted = model.context.cp_rank == 0  # ranks that share a row have its labels all

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmtrain.build import meta_model
 from mmtrain.config import OptimConfig, PhaseConfig, PretrainConfig
 from mmtrain.log.console import count_text
 from mmtrain.model.frozen import check_frozen, count_trained
-from mmtrain.model.init import meta_model
 
 
 def frozen_parts(optim: OptimConfig, phase: PhaseConfig) -> tuple[str, ...]:

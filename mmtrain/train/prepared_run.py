@@ -97,8 +97,9 @@ def plan_launch(config: PretrainConfig) -> PlannedRun:
         ConfigError: the first option that cannot work.
     """
     device, plan_only = mesh.pick_device(config.cluster), config.run.plan
-    require(config.model.vision is None, "model.vision", config.model.name, "images are not trained on yet",
-            "give a model of text, or model.vision=null")  # fmt: skip
+    require(config.model.vision is None or config.parallel.cuda_graphs is not True, "parallel.cuda_graphs", True,
+            "a model with eyes takes as many images as there are: it is not recorded",
+            "give parallel.cuda_graphs=auto")  # fmt: skip
     if not plan_only:
         check_optimizer(config.optim, device.type)
         require(config.parallel.cuda_graphs is not True or device.type == "cuda", "parallel.cuda_graphs", True,

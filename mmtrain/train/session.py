@@ -7,13 +7,13 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder, is_hf_folder
 from mmtrain.hf.read_weights import load_folder
 from mmtrain.model.frozen import freeze
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.mesh import ParallelContext

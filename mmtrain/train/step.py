@@ -7,12 +7,15 @@ from typing import Protocol
 
 import torch
 
+from mmdata.images.batch import ImageBatch
 from mmdata.rows.loader import PackedBatch
+from mmtrain.config import VisionConfig
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import ModelInputs
 from mmtrain.model.packed_seq import Packing, RealTokens, to_device
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
+from mmtrain.train.image_rows import image_inputs
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult, StepStatistics
 
@@ -28,8 +31,10 @@ class WeightsInUse(Protocol):
         """Return once weights and moments may change."""
 
 
-def model_inputs(batch: PackedBatch, rope_base: float, device: torch.device) -> ModelInputs:
-    """A micro-batch of packed rows, flattened, on the device."""
+def model_inputs(
+    batch: PackedBatch, rope_base: float, device: torch.device, vision: VisionConfig | None = None
+) -> ModelInputs:
+    """A micro-batch of packed rows, flattened, on the device; with its images if the model has eyes, `vision`."""
     longest, lengths = batch.max_seqlen, tuple(batch.cu_seqlens.diff().tolist())  # read before they leave the host
     real = None
     if batch.real_tokens is not None:
@@ -37,7 +42,8 @@ def model_inputs(batch: PackedBatch, rope_base: float, device: torch.device) -> 
     batch = batch.to(device)
     labels_T = batch.labels_BS.masked_fill(~batch.loss_mask_BS, IGNORE).flatten()
     packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest, lengths, real)
-    return ModelInputs(batch.tokens_BS.flatten(), packing, labels_T, rope_base)
+    given = image_inputs(batch, vision) if vision is not None and isinstance(batch, ImageBatch) else None
+    return ModelInputs(batch.tokens_BS.flatten(), packing, labels_T, rope_base, given)
 
 
 def train_step(
@@ -71,7 +77,8 @@ def train_step(
     counts = to_device(torch.tensor(mine, dtype=torch.int64), context.device)
     labelled, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
     statistics = StepStatistics(model.module.config, model)
-    inputs = (model_inputs(batch, rope_base, context.device) for batch in batches)
+    vision = model.module.config.vision
+    inputs = (model_inputs(batch, rope_base, context.device, vision) for batch in batches)
     for result in model.forward_backward(inputs, len(batches), labelled):
         statistics.add(result)
     # All ranks must agree on both before any updates; no rank waits for its device here.

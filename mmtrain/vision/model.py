@@ -1,39 +1,40 @@
-"""The language model with eyes: images become embeddings, and a text model goes on from there.
+"""The language model with eyes: images become embeddings, and the text model goes on from there.
 
 Legend: T tokens (all rows of a micro-batch, flattened), D model width, V vocabulary, I tokens of images.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.given_embeddings import GivenEmbeddings
-from mmtrain.model.init import initialise, initialise_parameters
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, StageOutput
 from mmtrain.model.packed_seq import Packing
 from mmtrain.vision.encoder import ImageEncoder
+from mmtrain.vision.image_inputs import ImageInputs, ImageWork, whole_image_work
 from mmtrain.vision.images import Images
 
 
-class VisionLanguageModel(nn.Module):
-    """A text model, and the eyes that give it embeddings (MiniMax-01 section 6: ViT-MLP-LLM).
+class VisionLanguageModel(HybridLM):
+    """A text model with eyes that give it embeddings (MiniMax-01 section 6: ViT-MLP-LLM).
+
+    Its layers are the text model's, by the same names: a checkpoint of text is one of this model without the eyes, and
+    all that lays out a text model does so with this one.
 
     Attributes:
-        encoder: the eyes.
-        language_model: the text model, which knows nothing of them.
+        encoder: the eyes; None where a pipeline's later stages go on from hidden states.
+        image_work: makes embeddings of a micro-batch's images; where ranks share the work, another in its place.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
         if config.vision is None:
             raise ConfigError("model.vision", None, "the model has no eyes", "for example model=minimax_vl_01")
-        self.config = config
-        self.encoder = ImageEncoder(config.vision, config.hidden_size)
-        self.language_model = HybridLM(config)
+        super().__init__(config)
+        self.encoder: ImageEncoder | None = ImageEncoder(config.vision, config.hidden_size)
+        self.image_work: ImageWork = whole_image_work
 
     def forward(
         self,
@@ -41,7 +42,8 @@ class VisionLanguageModel(nn.Module):
         packing: Packing,
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
-        images: Images | None = None,
+        given: GivenEmbeddings | ImageInputs | None = None,
+        *,
         score: bool = False,
     ) -> LossOutput | StageOutput | LabelScore | Tensor:
         """Return the loss of `labels_T`, or the logits [T, V], as the text model does.
@@ -51,18 +53,34 @@ class VisionLanguageModel(nn.Module):
             packing: the documents that the tokens belong to.
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
-            images: in the order of their placeholders; None: text alone, whose tokens are not looked at.
+            given: images in the order of their placeholders, or embeddings; None: text alone.
             score: return how many of the labels are the argmax in place of the loss.
 
         Raises:
-            ConfigError: there are more or fewer placeholders than tokens of images.
+            ConfigError: the tiles are not those that the images have.
         """
-        given = None
-        if images is not None:
-            at_I = placeholders(tokens_T, images, self.config.vision.image_token)
-            if len(at_I):
-                given = GivenEmbeddings(at_I, self.encoder(images))
-        return self.language_model(tokens_T, packing, labels_T, rope_base, score=score, given=given)
+        if isinstance(given, ImageInputs):
+            given = self.look(given)
+        return super().forward(tokens_T, packing, labels_T, rope_base, given, score=score)
+
+    def look(self, given: ImageInputs) -> GivenEmbeddings | None:
+        """Return the embeddings of a micro-batch's images; None on later stages of a pipeline."""
+        return None if self.encoder is None else self.image_work(self.encoder, given)
+
+    def prune(self, layers: set[int], *, embedding: bool, head: bool) -> None:
+        """Take parts away as the text model does; the eyes stay with the embedding."""
+        super().prune(layers, embedding=embedding, head=head)
+        if not embedding:
+            self.encoder = None
+
+
+def images_of(tokens_T: Tensor, images: Images, image_token: int) -> ImageInputs:
+    """Return images with the places that rows keep for them; waits for the device of `tokens_T`.
+
+    Raises:
+        ConfigError: they are not as many as the images have tokens.
+    """
+    return ImageInputs.whole(images, placeholders(tokens_T, images, image_token).cpu())
 
 
 def placeholders(tokens_T: Tensor, images: Images, image_token: int) -> Tensor:
@@ -80,32 +98,3 @@ def placeholders(tokens_T: Tensor, images: Images, image_token: int) -> Tensor:
             "write each image as so many as mmdata.images.grid.image_tokens says, and no other",
         )  # fmt: skip
     return at_I
-
-
-def meta_vision_language_model(config: ModelConfig) -> VisionLanguageModel:
-    """Make a model without memory, to be given memory and filled by :func:`initialise_vision_language_model`.
-
-    Raises:
-        ConfigError: the configuration has no eyes.
-    """
-    with torch.device("meta"):
-        return VisionLanguageModel(config)
-
-
-def initialise_vision_language_model(model: VisionLanguageModel, seed: int) -> None:
-    """Fill every parameter (plain or DTensor) and buffer; the text model's are those it has alone with the seed."""
-    initialise(model.language_model, seed)
-    initialise_parameters(model.encoder, seed)
-
-
-def build_vision_language_model(
-    config: ModelConfig, device: torch.device | str = "cpu", seed: int = 1234
-) -> VisionLanguageModel:
-    """Make a model with initial weights, whole, on one device, in fp32 (for tests, tools and decoding).
-
-    Raises:
-        ConfigError: the configuration has no eyes.
-    """
-    model = meta_vision_language_model(config).to_empty(device=device)
-    initialise_vision_language_model(model, seed)
-    return model

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from mmtrain.bench import step_fla
 from mmtrain.bench.step_peers import PeerJob
+from mmtrain.build import build_model
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import count_parameters
-from mmtrain.model.init import build_model
 from tests.bench.shapes import copy_of, our_loss, tiny
 
 pytest.importorskip("fla", reason="flash-linear-attention is not installed")

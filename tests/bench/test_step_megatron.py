@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from mmtrain.bench import step_megatron
 from mmtrain.bench.step_peers import PeerJob
+from mmtrain.build import build_model
 from mmtrain.config import ClusterConfig, ModelConfig
 from mmtrain.model.flops import count_parameters
-from mmtrain.model.init import build_model
 from mmtrain.parallel import mesh
 from tests.bench.shapes import copy_of, our_loss, tiny
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mmdata.rows.loader import PackedBatch
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout

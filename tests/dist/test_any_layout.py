@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.save import begin_save
 from mmtrain.checkpoint.tensors import StoredTensors
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.manifest import file_sum, read_manifest
 from mmtrain.checkpoint.progress import Progress
@@ -21,7 +22,6 @@ from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.checkpoint.tensors import StoredTensors
 from mmtrain.checkpoint.verify import damage_of_tensors
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import ModelInputs
 from mmtrain.model.moe import router as router_module
 from mmtrain.model.packed_seq import Packing

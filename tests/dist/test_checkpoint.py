@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.lock import RunLock
@@ -27,7 +28,6 @@ from mmtrain.checkpoint.verify import damage_of_tensors
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.load import load_for_decoding
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.gradients import clip_gradients
 from mmtrain.parallel.layout import plan_layout

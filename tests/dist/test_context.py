@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.parallelize import apply_parallel

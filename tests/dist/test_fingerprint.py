@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.log.gradients import GradientRecord, gradient_differences
 from mmtrain.model import elements
-from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.fingerprint import PROJECTIONS, _local_sums, gradient_fingerprints
 from mmtrain.parallel.layout import plan_layout

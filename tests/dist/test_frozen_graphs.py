@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import build_model
 from mmtrain.model.frozen import freeze
-from mmtrain.model.init import build_model
 from mmtrain.model.model import ModelInputs
 from mmtrain.parallel.graphs import recorded_model
 from mmtrain.parallel.graphs.recorded_model import RecordedModel, _load

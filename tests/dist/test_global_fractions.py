@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.checkpoint.save import begin_save
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.model.moe.router import Router
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh

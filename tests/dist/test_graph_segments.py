@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.model import LossOutput, ModelInputs
 from mmtrain.model.packed_seq import Packing
 from mmtrain.optim.optimizer import build_optimizer

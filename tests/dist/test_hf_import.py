@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.checkpoint.safetensors_file import TensorFile
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder
 from mmtrain.hf.read_weights import load_folder
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.parallelize import apply_parallel

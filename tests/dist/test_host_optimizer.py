@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.host_kernel import load_host_adam
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh

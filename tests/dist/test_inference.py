@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.save import begin_save
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
@@ -24,7 +25,6 @@ from mmtrain.infer.open import open_model
 from mmtrain.infer.serving import sampler
 from mmtrain.infer.serving.follow import LeadingEngine
 from mmtrain.infer.serving.options import EngineOptions
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh

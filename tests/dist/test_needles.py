@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, ParallelConfig
 from mmtrain.evals.sample import Cell
 from mmtrain.evals.score import score_cells
-from mmtrain.model.init import meta_model
 from mmtrain.model.label_score import LabelScore, score_labels
 from mmtrain.model.loss import IGNORE
 from mmtrain.model.model import ModelInputs

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mmdata.rows.loader import PackedBatch
+from mmtrain.build import build_model, meta_model
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.model.flops import step_flops
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.moe.router import Router, RoutingScope, expert_capacity
 from mmtrain.model.packed_seq import Packing, RealTokens
 from mmtrain.parallel import mesh

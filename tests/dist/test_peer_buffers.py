@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import meta_model
 from mmtrain.parallel import mesh
 from mmtrain.parallel.expert.exchange import build_exchange
 from mmtrain.parallel.expert.ipc_memory import HostIpcMemory

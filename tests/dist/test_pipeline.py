@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.progress import Progress, read_progress
 from mmtrain.checkpoint.save import begin_save
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import ConfigError
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout

@@ -7,8 +7,8 @@ from unittest import mock
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.model.mixers.attention import LocalAttention
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh

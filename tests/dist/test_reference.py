@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config import ClusterConfig, ParallelConfig
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.model import ModelInputs
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel import mesh

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from mmdata.rows.loader import PackedBatch
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.fsdp import set_micro_batch

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.checkpoint.listing import all_checkpoints
 from mmtrain.checkpoint.progress import read_meta
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.log.ledger import read_ledger
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.layout import plan_layout

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from mmdata.rows.loader import micro_batches
+from mmtrain.build import build_model, meta_model
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.config import ClusterConfig, ParallelConfig, PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.infer.load import load_for_decoding
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.packed_seq import Packing
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh

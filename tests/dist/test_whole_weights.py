@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh, weight_exchange
 from mmtrain.parallel.layout import plan_layout

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.model.frozen import freeze, is_frozen
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.parallelize import apply_parallel

@@ -13,8 +13,8 @@ import torch
 
 from mmdata.rows.loader import PackedBatch
 from mmtrain.bench.context_step import packed_row
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
 from mmtrain.parallel.mesh import ParallelContext

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from mmkernels.softmax import dispatch
+from mmtrain.build import build_model
 from mmtrain.config import ModelConfig
-from mmtrain.model.init import build_model
 from mmtrain.model.mixers.attention import LocalAttention
 from mmtrain.model.packed_seq import Packing
 from tests.dist.runs import SMALL, make_corpus, pretrain, records, steps

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mmtrain.build import build_model
 from mmtrain.checkpoint.safetensors_file import TensorFile
 from mmtrain.errors import ConfigError
 from mmtrain.hf import read_weights
@@ -18,7 +19,6 @@ from mmtrain.hf.folder import HFFolder, check_folder, open_folder
 from mmtrain.hf.read_weights import load_folder
 from mmtrain.hf.sources import FolderWeights
 from mmtrain.hf.target import TARGETS
-from mmtrain.model.init import build_model
 from tests.hf.folders import PRE_NORM, SHAPES, SHARED, made, write
 from tests.model.small import small_config
 

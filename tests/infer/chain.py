@@ -11,9 +11,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mmdata.tokenizer_identity import BYTES_FILE
+from mmtrain.build import build_model
 from mmtrain.checkpoint.manifest import write_manifest
 from mmtrain.config import ModelConfig
-from mmtrain.model.init import build_model
 from mmtrain.model.model import HybridLM
 
 TEXT = "né€😀!"  # bytes that are all different; the last one is followed by the end of the document, that by the first

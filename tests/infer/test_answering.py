@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mmdata.tokenizer import ByteTokenizer
+from mmtrain.build import build_model
 from mmtrain.errors import ConfigError
 from mmtrain.infer.answering import EngineAnswerer, open_answerer, options_for
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.options import EngineOptions
-from mmtrain.model.init import build_model
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 from tests.infer.chain import CONFIG, EOD, TEXT, chain_model

@@ -7,10 +7,10 @@ from unittest import mock
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.errors import ConfigError
 from mmtrain.infer import memory
 from mmtrain.infer.memory import check_room, free_for_rank, weight_bytes
-from mmtrain.model.init import meta_model
 from tests.model.small import small_config
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmtrain.build import build_model
 from mmtrain.config import ModelConfig
-from mmtrain.model.init import build_model
 
 
 def small_config(**changes: object) -> ModelConfig:

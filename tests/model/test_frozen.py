@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.frozen import check_frozen, count_trained, freeze, is_frozen, learns
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.model import LossOutput
 from mmtrain.model.packed_seq import Packing
 

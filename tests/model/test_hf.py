@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmtrain.model.init import build_model
+from mmtrain.build import build_model
 from mmtrain.model.packed_seq import Packing
 from tests.model.hf_oracle import flat_like_hf, hf_model, hf_name
 from tests.model.small import relative, small_config

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config.cli import compose
 from mmtrain.model import elements, init
-from mmtrain.model.init import build_model, initialise, meta_model
+from mmtrain.model.init import initialise
 from tests.model.small import small_config
 
 D, INNER, KV, F, SHARED, VOCAB, EXPERTS = 48, 64, 32, 40, 24, 160, 4

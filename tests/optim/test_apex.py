@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
+from mmtrain.build import meta_model
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
-from mmtrain.model.init import meta_model
 from mmtrain.optim.optimizer import build_optimizer, set_lr
 from mmtrain.parallel import mesh
 from mmtrain.parallel.parallelize import apply_parallel

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmtrain.model.init import meta_model
+from mmtrain.build import meta_model
 from mmtrain.parallel.layout import Layout
 from mmtrain.train import warmup as warm
 from tests.model.small import small_config

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mmdata.images.grid import lay_image
+from mmtrain.build import build_model
 from mmtrain.config import ModelConfig, VisionConfig
 from mmtrain.hf.vision_weights import vision_tensors
 from mmtrain.vision.images import Images, tile_rules
-from mmtrain.vision.model import VisionLanguageModel, build_vision_language_model
+from mmtrain.vision.model import VisionLanguageModel
 from tests.model.small import small_config
 
 TOWER = "vision_tower.vision_model."
@@ -33,7 +34,7 @@ def small_vl_config(vision: dict | None = None, **changes: object) -> ModelConfi
 
 def small_vl_model(vision: dict | None = None, seed: int = 3, **changes: object) -> VisionLanguageModel:
     """A model in float64 of which no vector is constant, so that losing any of them shows."""
-    model = build_vision_language_model(small_vl_config(vision, **changes), seed=seed).double()
+    model = build_model(small_vl_config(vision, **changes), seed=seed).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
 from mmtrain.model.flops import count_parameters
-from mmtrain.model.init import build_model
 from mmtrain.model.packed_seq import Packing
 from mmtrain.vision.images import Images
-from mmtrain.vision.model import VisionLanguageModel, build_vision_language_model, meta_vision_language_model
+from mmtrain.vision.model import VisionLanguageModel, images_of
 from tests.model.small import draw_tokens, relative, small_config
 from tests.vision.small import IMAGE, draw_images, small_vl_config, small_vl_model
 
@@ -41,7 +42,7 @@ def labels_of(tokens_T: Tensor) -> Tensor:
 
 def by_embeddings(model: VisionLanguageModel, tokens_T: Tensor, packing: Packing, images: Images) -> Tensor:
     """The loss, with embeddings put together by hand and a text model that has no table."""
-    text = copy.copy(model.language_model)
+    text = copy.copy(model)
     text._modules = dict(text._modules)
     table_VD, text.embed_tokens = text.embed_tokens.weight, None
     rows_ID = list(model.encoder(images))
@@ -49,6 +50,10 @@ def by_embeddings(model: VisionLanguageModel, tokens_T: Tensor, packing: Packing
     assert not rows_ID
     out = text(torch.stack(embeddings), packing, labels_of(tokens_T))
     return out.ce_sum + out.aux_loss
+
+
+def text_parameters(model: VisionLanguageModel) -> list[Tensor]:
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith("encoder.")]
 
 
 def rows(model: VisionLanguageModel) -> tuple[Tensor, Packing, Images]:
@@ -68,7 +73,7 @@ def backward(model: VisionLanguageModel, loss: Tensor) -> dict[str, Tensor]:
 def test_a_row_with_images_is_the_row_of_its_embeddings() -> None:
     model = small_vl_model()
     tokens_T, packing, images = rows(model)
-    out = model(tokens_T, packing, labels_of(tokens_T), images=images)
+    out = model(tokens_T, packing, labels_of(tokens_T), given=images_of(tokens_T, images, IMAGE))
     plain = by_embeddings(model, tokens_T, packing, images)
     assert relative(out.ce_sum + out.aux_loss, plain) < 1e-12
     ours, theirs = backward(model, out.ce_sum + out.aux_loss), backward(model, plain)
@@ -82,12 +87,12 @@ def test_gradients_are_the_slopes_of_the_loss() -> None:
     tokens_T, packing, images = rows(model)
 
     def loss() -> Tensor:
-        out = model(tokens_T, packing, labels_of(tokens_T), images=images)
+        out = model(tokens_T, packing, labels_of(tokens_T), given=images_of(tokens_T, images, IMAGE))
         return out.ce_sum + out.aux_loss
 
     grads = backward(model, loss())
     for name in ("encoder.newline_D", "encoder.projector.linear_1.weight", "encoder.vision_tower.embedding.class_W",
-                 "encoder.vision_tower.layers.0.attention.qkv_3WW", "language_model.embed_tokens.weight"):  # fmt: skip
+                 "encoder.vision_tower.layers.0.attention.qkv_3WW", "embed_tokens.weight"):  # fmt: skip
         parameter = model.get_parameter(name)
         direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         ends = []
@@ -101,18 +106,20 @@ def test_gradients_are_the_slopes_of_the_loss() -> None:
 def test_the_placeholder_s_own_embedding_is_not_used_and_gets_no_gradient() -> None:
     model = small_vl_model()
     tokens_T, packing, images = rows(model)
-    out = model(tokens_T, packing, labels_of(tokens_T), images=images)
+    out = model(tokens_T, packing, labels_of(tokens_T), given=images_of(tokens_T, images, IMAGE))
     grads = backward(model, out.ce_sum)
-    assert grads["language_model.embed_tokens.weight"][IMAGE].abs().max() == 0
-    model.language_model.embed_tokens.weight.data[IMAGE] = 1e3
-    assert torch.equal(model(tokens_T, packing, labels_of(tokens_T), images=images).ce_sum, out.ce_sum)
+    assert grads["embed_tokens.weight"][IMAGE].abs().max() == 0
+    model.embed_tokens.weight.data[IMAGE] = 1e3
+    assert torch.equal(
+        model(tokens_T, packing, labels_of(tokens_T), given=images_of(tokens_T, images, IMAGE)).ce_sum, out.ce_sum
+    )
 
 
 def test_a_packed_row_is_its_documents_one_by_one() -> None:
     model = small_vl_model()
     tokens_T, packing, images = rows(model)
     labels_T = labels_of(tokens_T)
-    whole = model(tokens_T, packing, labels_T, images=images).ce_sum
+    whole = model(tokens_T, packing, labels_T, given=images_of(tokens_T, images, IMAGE)).ce_sum
     packed = backward(model, whole)
     tiles = list(images.tiles_N3SS.split([layout.tiles for layout in images.layouts]))
     single, first = torch.zeros((), dtype=torch.float64), 0
@@ -120,7 +127,8 @@ def test_a_packed_row_is_its_documents_one_by_one() -> None:
     for count, document, labels in zip((2, 0, 1), tokens_T.split(lengths), labels_T.split(lengths), strict=True):
         mine = slice(first, first + count)
         own = Images(torch.cat(tiles[mine]), images.layouts[mine]) if count else None
-        single = single + model(document, Packing.from_lengths([len(document)]), labels, images=own).ce_sum
+        own = own and images_of(document, own, IMAGE)
+        single = single + model(document, Packing.from_lengths([len(document)]), labels, given=own).ce_sum
         first += count
     assert relative(whole, single) < 1e-12
     alone = backward(model, single)
@@ -130,11 +138,11 @@ def test_a_packed_row_is_its_documents_one_by_one() -> None:
 
 def test_text_alone_is_the_text_model_s_to_the_bit() -> None:
     config = small_vl_config(num_experts=4)
-    eyes, text = build_vision_language_model(config, seed=9), build_model(config, seed=9)
+    eyes, text = build_model(config, seed=9), build_model(replace(config, vision=None), seed=9)
     tokens_T, packing = draw_tokens(40, vocab=IMAGE), Packing.from_lengths([25, 15])
     expected = text(tokens_T, packing, tokens_T.roll(-1))
-    for images in (None, draw_images(config.vision)):
-        out = eyes(tokens_T, packing, tokens_T.roll(-1), images=images)
+    for images in (None, images_of(tokens_T, draw_images(config.vision), IMAGE)):
+        out = eyes(tokens_T, packing, tokens_T.roll(-1), given=images)
         assert torch.equal(out.ce_sum, expected.ce_sum) and torch.equal(out.aux_loss, expected.aux_loss)
     out.ce_sum.backward()
     assert all(parameter.grad is None for parameter in eyes.encoder.parameters())
@@ -143,9 +151,14 @@ def test_text_alone_is_the_text_model_s_to_the_bit() -> None:
 def test_frozen_text_lets_gradients_through_to_the_eyes() -> None:
     model = small_vl_model()
     tokens_T, packing, images = rows(model)
-    expected = backward(model, model(tokens_T, packing, labels_of(tokens_T), images=images).ce_sum)
-    model.language_model.requires_grad_(False)
-    found = backward(model, model(tokens_T, packing, labels_of(tokens_T), images=images).ce_sum)
+    expected = backward(
+        model, model(tokens_T, packing, labels_of(tokens_T), given=images_of(tokens_T, images, IMAGE)).ce_sum
+    )
+    model.requires_grad_(False)
+    model.encoder.requires_grad_(True)
+    found = backward(
+        model, model(tokens_T, packing, labels_of(tokens_T), given=images_of(tokens_T, images, IMAGE)).ce_sum
+    )
     assert found.keys() == {name for name in expected if name.startswith("encoder.")}
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -153,11 +166,11 @@ def test_frozen_text_lets_gradients_through_to_the_eyes() -> None:
 def test_logits_and_scores_see_images_too() -> None:
     model = small_vl_model()
     tokens_T, packing, images = rows(model)
-    logits = model(tokens_T, packing, images=images)
+    logits = model(tokens_T, packing, given=images_of(tokens_T, images, IMAGE))
     assert logits.shape == (len(tokens_T), 160)
     labels_T = labels_of(tokens_T)
     hits = ((logits.argmax(-1) == labels_T) & (labels_T != -100)).sum()
-    assert model(tokens_T, packing, labels_T, images=images, score=True).correct == hits
+    assert model(tokens_T, packing, labels_T, given=images_of(tokens_T, images, IMAGE), score=True).correct == hits
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -167,21 +180,21 @@ def test_more_or_fewer_placeholders_than_tokens_are_refused_with_both_counts(cha
     wanted = sum(layout.tokens for layout in images.layouts)
     tokens_T = torch.full((wanted + change,), IMAGE)
     with pytest.raises(ConfigError) as caught:
-        model(tokens_T, Packing.from_lengths([len(tokens_T)]), tokens_T, images=images)
+        images_of(tokens_T, images, IMAGE)
     assert caught.value.option == "model.vision.image_token"
     assert f"{wanted + change} of them, and their 2 images {wanted} tokens" in str(caught.value)
     with pytest.raises(ConfigError):  # placeholders, and an empty batch of images
-        model(tokens_T, Packing.from_lengths([len(tokens_T)]), tokens_T, images=draw_images(model.config.vision))
+        images_of(tokens_T, draw_images(model.config.vision), IMAGE)
 
 
 def test_a_model_without_eyes_is_refused() -> None:
     with pytest.raises(ConfigError, match="no eyes"):
-        meta_vision_language_model(small_config())
+        VisionLanguageModel(small_config())
 
 
 def test_seeds_give_other_eyes_and_one_seed_the_same() -> None:
     config = small_vl_config()
-    first, again, other = (build_vision_language_model(config, seed=seed).encoder for seed in (1, 1, 2))
+    first, again, other = (build_model(config, seed=seed).encoder for seed in (1, 1, 2))
     for name, parameter in first.named_parameters():
         assert torch.isfinite(parameter).all()
         assert torch.equal(parameter, again.get_parameter(name)), name
@@ -200,9 +213,9 @@ def test_configurations_have_the_parameters_of_their_text_model_and_the_eyes(nam
     from mmtrain.vision.flops import count_vision_parameters
 
     config = compose([f"model={name}", "run.name=a", "data.path=b"], CONFIGS).model
-    model = meta_vision_language_model(config)
+    model = meta_model(config)
     assert all(parameter.is_meta for parameter in model.parameters())
-    text = sum(parameter.numel() for parameter in model.language_model.parameters())
+    text = sum(parameter.numel() for parameter in text_parameters(model))
     tower = sum(parameter.numel() for parameter in model.encoder.vision_tower.parameters())
     assert (text, tower) == COUNTS[name] and text == count_parameters(config).total
     counted = count_vision_parameters(config)

@@ -94,11 +94,11 @@ def test_quick_gelu_is_clip_s() -> None:
 def test_initial_weights_keep_the_variance_of_the_residual() -> None:
     """After any depth the hidden states' variance is of the order of 1, as outputs of a layer begin at 1/sqrt(2L)."""
     for layers in (2, 12):
-        from mmtrain.vision.model import build_vision_language_model
+        from mmtrain.build import build_model
         from tests.vision.small import small_vl_config
 
         shape = dict(num_layers=layers, hidden_size=64, ffn_hidden_size=256)
-        tower: VisionTransformer = build_vision_language_model(small_vl_config(shape)).encoder.vision_tower
+        tower: VisionTransformer = build_model(small_vl_config(shape)).encoder.vision_tower
         deviation = tower(draw(4, 3, 28, 28, dtype=torch.float32)).std().item()
         assert 0.9 < deviation < 2, (layers, deviation)
         expected = 1 / math.sqrt(2 * layers) * math.sqrt(6 / (64 + 256))

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from mmkernels.int8_weights import scale_columns
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.compute_dtype import INT8, compute_dtype
 from mmtrain.infer.quantised.replace import quantised_kind
-from mmtrain.model.init import meta_model
 from mmtrain.model.mixers.registry import Placement, mixer_spec
 from mmtrain.model.moe.router import Router
 

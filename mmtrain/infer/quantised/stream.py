@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.infer.compute_dtype import INT8, cast_for_compute, compute_dtype
 from mmtrain.infer.memory import check_room
 from mmtrain.infer.quantised.modules import QuantisedModule
 from mmtrain.infer.quantised.replace import quantise_model
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
 
 _FP32 = 4

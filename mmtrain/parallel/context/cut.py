@@ -27,4 +27,5 @@ class RowCutter:
         shard = RowShard.plan(batch.packing.lengths, chunks, self.ranks, self.rank, self.config.cp_table)
         packing = ContextPacking.cut(batch.packing, shard)
         tokens_S, labels_S = (x.index_select(0, packing.index_S) for x in (batch.tokens_T, batch.labels_T))
-        return batch._replace(tokens_T=tokens_S, packing=packing, labels_T=labels_S)
+        given = None if batch.given is None else batch.given.cut(shard.places())
+        return batch._replace(tokens_T=tokens_S, packing=packing, labels_T=labels_S, given=given)

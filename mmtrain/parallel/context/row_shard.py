@@ -105,6 +105,11 @@ class RowShard:
         place_M[np.concatenate(self.table)] = np.arange(self.num_chunks)
         return place_M
 
+    def places(self) -> Tensor:
+        """Places of this rank's tokens in the row, int64 [S] on the host."""
+        starts_N = torch.tensor(self.chunks, dtype=torch.int64) * self.chunk_tokens
+        return (starts_N[:, None] + torch.arange(self.chunk_tokens)).flatten()
+
     @property
     def crosses(self) -> bool:
         """Whether any document lies in more than one chunk."""

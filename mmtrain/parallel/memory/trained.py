@@ -35,8 +35,8 @@ class TrainedShares:
     """
 
     def __init__(self, model: ModelConfig, frozen: Sequence[str]) -> None:
+        from mmtrain.build import meta_model
         from mmtrain.model.frozen import is_frozen  # brings torch
-        from mmtrain.model.init import meta_model
 
         self._parts: dict[str, _Count] = {}
         for name, parameter in meta_model(model).named_parameters():

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
-from mmtrain.model.init import meta_model
 from mmtrain.model.model import HybridLM
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
@@ -20,7 +21,6 @@ from mmtrain.infer.planning.weights import ServingLayout, local_shape, weight_by
 from mmtrain.infer.quantised.stream import served_model
 from mmtrain.infer.serving.memory_plan import copies_bytes, without_copies
 from mmtrain.infer.serving.options import EngineOptions
-from mmtrain.model.init import meta_model
 from tests.infer.served import MODELS, SMALL
 from tests.model.small import small_config, small_model
 

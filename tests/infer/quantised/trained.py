@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmtrain.model.init import build_model
+from mmtrain.build import build_model
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
 from tests.model.small import small_config

@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmtrain.build import build_model, meta_model
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.model.flops import count_parameters, step_flops
-from mmtrain.model.init import build_model, meta_model
 from mmtrain.model.mixers.registry import MIXERS, check_layer_pattern, mixer_spec
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.layout import plan_layout

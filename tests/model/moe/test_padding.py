@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkernels.moe import permute, route, unpermute
-from mmtrain.model.init import build_model
+from mmtrain.build import build_model
 from mmtrain.model.moe.layer import MoE
 from mmtrain.model.moe.padding import around_padding
 from mmtrain.model.moe.router import Router, RouterStats, RoutingScope, expert_capacity, load_balancing_loss

@@ -8,9 +8,9 @@ from itertools import combinations, pairwise
 
 import pytest
 
+from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
-from mmtrain.model.init import meta_model
 from mmtrain.parallel.pipeline.split import layer_costs, split_layers, split_stages
 
 SMALL = ModelConfig("small", vocab_size=101, hidden_size=32, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=8,
