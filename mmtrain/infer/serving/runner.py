@@ -23,11 +23,10 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
-from mmtrain.infer.serving.generation import TopTokens
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scheduler import Chunk, Step
-from mmtrain.infer.serving.scoring import label_scores
+from mmtrain.infer.serving.scoring import LabelScores, label_scores
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import to_device
@@ -45,17 +44,13 @@ class PathResult:
         documents: those whose next token is wanted.
         logits_NV: theirs, in the dtype of the weights.
         scored: documents with scored prompt tokens, and how many.
-        logprobs_M: of these, end to end, fp32.
-        likeliest_M: bool, whether each has the largest logit.
-        top_M: the likeliest tokens in the place of each, as many as any of them wants; empty if none does.
+        scores: of these tokens, end to end; None if there are none.
     """
 
     documents: list[Document]
     logits_NV: Tensor
     scored: list[tuple[Document, int]]
-    logprobs_M: Tensor
-    likeliest_M: Tensor
-    top_M: list[TopTokens]
+    scores: LabelScores | None
 
 
 class Wanted(NamedTuple):
@@ -129,13 +124,13 @@ class Runner:
         """
         decode = self._pass if self._graphs is None else self._decode_pass
         paths = [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
+        paths = [path for path in paths if path[1]]
         try:
-            with self._together():
+            with self._together([stream for stream, _, _ in paths if stream is not None]):
                 results = []
                 for stream, chunks, run in paths:
-                    if chunks:
-                        with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
-                            results.append(run(chunks))
+                    with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+                        results.append(run(chunks))
                 return results
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -151,9 +146,8 @@ class Runner:
                                   "give less, or a smaller memory_share") from None  # fmt: skip
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """Let both streams begin after all that came before, and all that follows after both."""
-        streams = [stream for stream in (self._prefill, self._decode) if stream is not None]
+    def _together(self, streams: list[torch.cuda.Stream]) -> Iterator[None]:
+        """Let streams begin after all that came before, and all that follows after them."""
         for stream in streams:
             stream.wait_stream(torch.cuda.current_stream(self._memory.device))
         try:
@@ -172,18 +166,21 @@ class Runner:
         )  # fmt: skip
         h_TD = self._model.final_states(self._index(tokens_of(chunks)), batch.packing, self._memory.view(batch))
         wanted = Wanted.of(chunks)
-        return self._result(wanted, h_TD, self._model.lm_head(h_TD[self._index(wanted.last)]))
+        logits_NV = self._model.lm_head(h_TD[self._index(wanted.last)])
+        return PathResult(wanted.documents, logits_NV, wanted.scored, self._scores(wanted, h_TD))
 
     def _decode_pass(self, chunks: list[Chunk]) -> PathResult:
-        """Take documents that lack one token through a graph."""
+        """Take documents that lack one token through a graph; the last token of a prompt has no score."""
         assert self._graphs is not None
-        return self._result(Wanted.of(chunks), *self._graphs.run([chunk.document for chunk in chunks]))
+        documents = [chunk.document for chunk in chunks]
+        return PathResult(documents, self._graphs.run(documents), [], None)
 
-    def _result(self, wanted: Wanted, h_TD: Tensor, logits_NV: Tensor) -> PathResult:
-        """What a path gives, and the scores of prompt tokens among its rows."""
+    def _scores(self, wanted: Wanted, h_TD: Tensor) -> LabelScores | None:
+        """Scores of prompt tokens among a path's rows."""
+        if not wanted.scored:
+            return None
         labels = self._index(wanted.rows), self._index(wanted.labels)
-        scores = label_scores(self._model, h_TD, *labels, wanted.top_logprobs, self._vocab_size)
-        return PathResult(wanted.documents, logits_NV, wanted.scored, *scores)
+        return label_scores(self._model, h_TD, *labels, wanted.top_logprobs, self._vocab_size)
 
     def _index(self, numbers: list[int]) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)
