@@ -11,8 +11,8 @@ from torch import Tensor
 from mmkernels.int8_weights.int8_weight import Int8Weight, dequantise, rows
 from mmkernels.swiglu import swiglu
 
-ELEMENTS = 1 << 27
-"""Elements of a weight in the activations' dtype at a time: 256 MiB of bfloat16, all of the largest in `hybrid_7b`."""
+ELEMENTS = 1 << 26
+"""Elements of a weight that are in the activations' dtype at a time: 128 MiB of bfloat16."""
 
 
 def int8_linear(x_TD: Tensor, weight_ED: Int8Weight) -> Tensor:
