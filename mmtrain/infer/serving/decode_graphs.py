@@ -12,7 +12,6 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.graph_store import GraphStore
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
@@ -29,11 +29,6 @@ from mmtrain.model.packed_seq import to_device
 _STEP = 16  # documents between the larger sizes: at most a quarter of a step is for nobody from 48 on. Ours.
 _LEAST_PAGES, _MORE_PAGES = 64, 4  # widths of tables: 64 pages, 256, 1,024 ... How a document's keys are cut into runs
 # follows from the width, so that short documents do not pay for the longest that could come. Ours.
-
-
-class _Recorded(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    logits_NV: Tensor
 
 
 class DecodeGraphs:
@@ -51,8 +46,7 @@ class DecodeGraphs:
         self._numbers_3N = torch.zeros(3, self.sizes[-1], dtype=torch.int64, device=device)  # tokens, keys, slots
         self._table_NM = torch.zeros(self.sizes[-1], pages, dtype=torch.int64, device=device)
         self._written: list[tuple[array[int] | None, int]] = [(None, 0)] * self.sizes[-1]  # pages of the table's rows
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._graphs: GraphStore[tuple[int, int], Tensor] = GraphStore(device)
 
     @torch.no_grad()
     def run(self, documents: Sequence[Document]) -> Tensor:
@@ -67,14 +61,8 @@ class DecodeGraphs:
         count = len(documents)
         pages = max((len(document.pages) for document in documents), default=0)
         shape = self.sizes[bisect_left(self.sizes, count)], self.widths[bisect_left(self.widths, pages)]
-        if self._pool is not None and shape not in self._recorded:
-            self._recorded[shape] = self._record(*shape)  # before the documents are there: it touches nobody's memory
         self._load(documents, shape[0])
-        if self._pool is None:
-            return self._forward(*shape)[:count]
-        recorded = self._recorded[shape]
-        recorded.graph.replay()
-        return recorded.logits_NV[:count]
+        return self._graphs.run(shape, lambda: self._forward(*shape))[:count]
 
     def _load(self, documents: Sequence[Document], size: int) -> None:
         """Write the documents, and places without one, to where graphs read them: in one copy to the device.
@@ -111,16 +99,6 @@ class DecodeGraphs:
         batch = DocumentBatch.padded(keys_N, slots_N, self._table_NM[:size, :width], self._memory.shape)
         h_ND = self._model.final_states(tokens_N, batch.packing, self._memory.view(batch))
         return self._model.lm_head(h_ND)
-
-    def _record(self, size: int, width: int) -> _Recorded:
-        self._load([], size)
-        stream = torch.cuda.current_stream(self._memory.device)
-        self._forward(size, width)  # compiles kernels and chooses among them, which cannot be recorded
-        torch.cuda.synchronize(self._memory.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            logits_NV = self._forward(size, width)
-        return _Recorded(graph, logits_NV)
 
 
 def ladder(most: int) -> list[int]:

@@ -1,8 +1,9 @@
 """Passes over the model: prefill and decode, side by side.
 
 On a GPU each path has a stream of its own, so that decode steps, which wait for memory, run beside prefill, which waits
-for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step. Where several ranks share the
-weights they run one after the other: collectives of two streams would be launched in an order of their own on each.
+for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step. Short pieces of prompts join the
+decode steps in one row (`mixed_graphs`). Where several ranks share the weights paths run one after the other:
+collectives of two streams would be launched in an order of their own on each.
 
 Legend: T tokens of a path, N documents whose next token is wanted, M tokens that are scored, D model width, V
 vocabulary.
@@ -11,7 +12,7 @@ vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.mixed_graphs import MixedGraphs
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scheduler import Chunk, Step
@@ -30,6 +32,8 @@ from mmtrain.infer.serving.scoring import LabelScores, label_scores
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import to_device
+
+Path = Callable[[list[Chunk]], "PathResult"]
 
 
 class StepOutOfMemory(ConfigError):
@@ -109,7 +113,9 @@ class Runner:
         self._model, self._memory, self._vocab_size, self._ranks = model, memory, vocab_size, ranks
         if ranks.size > 1 and options.cuda_graphs is None:  # messages inside of graphs have not been tried on GPUs
             options = replace(options, cuda_graphs=False)
-        self._graphs = DecodeGraphs(model, memory) if records_decode(model, memory, options) else None
+        recorded = records_decode(model, memory, options)
+        self._graphs = DecodeGraphs(model, memory) if recorded else None
+        self._mixed = MixedGraphs(model, memory) if recorded else None
         streams = memory.device.type == "cuda" and ranks.size == 1
         self._prefill, self._decode = (torch.cuda.Stream(memory.device) if streams else None for _ in range(2))
 
@@ -122,9 +128,7 @@ class Runner:
             OutOfDeviceMemory: likewise, where other ranks share the weights: they wait for this one in the middle of
                 the step, and cannot be told.
         """
-        decode = self._pass if self._graphs is None else self._decode_pass
-        paths = [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
-        paths = [path for path in paths if path[1]]
+        paths = [path for path in self._paths(step) if path[1]]
         try:
             with self._together([stream for stream, _, _ in paths if stream is not None]):
                 results = []
@@ -144,6 +148,13 @@ class Runner:
                 ) from None
             raise StepOutOfMemory("engine.prefill_tokens", f"a step of {tokens:,} tokens", where,
                                   "give less, or a smaller memory_share") from None  # fmt: skip
+
+    def _paths(self, step: Step) -> list[tuple[torch.cuda.Stream | None, list[Chunk], Path]]:
+        """What a step runs: the stream of each pass, and its documents' pieces."""
+        if self._mixed is not None and self._mixed.takes(step):
+            return [(self._decode, [*step.decode, *step.prefill], lambda _: self._mixed_pass(step))]
+        decode = self._pass if self._graphs is None else self._decode_pass
+        return [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
 
     @contextlib.contextmanager
     def _together(self, streams: list[torch.cuda.Stream]) -> Iterator[None]:
@@ -174,6 +185,17 @@ class Runner:
         assert self._graphs is not None
         documents = [chunk.document for chunk in chunks]
         return PathResult(documents, self._graphs.run(documents), [], None)
+
+    def _mixed_pass(self, step: Step) -> PathResult:
+        """Take decode steps and short pieces through one graph."""
+        assert self._mixed is not None
+        chunks = [*step.decode, *step.prefill]
+        h_TD, logits_NV = self._mixed.run(step)
+        done = [place for place, chunk in enumerate(chunks) if chunk.completes]
+        if len(done) < len(chunks):
+            logits_NV = logits_NV[self._index(done)]
+        wanted = Wanted.of(chunks)
+        return PathResult(wanted.documents, logits_NV, wanted.scored, self._scores(wanted, h_TD))
 
     def _scores(self, wanted: Wanted, h_TD: Tensor) -> LabelScores | None:
         """Scores of prompt tokens among a path's rows."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmkernels.lightning import lightning_attention, lightning_decode_step
 from mmtrain.config import ModelConfig
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
+from mmtrain.model.mixers.mixed_batch import LightningMixed, MixedBatch
 
 
 class LightningSlots:
@@ -40,9 +41,10 @@ class LightningSlots:
     def copy_page(self, source: int, target: int) -> None:
         """Do nothing: no page has anything of this layer."""
 
-    def view(self, batch: DocumentBatch) -> LightningBatch:
+    def view(self, batch: DocumentBatch | MixedBatch) -> LightningBatch | LightningMixed:
         """Return the states of these documents."""
-        return LightningBatch(self.states_SHKK, batch)
+        view = LightningMixed if isinstance(batch, MixedBatch) else LightningBatch
+        return view(self.states_SHKK, batch)
 
 
 @dataclass(frozen=True)
