@@ -27,13 +27,16 @@ class Shape(NamedTuple):
 
 
 SHAPES = (
-    Shape(16, 64, 128, 4, 4),
+    Shape(16, 32, 256, 4, 4),
     Shape(32, 64, 128, 4, 4),
-    Shape(64, 128, 128, 8, 3),
+    Shape(64, 64, 128, 4, 4),
     Shape(128, 128, 64, 8, 3),
 )
-"""By rows, the first that holds them all, else the last. Chosen by what must be under way to fill an H200's bandwidth
-(8 KiB of weights a stage and program) and by registers; not measured yet on a GPU."""
+"""By rows, the first that holds them all, else the last. The first and the third are the best on an H200 of those that
+`kernels/bench/gpu/int8_shapes.py` tries, at 1 row and at 64: 24.9 us for 12,288 x 4,096 and one row, where blocks of 64
+outputs took 32.4. The others are not tuned."""
+GROUPED = Shape(16, 32, 128, 2, 6)
+"""In place of the first where every 128 columns have a scale, which no block may pass; as good at one row."""
 PROGRAMS = 2
 """Programs a multiprocessor for which K is split, where outputs alone give fewer."""
 LEAST_STEPS = 4
@@ -63,7 +66,7 @@ def triton_product(
     y_MN = torch.empty(count, outputs, dtype=x_MK.dtype, device=x_MK.device)
     if not y_MN.numel():
         return y_MN
-    shape = shape_for(-(-count // max(experts, 1))) if shape is None else shape
+    shape = shape_for(-(-count // max(experts, 1)), scale.shape[-1] > 1) if shape is None else shape
     # Each expert's last tile may be partly filled, and no more experts have rows than there are rows.
     tiles = count // shape.block_m + min(experts, count) if experts else triton.cdiv(count, shape.block_m)
     programs = tiles * triton.cdiv(outputs, shape.block_n)
@@ -114,9 +117,10 @@ def triton_dequantise(weight_NK: Int8Weight, dtype: torch.dtype) -> Tensor:
     return w_NK
 
 
-def shape_for(rows: int) -> Shape:
-    """Return the launch shape for so many rows of x a weight."""
-    return next((shape for shape in SHAPES if rows <= shape.block_m), SHAPES[-1])
+def shape_for(rows: int, grouped: bool = False) -> Shape:
+    """Return the launch shape for so many rows of x a weight, which may have a scale for every group of columns."""
+    shape = next((shape for shape in SHAPES if rows <= shape.block_m), SHAPES[-1])
+    return GROUPED if grouped and shape is SHAPES[0] else shape
 
 
 def split_k(programs: int, steps: int, processors: int) -> tuple[int, int]:
