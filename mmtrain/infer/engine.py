@@ -31,6 +31,7 @@ from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.runner import PathResult, Runner
 from mmtrain.infer.serving.sampler import Choice, Sampler
 from mmtrain.infer.serving.scheduler import Scheduler, Step
+from mmtrain.infer.serving.scoring import LabelScores
 from mmtrain.infer.serving.stop import StopText
 from mmtrain.model.model import HybridLM
 
@@ -161,11 +162,11 @@ class Engine:
     def _carry_out(self, step: Step) -> list[Progress]:
         results = self._runner.run(step)
         self.metrics.steps += 1
-        for chunks, counter in ((step.prefill, "prefill_tokens"), (step.decode, "decode_tokens")):
-            for document, tokens in chunks:
-                document.computed += tokens
-                self._scheduler.keep_prefix(document)
-                setattr(self.metrics, counter, getattr(self.metrics, counter) + tokens)
+        self.metrics.prefill_tokens += sum(chunk.count for chunk in step.prefill)
+        self.metrics.decode_tokens += sum(chunk.count for chunk in step.decode)
+        for document, tokens in (*step.prefill, *step.decode):
+            document.computed += tokens
+            self._scheduler.keep_prefix(document)
         if self._scheduler.prefixes is not None and (line := self.metrics.prefix_warning(self._options.warn_after)):
             self._warn(line)
         return [news for result in results for news in self._take(result)]
@@ -318,17 +319,22 @@ class Engine:
 
     def _take(self, result: PathResult) -> list[Progress]:
         """Note what a path gave: scores of prompts, and the next tokens."""
-        logprobs, likeliest, first = result.logprobs_M.tolist(), result.likeliest_M.tolist(), 0
-        for document, tokens in result.scored:
-            document.made.prompt_logprobs += logprobs[first : first + tokens]
-            document.made.prompt_likeliest += likeliest[first : first + tokens]
-            if count := document.request.top_logprobs:
-                document.made.prompt_top_logprobs += [top[:count] for top in result.top_M[first : first + tokens]]
-            first += tokens
+        if result.scores is not None:
+            self._note_scores(result.scored, result.scores)
         if not result.documents:
             return []
         choices = self._sampler.choose(result.documents, result.logits_NV)
         return [self._add(*pair) for pair in zip(result.documents, choices, strict=True)]
+
+    @staticmethod
+    def _note_scores(scored: list[tuple[Document, int]], scores: LabelScores) -> None:
+        logprobs, likeliest, first = scores.logprobs_M.tolist(), scores.likeliest_M.tolist(), 0
+        for document, tokens in scored:
+            document.made.prompt_logprobs += logprobs[first : first + tokens]
+            document.made.prompt_likeliest += likeliest[first : first + tokens]
+            if count := document.request.top_logprobs:
+                document.made.prompt_top_logprobs += [top[:count] for top in scores.top_M[first : first + tokens]]
+            first += tokens
 
     def _add(self, document: Document, choice: Choice) -> Progress:
         """Let a document go on by a token, or end."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 
 from mmtrain.infer.compute_dtype import cast_for_compute
 from mmtrain.infer.engine import Engine
+from mmtrain.infer.serving.mixed_graphs import MixedGraphs
 from mmtrain.infer.serving.options import EngineOptions
 from tests.infer.served import assert_nothing_held, full_logits, request, seen_logits, text_of
 from tests.model.small import relative, small_model
@@ -53,6 +55,32 @@ def test_graphs_of_decode_steps_give_the_same_tokens_and_logits(layer_pattern: s
         assert_nothing_held(engine)
     shared = seen[0].keys() & seen[1].keys()
     assert len(shared) > 50
+    for tokens in shared:
+        assert relative(seen[1][tokens], seen[0][tokens]) < 3e-2
+
+
+@pytest.mark.parametrize("layer_pattern", ["LLLS", "S", "L"])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_prompts_that_join_decode_steps_in_one_graph(layer_pattern: str, experts: int) -> None:
+    exact = small_model(num_layers=4, layer_pattern=layer_pattern, hidden_size=128, head_dim=32, num_experts=experts)
+    model = copy.deepcopy(exact.eval()).to("cuda")
+    cast_for_compute(model, torch.bfloat16)
+    options = EngineOptions(max_running=9, page_tokens=16, prefill_tokens=100, prefix_slots=0, memory_bytes=1 << 27)
+    seen = []
+    for graphs in (False, True):
+        engine = Engine(model, options=replace(options, cuda_graphs=graphs))
+        with seen_logits() as logits, mock.patch.object(MixedGraphs, "run", autospec=True,
+                                                        side_effect=MixedGraphs.run) as run:  # fmt: skip
+            for length in (40, 3, 200, 77, 1, 30, 150):
+                engine.submit(request(text_of(length), 20))
+                engine.step()
+            while engine.at_work:
+                engine.step()
+        seen.append(logits)
+        assert (len(run.call_args_list) > 5) == graphs
+        assert_nothing_held(engine)
+    shared = seen[0].keys() & seen[1].keys()
+    assert len(shared) > 30
     for tokens in shared:
         assert relative(seen[1][tokens], seen[0][tokens]) < 3e-2
 

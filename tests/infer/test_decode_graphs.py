@@ -13,6 +13,7 @@ from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving import decode_graphs
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, ladder, widths
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.mixed_graphs import MixedGraphs
 from tests.infer.served import (
     MODELS,
     SMALL,
@@ -40,6 +41,7 @@ def test_tokens_and_logits_are_those_of_whole_passes(name: str, options: object)
     with (
         seen_logits() as seen,
         mock.patch.object(DecodeGraphs, "run", autospec=True, side_effect=DecodeGraphs.run) as run,
+        mock.patch.object(MixedGraphs, "takes", return_value=False),
     ):
         made = engine.generate([request(text_of(length), 5 + length % 3) for length in LENGTHS])
     assert len({len(call.args[1]) for call in run.call_args_list}) > 1
@@ -142,10 +144,35 @@ def test_documents_are_given_in_their_order() -> None:
 
     def note(self: DecodeGraphs, documents: list[Document]) -> object:
         seen.append(list(documents))
-        output = run(self, documents)
-        assert len(output.logits_NV) == len(output.h_ND) == len(documents)
-        return output
+        logits_NV = run(self, documents)
+        assert len(logits_NV) == len(documents)
+        return logits_NV
 
     with mock.patch.object(DecodeGraphs, "run", note):
         engine.generate([request(text_of(length), 4) for length in (3, 6, 2)])
     assert max(map(len, seen)) == 3
+
+
+def test_only_rows_whose_pages_changed_are_written_again() -> None:
+    engine = Engine(served_model(), options=PADDED)  # pages of 4 tokens
+    widths_sent = []
+
+    def note(x: torch.Tensor, device: object) -> torch.Tensor:
+        widths_sent.append(len(x))
+        return x
+
+    for length in (4, 6):  # the first token of a decode step is the 5th and the 7th: pages change at the 9th
+        engine.submit(request(text_of(length), 12))
+    with mock.patch.object(decode_graphs, "to_device", note):
+        for _ in range(7):
+            engine.step()
+    numbers, row = 3 * 2, 1  # of two documents; the number of a row, before its pages
+    assert widths_sent == [numbers + 2 * (row + 2), numbers, numbers + row + 3, numbers, numbers + row + 3, numbers]
+
+
+def test_documents_that_move_up_keep_their_own_pages() -> None:
+    model = served_model("softmax")
+    texts = [text_of(9, seed) for seed in range(3)]
+    made = Engine(model, options=PADDED).generate([request(text, 2 + 6 * n) for n, text in enumerate(texts)])
+    for n, (text, one) in enumerate(zip(texts, made, strict=True)):
+        assert one.tokens == greedy(model, text, 2 + 6 * n)

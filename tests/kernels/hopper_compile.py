@@ -171,6 +171,7 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
         for grouped in (False, True):
             for many in (1, 17, 64, tokens):
                 int8_linear(tensor(many, 6144), empty_int8((4096, 6144), grouped), **triton)
+            int8_linear(tensor(tokens, 6144), empty_int8((4096, 6144), grouped), backend="dequantise")
             experts = empty_int8((4, 2, 512, 6144), grouped), empty_int8((4, 6144, 512), grouped)
             grouped_int8_mlp(tensor(rows, 6144), *experts, torch.zeros(4, dtype=torch.int32), **triton)
 

@@ -23,6 +23,8 @@ STREAMING = [
     "cross_entropy.kernels.cross_entropy_gradient_kernel",
     "cross_entropy.kernels.cross_entropy_statistics_kernel",
     "embedding.kernels.embedding_add_rows_kernel",
+    "int8_weights.kernels.int8_dequantise_kernel",
+    "int8_weights.kernels.int8_join_kernel",
     "int8_weights.kernels.int8_product_kernel",
     "lightning.triton.decode_kernel.lightning_decode_kernel",
     "moe.permute.kernels.unpermute_gather_kernel",

@@ -8,11 +8,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
-from mmkernels.int8_weights import Int8Weight, columns, eager, grouped_int8_mlp, int8_linear, launch, quantise, rows
+from mmkernels.int8_weights import (
+    Int8Weight,
+    columns,
+    dequantise,
+    eager,
+    grouped_int8_mlp,
+    int8_linear,
+    launch,
+    quantise,
+    rows,
+)
 from tests.kernels.poison import fill_new_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ["triton", "eager", "naive"]
+LINEAR = [*BACKENDS, "dequantise"]
 # Of the largest element of the result. Eager rounds a product, or a weight, to bfloat16 once more than the kernel does.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 KERNEL_BFLOAT16 = 4e-3 if DEVICE == "cuda" else 8e-3  # the interpreter cuts bits off where a GPU rounds
@@ -52,7 +63,7 @@ def garbage_in_new_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     fill_new_memory(monkeypatch)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LINEAR)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize(("tokens", "outputs", "inputs"), CASES)
@@ -69,7 +80,7 @@ def test_float64_on_the_paths_of_torch() -> None:
         assert error(int8_linear(x, weight, backend=backend), x @ exact(weight).T) < 1e-14
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", LINEAR)
 @pytest.mark.parametrize("grouped", [False, True])
 def test_parts_of_a_weight_give_the_parts_of_the_whole(grouped: bool, backend: str) -> None:
     x, weight = draw(5, 384), weight_of(96, 384, grouped=grouped)
@@ -81,10 +92,26 @@ def test_parts_of_a_weight_give_the_parts_of_the_whole(grouped: bool, backend: s
     assert error(summed, whole) < 2e-6
 
 
-def test_a_large_weight_is_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["eager", "dequantise"])
+def test_a_large_weight_is_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(eager, "ELEMENTS", 1000)
     x, weight = draw(5, 300), weight_of(70, 300, grouped=False)
-    assert error(int8_linear(x, weight, backend="eager"), x.double() @ exact(weight).T) < 2e-6
+    assert error(int8_linear(x, weight, backend=backend), x.double() @ exact(weight).T) < 2e-6
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (9, 130), (8, 1024), (17, 2100)])
+def test_a_weight_in_floats_is_that_of_torch(outputs: int, inputs: int, grouped: bool) -> None:
+    weight = weight_of(outputs, inputs, grouped=grouped)
+    assert torch.equal(launch.triton_dequantise(weight, torch.float32), dequantise(weight, torch.float32))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+@pytest.mark.parametrize("shape", [launch.Shape(16, 32, 256, 4, 4), launch.Shape(32, 128, 64, 4, 3)])
+def test_any_shape_and_number_of_parts(shape: launch.Shape, parts: int) -> None:
+    x, weight = draw(17, 1100), weight_of(130, 1100, grouped=False)
+    y = launch.triton_product(x, weight, shape=shape, parts=parts)
+    assert error(y, x.double() @ exact(weight).T) < 2e-6
 
 
 def test_k_is_split_for_few_outputs_and_whole_for_many() -> None:

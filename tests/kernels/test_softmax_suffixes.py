@@ -78,6 +78,32 @@ def test_flash_gets_all_documents_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(made) == 2
 
 
+@pytest.mark.parametrize(("queries", "keys", "alone"), [
+    ((64,), (160,), True), ((64,), (64,), True), ((60,), (160,), False), ((64, 1), (64, 9), False),
+])  # fmt: skip
+def test_a_piece_of_a_long_prompt_goes_to_cudnn(
+    queries: tuple[int, ...], keys: tuple[int, ...], alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both kernels fit, by the number of documents and whether the size is one of few."""
+    made: list[tuple[object, ...]] = []
+    q, k, v = (
+        torch.randn(n, heads, 16, device=DEVICE).double() for n, heads in ((sum(queries), 4), *[(sum(keys), 2)] * 2)
+    )
+    monkeypatch.setattr(suffixes, "LONG", 32)
+    for name in ("flash_fits", "cudnn_fits"):
+        monkeypatch.setattr(suffixes, name, lambda q: True)
+    monkeypatch.setattr(flash, "forward", lambda *args: made.append(args))
+    found = softmax_suffix_forward(q, k, v, documents(queries, keys))
+    assert bool(made) is not alone
+    if alone:
+        before = q.new_zeros(keys[0] - queries[0], 4, 16)
+        o, lse = naive_softmax_block(torch.cat([before, q]), k, v, True, 0.25)
+        assert torch.allclose(found[0], o[-queries[0] :]) and torch.allclose(found[1], lse[:, -queries[0] :])
+    monkeypatch.setattr(suffixes, "_INDEXED", 32 * keys[0] - 1)  # of keys that are too many to be counted
+    softmax_suffix_forward(q, k, v, documents(queries, keys))
+    assert made
+
+
 def test_what_does_not_fit_is_refused() -> None:
     q, k, v, _ = draw(torch.float64)
     with pytest.raises(KernelArgumentError, match="keys"):

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     cuda = device.type == "cuda"
-    timer = machine.gpu_timer(given.quick) if cuda else _host_timer
+    timer = machine.gpu_timer(given.quick) if cuda else host_timer
     gbps = machine.copy_gbps(machine.launched_timer(given.quick)) if cuda else 1.0
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     for case in cases([int(word) for word in given.tokens.split(",")], device, 1 if cuda else SMALL):
         row = case.label | {"floor_ms": case.floor_bytes / gbps / 1e6}
         for name, call in case.calls.items():
-            row[f"{name}_ms"] = _attempt(timer, call)
+            row[f"{name}_ms"] = attempt(timer, call)
         if isinstance(row["auto_ms"], float):
             row["of_floor"] = row["floor_ms"] / row["auto_ms"]
         found["rows"].append(row)
@@ -90,7 +90,7 @@ def projection(name: str, outputs: int, inputs: int, tokens: int, grouped: bool,
     """A projection of so many tokens."""
     weight = empty_int8((outputs, inputs), grouped, device)
     quantise_into(weight, torch.randn(outputs, inputs, device=device))
-    plain, x = dequantise(weight, torch.bfloat16), _rows(tokens, inputs, device)
+    plain, x = dequantise(weight, torch.bfloat16), rows_of(tokens, inputs, device)
     calls = {"auto": lambda: int8_linear(x, weight), "eager": lambda: int8_linear(x, weight, backend="eager"),
              "bf16_matmul": lambda: x @ plain.t()}  # fmt: skip
     if device.type == "cuda":
@@ -109,7 +109,7 @@ def experts(count: int, inner: int, width: int, rows: int, grouped: bool, device
             quantise_into(part, torch.randn(part.values.shape, device=device))
     plain13, plain2 = dequantise(w13, torch.bfloat16), dequantise(w2, torch.bfloat16)
     ends = [(e + 1) * rows // count for e in range(count)]
-    offset, x = torch.tensor(ends, dtype=torch.int32, device=device), _rows(rows, width, device)
+    offset, x = torch.tensor(ends, dtype=torch.int32, device=device), rows_of(rows, width, device)
     calls = {"auto": lambda: grouped_int8_mlp(x, w13, w2, offset),
              "bf16_grouped": lambda: grouped_mlp(x, plain13, plain2, offset)}  # fmt: skip
     busy = sum(end > begin for begin, end in zip([0, *ends], ends, strict=False))
@@ -118,11 +118,11 @@ def experts(count: int, inner: int, width: int, rows: int, grouped: bool, device
     return Case(label, calls, weights + 2 * rows * (2 * width + 6 * inner))
 
 
-def _rows(count: int, width: int, device: torch.device) -> Tensor:
+def rows_of(count: int, width: int, device: torch.device) -> Tensor:
     return torch.randn(count, width, device=device).bfloat16()
 
 
-def _attempt(timer: Callable[[Callable[[], Tensor]], float], call: Callable[[], Tensor]) -> float | str:
+def attempt(timer: Callable[[Callable[[], Tensor]], float], call: Callable[[], Tensor]) -> float | str:
     """Milliseconds, or the name of what went wrong: the other figures are still wanted."""
     try:
         return timer(call)
@@ -130,7 +130,7 @@ def _attempt(timer: Callable[[Callable[[], Tensor]], float], call: Callable[[], 
         return f"{type(error).__name__}: {error}"[:200]
 
 
-def _host_timer(call: Callable[[], Tensor]) -> float:
+def host_timer(call: Callable[[], Tensor]) -> float:
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)

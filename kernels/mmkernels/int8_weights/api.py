@@ -15,10 +15,12 @@ from mmkernels.int8_weights.naive import naive_grouped_int8_mlp, naive_int8_line
 from mmkernels.swiglu import swiglu
 
 OTHERS = ("eager", "naive")
-DEQUANTISE_FROM = 2048
+OTHERS_LINEAR = (*OTHERS, "dequantise")
+DEQUANTISE_FROM = 512
 """Tokens from which "auto" on CUDA turns the weight into the activations' dtype first and takes torch's product. That
-moves 5 bytes a weight more, which 2048 tokens' multiplications should take eight times as long as (an H200: 4.8 TB/s,
-800 TFLOP/s less a half). Reckoned, not measured yet on a GPU."""
+writes and reads 2 bytes a weight more. On an H200 (12288 x 4096) the kernel took 0.050 ms for 64 tokens and 1.01 ms for
+4,096, torch's product of bfloat16 0.037 and 0.59; the weight's bytes take 0.04: between them lie 400 tokens or so.
+Reckoned from these; `kernels/bench/gpu/int8_shapes.py` measures it."""
 
 
 def int8_linear(x_TD: Tensor, weight_ED: Int8Weight, *, backend: str = "auto") -> Tensor:
@@ -28,8 +30,8 @@ def int8_linear(x_TD: Tensor, weight_ED: Int8Weight, *, backend: str = "auto") -
         x_TD: tokens, [T, D], bfloat16 or float32 (float64 too without the kernel).
         weight_ED: [E, D], as :func:`~mmkernels.int8_weights.quantise` makes it. Its rows may be a slice of more, its
             columns too.
-        backend: "auto" (on CUDA the kernel, and for many tokens "eager"; else "eager"), "triton", "eager" (torch) or
-            "naive".
+        backend: "auto" (on CUDA the kernel, and for many tokens "dequantise"; else "eager"), "triton", "dequantise"
+            (a kernel that turns the weight into the dtype of x, and torch's product), "eager" (torch) or "naive".
 
     Returns:
         [T, E] in the dtype of x.
@@ -40,12 +42,12 @@ def int8_linear(x_TD: Tensor, weight_ED: Int8Weight, *, backend: str = "auto") -
     check_linear(x_TD, weight_ED)
     if backend == "naive":
         return naive_int8_linear(x_TD, weight_ED)
-    if use_triton(backend, "x_TD", x_TD, others=OTHERS) and not (
-        backend == "auto" and x_TD.shape[0] >= DEQUANTISE_FROM
-    ):
-        from mmkernels.int8_weights.launch import triton_product
+    many = backend == "dequantise"
+    if use_triton("triton" if many else backend, "x_TD", x_TD, others=OTHERS_LINEAR):
+        from mmkernels.int8_weights.launch import dequantised_product, triton_product
 
-        return triton_product(x_TD, weight_ED)
+        many = many or (backend == "auto" and x_TD.shape[0] >= DEQUANTISE_FROM)
+        return dequantised_product(x_TD, weight_ED) if many else triton_product(x_TD, weight_ED)
     return eager.int8_linear(x_TD, weight_ED)
 
 

@@ -87,3 +87,46 @@ def int8_product_kernel(
         acc_NM *= tl.load(scale_row, mask=n_read, other=0.0)[:, None]
     out = y_ptr + (tl.cast(split, tl.int64) * count + m[None, :]) * N + n[:, None]
     tl.store(out, acc_NM.to(y_ptr.dtype.element_ty), mask=n_read[:, None] & m_read[None, :])
+
+
+@triton.jit
+def int8_join_kernel(part_ptr, y_ptr, count, SPLITS: tl.constexpr, BLOCK: tl.constexpr) -> None:
+    """Y = the sum of SPLITS parts of `count` elements each, in fp32, from the first to the last; rounded once.
+
+    Grid: (ceil(count / BLOCK),).
+    """
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    read = place < count
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(part_ptr + tl.cast(split, tl.int64) * count + place, mask=read, other=0.0)
+    tl.store(y_ptr + place, total.to(y_ptr.dtype.element_ty), mask=read)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def int8_dequantise_kernel(
+    values_ptr,
+    scale_ptr,
+    w_ptr,
+    rows,
+    stride_n,
+    stride_scale_n,
+    K: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """w[n, k] = values[n, k] scale[n, k // GROUP], in fp32, rounded once. GROUP is 0 for a scale a row.
+
+    Grid: (ceil(rows / BLOCK_N), ceil(K / BLOCK_K)).
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    n_read, read = n < rows, (n < rows)[:, None] & (k < K)[None, :]
+    n = n.to(tl.int64)
+    w_NK = tl.load(values_ptr + n[:, None] * stride_n + k[None, :], mask=read, other=0).to(tl.float32)
+    if GROUP > 0:
+        w_NK *= tl.load(scale_ptr + n[:, None] * stride_scale_n + k[None, :] // GROUP, mask=read, other=0.0)
+    else:
+        w_NK *= tl.load(scale_ptr + n * stride_scale_n, mask=n_read, other=0.0)[:, None]
+    tl.store(w_ptr + n[:, None] * K + k[None, :], w_NK.to(w_ptr.dtype.element_ty), mask=read)

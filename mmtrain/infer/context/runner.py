@@ -60,9 +60,10 @@ class ContextRunner(Runner):
         last = self._here(wanted.last, batch)
         mine_NV = self._model.lm_head(h_TD[self._index([wanted.last[n] - batch.span.start for n in last])])
         logits_NV = self._spread(mine_NV, last, len(wanted.last))
-        return PathResult(wanted.documents, logits_NV, wanted.scored, *self._scores(wanted, h_TD, batch))
+        scores = self._shared_scores(wanted, h_TD, batch) if wanted.scored else None
+        return PathResult(wanted.documents, logits_NV, wanted.scored, scores)
 
-    def _scores(self, wanted: Wanted, h_TD: Tensor, batch: ContextBatch) -> LabelScores:
+    def _shared_scores(self, wanted: Wanted, h_TD: Tensor, batch: ContextBatch) -> LabelScores:
         """Scores of prompt tokens: each rank's own, or, where likeliest ids are told, those of all on every rank."""
         count, rows = len(wanted.rows), self._here(wanted.rows, batch)
         h_MD = h_TD[self._index([wanted.rows[m] - batch.span.start for m in rows])]

@@ -10,6 +10,7 @@ from mmtrain.config import ModelConfig
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.pages import PagePool
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
+from mmtrain.model.mixers.mixed_batch import MixedBatch
 from mmtrain.model.mixers.registry import mixer_spec
 
 
@@ -54,6 +55,6 @@ class CacheMemory:
         for layer in self.layers:
             layer.copy_page(source, target)
 
-    def view(self, batch: DocumentBatch) -> list[Any]:
+    def view(self, batch: DocumentBatch | MixedBatch) -> list[Any]:
         """Return what the model takes to continue these documents."""
         return [layer.view(batch) for layer in self.layers]

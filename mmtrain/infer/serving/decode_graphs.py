@@ -9,9 +9,9 @@ Legend: N documents and places without one, D model width, V vocabulary, M pages
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.graph_store import GraphStore
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
@@ -28,18 +29,6 @@ from mmtrain.model.packed_seq import to_device
 _STEP = 16  # documents between the larger sizes: at most a quarter of a step is for nobody from 48 on. Ours.
 _LEAST_PAGES, _MORE_PAGES = 64, 4  # widths of tables: 64 pages, 256, 1,024 ... How a document's keys are cut into runs
 # follows from the width, so that short documents do not pay for the longest that could come. Ours.
-
-
-class DecodeOutput(NamedTuple):
-    """Output of a step, overwritten by the next of its size: final hidden states and logits."""
-
-    h_ND: Tensor
-    logits_NV: Tensor
-
-
-class _Recorded(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    output: DecodeOutput
 
 
 class DecodeGraphs:
@@ -56,61 +45,60 @@ class DecodeGraphs:
         pages, device = memory.plan.pages, memory.device
         self._numbers_3N = torch.zeros(3, self.sizes[-1], dtype=torch.int64, device=device)  # tokens, keys, slots
         self._table_NM = torch.zeros(self.sizes[-1], pages, dtype=torch.int64, device=device)
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._written: list[tuple[array[int] | None, int]] = [(None, 0)] * self.sizes[-1]  # pages of the table's rows
+        self._graphs: GraphStore[tuple[int, int], Tensor] = GraphStore(device)
 
     @torch.no_grad()
-    def run(self, documents: Sequence[Document]) -> DecodeOutput:
+    def run(self, documents: Sequence[Document]) -> Tensor:
         """Take documents one token further, on the current stream.
 
         Args:
             documents: that lack one token each, with a page for it.
 
         Returns:
-            Those of the documents, in their order.
+            Logits of the documents in their order, [N, V], overwritten by the next step of their size.
         """
         count = len(documents)
         pages = max((len(document.pages) for document in documents), default=0)
         shape = self.sizes[bisect_left(self.sizes, count)], self.widths[bisect_left(self.widths, pages)]
-        if self._pool is not None and shape not in self._recorded:
-            self._recorded[shape] = self._record(*shape)  # before the documents are there: it touches nobody's memory
-        self._load(documents, shape[0], pages)
-        if self._pool is None:
-            output = self._forward(*shape)
-        else:
-            recorded = self._recorded[shape]
-            recorded.graph.replay()
-            output = recorded.output
-        return DecodeOutput(output.h_ND[:count], output.logits_NV[:count])
+        self._load(documents, shape[0])
+        return self._graphs.run(shape, lambda: self._forward(*shape))[:count]
 
-    def _load(self, documents: Sequence[Document], size: int, pages: int) -> None:
-        """Write the documents, and places without one, to where graphs read them."""
-        numbers_3N = np.zeros((3, size), dtype=np.int64)
+    def _load(self, documents: Sequence[Document], size: int) -> None:
+        """Write the documents, and places without one, to where graphs read them: in one copy to the device.
+
+        Of pages it has the rows that are not there yet. A running document's pages only grow, once in `page_tokens`
+        steps, so that most steps write the numbers alone.
+        """
+        rows = [n for n, document in enumerate(documents) if not self._holds(n, document.pages)]
+        width = max((len(documents[n].pages) for n in rows), default=0)
+        sent = np.zeros(3 * size + len(rows) * (1 + width), dtype=np.int64)
+        numbers_3N, table_CM = sent[: 3 * size].reshape(3, size), sent[3 * size + len(rows) :].reshape(-1, width or 1)
         numbers_3N[2] = -1
-        table_NM = np.zeros((len(documents), pages), dtype=np.int64)
-        for n, document in enumerate(documents):
-            numbers_3N[:, n] = document.tokens[-1], len(document.tokens), document.slot
-            table_NM[n, : len(document.pages)] = np.asarray(document.pages, dtype=np.int64)
-        self._numbers_3N[:, :size].copy_(to_device(torch.from_numpy(numbers_3N), self._memory.device))
-        if pages:
-            given = to_device(torch.from_numpy(table_NM), self._memory.device)
-            self._table_NM[: len(documents), :pages].copy_(given)
+        numbers_3N[0, : len(documents)] = [document.tokens[-1] for document in documents]
+        numbers_3N[1, : len(documents)] = [len(document.tokens) for document in documents]
+        numbers_3N[2, : len(documents)] = [document.slot for document in documents]
+        sent[3 * size : 3 * size + len(rows)] = rows
+        for row_M, n in zip(table_CM, rows, strict=False):
+            row_M[: len(documents[n].pages)] = np.asarray(documents[n].pages, dtype=np.int64)
+        given = to_device(torch.from_numpy(sent), self._memory.device)
+        self._numbers_3N[:, :size].copy_(given[: 3 * size].view(3, size))
+        if width:
+            index_C, given_CM = given[3 * size :].split((len(rows), len(rows) * width))
+            self._table_NM[:, :width].index_copy_(0, index_C, given_CM.view(-1, width))
+        for n in rows:
+            self._written[n] = documents[n].pages, len(documents[n].pages)
 
-    def _forward(self, size: int, width: int) -> DecodeOutput:
+    def _holds(self, row: int, pages: array[int]) -> bool:
+        """Whether a row of the table has these pages: the same list, no longer than when it was written."""
+        written, count = self._written[row]
+        return written is pages and count == len(pages)
+
+    def _forward(self, size: int, width: int) -> Tensor:
         tokens_N, keys_N, slots_N = self._numbers_3N[:, :size]
         batch = DocumentBatch.padded(keys_N, slots_N, self._table_NM[:size, :width], self._memory.shape)
         h_ND = self._model.final_states(tokens_N, batch.packing, self._memory.view(batch))
-        return DecodeOutput(h_ND, self._model.lm_head(h_ND))
-
-    def _record(self, size: int, width: int) -> _Recorded:
-        self._load([], size, 0)
-        stream = torch.cuda.current_stream(self._memory.device)
-        self._forward(size, width)  # compiles kernels and chooses among them, which cannot be recorded
-        torch.cuda.synchronize(self._memory.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            output = self._forward(size, width)
-        return _Recorded(graph, output)
+        return self._model.lm_head(h_ND)
 
 
 def ladder(most: int) -> list[int]:

@@ -1,8 +1,9 @@
 """Passes over the model: prefill and decode, side by side.
 
 On a GPU each path has a stream of its own, so that decode steps, which wait for memory, run beside prefill, which waits
-for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step. Where several ranks share the
-weights they run one after the other: collectives of two streams would be launched in an order of their own on each.
+for the tensor cores (MiniMax-01 section 3.3 does so). The two meet after every step. Short pieces of prompts join the
+decode steps in one row (`mixed_graphs`). Where several ranks share the weights paths run one after the other:
+collectives of two streams would be launched in an order of their own on each.
 
 Legend: T tokens of a path, N documents whose next token is wanted, M tokens that are scored, D model width, V
 vocabulary.
@@ -11,7 +12,7 @@ vocabulary.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,14 +24,16 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
-from mmtrain.infer.serving.generation import TopTokens
+from mmtrain.infer.serving.mixed_graphs import MixedGraphs
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scheduler import Chunk, Step
-from mmtrain.infer.serving.scoring import label_scores
+from mmtrain.infer.serving.scoring import LabelScores, label_scores
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import to_device
+
+Path = Callable[[list[Chunk]], "PathResult"]
 
 
 class StepOutOfMemory(ConfigError):
@@ -45,17 +48,13 @@ class PathResult:
         documents: those whose next token is wanted.
         logits_NV: theirs, in the dtype of the weights.
         scored: documents with scored prompt tokens, and how many.
-        logprobs_M: of these, end to end, fp32.
-        likeliest_M: bool, whether each has the largest logit.
-        top_M: the likeliest tokens in the place of each, as many as any of them wants; empty if none does.
+        scores: of these tokens, end to end; None if there are none.
     """
 
     documents: list[Document]
     logits_NV: Tensor
     scored: list[tuple[Document, int]]
-    logprobs_M: Tensor
-    likeliest_M: Tensor
-    top_M: list[TopTokens]
+    scores: LabelScores | None
 
 
 class Wanted(NamedTuple):
@@ -114,7 +113,9 @@ class Runner:
         self._model, self._memory, self._vocab_size, self._ranks = model, memory, vocab_size, ranks
         if ranks.size > 1 and options.cuda_graphs is None:  # messages inside of graphs have not been tried on GPUs
             options = replace(options, cuda_graphs=False)
-        self._graphs = DecodeGraphs(model, memory) if records_decode(model, memory, options) else None
+        recorded = records_decode(model, memory, options)
+        self._graphs = DecodeGraphs(model, memory) if recorded else None
+        self._mixed = MixedGraphs(model, memory) if recorded else None
         streams = memory.device.type == "cuda" and ranks.size == 1
         self._prefill, self._decode = (torch.cuda.Stream(memory.device) if streams else None for _ in range(2))
 
@@ -127,15 +128,13 @@ class Runner:
             OutOfDeviceMemory: likewise, where other ranks share the weights: they wait for this one in the middle of
                 the step, and cannot be told.
         """
-        decode = self._pass if self._graphs is None else self._decode_pass
-        paths = [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
+        paths = [path for path in self._paths(step) if path[1]]
         try:
-            with self._together():
+            with self._together([stream for stream, _, _ in paths if stream is not None]):
                 results = []
                 for stream, chunks, run in paths:
-                    if chunks:
-                        with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
-                            results.append(run(chunks))
+                    with contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+                        results.append(run(chunks))
                 return results
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -150,10 +149,16 @@ class Runner:
             raise StepOutOfMemory("engine.prefill_tokens", f"a step of {tokens:,} tokens", where,
                                   "give less, or a smaller memory_share") from None  # fmt: skip
 
+    def _paths(self, step: Step) -> list[tuple[torch.cuda.Stream | None, list[Chunk], Path]]:
+        """What a step runs: the stream of each pass, and its documents' pieces."""
+        if self._mixed is not None and self._mixed.takes(step):
+            return [(self._decode, [*step.decode, *step.prefill], lambda _: self._mixed_pass(step))]
+        decode = self._pass if self._graphs is None else self._decode_pass
+        return [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
+
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
-        """Let both streams begin after all that came before, and all that follows after both."""
-        streams = [stream for stream in (self._prefill, self._decode) if stream is not None]
+    def _together(self, streams: list[torch.cuda.Stream]) -> Iterator[None]:
+        """Let streams begin after all that came before, and all that follows after them."""
         for stream in streams:
             stream.wait_stream(torch.cuda.current_stream(self._memory.device))
         try:
@@ -172,18 +177,32 @@ class Runner:
         )  # fmt: skip
         h_TD = self._model.final_states(self._index(tokens_of(chunks)), batch.packing, self._memory.view(batch))
         wanted = Wanted.of(chunks)
-        return self._result(wanted, h_TD, self._model.lm_head(h_TD[self._index(wanted.last)]))
+        logits_NV = self._model.lm_head(h_TD[self._index(wanted.last)])
+        return PathResult(wanted.documents, logits_NV, wanted.scored, self._scores(wanted, h_TD))
 
     def _decode_pass(self, chunks: list[Chunk]) -> PathResult:
-        """Take documents that lack one token through a graph."""
+        """Take documents that lack one token through a graph; the last token of a prompt has no score."""
         assert self._graphs is not None
-        return self._result(Wanted.of(chunks), *self._graphs.run([chunk.document for chunk in chunks]))
+        documents = [chunk.document for chunk in chunks]
+        return PathResult(documents, self._graphs.run(documents), [], None)
 
-    def _result(self, wanted: Wanted, h_TD: Tensor, logits_NV: Tensor) -> PathResult:
-        """What a path gives, and the scores of prompt tokens among its rows."""
+    def _mixed_pass(self, step: Step) -> PathResult:
+        """Take decode steps and short pieces through one graph."""
+        assert self._mixed is not None
+        chunks = [*step.decode, *step.prefill]
+        h_TD, logits_NV = self._mixed.run(step)
+        done = [place for place, chunk in enumerate(chunks) if chunk.completes]
+        if len(done) < len(chunks):
+            logits_NV = logits_NV[self._index(done)]
+        wanted = Wanted.of(chunks)
+        return PathResult(wanted.documents, logits_NV, wanted.scored, self._scores(wanted, h_TD))
+
+    def _scores(self, wanted: Wanted, h_TD: Tensor) -> LabelScores | None:
+        """Scores of prompt tokens among a path's rows."""
+        if not wanted.scored:
+            return None
         labels = self._index(wanted.rows), self._index(wanted.labels)
-        scores = label_scores(self._model, h_TD, *labels, wanted.top_logprobs, self._vocab_size)
-        return PathResult(wanted.documents, logits_NV, wanted.scored, *scores)
+        return label_scores(self._model, h_TD, *labels, wanted.top_logprobs, self._vocab_size)
 
     def _index(self, numbers: list[int]) -> Tensor:
         return to_device(torch.tensor(numbers, dtype=torch.int64), self._memory.device)

@@ -16,6 +16,7 @@ from mmtrain.infer.serving.draw import draw_tokens, penalise_repetition
 from mmtrain.infer.serving.generation import TopTokens
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scoring import token_logprobs, top_tokens
+from mmtrain.model.packed_seq import to_device
 
 
 class Choice(NamedTuple):
@@ -52,17 +53,14 @@ class Sampler:
         Raises:
             ConfigError: they are not finite numbers.
         """
-        if not torch.isfinite(logits_NV).all():
-            raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
-                              "take an earlier checkpoint")  # fmt: skip
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        ready_NV = logits_NV.clone()
-        for n, document in enumerate(documents):
-            self._apply_request(document, ready_NV[n])
-        ready_NV[:, self._vocab_size :] = -torch.inf
-        uniform_N = [document.next_uniform() for document in documents]
-        tokens_N = draw_tokens(ready_NV, [one.request.sampling for one in documents], uniform_N)
-        tokens_N = self._ranks.of_first(tokens_N)
+        finite = torch.isfinite(torch.stack(logits_NV.aminmax())).all()  # a NaN anywhere is in both extremes
+        if all(map(self._takes_largest, documents)):  # the host waits once, for both
+            chosen_N = self._ranks.of_first(logits_NV[:, : self._vocab_size].argmax(1))
+            *tokens, is_finite = torch.cat((chosen_N, finite[None])).tolist()
+            _check(is_finite)
+            return [Choice(token, None) for token in tokens]
+        _check(bool(finite))
+        tokens_N = self._ranks.of_first(self._draw(documents, logits_NV))
         tokens = tokens_N.tolist()
         if not any(document.request.logprobs for document in documents):
             return [Choice(token, None) for token in tokens]
@@ -71,15 +69,41 @@ class Sampler:
         likeliest = top_tokens(logits_NV, top, self._vocab_size) or [None] * len(documents)
         return [Choice(*parts) for parts in zip(tokens, logprobs, likeliest, strict=True)]
 
-    def _apply_request(self, document: Document, logits_V: Tensor) -> None:
-        """Change a row of logits, in place, as one request wants it."""
+    def _takes_largest(self, document: Document) -> bool:
+        """Whether a document is followed by the id of its largest logit as the model gives it, and nothing else."""
         request = document.request
-        penalty = request.sampling.repetition_penalty
-        if penalty != 1:
-            if document.seen_V is None:
-                document.seen_V = torch.zeros(len(logits_V), dtype=torch.bool, device=logits_V.device)
-                document.seen_V[torch.tensor(document.tokens, device=logits_V.device)] = True
-            document.seen_V[document.tokens[-1]] = True
-            logits_V.copy_(penalise_repetition(logits_V, document.seen_V, penalty))
-        if request.ignore_eod and self._eod_id is not None:
-            logits_V[self._eod_id] = -torch.inf
+        rule = request.sampling
+        return (
+            rule.temperature == 0
+            and rule.repetition_penalty == 1
+            and not request.logprobs
+            and not (request.ignore_eod and self._eod_id is not None)
+        )
+
+    def _draw(self, documents: list[Document], logits_NV: Tensor) -> Tensor:
+        """The ids that follow by each document's own rule, int64 [N]."""
+        ready_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32), copy=True)
+        for n, document in enumerate(documents):
+            if document.request.sampling.repetition_penalty != 1:
+                _penalise(document, ready_NV[n])
+        endless = [n for n, document in enumerate(documents) if document.request.ignore_eod]
+        if endless and self._eod_id is not None:
+            ready_NV[to_device(torch.tensor(endless), ready_NV.device), self._eod_id] = -torch.inf
+        ready_NV[:, self._vocab_size :] = -torch.inf
+        uniform_N = [document.next_uniform() for document in documents]
+        return draw_tokens(ready_NV, [document.request.sampling for document in documents], uniform_N)
+
+
+def _check(finite: bool) -> None:
+    if not finite:
+        raise ConfigError("checkpoint", "its weights", "give logits that are not finite numbers: its run diverged",
+                          "take an earlier checkpoint")  # fmt: skip
+
+
+def _penalise(document: Document, logits_V: Tensor) -> None:
+    """Make ids that came before less likely, in place."""
+    if document.seen_V is None:
+        document.seen_V = torch.zeros(len(logits_V), dtype=torch.bool, device=logits_V.device)
+        document.seen_V[torch.tensor(document.tokens, device=logits_V.device)] = True
+    document.seen_V[document.tokens[-1]] = True
+    logits_V.copy_(penalise_repetition(logits_V, document.seen_V, document.request.sampling.repetition_penalty))

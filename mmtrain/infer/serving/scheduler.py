@@ -112,6 +112,8 @@ class Scheduler:
     def _grow(self, document: Document) -> bool:
         """Give a running document the pages of its tokens; False if it was the one to give its memory up."""
         missing = self._memory.plan.pages_of(len(document.tokens)) - len(document.pages)
+        if missing <= 0:
+            return True
         while missing > self._memory.pages.free:
             if self.prefixes is not None and self.prefixes.reclaimable():
                 self.prefixes.drop_oldest()

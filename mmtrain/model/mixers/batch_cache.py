@@ -161,7 +161,8 @@ class BatchCache(Protocol):
 
     Attributes:
         takes_padding: whether steps of one token a document leave alone what places without a document would touch,
-            and read nothing on the host: decode steps of such layers can be CUDA graphs.
+            and read nothing on the host: decode steps of such layers can be CUDA graphs. Their :meth:`view` takes a
+            :class:`~mmtrain.model.mixers.mixed_batch.MixedBatch` too.
     """
 
     takes_padding: bool

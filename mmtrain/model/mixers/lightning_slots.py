@@ -14,6 +14,7 @@ from torch import Tensor
 from mmkernels.lightning import lightning_attention, lightning_decode_step
 from mmtrain.config import ModelConfig
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
+from mmtrain.model.mixers.mixed_batch import LightningMixed, MixedBatch
 
 
 class LightningSlots:
@@ -40,9 +41,10 @@ class LightningSlots:
     def copy_page(self, source: int, target: int) -> None:
         """Do nothing: no page has anything of this layer."""
 
-    def view(self, batch: DocumentBatch) -> LightningBatch:
+    def view(self, batch: DocumentBatch | MixedBatch) -> LightningBatch | LightningMixed:
         """Return the states of these documents."""
-        return LightningBatch(self.states_SHKK, batch)
+        view = LightningMixed if isinstance(batch, MixedBatch) else LightningBatch
+        return view(self.states_SHKK, batch)
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,16 @@ class LightningBatch:
         """Return the attention of new tokens, [T, H, K]; the slots get the states after them.
 
         Single tokens go through the decode step, longer pieces through the kernels of training, each document from its
-        own state.
+        own state. A document alone is a row: that is cut into segments, which fill a GPU where its heads do not.
         """
         q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
         slots_N = self.batch.slots_N
         if self.batch.single:  # each state is read and written where it lies
             given = q_THK, k_THK, v_THK, slopes_H, self.states_SHKK
             return lightning_decode_step(*given, inplace=True, slots_B=slots_N)[0]
+        cu_seqlens = None if len(self.batch.queries) == 1 else self.batch.packing.cu_seqlens
         o_1THK, state_NHKK = lightning_attention(
-            q_THK[None], k_THK[None], v_THK[None], slopes_H, cu_seqlens=self.batch.packing.cu_seqlens,
+            q_THK[None], k_THK[None], v_THK[None], slopes_H, cu_seqlens=cu_seqlens,
             initial_state=self.states_SHKK.index_select(0, slots_N), output_final_state=True, check_values=False,
         )  # fmt: skip
         self.states_SHKK.index_copy_(0, slots_N, state_NHKK)

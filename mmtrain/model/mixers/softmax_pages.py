@@ -14,6 +14,7 @@ from torch import Tensor
 from mmkernels.softmax import softmax_paged_step, softmax_suffix_forward
 from mmtrain.config import ModelConfig
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
+from mmtrain.model.mixers.mixed_batch import MixedBatch, SoftmaxMixed
 
 
 class SoftmaxPages:
@@ -41,9 +42,10 @@ class SoftmaxPages:
         self.k_PLGK[target].copy_(self.k_PLGK[source])
         self.v_PLGK[target].copy_(self.v_PLGK[source])
 
-    def view(self, batch: DocumentBatch) -> SoftmaxBatch:
+    def view(self, batch: DocumentBatch | MixedBatch) -> SoftmaxBatch | SoftmaxMixed:
         """Return the keys and values of these documents."""
-        return SoftmaxBatch(self.k_PLGK, self.v_PLGK, batch)
+        view = SoftmaxMixed if isinstance(batch, MixedBatch) else SoftmaxBatch
+        return view(self.k_PLGK, self.v_PLGK, batch)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Measurements of the inference engine on one GPU, one file a kind; `mmtrain.bench.infer_gpu` runs them."""
