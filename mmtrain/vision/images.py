@@ -82,15 +82,23 @@ class TokenSources(NamedTuple):
 
 def token_sources(layouts: Sequence[ImageLayout]) -> TokenSources:
     """Return the sources of the tokens of some images, in their order, on the host."""
+    source_I = source_of_tokens(layouts)
+    at_M = (source_I >= 0).nonzero().flatten()
+    return TokenSources(source_I[at_M], at_M, len(source_I))
+
+
+def source_of_tokens(layouts: Sequence[ImageLayout]) -> Tensor:
+    """Return which of the N Q tokens of the vision transformer each of the I tokens is, int64 on the host.
+
+    A newline is -1.
+    """
     sources, first_tile = [torch.empty(0, dtype=torch.int64)], 0
     for layout in layouts:
         tokens = _sources_of(layout)
         per_tile = layout.side**2 + 1
         sources.append(torch.where(tokens < 0, tokens, tokens + first_tile * per_tile))
         first_tile += layout.tiles
-    source_I = torch.cat(sources)
-    at_M = (source_I >= 0).nonzero().flatten()
-    return TokenSources(source_I[at_M], at_M, len(source_I))
+    return torch.cat(sources)
 
 
 def _sources_of(layout: ImageLayout) -> Tensor:

@@ -115,7 +115,7 @@ class VisionTransformer(nn.Module):
     """CLIP's vision transformer, up to the layer whose hidden states the language model gets.
 
     It has all layers of the configuration, those too that images do not go through (`unused_layers`): a checkpoint
-    has their weights. They get no gradient.
+    has their weights. They are not trained.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -124,6 +124,8 @@ class VisionTransformer(nn.Module):
         self.embedding = PatchEmbedding(config)
         self.pre_norm = LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
+        # Without this, weight decay would shrink them in layouts that have a gradient of zeros for them.
+        self.layers[config.num_layers - config.unused_layers :].requires_grad_(False)
 
     def forward(self, pixels_N3SS: Tensor) -> Tensor:
         """Return the hidden states [N, Q, W] of normalised tiles, the class token first.
