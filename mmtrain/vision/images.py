@@ -63,7 +63,7 @@ def tile_rules(config: VisionConfig) -> TileRules:
 def normalise(tiles_N3SS: Tensor) -> Tensor:
     """Return tiles of uint8 as fp32, with CLIP's mean and deviation of each channel."""
     mean_311, std_311 = (tiles_N3SS.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (MEAN, STD))
-    return (tiles_N3SS / 255 - mean_311) / std_311
+    return tiles_N3SS.to(torch.float32).div_(255).sub_(mean_311).div_(std_311)  # in place: tiles are large
 
 
 class TokenSources(NamedTuple):

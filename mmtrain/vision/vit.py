@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_NQW: Tensor) -> Tensor:
         """Attend within each tile; [N, Q, W] to [N, Q, W]."""
         tiles, tokens, width = x_NQW.shape
-        qkv_T3W = project(x_NQW.flatten(0, 1), local(self.qkv_3WW)) + local(self.qkv_bias_3W).flatten()
+        qkv_T3W = project(x_NQW.flatten(0, 1), local(self.qkv_3WW), local(self.qkv_bias_3W).flatten())
         q_NHQK, k_NHQK, v_NHQK = qkv_T3W.view(tiles, tokens, 3, self.num_heads, width // self.num_heads).permute(
             2, 0, 3, 1, 4
         )

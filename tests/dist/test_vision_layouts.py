@@ -107,7 +107,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*SCHEDULES][:2] + [pytest.param([*SCHEDULES][2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["interleaved", "zero bubble", pytest.param("zero bubble, chunks", marks=pytest.mark.slow)]
+)
 def test_schedules_of_pipelines(pool: Pool, name: str) -> None:
     deep = replace(VL, num_layers=4, layer_pattern="LLLS")
     check(pool, job_of(SCHEDULES[name], shown=EARLY, model=deep), 2)

@@ -7,8 +7,8 @@ transformer, not as the text model. The projector and the newlines are the work 
 Gradients of the eyes are sums over all these ranks, as those of all replicated weights: FSDP's mean over replicas, and
 the sum over tp that a DTensor's partial gradients ask for.
 
-Legend: N tiles of this rank's rows, n of its share, S pixels of a tile's side, Q tokens of a tile, W width of the vision
-transformer, M patches among the J tokens of images on this rank.
+Legend: N tiles of this rank's rows, n of its share, S pixels of a tile's side, Q tokens of a tile, W width of the
+vision transformer, M patches among the J tokens of images on this rank.
 """
 
 from __future__ import annotations
