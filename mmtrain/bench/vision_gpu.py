@@ -124,7 +124,8 @@ def measure_step(context: mesh.ParallelContext, model: ModelConfig, balance: boo
         seconds += [clock.ms(begin, end) / 1e3] if step > 1 else []
     counted = [batch for batch in batches if isinstance(batch, ImageBatch)]
     found = {"step_s": slowest([statistics.median(seconds)], context.device)[0], "loss": results[-1].loss,
-             "tiles_of_this_rank": sum(batch.num_tiles for batch in counted), "max_over_mean": results[-1].image_balance,
+             "tiles_of_this_rank": sum(batch.num_tiles for batch in counted),
+             "max_over_mean": results[-1].image_balance,
              "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}  # fmt: skip
     laid.close()
     return found

@@ -67,11 +67,11 @@ def apply_fsdp(
 def eye_units(model: HybridLM) -> Iterator[nn.Module]:
     """Yield the parts of a model's eyes that are gathered each by itself, the inner ones first; a text model has none.
 
-    They are the layers that images go through, then the rest of the vision transformer.
+    They are the layers that images go through, then the rest of the vision transformer, layers that they do not too.
     """
     if isinstance(model, VisionLanguageModel) and model.encoder is not None:
         tower = model.encoder.vision_tower
-        yield from tower.layers
+        yield from tower.used_layers  # FSDP2 fails in a backward pass on a unit that has not run
         yield tower
 
 

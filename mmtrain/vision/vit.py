@@ -125,7 +125,12 @@ class VisionTransformer(nn.Module):
         self.pre_norm = LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
         # Without this, weight decay would shrink them in layouts that have a gradient of zeros for them.
-        self.layers[config.num_layers - config.unused_layers :].requires_grad_(False)
+        self.layers[len(self.used_layers) :].requires_grad_(False)
+
+    @property
+    def used_layers(self) -> nn.ModuleList:
+        """Layers that images go through."""
+        return self.layers[: self.config.num_layers - self.config.unused_layers]
 
     def forward(self, pixels_N3SS: Tensor) -> Tensor:
         """Return the hidden states [N, Q, W] of normalised tiles, the class token first.
@@ -134,6 +139,6 @@ class VisionTransformer(nn.Module):
             pixels_N3SS: of any float dtype; tiles of the configuration's size.
         """
         x_NQW = self.pre_norm(self.embedding(pixels_N3SS))
-        for layer in self.layers[: len(self.layers) - self.config.unused_layers]:
+        for layer in self.used_layers:
             x_NQW = layer(x_NQW)
         return x_NQW

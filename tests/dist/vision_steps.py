@@ -64,7 +64,7 @@ class Seen:
     results: list[StepResult]
 
 
-def show(batch: PackedBatch, rows: range, shown: tuple[Shown, ...], eyes: VisionConfig = EYES) -> ImageBatch:
+def show(batch: PackedBatch, rows: range, shown: tuple[Shown, ...], eyes: VisionConfig) -> ImageBatch:
     """The batch with images in the places of tokens; no label on them."""
     tokens_BS, mask_BS = batch.tokens_BS.clone(), batch.loss_mask_BS.clone()
     images, tiles, first_tile = [], [torch.empty(0, 3, eyes.tile_size, eyes.tile_size, dtype=torch.uint8)], 0
@@ -105,7 +105,7 @@ def _train(job: VisionJob, context: mesh.ParallelContext) -> Seen:
     results, rows = [], job.parallel.micro_batch_rows
     for step in range(job.steps):
         starts = range(step * job.rows, (step + 1) * job.rows, rows)[context.dp_rank :: context.dp_size]
-        batches = [show(micro_batch(one, rows), range(one, one + rows), job.shown) for one in starts]
+        batches = [show(micro_batch(one, rows), range(one, one + rows), job.shown, job.model.vision) for one in starts]
         results.append(train_step(model, optimizer, batches, job.lr, job.model.rope_base, clip_grad=None))
     after = {name: p.full_tensor().clone() for name, p in model.module.named_parameters()}
     return Seen(gradients, after, results)
