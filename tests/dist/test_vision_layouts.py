@@ -52,8 +52,25 @@ def job_of(options: dict[str, Any], **changes: Any) -> VisionJob:
     return VisionJob(ParallelConfig(**{"cp_chunks": 2} | options), **changes)
 
 
-@pytest.mark.parametrize("shown", [MIXED, FIRST, EARLY, NONE], ids=["mixed", "one rank", "early", "none"])
-@pytest.mark.parametrize("options", [ZERO_3, {"tp": 2}, {"cp": 2}], ids=str)
+def slow(*values: Any, name: str) -> Any:
+    """A case of the wide matrix."""
+    return pytest.param(*values, id=name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        pytest.param(ZERO_3, MIXED, id="dp"),
+        pytest.param(ZERO_3, EARLY, id="dp, early"),
+        pytest.param({"tp": 2}, MIXED, id="tp"),
+        pytest.param({"cp": 2}, MIXED, id="cp"),
+        pytest.param({"cp": 2}, NONE, id="cp, no images"),
+        slow(ZERO_3, FIRST, name="dp, one rank"),
+        slow({"cp": 2}, FIRST, name="cp, one row"),
+        slow({"tp": 2}, NONE, name="tp, no images"),
+        slow(ZERO_3, NONE, name="dp, no images"),
+    ],
+)
 def test_two_ranks(pool: Pool, options: dict[str, Any], shown: tuple[Any, ...]) -> None:
     check(pool, job_of(options, shown=shown), 2)
 
@@ -65,30 +82,40 @@ def test_more_ways_of_two_ranks(pool: Pool, options: dict[str, Any]) -> None:
     check(pool, job_of(options), 2)
 
 
-@pytest.mark.parametrize("options", [{"cp": 2, "tp": 2}, {"cp": 2, "pp": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"cp": 2, "tp": 2}, slow({"cp": 2, "pp": 2}, name="cp, pp")], ids=str)
 def test_four_ranks(pool: Pool, options: dict[str, Any]) -> None:
     check(pool, job_of(options), 4)
 
 
-@pytest.mark.parametrize("options", [{"ep": 2}, {"tp": 2, "etp": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"ep": 2}, slow({"tp": 2, "etp": 2}, name="tp, etp")], ids=str)
 def test_experts(pool: Pool, options: dict[str, Any]) -> None:
     """In fp32, as grouped products are."""
     check(pool, job_of(options, model=EXPERTS, dtype=torch.float32), 2, 1e-4)
 
 
-@pytest.mark.parametrize("frozen", [(TOWER,), (TOWER, PROJECTOR), TEXT], ids=["tower", "eyes", "text"])
-@pytest.mark.parametrize("options", [WHOLE, ZERO_3, {"tp": 2}, {"pp": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "frozen"),
+    [
+        pytest.param(WHOLE, TEXT, id="whole weights, text"),
+        pytest.param({"tp": 2}, (TOWER,), id="tp, tower"),
+        pytest.param({"pp": 2}, TEXT, id="pp, text"),
+        slow(ZERO_3, (TOWER,), name="dp, tower"),
+        slow(ZERO_3, TEXT, name="dp, text"),
+        slow(WHOLE, (TOWER, PROJECTOR), name="whole weights, eyes"),
+        slow({"tp": 2}, TEXT, name="tp, text"),
+        slow({"tp": 2}, (TOWER, PROJECTOR), name="tp, eyes"),
+        slow({"pp": 2}, (TOWER,), name="pp, tower"),
+        slow({"pp": 2}, (TOWER, PROJECTOR), name="pp, eyes"),
+    ],
+)
 def test_frozen_parts(pool: Pool, options: dict[str, Any], frozen: tuple[str, ...]) -> None:
     outcomes = check(pool, job_of(options, shown=EARLY, frozen=frozen, steps=2, lr=1e-3), 2)
     assert all(len(many.results) == 2 for many in outcomes)
 
 
-@pytest.mark.parametrize("frozen", [TEXT], ids=["text"])
-@pytest.mark.parametrize("options", [WHOLE, ZERO_3], ids=str)
-def test_eyes_alone_are_trained_and_there_is_no_image(
-    pool: Pool, options: dict[str, Any], frozen: tuple[str, ...]
-) -> None:
-    check(pool, job_of(options, shown=NONE, frozen=frozen), 2)
+@pytest.mark.parametrize("options", [WHOLE, slow(ZERO_3, name="sharded")], ids=str)
+def test_eyes_alone_are_trained_and_there_is_no_image(pool: Pool, options: dict[str, Any]) -> None:
+    check(pool, job_of(options, shown=NONE, frozen=TEXT), 2)
 
 
 def test_balance_is_told_and_changes_no_result(pool: Pool) -> None:
@@ -108,7 +135,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "name", ["interleaved", "zero bubble", pytest.param("zero bubble, chunks", marks=pytest.mark.slow)]
+    "name", ["zero bubble", *(slow(name, name=name) for name in ("interleaved", "zero bubble, chunks"))]
 )
 def test_schedules_of_pipelines(pool: Pool, name: str) -> None:
     deep = replace(VL, num_layers=4, layer_pattern="LLLS")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_every_tile_comes_to_one_rank_in_order(seed: int) -> None:
             got += tiles[sender // sharers][begin:end]
             assert begin == end or sender // sharers != rank // sharers, "tiles that a rank has do not move"
         seen += [sorted(got)]
-    assert sum(seen, []) == sum(tiles, [])
+    assert list(chain(*seen)) == list(chain(*tiles))
     assert shares.stay is all(shares.received(rank) == [0] * ranks for rank in range(ranks))
 
 
