@@ -162,6 +162,11 @@ bench-infer: $(READY)  ## the inference engine on a GPU (INFER_ONLY=case,...): d
 	$(PY) -m mmtrain.bench.infer_gpu --out $(INFER_OUT) $(if $(INFER_ONLY),--only $(INFER_ONLY))
 	$(PY) kernels/bench/gpu/int8_products.py --out $(INFER_OUT)/int8.json
 
+VISION_GPUS ?= 1
+VISION_OUT ?= mmtrain/bench/results/$(shell date +%F)-vision-$(VISION_GPUS)gpu
+bench-vision: $(READY)  ## a model's eyes on GPUs (VISION_GPUS=1): the vision transformer beside a compiled CLIP, steps with images
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(VISION_GPUS) -m mmtrain.bench.vision_gpu --out $(VISION_OUT)
+
 bench-apex: $(READY)  ## NVIDIA apex's FusedAdam, built of the source in APEX=folder, beside torch's AdamW and ours
 	$(PY) -m mmtrain.bench.apex_adam --source $(APEX) --out mmtrain/bench/results/$(shell date +%F)-apex
 

@@ -63,6 +63,8 @@ class ParallelConfig:
             token group, a capacity of each micro-batch's own, and ep (and etp, if above 1, the same ranks as tp) on one
             host; ``collectives``, whatever the layout; or ``auto``, which is direct on GPUs where it can be.
         global_router: pool an expert's capacity over all ranks that send to a copy of it, instead of one share a rank.
+        balance_images: share the work of a model's eyes out evenly over all ranks of dp, cp and tp, whatever images
+            fell to whose rows; false: among the ranks that have the same rows.
         cuda_graphs: record forward and backward between softmax layers once, and launch them as CUDA graphs: the host
             launches a few graphs a micro-batch in place of thousands of kernels, for the same bits. ``auto`` does so
             where it can: on one GPU, or with data parallelism alone that gathers and reduces once a step (the two
@@ -96,6 +98,7 @@ class ParallelConfig:
     token_groups: int | str = field(default=1, metadata={**LAYOUT, **at_least(1), **one_of("auto")})
     exchange: str = field(default="auto", metadata={**LAYOUT, **one_of("auto", "direct", "collectives")})
     global_router: bool = False
+    balance_images: bool = field(default=True, metadata=LAYOUT)
     cuda_graphs: bool | str = field(default=AUTO, metadata={**FREE_ON_RESUME, **one_of(AUTO)})
     aux_loss_over: str = field(default="micro_batch", metadata=one_of("micro_batch", "sequence", "global_batch"))
 

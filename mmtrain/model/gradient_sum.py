@@ -34,27 +34,33 @@ def whole_gradient(weight: Tensor) -> Tensor:
     return weight.gradient_sum if factor is None else weight.gradient_sum.mul_(factor)
 
 
-def project(x_TD: Tensor, weight: Tensor) -> Tensor:
-    """Return W x of every token, [T, E]; `weight` is [.., D] with E rows in all, of the dtype of x."""
+def project(x_TD: Tensor, weight: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """Return W x, or W x + b, of every token, [T, E].
+
+    Args:
+        x_TD: any float dtype.
+        weight: [.., D] with E rows in all, of the dtype of x.
+        bias_E: of the same dtype, added within the product.
+    """
     if gradient_sum_of(weight) is None or x_TD.ndim != 2 or not weight.requires_grad:
-        return F.linear(x_TD, weight.flatten(0, -2))
-    return _Project.apply(x_TD, weight)
+        return F.linear(x_TD, weight.flatten(0, -2), bias_E)
+    return _Project.apply(x_TD, weight, bias_E)
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x_TD: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x_TD: Tensor, weight: Tensor, bias_E: Tensor | None) -> Tensor:
         ctx.save_for_backward(x_TD, weight)
         ctx.total_ED = gradient_sum_of(weight).flatten(0, -2)
-        return F.linear(x_TD, weight.flatten(0, -2))
+        return F.linear(x_TD, weight.flatten(0, -2), bias_E)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, dy_TE: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: FunctionCtx, dy_TE: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         x_TD, weight = ctx.saved_tensors
         dx_TD = dy_TE @ weight.flatten(0, -2) if ctx.needs_input_grad[0] else None
         accumulate(ctx.total_ED, dy_TE, x_TD)
-        return dx_TD, None
+        return dx_TD, None, dy_TE.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def accumulate(total_ED: Tensor, dy_TE: Tensor, x_TD: Tensor) -> None:

@@ -93,6 +93,21 @@ def exchange_into(
         dist.all_to_all_single(out_RD, x_ND, receive, send, group=group)
 
 
+def exchange_rows(x_ND: Tensor, receive: list[int], send: list[int], group: ProcessGroup) -> Tensor:
+    """An all-to-all of rows, [R, D], in the order of the ranks; backward brings the rows' gradients back.
+
+    Every rank takes part in both directions, one without rows too, so its `x` must want a gradient if the others' do,
+    and what it gets must be part of what is differentiated.
+
+    Args:
+        x_ND: any dtype; the rows for rank 0, then those for rank 1, and so on.
+        receive: number of rows from every rank.
+        send: number of rows to every rank.
+        group: the ranks.
+    """
+    return x_ND if group.size() == 1 else _ExchangeRows.apply(x_ND, receive, send, group)
+
+
 def gather_into(out_MD: Tensor, x_ND: Tensor, group: ProcessGroup) -> None:
     """An all-gather of as many rows of each rank into memory that is there, unseen by autograd."""
     if out_MD.numel():  # alike on all ranks
@@ -113,6 +128,18 @@ def scatter_sum_into(out_ND: Tensor, x_MD: Tensor, group: ProcessGroup) -> None:
     """A reduce-scatter of rows into memory that is there, unseen by autograd."""
     if out_ND.numel():
         _reduce_scatter(out_ND, x_MD, group=group)
+
+
+class _ExchangeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_ND: Tensor, receive: list[int], send: list[int], group: ProcessGroup) -> Tensor:
+        ctx.receive, ctx.send, ctx.group = receive, send, group
+        return _exchange(x_ND, receive, send, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_RD: Tensor) -> tuple[Tensor, None, None, None]:
+        return _exchange(grad_RD, ctx.send, ctx.receive, ctx.group), None, None, None
 
 
 class _SumGradient(torch.autograd.Function):
@@ -178,6 +205,12 @@ def _gather(x_ND: Tensor, group: ProcessGroup) -> Tensor:
     out_MD = x_ND.new_empty(x_ND.shape[0] * group.size(), *x_ND.shape[1:])
     gather_into(out_MD, x_ND.contiguous(), group)
     return out_MD
+
+
+def _exchange(x_ND: Tensor, receive: list[int], send: list[int], group: ProcessGroup) -> Tensor:
+    out_RD = x_ND.new_empty(sum(receive), *x_ND.shape[1:])
+    exchange_into(out_RD, x_ND.contiguous(), receive, send, group)
+    return out_RD
 
 
 def _scatter_sum(x_MD: Tensor, group: ProcessGroup) -> Tensor:

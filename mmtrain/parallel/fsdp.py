@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -15,6 +15,7 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.vision.model import VisionLanguageModel
 
 MOST_PADDING = 1.1
 """A first dimension that grows by more when it is padded for all ranks is not the one to cut."""
@@ -55,8 +56,23 @@ def apply_fsdp(
                 if context.device.type == "cpu" and layout.edp > 1:  # gloo has no other reduction
                     experts.set_force_sum_reduction_for_comms(True)
         shard(block, mp_policy=policy, reshard_after_forward=reshard, **dense)
+    # The projector and the newline are of the first stage's own unit. A unit is called once in a forward pass, which
+    # the encoder, whose two halves have the exchange between them, is not.
+    for part in eye_units(model):
+        shard(part, mp_policy=policy, reshard_after_forward=reshard, **dense)
     for stage in stages:
         shard(stage, mp_policy=policy, reshard_after_forward=False, **dense)
+
+
+def eye_units(model: HybridLM) -> Iterator[nn.Module]:
+    """Yield the parts of a model's eyes that are gathered each by itself, the inner ones first; a text model has none.
+
+    They are the layers that images go through, then the rest of the vision transformer, layers that they do not too.
+    """
+    if isinstance(model, VisionLanguageModel) and model.encoder is not None:
+        tower = model.encoder.vision_tower
+        yield from tower.used_layers  # FSDP2 fails in a backward pass on a unit that has not run
+        yield tower
 
 
 def free_dimension(parameter: nn.Parameter, ranks: int) -> Shard | None:

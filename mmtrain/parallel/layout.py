@@ -97,6 +97,9 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
     layout = Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)
+    require(parallel.cuda_graphs is not True or model.vision is None, "parallel.cuda_graphs", True,
+             "a model with eyes is not recorded: rows have as many images as they have",
+             "give parallel.cuda_graphs=auto")  # fmt: skip
     require(parallel.cuda_graphs is not True or records_graphs(layout, parallel), "parallel.cuda_graphs", True,
              f"{layout} with reshard_after_forward={parallel.reshard_after_forward} and sync_every_micro_batch="
              f"{parallel.sync_every_micro_batch} has communication inside of a pass, which is not recorded",

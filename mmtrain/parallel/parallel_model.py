@@ -13,7 +13,7 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.init import initialise
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, ModelInputs
-from mmtrain.parallel.context.cut import RowCutter
+from mmtrain.parallel.context.cut import RowCutter, SequenceSlice
 from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.expert.exchange import ExpertExchange
@@ -23,6 +23,7 @@ from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult, Schedule
 from mmtrain.parallel.replicas import OddCopy, odd_copies
 from mmtrain.parallel.routing import update_load_fractions
+from mmtrain.parallel.vision.shared_work import SharedImageWork
 
 
 class ParallelModel:
@@ -50,7 +51,8 @@ class ParallelModel:
     ) -> None:
         self.module, self.context = module, context
         self._config, self._schedule, self._exchange, self._dtype = config, schedule, exchange, compute_dtype
-        self.cut = RowCutter(context.layout.cp, context.cp_rank, config)
+        slice_of_tp = SequenceSlice(context.layout.tp, context.dense["tp"].get_local_rank())
+        self.cut = RowCutter(context.layout.cp, context.cp_rank, config, slice_of_tp)
         self._device = torch.device("cpu") if host_parameters else context.device
         self.take_fingerprints: Callable[[dict[str, list[float]]], None] | None = None
 
@@ -165,6 +167,14 @@ class ParallelModel:
         if self._config.exchange == "auto":
             lines.append(f"exchange=auto took {self._exchange.exchange_reason}")
         return lines
+
+    def take_tiles_seen(self) -> int:
+        """Tiles of images that this rank has looked at in training since the last call. Not collective."""
+        work = getattr(self.module, "image_work", None)
+        if not isinstance(work, SharedImageWork):
+            return 0
+        seen, work.tiles_seen = work.tiles_seen, 0
+        return seen
 
     def take_notes(self) -> list[str]:
         """Lines for the log about the steps since the last call. Not collective."""

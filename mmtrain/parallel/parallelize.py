@@ -24,6 +24,7 @@ from mmtrain.parallel.pipeline.schedule import Pipeline
 from mmtrain.parallel.pipeline.split import split_layers, split_stages
 from mmtrain.parallel.routing import apply_routing
 from mmtrain.parallel.tensor.tensor_parallel import apply_tensor_parallel
+from mmtrain.parallel.vision.apply import share_images
 
 
 def apply_parallel(
@@ -61,6 +62,7 @@ def apply_parallel(
             block.chunk_feed_forward(config.ffn_chunk_tokens)
         if config.activation_checkpoint == "selective" and block.spec is SOFTMAX:
             block.keep_attention()
+    share_images(model, context, config, keeps_whole_weights(layout, config, host_parameters))
     if layout.pp > 1:  # after parameters were placed, which asks for all parts of the model
         rank = context.dense["pp"].get_local_rank()
         layers = stages or split_layers(model.config, layout.pp * config.pp_chunks, seq_len)

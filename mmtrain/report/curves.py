@@ -16,7 +16,8 @@ from mmtrain.report.read_run import Record, RunData, number
 
 FIGURES = (
     "loss", "aux_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "step_s", "memory_gib", "memory_predicted_gib",
-    "drop_rate", "drop_rate_alone", "cp_balance", "exchange_s", "exchange_hidden", "seq_len", "rope_base",
+    "drop_rate", "drop_rate_alone", "cp_balance", "image_balance", "exchange_s", "exchange_hidden", "seq_len",
+    "rope_base",
 )  # fmt: skip
 OF_EXPERTS = ("aux_loss", "drop_rate", "drop_rate_alone")
 BUCKETS = 1000

@@ -88,6 +88,7 @@ class PhaseMemory:
         """Return the parts of all phases in GiB, one a line, their sums, and what a device has."""
         width = max(14, *(len(name) + 2 for name in self.names))
         rows = [(part, [found.parts[part] / GIB for found in self.predictions]) for part in PARTS]
+        rows = [(part, values) for part, values in rows if part != "images" or any(values)]  # a model of text has none
         rows.append(("predicted peak", [found.gib for found in self.predictions]))
         rows.append(("margin", [self._margin(i) / GIB for i in range(len(self.names))]))
         if self.device_bytes is not None:

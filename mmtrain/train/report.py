@@ -225,6 +225,8 @@ class Report:
             record["drop_rate_alone"] = _mean(result.drop_rate_alone)
         if result.cp_balance is not None:
             record["cp_balance"] = result.cp_balance
+        if result.image_balance is not None:
+            record["image_balance"] = result.image_balance
         if result.exchange_s:
             record["exchange_s"] = result.exchange_s
             record["exchange_hidden"] = 1.0 - result.exchange_waited_s / result.exchange_s

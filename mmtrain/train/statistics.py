@@ -40,6 +40,8 @@ class StepResult:
         writing: whether some rank was still writing a checkpoint within this step.
         cp_balance: softmax work of the busiest of the ranks that share a row over their mean, mean over micro-batches;
             None where none do.
+        image_balance: tiles of images that the busiest rank of data and context parallelism looked at over their mean;
+            None where there is one such rank, or none had a tile.
         memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
         flops: useful operations, forward and backward, of the assignments that were kept.
         router_load: [layers][experts], assignments before drops over the even share; empty without experts.
@@ -64,6 +66,7 @@ class StepResult:
     stop: bool = False
     writing: bool = False
     cp_balance: float | None = None
+    image_balance: float | None = None
     memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
@@ -99,7 +102,7 @@ class StepStatistics:
         layers, experts = (config.num_layers, config.num_experts) if config.num_experts else (0, 0)
         scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "cp_balance", *WHOLE), ())
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
-        ranks = {"memory": (dist.get_world_size(),)}  # a sum over ranks that keeps each one's figure
+        ranks = dict.fromkeys(("memory", "tiles"), (dist.get_world_size(),))  # sums over ranks that keep each one's
         self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **ranks}, model.context.device)
 
     @property
@@ -146,6 +149,7 @@ class StepStatistics:
         self.sums["flops"].fill_(self.flops)
         context = self.model.context
         self.sums["memory"][context.rank].fill_(self.model.peak_bytes())  # an assignment would wait for the device
+        self.sums["tiles"][context.rank].fill_(self.model.take_tiles_seen())
         self.model.sum_over_ranks(self.sums.flat)
 
     def result(self, whole: Mapping[str, Tensor], micro_batches: int, times: CommTimes) -> StepResult:
@@ -168,6 +172,7 @@ class StepStatistics:
             loss=float(sums["ce_sum"]) / max(labelled, 1.0),
             aux_loss=float(sums["aux_loss"]) / micro_batches,
             cp_balance=float(sums["cp_balance"]) / micro_batches if self.model.context.layout.cp > 1 else None,
+            image_balance=self._image_balance(sums["tiles"]),
             grad_norm=float(sums["grad_norm"]),
             flops=float(sums["flops"]) + kept.total,
             tokens=int(tokens),
@@ -183,3 +188,8 @@ class StepStatistics:
             exchange_s=times.seconds,
             exchange_waited_s=times.waited_seconds,
         )
+
+    def _image_balance(self, tiles_R: Tensor) -> float | None:
+        """The most tiles of a rank over the mean of those that look, the first stage's, of this rank's place in tp."""
+        ranks, total = self.model.context.layout.replicas, float(tiles_R.sum())
+        return float(tiles_R.max()) * ranks / total if ranks > 1 and total else None

@@ -59,3 +59,8 @@ class ImageEncoder(nn.Module):
         y_MD = self.projector(x_NQW.flatten(0, 1).index_select(0, patch_M.to(x_NQW.device)))
         newlines_ID = local(self.newline_D).to(y_MD.dtype).expand(tokens, -1)
         return newlines_ID.index_copy(0, at_M.to(y_MD.device), y_MD)
+
+    def join(self, x_MW: Tensor, newlines: int) -> Tensor:
+        """Return the embeddings of some patches, [M, W], and after them those of newlines: [M + newlines, D]."""
+        y_MD = self.projector(x_MW)
+        return torch.cat([y_MD, local(self.newline_D).to(y_MD.dtype).expand(newlines, -1)])

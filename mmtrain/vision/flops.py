@@ -22,7 +22,7 @@ def count_vision_parameters(model: ModelConfig) -> dict[str, int]:
     return {"vision_tower": tower, "projector": projector, "newline": hidden}
 
 
-def encoder_flops(model: ModelConfig, tiles: int, patches: int) -> float:
+def encoder_flops(model: ModelConfig, tiles: float, patches: float) -> float:
     """Count the operations of the forward pass over images; backward has twice as many.
 
     A product of [m, k] by [k, n] counts 2mnk, as in `mmtrain.model.flops`.

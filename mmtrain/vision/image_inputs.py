@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mmtrain.config import VisionConfig
 from mmtrain.model.given_embeddings import GivenEmbeddings
 from mmtrain.vision.encoder import ImageEncoder
 from mmtrain.vision.images import Images
@@ -40,6 +41,12 @@ class ImageInputs:
             at_I: int64 on the host, places of their tokens in the micro-batch.
         """
         return ImageInputs(images, torch.arange(len(at_I)), at_I)
+
+    @staticmethod
+    def none(config: VisionConfig, device: torch.device) -> ImageInputs:
+        """No images, for a model with these eyes, on this device."""
+        tiles_03SS = torch.empty(0, 3, config.tile_size, config.tile_size, dtype=torch.uint8, device=device)
+        return ImageInputs.whole(Images(tiles_03SS, ()), torch.empty(0, dtype=torch.int64))
 
     @staticmethod
     def of_spans(images: Images, spans: Sequence[tuple[int, int]]) -> ImageInputs:

@@ -63,7 +63,7 @@ def tile_rules(config: VisionConfig) -> TileRules:
 def normalise(tiles_N3SS: Tensor) -> Tensor:
     """Return tiles of uint8 as fp32, with CLIP's mean and deviation of each channel."""
     mean_311, std_311 = (tiles_N3SS.new_tensor(values, dtype=torch.float32)[:, None, None] for values in (MEAN, STD))
-    return (tiles_N3SS / 255 - mean_311) / std_311
+    return tiles_N3SS.to(torch.float32).div_(255).sub_(mean_311).div_(std_311)  # in place: tiles are large
 
 
 class TokenSources(NamedTuple):
@@ -82,15 +82,23 @@ class TokenSources(NamedTuple):
 
 def token_sources(layouts: Sequence[ImageLayout]) -> TokenSources:
     """Return the sources of the tokens of some images, in their order, on the host."""
+    source_I = source_of_tokens(layouts)
+    at_M = (source_I >= 0).nonzero().flatten()
+    return TokenSources(source_I[at_M], at_M, len(source_I))
+
+
+def source_of_tokens(layouts: Sequence[ImageLayout]) -> Tensor:
+    """Return which of the N Q tokens of the vision transformer each of the I tokens is, int64 on the host.
+
+    A newline is -1.
+    """
     sources, first_tile = [torch.empty(0, dtype=torch.int64)], 0
     for layout in layouts:
         tokens = _sources_of(layout)
         per_tile = layout.side**2 + 1
         sources.append(torch.where(tokens < 0, tokens, tokens + first_tile * per_tile))
         first_tile += layout.tiles
-    source_I = torch.cat(sources)
-    at_M = (source_I >= 0).nonzero().flatten()
-    return TokenSources(source_I[at_M], at_M, len(source_I))
+    return torch.cat(sources)
 
 
 def _sources_of(layout: ImageLayout) -> Tensor:

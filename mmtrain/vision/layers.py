@@ -33,7 +33,7 @@ class Affine(nn.Module):
 
     def forward(self, x_TW: Tensor) -> Tensor:
         """Project every row; [T, W] to [T, V]."""
-        return project(x_TW, local(self.weight)) + local(self.bias)
+        return project(x_TW, local(self.weight), local(self.bias))
 
     def extra_repr(self) -> str:
         """Input and output width, for printing the module."""

@@ -59,6 +59,8 @@ class VisionLanguageModel(HybridLM):
         Raises:
             ConfigError: the tiles are not those that the images have.
         """
+        if given is None and self.encoder is not None:  # ranks that share the work may have images
+            given = ImageInputs.none(self.encoder.config, tokens_T.device)
         if isinstance(given, ImageInputs):
             given = self.look(given)
         return super().forward(tokens_T, packing, labels_T, rope_base, given, score=score)

@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_NQW: Tensor) -> Tensor:
         """Attend within each tile; [N, Q, W] to [N, Q, W]."""
         tiles, tokens, width = x_NQW.shape
-        qkv_T3W = project(x_NQW.flatten(0, 1), local(self.qkv_3WW)) + local(self.qkv_bias_3W).flatten()
+        qkv_T3W = project(x_NQW.flatten(0, 1), local(self.qkv_3WW), local(self.qkv_bias_3W).flatten())
         q_NHQK, k_NHQK, v_NHQK = qkv_T3W.view(tiles, tokens, 3, self.num_heads, width // self.num_heads).permute(
             2, 0, 3, 1, 4
         )
@@ -115,7 +115,7 @@ class VisionTransformer(nn.Module):
     """CLIP's vision transformer, up to the layer whose hidden states the language model gets.
 
     It has all layers of the configuration, those too that images do not go through (`unused_layers`): a checkpoint
-    has their weights. They get no gradient.
+    has their weights. They are not trained.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -124,6 +124,13 @@ class VisionTransformer(nn.Module):
         self.embedding = PatchEmbedding(config)
         self.pre_norm = LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
+        # Without this, weight decay would shrink them in layouts that have a gradient of zeros for them.
+        self.layers[len(self.used_layers) :].requires_grad_(False)
+
+    @property
+    def used_layers(self) -> nn.ModuleList:
+        """Layers that images go through."""
+        return self.layers[: self.config.num_layers - self.config.unused_layers]
 
     def forward(self, pixels_N3SS: Tensor) -> Tensor:
         """Return the hidden states [N, Q, W] of normalised tiles, the class token first.
@@ -132,6 +139,6 @@ class VisionTransformer(nn.Module):
             pixels_N3SS: of any float dtype; tiles of the configuration's size.
         """
         x_NQW = self.pre_norm(self.embedding(pixels_N3SS))
-        for layer in self.layers[: len(self.layers) - self.config.unused_layers]:
+        for layer in self.used_layers:
             x_NQW = layer(x_NQW)
         return x_NQW

@@ -80,6 +80,34 @@ def test_outputs_and_gradients(pool: Pool, layout: str, op: str, empty: bool) ->
             torch.testing.assert_close(results[rank], (out, grad), rtol=1e-14, atol=1e-14)
 
 
+def sizes(sender: int, receiver: int) -> int:
+    """Rows from one rank to another, none from or to rank 2."""
+    return 0 if 2 in (sender, receiver) else 1 + 2 * sender + receiver
+
+
+def work_exchange() -> tuple[Tensor, Tensor]:
+    """Rows [N, 3] (the sender, the receiver, a number) to their receivers, and the gradient of a function of them."""
+    dist.init_process_group("gloo")
+    group, rank, ranks = dist.group.WORLD, dist.get_rank(), dist.get_world_size()
+    rows = [[rank, to, number] for to in range(ranks) for number in range(sizes(rank, to))]
+    x_N3 = torch.tensor(rows, dtype=torch.float64).view(-1, 3).requires_grad_()
+    send, receive = ([sizes(*pair) for pair in pairs] for pairs in (
+        [(rank, other) for other in range(ranks)], [(other, rank) for other in range(ranks)]
+    ))  # fmt: skip
+    out_R3 = collectives.exchange_rows(x_N3, receive, send, group)
+    (out_R3.square().sum() * (rank + 1)).backward()
+    dist.barrier()
+    return out_R3.detach(), x_N3.grad
+
+
+def test_rows_are_exchanged_and_their_gradients_come_back(pool: Pool) -> None:
+    for rank, (out_R3, grad_N3) in enumerate(pool.run(work_exchange, world=4)):
+        wanted = [[sender, rank, number] for sender in range(4) for number in range(sizes(sender, rank))]
+        sent = [[rank, to, number] for to in range(4) for number in range(sizes(rank, to))]
+        assert out_R3.tolist() == wanted
+        assert grad_N3.tolist() == [[2.0 * (row[1] + 1) * one for one in row] for row in sent]
+
+
 def work_sum() -> list[Tensor]:
     dist.init_process_group("gloo")
     x_AB = torch.arange(6.0).view(2, 3).t() * (dist.get_rank() + 1)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mmtrain.config import ModelConfig, ParallelConfig
+from mmtrain.config import ModelConfig, ParallelConfig, VisionConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import Layout, plan_layout
 from tests.parallel.advice import advised
@@ -129,3 +129,10 @@ def test_advice_is_found_among_many_processes():
 def test_planning_needs_no_torch():
     code = "import sys, mmtrain.parallel.layout; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_model_with_eyes_is_not_recorded():
+    seeing = model(vision=VisionConfig(image_token=5))
+    error = refusal(1, ParallelConfig(cuda_graphs=True), seeing)
+    assert (error.option, error.value) == ("parallel.cuda_graphs", True) and "eyes" in str(error)
+    assert plan_layout(1, ParallelConfig(), seeing) == plan_layout(1, ParallelConfig(cuda_graphs=True), model())

@@ -16,6 +16,7 @@ from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.parallel.layout import BUCKET_ELEMENTS
 from mmtrain.parallel.memory.activations import AROUND_ATTENTION, layer_activations
 from mmtrain.parallel.memory.communication import lasting_buffers, mixer_buffers
+from mmtrain.parallel.memory.eyes import EyesMemory, eyes_memory
 from mmtrain.parallel.memory.trained import TrainedShares
 from mmtrain.parallel.memory.workload import (
     FP32,
@@ -27,8 +28,8 @@ from mmtrain.parallel.memory.workload import (
 )
 
 GIB = 2**30
-PARTS = ("parameters", "optimizer", "gradients", "gathered", "block inputs", "mixers", "feed-forward", "norms", "loss",
-         "communication", "transient")  # fmt: skip
+PARTS = ("parameters", "optimizer", "gradients", "gathered", "block inputs", "mixers", "feed-forward", "norms",
+         "images", "loss", "communication", "transient")  # fmt: skip
 """Parts of a prediction, in the order of the table."""
 WORKSPACE = 96 * 2**20
 """Bytes of cuBLAS workspaces, tables of positions and other small things. Ours: to be measured."""
@@ -90,7 +91,8 @@ class _Rank:
         self.layer = {letter: layer_parameters(work.model, layout, letter) for letter in kinds}
         self.activations = {letter: layer_activations(work, letter) for letter in kinds}
         self.first, self.last = pp_rank == 0, pp_rank == layout.pp - 1
-        self.root = root_parameters(work.model, layout, self.first, self.last)
+        self.eyes = eyes_memory(work) if self.first else EyesMemory()
+        self.root = root_parameters(work.model, layout, self.first, self.last) + self.eyes.ends
         self._take_frozen(numbers)
         self.flights = _micro_batches_in_flight(work, pp_rank)
         # Gathering and reducing take a flat buffer besides, but for ranks that are alone.
@@ -110,8 +112,9 @@ class _Rank:
         self.table_trained = shares.end("lm_head", self._table)
         embedding = self.first * shares.end("embed_tokens", self._table)
         head = self.last * (self.table_trained + shares.end("norm", self.work.model.hidden_size))
-        self.root_trained = Parameters(embedding + head, 0)
-        if self.first and not embedding:  # other stages get hidden states that want a gradient
+        self.root_trained = Parameters(embedding + head, 0) + self.eyes.ends_trained
+        # Other stages get hidden states that want a gradient, and so does this one from eyes that are trained.
+        if self.first and not embedding and not self._eyes_trained.whole:
             found = (i for i, parameters in enumerate(self.trained) if parameters.whole)
             self.lowest = next(found, len(self.trained))
 
@@ -126,11 +129,15 @@ class _Rank:
 
     @property
     def _all(self) -> Parameters:
-        return sum((self.layer[letter] for letter in self.letters), self.root)
+        return sum((self.layer[letter] for letter in self.letters), self.root + self.eyes.tower)
 
     @property
     def _all_trained(self) -> Parameters:
-        return sum(self.trained, self.root_trained)
+        return sum(self.trained, self.root_trained + self.eyes.tower_trained)
+
+    @property
+    def _eyes_trained(self) -> Parameters:
+        return self.eyes.tower_trained + self.eyes.ends_trained
 
     def _lasting(self) -> Counter[str]:
         """What lives from step to step."""
@@ -138,7 +145,7 @@ class _Rank:
         if not work.host_optimizer:
             held["parameters"] = FP32 * self._all.sharded(work.layout)
             held["optimizer"] = 2 * FP32 * self._all_trained.sharded(work.layout)
-        held["gathered"] = work.compute_bytes * self.root.whole
+        held["gathered"] = work.compute_bytes * (self.root.whole + work.keeps_gathered * self.eyes.tower.whole)
         held["communication"] = lasting_buffers(work)
         if work.keeps_whole:
             self._add_whole(held)
@@ -186,6 +193,7 @@ class _Rank:
             held["block inputs"] += 2 * self.activations[self.letters[0]].block_input  # one at work, one on its way
         held += others
         held += self._stage_outputs()
+        held["images"] += self.flights * self.eyes.kept
         if self.last:
             yield from self._loss(held + all_kept, last)
             held["gradients"] += 0 if work.keeps_whole else size * self.table_trained  # until the stage's end
@@ -204,14 +212,30 @@ class _Rank:
         if self.lowest:
             below = held + Counter({"gathered": self._gathered(whole, self._largest, last)})
             yield from self._layer("forward of the frozen layers", below, self.letters[0])
+        yield from self._eyes_backward(held, last, reduces)
         if work.keeps_whole:
             return
         root = self.root_trained.whole
-        held["gradients"] += self._gradients([], trained, last, reduces) + size * (
+        held["gradients"] += self._gradients([], [*trained, self.eyes.tower_trained], last, reduces) + size * (
             root - self.last * self.table_trained
         )
         held["gradients"] += FP32 * root * (1 + (1 / work.layout.replicas if reduces else 0))
         yield "reduction of the embedding's gradient", held
+
+    def _eyes_backward(
+        self, held: Counter[str], last: bool, reduces: bool
+    ) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """The backward pass of a layer of the eyes, or its forward pass where they are frozen."""
+        work, eyes, size = self.work, self.eyes, self.work.compute_bytes
+        if not eyes.kept:
+            return
+        now = held + Counter({"images": eyes.at_work})
+        if not work.keeps_whole:
+            now["gradients"] += self._gradients([eyes.tower_trained], self.trained, last, reduces)
+            own = eyes.layer.whole if eyes.tower_trained.whole else 0
+            now["gradients"] += size * own + FP32 * own + size * self.root_trained.whole
+            now["gathered"] += 0 if work.keeps_gathered else self.flat * size * eyes.layer.whole
+        yield "backward of the eyes", now
 
     def _layer(self, name: str, held: Counter[str], letter: str) -> Iterator[tuple[str, Mapping[str, float]]]:
         """The two halves of a layer's backward: all of its activations are there, computed again if need be."""
@@ -255,7 +279,7 @@ class _Rank:
             return 0.0
         zero = Parameters(0, 0)
         todo, done = sum(before, zero), sum(after, zero)
-        several, root = work.micro_batches > 1, self.root_trained
+        several, root = work.micro_batches > 1, self.root_trained + self.eyes.tower_trained
         if work.zero_bubble or (work.accumulates and not last):
             found = done.whole + ((todo.whole + root.whole) if several else 0)
         elif work.accumulates:

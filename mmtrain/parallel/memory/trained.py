@@ -42,6 +42,8 @@ class TrainedShares:
         for name, parameter in meta_model(model).named_parameters():
             first, _, rest = name.partition(".")
             part = rest.partition(".")[0] if first == "layers" else first
+            if first == "encoder":
+                part = f"encoder.{rest.partition('.')[0]}"
             expert = ".ffn.experts." in name
             self._parts.setdefault(part, _Count()).add(parameter.numel(), expert=expert, frozen=is_frozen(name, frozen))
 
@@ -50,5 +52,10 @@ class TrainedShares:
         return self._parts[str(number)].of(whole)
 
     def end(self, name: str, whole: int) -> int:
-        """Return what is trained of `embed_tokens`, `norm` or `lm_head`, given what a rank has of it."""
+        """Return what is trained of `embed_tokens`, `norm`, `lm_head` or a part of the eyes.
+
+        Args:
+            name: of the part; of the eyes `encoder.vision_tower`, `encoder.projector` or `encoder.newline_D`.
+            whole: what a rank has of it.
+        """
         return self._parts[name].of(Parameters(whole, 0)).dense

@@ -77,7 +77,8 @@ class Workload:
     @property
     def records_graphs(self) -> bool:
         """Whether CUDA graphs run the layers, in memory that they keep."""
-        return records_graphs(self.layout, self.parallel, self.host_optimizer, self.row_tokens)
+        text = self.model.vision is None
+        return text and records_graphs(self.layout, self.parallel, self.host_optimizer, self.row_tokens)
 
     @property
     def keeps_gathered(self) -> bool:

@@ -132,9 +132,11 @@ class SingleStage:
         for number, batch in enumerate(batches):
             with self.weights.micro_batch(first=number == 0, last=number == count - 1):
                 out = self.run(batch)
-                (out.ce_sum * token_scale + out.aux_loss / aux_divisor).backward()
+                loss = out.ce_sum * token_scale + out.aux_loss / aux_divisor
+                if loss.requires_grad:  # where eyes alone are trained, nothing does of rows without images
+                    loss.backward()
             result = MicroBatchResult(batch.packing, layers, detached(out))
-            del out  # and with it what is left of autograd's graph
+            del out, loss  # and with it what is left of autograd's graph
             yield result
 
     def forward(self, batch: ModelInputs) -> Tensor:

@@ -10,15 +10,23 @@ from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.model import HybridLM
+from mmtrain.vision.flops import encoder_flops
+from mmtrain.vision.model import VisionLanguageModel
 
 
 def layer_costs(model: ModelConfig, seq_len: int) -> tuple[list[float], float]:
-    """Floating-point operations of the forward pass over one row: of each layer, and of the head."""
+    """Floating-point operations of the forward pass over one row: of each layer, and of the head.
+
+    The first layer's are with those of the eyes, which lie with it, as if the row were of images alone.
+    """
     counts = {
         kind: step_flops(replace(model, num_layers=1, layer_pattern=kind), [seq_len]) for kind in set(model.layer_types)
     }
     costs = {kind: count.forward - count.by_part["head"] for kind, count in counts.items()}
-    return [costs[kind] for kind in model.layer_types], next(iter(counts.values())).by_part["head"]
+    layers = [costs[kind] for kind in model.layer_types]
+    if model.vision is not None:
+        layers[0] += encoder_flops(model, seq_len / model.vision.patches, seq_len)
+    return layers, next(iter(counts.values())).by_part["head"]
 
 
 Fits = Callable[[int, int, int], bool]
@@ -118,6 +126,8 @@ def _clone(model: HybridLM) -> HybridLM:
     """Another model of the same modules, which can be pruned on its own."""
     clone = meta_model(model.config)
     clone.token_loss, clone.label_score = model.token_loss, model.label_score
+    if isinstance(model, VisionLanguageModel) and isinstance(clone, VisionLanguageModel):
+        clone.image_work = model.image_work
     for name, module in model.named_children():
         if name != "layers":
             setattr(clone, name, module)

@@ -27,6 +27,7 @@ from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_p
 from mmtrain.parallel.dtensor_params import shard_parameter
 from mmtrain.parallel.tensor.vocab_parallel import VocabParallelLookup, vocab_parallel_cross_entropy
 from mmtrain.parallel.tensor.vocab_score import VocabParallelScore
+from mmtrain.parallel.vision.apply import replicate_eyes
 
 PLACEMENTS = {
     Placement.ROWS: (Shard(0),),
@@ -86,6 +87,7 @@ def place_over_tp(model: HybridLM, mesh: DeviceMesh, region: SequenceRegion) -> 
         else:
             _feed_forward(block.ffn, mesh, region)
     _place(model, ENDS, mesh)
+    replicate_eyes(model, mesh)
 
 
 def _loss(

@@ -12,6 +12,9 @@ from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.parallel.pipeline.split import layer_costs, split_layers, split_stages
+from mmtrain.vision.flops import encoder_flops
+from mmtrain.vision.model import VisionLanguageModel
+from tests.dist.vision_steps import EYES
 
 SMALL = ModelConfig("small", vocab_size=101, hidden_size=32, num_layers=5, num_heads=4, num_kv_heads=2, head_dim=8,
                     ffn_hidden_size=32, layer_pattern="LLS", rotary_dim=4, num_experts=4)  # fmt: skip
@@ -79,3 +82,27 @@ def test_a_middle_stage_has_only_layers() -> None:
     model.prune({3}, embedding=False, head=False)
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"layers"}
     assert model.layer_numbers == [3]
+
+
+def test_eyes_lie_with_the_embedding_and_so_does_their_work() -> None:
+    config = replace(SMALL, vision=EYES)
+    model = meta_model(config)
+    assert isinstance(model, VisionLanguageModel)
+
+    def work(*_: object) -> None:
+        raise AssertionError
+
+    model.image_work = work
+    stages = split_stages(model, 0, 2, 2, split_layers(config, 4, 64))
+    assert [stage.encoder is None for stage in stages.values()] == [False, True]
+    assert all(stage.image_work is work for stage in stages.values()) and stages[0].encoder is model.encoder
+    other = meta_model(config)
+    split_stages(other, 1, 2, 2, split_layers(config, 4, 64))
+    assert other.encoder is None
+
+
+def test_the_first_layer_costs_what_eyes_cost_too() -> None:
+    (first, *others), _ = layer_costs(replace(SMALL, vision=EYES), 64)
+    (without, *same), _ = layer_costs(SMALL, 64)
+    assert others == same
+    assert first - without == encoder_flops(replace(SMALL, vision=EYES), 64 / EYES.patches, 64) > 0

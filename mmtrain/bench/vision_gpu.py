@@ -1,0 +1,186 @@
+#!/usr/bin/env python
+"""Eyes on GPUs: the vision transformer beside a compiled CLIP, steps with images, and how evenly ranks share tiles.
+
+`torchrun --standalone --nproc-per-node N -m mmtrain.bench.vision_gpu --out DIR`. Figures go to DIR/vision.json as they
+come, after less than three minutes all of them:
+
+- *tower*: tiles/s of a GPU, forward and backward, bf16, of the released vision transformer, and of transformers'
+  `CLIPVisionModel` of the same shape under `torch.compile`, on the same tiles in the same run;
+- *step*: seconds of a step with images of many resolutions, beside the same rows as a text model has them plus the
+  vision transformer alone on the tiles of the busiest rank;
+- *balance*: tiles of the busiest rank over the mean, and the step, with and without `parallel.balance_images`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmdata.images.batch import ImageBatch
+from mmtrain.bench.timing import Clock, slowest, timed
+from mmtrain.bench.vision_rows import vision_rows
+from mmtrain.build import meta_model
+from mmtrain.config import ClusterConfig, ModelConfig, OptimConfig, ParallelConfig, VisionConfig
+from mmtrain.config.cli import compose
+from mmtrain.model.init import initialise_parameters
+from mmtrain.optim.optimizer import build_optimizer
+from mmtrain.parallel import mesh
+from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.train.step import train_step
+from mmtrain.vision.flops import encoder_flops
+from mmtrain.vision.images import normalise
+from mmtrain.vision.vit import VisionTransformer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+TILES = 64
+SEQ_LEN, MICRO_BATCHES = 16384, 2
+Figures = dict[str, Any]
+
+
+def small_text() -> ModelConfig:
+    """The released eyes on a dense text model of 410M parameters."""
+    text = compose(["model=hybrid_410m", "run.name=x", "data.path=x"], CONFIGS).model
+    return replace(text, vision=VisionConfig(image_token=5))
+
+
+def tower(device: torch.device, config: VisionConfig) -> VisionTransformer:
+    """The vision transformer alone, in bf16, with initial weights."""
+    with torch.device("meta"):
+        made = VisionTransformer(config)
+    made = made.to_empty(device=device)
+    initialise_parameters(made, 0)
+    return made.bfloat16()
+
+
+def clip(device: torch.device, config: VisionConfig) -> nn.Module:
+    """Transformers' CLIP of the same shape, compiled."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    shape = CLIPVisionConfig(
+        hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,
+        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, image_size=config.tile_size,
+        patch_size=config.patch_size, hidden_act=config.activation, layer_norm_eps=config.norm_eps,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    return torch.compile(CLIPVisionModel(shape).to(device, torch.bfloat16))
+
+
+def tiles_per_second(run: Callable[[Tensor], Tensor], parameters: Sequence[Tensor], tiles_N3SS: Tensor) -> Figures:
+    """Rate and memory of forward and backward over the same tiles."""
+    torch.cuda.reset_peak_memory_stats()
+    gradient: list[Tensor] = []
+
+    def call() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        y = run(tiles_N3SS)
+        if not gradient:
+            gradient.append(torch.randn_like(y))
+        y.backward(gradient[0])
+
+    ms = timed(call, repeats=10)
+    return {"tiles_s": round(len(tiles_N3SS) / ms * 1e3, 1), "ms": round(ms, 2),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}  # fmt: skip
+
+
+def measure_tower(context: mesh.ParallelContext, model: ModelConfig, peer: bool) -> Figures:
+    """Ours, or the compiled peer."""
+    vision, device = model.vision, context.device
+    assert vision is not None
+    size = (TILES, 3, vision.tile_size, vision.tile_size)
+    tiles = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
+    made = clip(device, vision) if peer else tower(device, vision)
+    run = (lambda x: made(normalise(x).bfloat16()).last_hidden_state) if peer else lambda x: made(normalise(x))
+    found = tiles_per_second(run, list(made.parameters()), tiles)
+    flops = 3 * encoder_flops(model, 1, 0) * found["tiles_s"]
+    return {"tiles": TILES, **found, "tflops": round(flops / 1e12, 1)}
+
+
+def measure_step(context: mesh.ParallelContext, model: ModelConfig, balance: bool) -> Figures:
+    """Steps on rows with images, or on the same rows as text, if the model has no eyes."""
+    options = {"reshard_after_forward": False, "balance_images": balance, "cuda_graphs": False}
+    laid = apply_parallel(meta_model(model), context, ParallelConfig(**options), torch.bfloat16)
+    laid.initialise(0)
+    optimizer, clock, seconds, results = build_optimizer(laid.module, OptimConfig()), Clock(context.device), [], []
+    for step in range(6):
+        numbers = range(MICRO_BATCHES * context.dp_rank, MICRO_BATCHES * (context.dp_rank + 1))
+        batches = [vision_rows(small_text(), SEQ_LEN, number) for number in numbers]
+        clock.wait()
+        dist.barrier()
+        begin = clock.mark()
+        results.append(train_step(laid, optimizer, list(batches), 1e-5, model.rope_base, clip_grad=1.0))
+        end = clock.mark()
+        clock.wait()
+        seconds += [clock.ms(begin, end) / 1e3] if step > 1 else []
+    counted = [batch for batch in batches if isinstance(batch, ImageBatch)]
+    found = {"step_s": slowest([statistics.median(seconds)], context.device)[0], "loss": results[-1].loss,
+             "tiles_of_this_rank": sum(batch.num_tiles for batch in counted),
+             "max_over_mean": results[-1].image_balance,
+             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}  # fmt: skip
+    laid.close()
+    return found
+
+
+class Notes:
+    """The file of all figures, written anew after each; one that fails is an entry too."""
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self.path, self.writes = path, writes
+        self.rows: list[Figures] = []
+
+    def __call__(self, name: str, run: Callable[..., Figures], *arguments: Any) -> Figures:
+        """Run one and keep its figures."""
+        try:
+            found = run(*arguments)
+        except Exception as error:
+            traceback.print_exc()
+            found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        torch.cuda.empty_cache()
+        self.rows.append({"name": name, **found})
+        if self.writes:
+            print(name, json.dumps(found), flush=True)
+            machine = {"device": torch.cuda.get_device_name(), "gpus": dist.get_world_size(),
+                       "torch": torch.__version__, "cuda": torch.version.cuda}  # fmt: skip
+            self.path.write_text(json.dumps({**machine, "rows": self.rows}, indent=1))
+        return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    context, model = mesh.start(ClusterConfig(device="cuda")), small_text()
+    note = Notes(options.out / "vision.json", context.is_main)
+    ours = note("tower", measure_tower, context, model, False)
+    note("tower of transformers, compiled", measure_tower, context, model, True)
+    text = note("step of text alone", measure_step, context, replace(model, vision=None), True)
+    for balance in (True, False):
+        found = note(f"step with images, balance={balance}", measure_step, context, model, balance)
+        if not {"error"} & (ours.keys() | text.keys() | found.keys()):
+            note(f"step with images over its parts, balance={balance}", _over_parts, context, ours, text, found)
+    mesh.stop()
+
+
+def _over_parts(context: mesh.ParallelContext, ours: Figures, text: Figures, found: Figures) -> Figures:
+    """The step over that of text and the eyes alone, on the tiles of the busiest rank."""
+    tiles = torch.tensor(float(found["tiles_of_this_rank"]), device=context.device)
+    dist.all_reduce(tiles)
+    busiest = float(tiles) / context.layout.world * (found["max_over_mean"] or 1.0)
+    parts = text["step_s"] + busiest / ours["tiles_s"]
+    return {"parts_s": parts, "over_parts": found["step_s"] / parts, "busiest_tiles": busiest}
+
+
+if __name__ == "__main__":
+    main()

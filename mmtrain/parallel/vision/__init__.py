@@ -1,0 +1,1 @@
+"""The work of a model's eyes, shared out over ranks."""
