@@ -15,6 +15,7 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.vision.contrastive_model import ContrastiveModel
 
 MOST_PADDING = 1.1
 """A first dimension that grows by more when it is padded for all ranks is not the one to cut."""
@@ -55,6 +56,8 @@ def apply_fsdp(
                 if context.device.type == "cpu" and layout.edp > 1:  # gloo has no other reduction
                     experts.set_force_sum_reduction_for_comms(True)
         shard(block, mp_policy=policy, reshard_after_forward=reshard, **dense)
+    if isinstance(model, ContrastiveModel):
+        shard(model.contrastive, mp_policy=exact, reshard_after_forward=reshard, **dense)
     for stage in stages:
         shard(stage, mp_policy=policy, reshard_after_forward=False, **dense)
 

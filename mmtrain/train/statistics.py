@@ -40,6 +40,7 @@ class StepResult:
         writing: whether some rank was still writing a checkpoint within this step.
         cp_balance: softmax work of the busiest of the ranks that share a row over their mean, mean over micro-batches;
             None where none do.
+        figures: means over micro-batches of what the model tells besides its losses.
         memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
         flops: useful operations, forward and backward, of the assignments that were kept.
         router_load: [layers][experts], assignments before drops over the even share; empty without experts.
@@ -64,6 +65,7 @@ class StepResult:
     stop: bool = False
     writing: bool = False
     cp_balance: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
     memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
@@ -100,6 +102,8 @@ class StepStatistics:
         scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "cp_balance", *WHOLE), ())
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
         ranks = {"memory": (dist.get_world_size(),)}  # a sum over ranks that keeps each one's figure
+        self.figures = tuple(model.module.figures)
+        scalars |= dict.fromkeys(self.figures, ())
         self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **ranks}, model.context.device)
 
     @property
@@ -128,6 +132,8 @@ class StepStatistics:
         if isinstance(out, LossOutput):
             self.flops += step_flops(self.config, lengths, kept_assignments=0).total
             self.sums["cp_balance"].add_(packing.balance)
+            for name, value in out.figures.items():
+                self.sums[name].add_(value)
         self.sums["aux_loss"].add_(out.aux_loss)
         if out.router:
             self._add_router(out.router, slice(result.layers.start, result.layers.stop), sum(lengths))
@@ -179,6 +185,7 @@ class StepStatistics:
             spike=bool(sums["spike"]),
             stop=bool(sums["stops"]),
             writing=bool(sums["writing"]),
+            figures={name: float(sums[name]) / micro_batches for name in self.figures},
             memory=int(sums["memory"].max()),
             exchange_s=times.seconds,
             exchange_waited_s=times.waited_seconds,
