@@ -19,7 +19,7 @@ def released_grids() -> list[list[int]]:
 
 @dataclass
 class ContrastiveConfig:
-    """Contrastive loss of images and their captions, beside that of the captions' tokens (MiniMax-01 section 6.1).
+    """Contrastive loss of images and their captions, beside that of the captions' tokens (MiniMax-01 section 6).
 
     The paper says that its vision transformer was trained so, after CoCa, and no figure of the loss.
 

@@ -26,7 +26,6 @@ from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import rope_table
 from mmtrain.model.weights import local
 
-
 NO_FIGURES: Mapping[str, Tensor] = MappingProxyType({})
 
 

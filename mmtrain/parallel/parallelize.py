@@ -10,8 +10,8 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.host_inputs import HostInputs
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.model import HybridLM
-from mmtrain.parallel.compute_weights import ComputeWeights
 from mmtrain.parallel.caption_pairs import share_pairs
+from mmtrain.parallel.compute_weights import ComputeWeights
 from mmtrain.parallel.context.context_parallel import apply_context_parallel
 from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
 from mmtrain.parallel.expert.expert_parallel import apply_expert_parallel
