@@ -139,10 +139,8 @@ class ComputeWeights:
     def _weight(self, owner: nn.Module, leaf: str) -> _Weight:
         master = owner._parameters[leaf]
         assert isinstance(master, DTensor)
-        local, dtype = (
-            master.to_local().detach(),
-            master.dtype if isinstance(owner, Router | ContrastiveHead) else self._dtype,
-        )
+        exact = isinstance(owner, Router | ContrastiveHead)
+        local, dtype = master.to_local().detach(), master.dtype if exact else self._dtype
         alone = self._replicas.size() == 1
         whole = local if alone and dtype == local.dtype else local.new_empty(master.shape, dtype=dtype)
         used = nn.Parameter(whole, requires_grad=master.requires_grad)

@@ -1,4 +1,4 @@
-"""Runs that train a vision transformer from nothing: resumed to the bit, at a larger tile, and before a larger model."""
+"""Runs that train a vision transformer from nothing: resumed to the bit, at a larger tile, for a larger model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def trained(corpora: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) 
 def test_metrics_tell_the_contrastive_loss(trained: Path) -> None:
     found = figures(trained)
     assert [one["step"] for one in found] == [1, 2, 3, 4]
-    assert all(one["contrastive_loss"] > 0 and 2 <= one["contrastive_pairs"] <= 10 for one in found)
+    assert all(one["contrastive_loss"] > 0 and 8 <= one["contrastive_pairs"] <= 12 for one in found)
     assert all(one["aux_loss"] == pytest.approx(0.5 * one["contrastive_loss"], rel=1e-5) for one in found)
 
 
