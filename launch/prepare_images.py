@@ -44,6 +44,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help='"released" (28 grids, default), "fixed" (one tile), or rows x columns: 1x1,1x2,2x1,2x2',
     )
     parser.add_argument("--class-token", action="store_true", help="count a class token for each thumbnail")
+    parser.add_argument(
+        "--caption-tokens",
+        type=int,
+        metavar="N",
+        help="cut captions at N tokens (default: never; 76 for MiniMax-VL-01's vision transformer)",
+    )
     parser.add_argument("--user", default="User: {}\\n", metavar="TEXT", help="a user's turn (default %(default)s)")
     parser.add_argument(
         "--assistant", default="Assistant: {}\\n", metavar="TEXT", help="an assistant's turn (default %(default)s)"
@@ -84,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             image_token=args.image_token, images=args.images, template=template,
             rules=TileRules(args.tile, args.patch, parse_grids(args.grids), args.class_token),
             valid_fraction=args.valid_fraction, workers=args.workers, check_pixels=args.check_pixels,
-            strict=args.strict, force=args.force,
+            strict=args.strict, force=args.force, caption_tokens=args.caption_tokens,
         )  # fmt: skip
         result = prepare_images(options, log=lambda line: print(line, file=sys.stderr))
     except DataError as error:

@@ -7,13 +7,16 @@ import torch
 from mmtrain.config import ModelConfig
 from mmtrain.model.init import initialise
 from mmtrain.model.model import HybridLM
+from mmtrain.vision.contrastive_model import ContrastiveModel
 from mmtrain.vision.model import VisionLanguageModel
 
 
 def meta_model(config: ModelConfig) -> HybridLM:
     """Make a model without memory, to be sharded, given memory, and filled by :func:`initialise` or a checkpoint."""
     with torch.device("meta"):
-        return HybridLM(config) if config.vision is None else VisionLanguageModel(config)
+        if config.vision is None:
+            return HybridLM(config)
+        return VisionLanguageModel(config) if config.vision.contrastive is None else ContrastiveModel(config)
 
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu", seed: int = 1234) -> HybridLM:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from mmtrain.checkpoint.init_parts import taken_parts
+from mmtrain.checkpoint.positions import StoredPositions
 from mmtrain.checkpoint.progress import FROZEN, RECORD, read_meta
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.checkpoint.save import BY_PARAMETER, state_of
@@ -24,12 +26,23 @@ from mmtrain.errors import ConfigError
 from mmtrain.model.frozen import is_frozen
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, parts: Sequence[str] = ()
+) -> None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
     The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
     without the option that needs it, keeps its value. Optimizer state of parameters that are trained now and were
     frozen when it was saved begins anew, at zero and with no step done; that of those that are frozen now is not read.
+    Position embeddings of the eyes that were trained on tiles of another size are interpolated, and their state begins
+    anew likewise.
+
+    Args:
+        path: folder of the checkpoint.
+        model: laid out.
+        optimizer: of the model; None reads weights alone.
+        parts: patterns of what is read (`run.init_parts`), without an optimizer; the rest stays as it is. Empty reads
+            all.
 
     Raises:
         ConfigError: the checkpoint is damaged, or its optimizer's state is not in the form that this version writes.
@@ -40,17 +53,26 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
     if optimizer is None:
         weights = get_model_state_dict(model)
-        load_shards(option, path, metadata, {"model": _without(weights, optional)})
+        if parts:
+            optional = weights.keys() - taken_parts(path, model, parts).names
+        wanted = _without(weights, optional)
+        positions = StoredPositions(metadata, wanted)
+        load_shards(option, path, metadata, {"model": positions.in_place_of(wanted)})
+        positions.put(weights)
         set_model_state_dict(model, weights)
     else:
         weights, moments = state_of(model, optimizer)
         lacking = {name: value for name, value in moments.items() if f"optimizer.{name}" not in known}
+        positions = StoredPositions(metadata, weights)
         new = _of_frozen(path, lacking) if lacking else {}
+        new |= {name: value for name, value in moments.items() if _parameter_of(name) in positions.names}
         stored = _without(moments, new.keys())
         if missing := next((f"optimizer.{name}" for name in stored if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
                               f"start from its weights: run.init_from={path} run.init_optimizer=false")  # fmt: skip
-        load_shards(option, path, metadata, {"model": _without(weights, optional), "optimizer": stored})
+        wanted = positions.in_place_of(_without(weights, optional))
+        load_shards(option, path, metadata, {"model": wanted, "optimizer": stored})
+        positions.put(weights)
         for value in new.values():
             if isinstance(value, torch.Tensor):
                 value.zero_()
@@ -82,8 +104,12 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
 def _of_frozen(path: Path, moments: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of the optimizer's state of those parameters that were frozen when a checkpoint was saved."""
     frozen = read_meta(path).get(FROZEN, []) if (path / RECORD).exists() else []
-    names = {name: name.partition(".")[2].rpartition(".")[0] for name in moments}  # state.NAME.exp_avg
-    return {name: moments[name] for name, parameter in names.items() if is_frozen(parameter, frozen)}
+    return {name: value for name, value in moments.items() if is_frozen(_parameter_of(name), frozen)}
+
+
+def _parameter_of(name: str) -> str:
+    """Return the parameter that an entry of the optimizer's state is of: state.NAME.exp_avg."""
+    return name.partition(".")[2].rpartition(".")[0] if name.startswith("state.") else ""
 
 
 def _without(weights: dict[str, Any], names: Set[str]) -> dict[str, Any]:

@@ -30,11 +30,13 @@ class Start:
     Attributes:
         resume: the checkpoint that the run goes on from; None for a run from its first step.
         weights: the checkpoint of another run whose weights a run from its first step takes; None for initial ones.
+        parts: patterns of what is taken of these weights; empty takes all.
         notes: lines that tell what was decided.
     """
 
     resume: Path | None = None
     weights: Path | None = None
+    parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

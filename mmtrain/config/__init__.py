@@ -25,13 +25,14 @@ from mmtrain.config.run import (
 )
 from mmtrain.config.schema import build
 from mmtrain.config.stage import BatchStep, BucketConfig, LrSegment, PhaseConfig, SourceConfig, StageConfig
-from mmtrain.config.vision import VisionConfig
+from mmtrain.config.vision import ContrastiveConfig, VisionConfig
 
 __all__ = [
     "BatchStep",
     "BucketConfig",
     "CheckpointConfig",
     "ClusterConfig",
+    "ContrastiveConfig",
     "DataConfig",
     "EvalsConfig",
     "GuardConfig",

@@ -178,6 +178,9 @@ class RunConfig:
         init_from: run or checkpoint folder whose weights (and, by `init_optimizer`, moments) the run starts from; or a
             Hugging Face folder of a MiniMax-Text-01 model, whose weights it starts from.
         init_optimizer: take AdamW's moments from there too.
+        init_parts: parts of the model that are taken from there, named as those of `optim.frozen`: [encoder] takes the
+            eyes alone; all others, and AdamW's moments, begin anew. Projector and newline begin anew too if the text
+            models' widths differ. [] takes all.
         change_schedule: let a run that is resumed go on with another schedule than its checkpoint's: the phase at work
             may get other tokens, batches and learning rates, later phases may become anything.
         max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
@@ -191,6 +194,7 @@ class RunConfig:
     resume: str = field(default="never", metadata=FREE_ON_RESUME)
     init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
     init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
+    init_parts: list[str] = field(default_factory=list, metadata=FREE_ON_RESUME)
     change_schedule: bool = field(default=False, metadata=FREE_ON_RESUME)
     max_steps: int | None = field(
         default=None, metadata={**FREE_ON_RESUME, **at_least(1, fix="null runs the stage to its end")}
@@ -206,4 +210,6 @@ class RunConfig:
         plain = bool(self.name.strip()) and "/" not in self.name and self.name.isprintable()
         problem = "must be a plain folder name, no slash in it and no dot in front"
         require(plain and not self.name.startswith("."), "run.name", self.name, problem, "for example run.name=first")
+        require(not self.init_parts or self.init_from is not None, "run.init_parts", self.init_parts,
+                "there is nothing to take them from", "give run.init_from=RUN")  # fmt: skip
         check_allowed(self, "run")

@@ -18,6 +18,23 @@ def released_grids() -> list[list[int]]:
 
 
 @dataclass
+class ContrastiveConfig:
+    """Contrastive loss of images and their captions, beside that of the captions' tokens (MiniMax-01 section 6).
+
+    The paper says that its vision transformer was trained so, after CoCa, and no figure of the loss.
+
+    Attributes:
+        size: width of the space that images and captions share. Chosen here: that of CLIP's ViT-L/14.
+        weight: factor of the loss beside the captions' mean loss a token. Chosen here: CoCa's ratio, 1 to 2.
+        temperature: of the first step; it is learned. Chosen here: CLIP's.
+    """
+
+    size: int = field(default=768, metadata={**SHAPES_WEIGHTS, **at_least(1)})
+    weight: float = field(default=0.5, metadata=above(0, fix="model.vision.contrastive=null turns it off"))
+    temperature: float = field(default=0.07, metadata=at_least(0.01, 1.0))
+
+
+@dataclass
 class VisionConfig:
     """The eyes of a model that sees (MiniMax-01 section 6; the defaults are those of the released config.json).
 
@@ -38,6 +55,7 @@ class VisionConfig:
         keep_class_token: the class token of the thumbnail comes before its patches; false drops it, as ports of the
             release do. Unverified for the released weights.
         projector_activation: between the two layers of the projector.
+        contrastive: train with a contrastive loss too; null is a loss of text alone.
     """
 
     image_token: int = field(default=200_025, metadata=at_least(0))
@@ -53,6 +71,7 @@ class VisionConfig:
     unused_layers: int = field(default=0, metadata=at_least(0))
     keep_class_token: bool = False
     projector_activation: str = field(default="gelu", metadata=one_of(*ACTIVATIONS))
+    contrastive: ContrastiveConfig | None = None
 
     @property
     def head_dim(self) -> int:

@@ -58,13 +58,27 @@ def check_frozen(option: str, patterns: Sequence[str], model: nn.Module) -> None
     Raises:
         ConfigError: naming the pattern, with the nearest part that there is.
     """
+    check_named(option, patterns, model)
+    if all(is_frozen(name, patterns) for name, _ in model.named_parameters()):
+        raise ConfigError(option, list(patterns), "leaves nothing to train", 'take a part out again, as in "!norm"')
+
+
+def check_named(option: str, patterns: Sequence[str], model: nn.Module) -> None:
+    """Refuse patterns that name no part of the model.
+
+    Args:
+        option: that gave them, for messages.
+        patterns: at least one.
+        model: the whole model, which may be a meta one.
+
+    Raises:
+        ConfigError: naming the pattern, with the nearest part that there is.
+    """
     names = [name for name, _ in model.named_parameters()]
     for i, pattern in enumerate(patterns):
         if not any(_fits(name, pattern.removeprefix(NOT)) for name in names):
             raise ConfigError(f"{option}[{i}]", pattern, "fits no parameter of the model",
                               _nearest(pattern.removeprefix(NOT), names))  # fmt: skip
-    if all(is_frozen(name, patterns) for name in names):
-        raise ConfigError(option, list(patterns), "leaves nothing to train", 'take a part out again, as in "!norm"')
 
 
 def _fits(name: str, pattern: str) -> bool:

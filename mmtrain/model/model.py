@@ -5,8 +5,9 @@ Legend: T tokens (all rows of a micro-batch, flattened), D model width, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import rope_table
 from mmtrain.model.weights import local
+
+NO_FIGURES: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ModelInputs(NamedTuple):
@@ -51,11 +54,14 @@ class LossOutput(NamedTuple):
         ce_sum: scalar, cross-entropy summed over labelled tokens, in nats.
         aux_loss: scalar, auxiliary losses summed over layers, coefficients included; 0 without experts.
         router: one entry a layer of experts.
+        figures: scalars of the model's own, by the names of its `figures`, of which the step has the mean over
+            micro-batches.
     """
 
     ce_sum: Tensor
     aux_loss: Tensor
     router: list[RouterStats]
+    figures: Mapping[str, Tensor] = NO_FIGURES
 
 
 class StageOutput(NamedTuple):
@@ -80,8 +86,11 @@ class HybridLM(nn.Module):
     Attributes:
         token_loss: turns final hidden states, the head's weight and labels into a sum; vocabulary parallelism puts
             another in its place.
+        figures: names of what a training pass tells besides its losses; none here.
         label_score: turns the same into the score of the labels; vocabulary parallelism replaces it likewise.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from mmtrain.parallel.dtensor_params import local_tensor, shard_parameter
 from mmtrain.parallel.fsdp import free_dimension
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.weight_exchange import ShardedWeight, WeightExchange
+from mmtrain.vision.contrastive import ContrastiveHead
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class ComputeWeights:
     Args:
         model: a (meta) model of plain parameters, which become DTensors over the replicas.
         context: ranks that are all replicas of each other.
-        compute_dtype: type of the copies; routers' weights are used in fp32, as they are.
+        compute_dtype: type of the copies; weights of routers and of the contrastive head are used in fp32,
+            as they are.
     """
 
     def __init__(self, model: HybridLM, context: ParallelContext, compute_dtype: torch.dtype) -> None:
@@ -137,7 +139,8 @@ class ComputeWeights:
     def _weight(self, owner: nn.Module, leaf: str) -> _Weight:
         master = owner._parameters[leaf]
         assert isinstance(master, DTensor)
-        local, dtype = master.to_local().detach(), master.dtype if isinstance(owner, Router) else self._dtype
+        exact = isinstance(owner, Router | ContrastiveHead)
+        local, dtype = master.to_local().detach(), master.dtype if exact else self._dtype
         alone = self._replicas.size() == 1
         whole = local if alone and dtype == local.dtype else local.new_empty(master.shape, dtype=dtype)
         used = nn.Parameter(whole, requires_grad=master.requires_grad)

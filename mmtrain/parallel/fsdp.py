@@ -15,6 +15,7 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.model import HybridLM
 from mmtrain.model.moe.layer import MoE
 from mmtrain.parallel.mesh import ParallelContext
+from mmtrain.vision.contrastive_model import ContrastiveModel
 from mmtrain.vision.model import VisionLanguageModel
 
 MOST_PADDING = 1.1
@@ -60,6 +61,8 @@ def apply_fsdp(
     # the encoder, whose two halves have the exchange between them, is not.
     for part in eye_units(model):
         shard(part, mp_policy=policy, reshard_after_forward=reshard, **dense)
+    if isinstance(model, ContrastiveModel):
+        shard(model.contrastive, mp_policy=exact, reshard_after_forward=reshard, **dense)
     for stage in stages:
         shard(stage, mp_policy=policy, reshard_after_forward=False, **dense)
 

@@ -81,6 +81,7 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
     require(parallel.pp_chunks <= model.num_layers, "parallel.pp_chunks", parallel.pp_chunks,
              f"more chunks than model.num_layers={model.num_layers}",
              f"give parallel.pp_chunks={model.num_layers} or less")  # fmt: skip
+    _check_contrastive(parallel, model)
     job = _Job(world, parallel, model, tuple(seq_lens))
     if refused := next(_problems(job), None):
         axis, problem = refused
@@ -105,6 +106,20 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
              f"{parallel.sync_every_micro_batch} has communication inside of a pass, which is not recorded",
              "give parallel.cuda_graphs=auto; or data parallelism alone, with both options false")  # fmt: skip
     return layout
+
+
+def _check_contrastive(parallel: ParallelConfig, model: ModelConfig) -> None:
+    """Refuse layouts in which ranks share rows or weights of a model with a contrastive loss.
+
+    Raises:
+        ConfigError: the first axis but data parallelism.
+    """
+    if model.vision is None or model.vision.contrastive is None:
+        return
+    for axis in AXES:
+        size = getattr(parallel, axis)
+        require(size == 1, f"parallel.{axis}", size, "a model with model.vision.contrastive is trained by data "
+                "parallelism alone", f"give parallel.{axis}=1")  # fmt: skip
 
 
 def keeps_whole_weights(layout: Layout, parallel: ParallelConfig, host_parameters: bool = False) -> bool:

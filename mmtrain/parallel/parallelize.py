@@ -10,6 +10,7 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.host_inputs import HostInputs
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.model import HybridLM
+from mmtrain.parallel.caption_pairs import share_pairs
 from mmtrain.parallel.compute_weights import ComputeWeights
 from mmtrain.parallel.context.context_parallel import apply_context_parallel
 from mmtrain.parallel.expert.exchange import ExpertExchange, build_exchange
@@ -53,6 +54,7 @@ def apply_parallel(
         apply_tensor_parallel(model, context.dense["tp"])
     exchange = _share_experts(model, context, config) if layout.ep * layout.etp > 1 else None
     apply_routing(model, context, config)
+    share_pairs(model, context)
     if layout.cp > 1:
         apply_context_parallel(model, context.dense["cp"].get_group(), config.cp_softmax)
     host_inputs = HostInputs() if config.offload_block_inputs else None

@@ -116,6 +116,7 @@ class Report:
             "mfu": result.flops / seconds / self.peak, "step_s": seconds,
             "drop_rate": _mean(result.drop_rate), "rows": step.num_rows, "first_row": step.first_row,
         }  # fmt: skip
+        record |= result.figures
         if result.skipped:
             record["skipped"] = True
         self._add_memory(record, result, step.phase_index)

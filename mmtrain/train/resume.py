@@ -13,6 +13,7 @@ from mmdata.tokenizer_identity import BYTES, identity_of_path
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY, check_same_corpora, check_same_tokenizer
 from mmtrain.checkpoint.damage import damage_of
+from mmtrain.checkpoint.init_parts import check_parts, check_same_eyes
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.load import check_same_model
 from mmtrain.checkpoint.progress import Progress, read_meta
@@ -25,6 +26,7 @@ from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder, is_hf_folder, open_folder, tokenizer_is_bytes
 from mmtrain.hf.hf_config import RELEASED_EPS
+from mmtrain.model.frozen import is_frozen
 from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import scaled_phases
 from mmtrain.train.phase_frozen import frozen_parts
@@ -88,9 +90,13 @@ def decide_start(config: PretrainConfig, folder: RunFolder, check: Callable[[Pat
             return Start(notes=tuple(notes))
         if is_hf_folder(weights):
             return _start_from_folder(config, Path(weights))
-        found = find_checkpoint("run.init_from", weights, notes.append, check)
-        check_same_model("run.init_from", found, config.model)
-        return Start(weights=found, notes=tuple(notes))
+        found, parts = find_checkpoint("run.init_from", weights, notes.append, check), config.run.init_parts
+        if parts:
+            notes += check_parts(found, config.model, parts)
+        else:
+            check_same_model("run.init_from", found, config.model)
+            notes += check_same_eyes("run.init_from", found, config.model)
+        return Start(weights=found, parts=tuple(parts), notes=tuple(notes))
     check_same_model("run.resume", checkpoint, config.model)
     if changed := compare_with_checkpoint(config, checkpoint):
         notes.append(changed)
@@ -158,7 +164,7 @@ def check_corpora(start: Start, fingerprints: Mapping[str, Any], allow_changed: 
     """
     if start.resume is not None:
         return check_same_corpora(start.resume, read_meta(start.resume), fingerprints, allow_changed)
-    if start.weights is not None:
+    if start.weights is not None and _takes_text(start):
         meta = weights_record(start)
         lines = check_same_tokenizer("run.init_from", start.weights, meta, fingerprints, allow_changed)
         if ENTRY not in meta and is_hf_folder(start.weights):
@@ -168,14 +174,14 @@ def check_corpora(start: Start, fingerprints: Mapping[str, Any], allow_changed: 
 
 
 def weights_record(start: Start) -> dict[str, Any]:
-    """Return what is on record of the weights that a run from its first step takes; nothing where it takes none.
+    """Return what is on record of the weights that a run from its first step takes; nothing where it takes no text.
 
     Of a Hugging Face folder that is its tokenizer, if it has one, and the RoPE base of its weights.
 
     Raises:
         ConfigError: the folder is damaged.
     """
-    if start.weights is None:
+    if start.weights is None or not _takes_text(start):
         return {}
     if not is_hf_folder(start.weights):
         return read_meta(start.weights)
@@ -187,6 +193,11 @@ def weights_record(start: Start) -> dict[str, Any]:
     return record
 
 
+def _takes_text(start: Start) -> bool:
+    """Whether the weights that a run from its first step takes are a text model's, which knows a tokenizer."""
+    return not start.parts or is_frozen("embed_tokens.weight", start.parts)
+
+
 def _start_from_folder(config: PretrainConfig, path: Path) -> Start:
     """Check a Hugging Face folder as a whole, before anything is started, and start from its weights.
 
@@ -194,6 +205,9 @@ def _start_from_folder(config: PretrainConfig, path: Path) -> Start:
         ConfigError: it is damaged or holds another model; or the first phase has a lower RoPE base than its weights
             were trained with, which spoils them.
     """
+    if config.run.init_parts:
+        raise ConfigError("run.init_parts", config.run.init_parts, f"run.init_from={path} is a Hugging Face folder, "
+                          "which is taken as a whole", "leave run.init_parts out")  # fmt: skip
     folder = check_folder("run.init_from", path, config.model)
     notes = [
         f"run.init_from={path}: {len(folder.places):,} tensors of a Hugging Face folder; AdamW's moments begin at 0"

@@ -5,6 +5,7 @@ and its reader of rows. At a boundary between layouts one is closed and the next
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmtrain.build import meta_model
@@ -71,8 +72,13 @@ class Session:
             inputs, context.dp_rank, context.dp_size, parallel.micro_batch_rows, config.data.num_workers
         )
 
-    def load(self, checkpoint: Path, with_optimizer: bool) -> None:
+    def load(self, checkpoint: Path, with_optimizer: bool, parts: Sequence[str] = ()) -> None:
         """Read weights, and moments if wanted, from a checkpoint of any layout, or weights of a Hugging Face folder.
+
+        Args:
+            checkpoint: or folder.
+            with_optimizer: moments are wanted.
+            parts: patterns of what is read of a checkpoint without moments; empty reads all.
 
         Raises:
             ConfigError: the checkpoint is damaged, or its weights are not finite.
@@ -81,7 +87,7 @@ class Session:
             folder = check_folder("run.init_from", checkpoint, self.model.module.config)
             load_folder("run.init_from", folder, self.model.module)
         else:
-            load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None)
+            load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None, parts)
         if not self.model.weights_are_finite():
             raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
                               "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip

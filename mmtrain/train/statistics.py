@@ -42,6 +42,7 @@ class StepResult:
             None where none do.
         image_balance: tiles of images that the busiest rank of data and context parallelism looked at over their mean;
             None where there is one such rank, or none had a tile.
+        figures: means over micro-batches of what the model tells besides its losses.
         memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
         flops: useful operations, forward and backward, of the assignments that were kept.
         router_load: [layers][experts], assignments before drops over the even share; empty without experts.
@@ -67,6 +68,7 @@ class StepResult:
     writing: bool = False
     cp_balance: float | None = None
     image_balance: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
     memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
@@ -103,6 +105,8 @@ class StepStatistics:
         scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "cp_balance", *WHOLE), ())
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
         ranks = dict.fromkeys(("memory", "tiles"), (dist.get_world_size(),))  # sums over ranks that keep each one's
+        self.figures = tuple(model.module.figures)
+        scalars |= dict.fromkeys(self.figures, ())
         self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **ranks}, model.context.device)
 
     @property
@@ -131,6 +135,8 @@ class StepStatistics:
         if isinstance(out, LossOutput):
             self.flops += step_flops(self.config, lengths, kept_assignments=0).total
             self.sums["cp_balance"].add_(packing.balance)
+            for name, value in out.figures.items():
+                self.sums[name].add_(value)
         self.sums["aux_loss"].add_(out.aux_loss)
         if out.router:
             self._add_router(out.router, slice(result.layers.start, result.layers.stop), sum(lengths))
@@ -184,6 +190,7 @@ class StepStatistics:
             spike=bool(sums["spike"]),
             stop=bool(sums["stops"]),
             writing=bool(sums["writing"]),
+            figures={name: float(sums[name]) / micro_batches for name in self.figures},
             memory=int(sums["memory"].max()),
             exchange_s=times.seconds,
             exchange_waited_s=times.waited_seconds,

@@ -15,9 +15,11 @@ from mmtrain.model.model import ModelInputs
 from mmtrain.model.packed_seq import Packing, RealTokens, to_device
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
+from mmtrain.train.caption_rows import caption_pairs
 from mmtrain.train.image_rows import image_inputs
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult, StepStatistics
+from mmtrain.vision.caption_pairs import PairedInputs
 
 
 class WeightsInUse(Protocol):
@@ -39,10 +41,14 @@ def model_inputs(
     real = None
     if batch.real_tokens is not None:
         real = RealTokens.from_rows(batch.real_tokens, batch.tokens_BS.shape[1], device)
+    seen = isinstance(batch, ImageBatch) and vision is not None
+    pairs = caption_pairs(batch) if seen and vision.contrastive is not None else None
     batch = batch.to(device)
     labels_T = batch.labels_BS.masked_fill(~batch.loss_mask_BS, IGNORE).flatten()
     packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest, lengths, real)
-    given = image_inputs(batch, vision) if vision is not None and isinstance(batch, ImageBatch) else None
+    given = image_inputs(batch, vision) if seen else None
+    if pairs is not None:
+        given = PairedInputs.over(given, pairs)
     return ModelInputs(batch.tokens_BS.flatten(), packing, labels_T, rope_base, given)
 
 

@@ -85,9 +85,10 @@ class Trainer(BetweenSteps):
             self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
             return progress
         if self.start.weights is not None:
-            moments = self.config.run.init_optimizer and not is_hf_folder(self.start.weights)
-            self.session.load(self.start.weights, moments)
-            self.origin = f"weights{' and moments' if moments else ''} of {self.start.weights}"
+            parts = self.start.parts
+            moments = self.config.run.init_optimizer and not parts and not is_hf_folder(self.start.weights)
+            self.session.load(self.start.weights, moments, parts)
+            self.origin = f"{', '.join(parts) or 'weights'}{' and moments' if moments else ''} of {self.start.weights}"
         return Progress()
 
     def _go_on_from(self, checkpoint: Path) -> Progress:

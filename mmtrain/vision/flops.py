@@ -19,7 +19,10 @@ def count_vision_parameters(model: ModelConfig) -> dict[str, int]:
     norms = 2 * 2 * width
     tower = embedding + 2 * width + vision.num_layers * (_layer_matrices(vision) + biases + norms)
     projector = width * hidden + hidden + hidden * hidden + hidden
-    return {"vision_tower": tower, "projector": projector, "newline": hidden}
+    counts = {"vision_tower": tower, "projector": projector, "newline": hidden}
+    if vision.contrastive is not None:
+        counts["contrastive"] = vision.contrastive.size * (width + hidden) + 1
+    return counts
 
 
 def encoder_flops(model: ModelConfig, tiles: float, patches: float) -> float:

@@ -27,8 +27,8 @@ FREE = {
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
     "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.cuda_graphs",
     "parallel.offload_block_inputs", "parallel.reshard_after_forward",
-    "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.max_steps", "run.name", "run.plan",
-    "run.plan_processes", "run.resume",
+    "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.init_parts", "run.max_steps",
+    "run.name", "run.plan", "run.plan_processes", "run.resume",
 }  # fmt: skip
 BOUND = {
     "data.long_sources", "data.packing", "data.seed", "data.sources", "data.valid_fraction",
@@ -37,6 +37,7 @@ BOUND = {
     "model.lightning_norm_eps", "model.loss_chunk_tokens", "model.name", "model.norm_eps", "model.num_experts",
     "model.num_heads", "model.num_kv_heads", "model.num_layers", "model.post_norm", "model.rope_base",
     "model.rotary_dim", "model.shared_ffn_hidden_size", "model.top_k", "model.vision.activation",
+    "model.vision.contrastive.size", "model.vision.contrastive.temperature", "model.vision.contrastive.weight",
     "model.vision.ffn_hidden_size", "model.vision.grids", "model.vision.hidden_size", "model.vision.image_token",
     "model.vision.keep_class_token", "model.vision.norm_eps", "model.vision.num_heads", "model.vision.num_layers",
     "model.vision.patch_size", "model.vision.projector_activation", "model.vision.tile_size",

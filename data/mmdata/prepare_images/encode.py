@@ -69,13 +69,20 @@ class SampleEncoder:
         rules: how images become tiles.
         image_id: token of images.
         check_pixels: decode every image, to find the broken ones now.
+        caption_tokens: most tokens of a caption's text, which is cut there; None cuts none.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: Template, rules: TileRules, image_id: int, check_pixels: bool = False
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        rules: TileRules,
+        image_id: int,
+        check_pixels: bool = False,
+        caption_tokens: int | None = None,
     ) -> None:
         self._tokenizer, self._template, self._rules, self._image_id = tokenizer, template, rules, image_id
-        self._check_pixels = check_pixels
+        self._check_pixels, self._caption_tokens = check_pixels, caption_tokens
         names = sorted(tokenizer.special_tokens, key=lambda name: (-len(name), name))
         self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._seen: dict[FilePlace, FoundImage] = {}  # of the last image: records that share one follow one another
@@ -84,7 +91,7 @@ class SampleEncoder:
         """The document that a record makes, or why it makes none."""
         try:
             sample = sample_of(record.value, self._template)
-            document = self._encode_parts(sample.parts, record)
+            document = self._encode_parts(sample.parts, record, self._caption_tokens if sample.is_caption else None)
             if sample.rejected is not None:
                 document = _joined(document, self._encode_parts(sample.rejected, record))
         except BadRecord as error:
@@ -99,7 +106,8 @@ class SampleEncoder:
             return Skip("nothing to learn", record.where)
         return document
 
-    def _encode_parts(self, parts: Sequence[Part], record: Record) -> EncodedDocument:
+    def _encode_parts(self, parts: Sequence[Part], record: Record, most: int | None = None) -> EncodedDocument:
+        """Document of some parts, with at most so many tokens of text before its end."""
         tokens: list[np.ndarray] = []
         learned: list[np.ndarray] = []
         images: list[tuple[FoundImage, int]] = []
@@ -118,7 +126,9 @@ class SampleEncoder:
                 put(np.full(image.tokens, self._image_id, dtype=np.int32), False)
             else:
                 last = run[0].learned
-                put(np.array(self._ids(run), dtype=np.int32), last)
+                ids = self._ids(run)[:most]
+                most = None if most is None else most - len(ids)
+                put(np.array(ids, dtype=np.int32), last)
         put(np.array([self._tokenizer.eod_id], dtype=np.int32), last)
         flat = np.concatenate(tokens)
         text = sum(len(part.text.encode("utf-8")) for part in parts if isinstance(part, Text))

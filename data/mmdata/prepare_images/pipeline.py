@@ -58,6 +58,7 @@ class ImageOptions:
         check_pixels: decode every image, so that broken ones are left out now.
         strict: refuse, instead of leaving out, a record that cannot be used.
         force: replace what `output` holds.
+        caption_tokens: most tokens of the text of records that are a caption; longer ones are cut. None cuts none.
     """
 
     inputs: Sequence[Path]
@@ -73,6 +74,7 @@ class ImageOptions:
     check_pixels: bool = False
     strict: bool = False
     force: bool = False
+    caption_tokens: int | None = None
 
 
 def prepare_images(options: ImageOptions, log: Callable[[str], None] = lambda line: None) -> Prepared:
@@ -112,6 +114,8 @@ def _check(options: ImageOptions) -> None:
     check_fraction(options.valid_fraction)
     if options.workers is not None and options.workers < 1:
         raise DataError(f"--workers is {options.workers}: it must be at least 1; leave it out for one a core")
+    if options.caption_tokens is not None and options.caption_tokens < 1:
+        raise DataError(f"--caption-tokens is {options.caption_tokens}: it must be at least 1, or left out")
     if options.images is not None and not options.images.is_dir():
         raise DataError(f"--images {options.images} is not a folder: give the one that paths of images start from")
     if options.tokenizer == "bytes":
@@ -146,7 +150,7 @@ def _build(
     tasks = [
         ImageShardTask(
             i, tuple(pieces), str(folder), str(partial / "tokenizer.json"), facts["sha256"], dtype.name, image_id,
-            images, options.template, options.rules, options.check_pixels,
+            images, options.template, options.rules, options.check_pixels, options.caption_tokens,
         )
         for i, pieces in enumerate(planned)
     ]  # fmt: skip
@@ -194,6 +198,8 @@ def _fingerprint(options: ImageOptions, sources: Sequence[Source]) -> str:
     images = None if options.images is None else os.path.abspath(options.images)
     facts = [FORMAT, _RULES, tokenizer, options.image_token, images, facts_of(options.rules), asdict(options.template),
              options.valid_fraction, options.check_pixels]  # fmt: skip
+    if options.caption_tokens is not None:  # corpora of before there was the option stay what was asked for
+        facts.append(f"captions of {options.caption_tokens}")
     return hashlib.sha256(json.dumps([facts, [asdict(source) for source in sources]]).encode()).hexdigest()
 
 
@@ -208,6 +214,8 @@ def _inputs(options: ImageOptions, sources: Sequence[Source]) -> dict[str, Any]:
 
 def _image_facts(options: ImageOptions, image_id: int, merged: Merged) -> dict[str, Any]:
     given = {"token": image_id, **facts_of(options.rules), "template": asdict(options.template)}
+    if options.caption_tokens is not None:
+        given["caption_tokens"] = options.caption_tokens
     return given | {"pixels_checked": options.check_pixels} | merged.images
 
 

@@ -91,7 +91,7 @@ def _parallel_lists(record: dict[str, Any], template: Template) -> Sample:
 
 
 def _caption(record: dict[str, Any], template: Template) -> Sample:
-    return Sample(_parts([Text(_text(record["caption"]), True)], record, template))
+    return Sample(_parts([Text(_text(record["caption"]), True)], record, template), is_caption=True)
 
 
 def _plain(record: dict[str, Any], template: Template) -> Sample:

@@ -39,6 +39,7 @@ class ImageShardTask:
     template: Template
     rules: TileRules
     check_pixels: bool
+    caption_tokens: int | None = None
 
     @property
     def weight(self) -> int:
@@ -73,7 +74,7 @@ def make_image_shard(task: ImageShardTask) -> int:
     """Make a shard; return its weight. The `.json` file is renamed into place last (see `make_shard`)."""
     base = Path(task.folder) / f"{task.number:06d}"
     encoder = _cached_encoder(task.tokenizer, task.tokenizer_hash, task.template, task.rules, task.image_id,
-                              task.check_pixels)  # fmt: skip
+                              task.check_pixels, task.caption_tokens)  # fmt: skip
     made, skips, done = _Documents(), SkipLog(), 0
     with open(f"{base}.seen", "wb") as seen:
         for piece in task.pieces:
@@ -154,7 +155,13 @@ class _Documents:
 
 @lru_cache(maxsize=1)
 def _cached_encoder(
-    path: str, content_hash: str, template: Template, rules: TileRules, image_id: int, check_pixels: bool
+    path: str,
+    content_hash: str,
+    template: Template,
+    rules: TileRules,
+    image_id: int,
+    check_pixels: bool,
+    caption_tokens: int | None,
 ) -> SampleEncoder:
     """One encoder for all shards of a worker."""
-    return SampleEncoder(load_tokenizer(path), template, rules, image_id, check_pixels)
+    return SampleEncoder(load_tokenizer(path), template, rules, image_id, check_pixels, caption_tokens)

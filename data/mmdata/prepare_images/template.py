@@ -28,10 +28,14 @@ Part = Text | ImageRef
 
 
 class Sample(NamedTuple):
-    """Parts of a document; of a preference pair the preferred one's, and those of the `rejected` one."""
+    """Parts of a document; of a preference pair the preferred one's, and those of the `rejected` one.
+
+    `is_caption` says that its text is the caption of its images and nothing else.
+    """
 
     parts: tuple[Part, ...]
     rejected: tuple[Part, ...] | None = None
+    is_caption: bool = False
 
 
 @dataclass(frozen=True)

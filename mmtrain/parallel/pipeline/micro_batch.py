@@ -166,5 +166,9 @@ def detached(out: LossOutput | StageOutput) -> LossOutput | StageOutput:
     """Figures of an output alone: no graph, and no hidden states."""
     router = [type(stats)(*(value.detach() for value in stats)) for stats in out.router]
     if isinstance(out, LossOutput):
-        return LossOutput(out.ce_sum.detach(), out.aux_loss.detach(), router)
+        return LossOutput(out.ce_sum.detach(), out.aux_loss.detach(), router, _told(out))
     return StageOutput(out.h_TD.new_empty(0), out.aux_loss.detach(), router)
+
+
+def _told(out: LossOutput) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in out.figures.items()}

@@ -266,3 +266,21 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert corpus.rules == TileRules(16, 8, ()) and spelt(corpus)[0] == "q: [16x16]q\nassistant: A\n|"
     assert main(arguments) == 0 and "already done" in capsys.readouterr().err
     assert main([*arguments, "--grids", "1"]) == 2 and "error: --grids is 1" in capsys.readouterr().err
+
+
+def test_captions_are_cut_and_other_texts_are_not(tmp_path):
+    (name,) = write_images(tmp_path / "images", [(20, 20)])
+    long = " ".join("word" for _ in range(30))
+    records = [{"image": f"images/{name}", "caption": long}, {"image": f"images/{name}", "caption": "word"},
+               {"image": f"images/{name}", "question": "?", "answer": long}]  # fmt: skip
+    path = write_records(tmp_path, records)
+    whole = prepared(path, tmp_path / "whole")
+    tokenizer = str(tmp_path / "whole" / "tokenizer.json")
+    cut = prepared(path, tmp_path / "cut", tokenizer=tokenizer, caption_tokens=6)
+    image = int(whole.places["tokens"][0])
+    assert cut.doc_lengths.tolist() == [image + 6 + 1, *whole.doc_lengths[1:].tolist()]
+    first = cut.data[: image + 7]
+    assert first[image : image + 6].tolist() == whole.data[image : image + 6].tolist()
+    assert first[-1] == whole.data[whole.doc_lengths[0] - 1] and cut.is_label(np.array([image, image + 6])).all()
+    with pytest.raises(DataError, match="--caption-tokens is 0: it must be at least 1"):
+        prepared(path, tmp_path / "none", caption_tokens=0)
