@@ -23,6 +23,7 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.document_images import given_of, shows_image
 from mmtrain.infer.serving.generation import TopTokens
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
@@ -170,13 +171,17 @@ class Runner:
             counts, keys, [document.slot for document in documents], [document.pages for document in documents],
             self._memory.shape, self._memory.device,
         )  # fmt: skip
-        h_TD = self._model.final_states(self._index(tokens_of(chunks)), batch.packing, self._memory.view(batch))
+        given = given_of(chunks, self._memory.device)
+        tokens_T = self._index(tokens_of(chunks))
+        h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch), given)
         wanted = Wanted.of(chunks)
         return self._result(wanted, h_TD, self._model.lm_head(h_TD[self._index(wanted.last)]))
 
     def _decode_pass(self, chunks: list[Chunk]) -> PathResult:
-        """Take documents that lack one token through a graph."""
+        """Take documents that lack one token through a graph; without it where one's last token is an image's."""
         assert self._graphs is not None
+        if any(map(shows_image, chunks)):
+            return self._pass(chunks)
         return self._result(Wanted.of(chunks), *self._graphs.run([chunk.document for chunk in chunks]))
 
     def _result(self, wanted: Wanted, h_TD: Tensor, logits_NV: Tensor) -> PathResult:
