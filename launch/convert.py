@@ -7,6 +7,7 @@ r"""Export a checkpoint to a Hugging Face folder, or write such a folder anew in
 
 --to hf is for transformers (MiniMaxForCausalLM; the tensor names that its `save_pretrained` writes), hf-stacked for
 transformers 5 alone (experts as it stacks them in memory, which loads faster), minimax for vLLM and the released code.
+A model with eyes is written in the layout of MiniMax-VL-01, by minimax alone.
 
 There is nothing to convert in the other direction: `launch/pretrain.py run.init_from=FOLDER` reads a folder of either
 format under any layout.
@@ -111,7 +112,7 @@ def _open(options: argparse.Namespace) -> tuple[Any, Any, Any, int | None, Path]
                 raise ConfigError(f"--{name.replace('_', '-')}", getattr(options, name), problem, "leave it out")
         folder = open_folder("source", options.source)
         text = TextFiles.of_folder(folder)
-        longest = folder.config.get("max_position_embeddings")
+        longest = folder.config.get("text_config", folder.config).get("max_position_embeddings")
         return folder.model, FolderWeights(folder), text, longest if type(longest) is int else None, folder.path
     opened = open_checkpoint(options.source, options.tokenizer, options.rope_base)
     meta = read_meta(opened.path)

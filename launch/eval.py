@@ -4,14 +4,15 @@ r"""Evaluate a checkpoint on long text, offline: needles, RULER, perplexity by p
     python launch/eval.py runs/first --tasks needle,perplexity --lengths 4Ki,32Ki
     python launch/eval.py runs/first --tasks ruler,mr_niah --lengths 4Ki,128Ki,1Mi --samples 50 --out results
     python launch/eval.py runs/first --tasks choices,longbench_v2 --choices-file q.jsonl --longbench-file data.json
+    python launch/eval.py runs/seeing --tasks images --images drawn/valid_questions.jsonl
     torchrun --nproc-per-node 8 launch/eval.py runs/first --tasks ruler --lengths 1Mi --cp 8
 
 Tasks: needle, mr_niah, perplexity; RULER's niah_single_1 to _3, niah_multikey_1 to _3, niah_multivalue,
 niah_multiquery, vt, cwe, fwe, and from files qa_1 (SQuAD) and qa_2 (HotpotQA); single, multi, multi_key and
-variable_tracking, which training evaluates; choices, longbench_v2, mtob_ek, mtob_ke from files. Groups: niah_single,
-niah_multikey, niah, ruler, needles (training's). A sample has exactly as many tokens as --lengths says, its answer
-included; no context is ever cut. Text around needles, and of perplexity, is the held-out part of the run's corpus, or
-of --corpus.
+variable_tracking, which training evaluates; choices, longbench_v2, mtob_ek, mtob_ke, images from files. Groups:
+niah_single, niah_multikey, niah, ruler, needles (training's). A sample has exactly as many tokens as --lengths says,
+its answer included; no context is ever cut. Text around needles, and of perplexity, is the held-out part of the run's
+corpus, or of --corpus.
 
 Writes eval-CHECKPOINT-HASH.json, .txt and .png into RUN/evals or --out, which launch/report.py shows. Each sample is
 written down when it is done: the same command goes on where it was stopped. docs/evaluation.md says what each task is.
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtrain.command_line import Parser, exit_code
-from mmtrain.infer.command import add_engine_options
+from mmtrain.infer.command import add_engine_options, add_image_options
 
 if TYPE_CHECKING:
     from mmtrain.evals.offline.evaluation import Evaluation
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mmtrain.infer.engine import Engine
 
 FILES = {"longbench_v2": "longbench_file", "choices": "choices_file", "mtob_ek": "mtob_folder",
-         "mtob_ke": "mtob_folder", "qa_1": "squad_file", "qa_2": "hotpotqa_file"}  # fmt: skip
+         "mtob_ke": "mtob_folder", "qa_1": "squad_file", "qa_2": "hotpotqa_file", "images": "images"}  # fmt: skip
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +57,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hotpotqa-file", type=Path, metavar="FILE", help="HotpotQA's JSON, for qa_2")
     parser.add_argument("--mtob-folder", type=Path, metavar="DIR", help="MTOB's files, for mtob_ek and mtob_ke")
     parser.add_argument("--mtob-book", default="full", metavar="BOOK", help="none, medium, long, full, or a text file")
+    parser.add_argument("--images", type=Path, metavar="FILE", help="questions on images, JSON lines")
+    parser.add_argument("--answer-tokens", type=int, default=32, help="of an answer on images (default %(default)s)")
+    parser.add_argument("--choices-by", choices=("text", "letter"), default="text",
+                        help="what is scored of the choices of questions on images (default %(default)s)")  # fmt: skip
+    add_image_options(parser)
     parser.add_argument("--max-length", metavar="TOKENS", help="refuse samples of files that are longer")
     parser.add_argument("--leave-out-longer", action="store_true", help="leave them out and count them instead")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: RUN/evals)")
@@ -79,7 +85,7 @@ def request_of(options: argparse.Namespace) -> EvalRequest:
     request = EvalRequest(
         tasks, parse_lengths(options.lengths), options.samples, options.seed, parse_depths(options.depths),
         tuple((task, path) for task, path in files.items() if task in tasks), options.mtob_book, limit,
-        options.leave_out_longer,
+        options.leave_out_longer, options.answer_tokens, options.choices_by,
     )  # fmt: skip
     request.validate()
     return request
@@ -91,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ConfigError, DataError: the first thing that is wrong.
     """
-    from mmtrain.infer.command import check_engine_options, engine_options, open_asked
+    from mmtrain.infer.command import check_engine_options, engine_options, open_asked, turns_of
 
     request = request_of(options)
     check_engine_options(options)
@@ -103,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
         checkpoint = opened.checkpoint
         evaluation = Evaluation(
             request, checkpoint.path, checkpoint.model, checkpoint.tokenizer, identity_of_checkpoint(checkpoint.path),
-            options.corpus, options.precision,
+            options.corpus, options.precision, turns_of(options, checkpoint.path),
         )  # fmt: skip
         folder = evaluation.folder(options.out)
         if opened.ranks.rank == 0:

@@ -6,6 +6,7 @@ r"""Continue a prompt from a checkpoint, token by token as the model chooses the
     echo "Once upon a time" | python launch/generate.py runs/first --samples 3
     python launch/generate.py runs/first --prompts prompts.jsonl --out made.jsonl
     python launch/generate.py runs/first --interactive
+    python launch/generate.py runs/seeing --image a.png --prompt "How many circles are there?" --chat
     torchrun --nproc-per-node 2 launch/generate.py runs/first --tp 2 --prompt "def "
 
 Reads the newest checkpoint of a run folder (or the one named) into one process, or into the ranks that torchrun started
@@ -13,9 +14,11 @@ on a host, which share its weights (--tp, --ep, --etp) or keys (--cp). Each toke
 --top-p 0.95) or, with --greedy, the likeliest. A continuation stops at the end of its document, or after --tokens. An
 empty prompt starts a document; training never scores a document's first token, so that one is arbitrary.
 
-A file of --prompts has a JSON object a line: prompt (or tokens), and where the line differs from the options id,
-max_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, stop_ids, ignore_eod; logprobs, prompt_logprobs,
-score_from and keep_prefix too. A line comes out for each, in their order.
+A model with eyes takes --image. --chat writes the prompt as the data of its training write a user's turn.
+
+A file of --prompts has a JSON object a line: prompt (or tokens), images, and where the line differs from the options
+id, max_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop, stop_ids, ignore_eod; logprobs,
+prompt_logprobs, score_from and keep_prefix too. A line comes out for each, in their order.
 
 The text goes to standard output; a line with times, and errors, to standard error. The exit code is 0, 2 for bad input,
 130 after Ctrl-C, or 141 where standard output was closed, as by `| head`.
@@ -31,14 +34,15 @@ from typing import TYPE_CHECKING
 
 from mmtrain.command_line import Parser, exit_code
 from mmtrain.config.telling import told_once
-from mmtrain.infer.command import add_engine_options
+from mmtrain.infer.command import add_engine_options, add_image_options
 
 if TYPE_CHECKING:
     from mmdata.tokenizer import Tokenizer
+    from mmtrain.infer.batch import AskedLines
     from mmtrain.infer.engine import Engine
     from mmtrain.infer.prompts_file import PromptLine
     from mmtrain.infer.request import Request
-    from mmtrain.infer.serving.generation import GenerationRequest
+    from mmtrain.vision.prompts import SeenPrompt
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,6 +54,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text to continue, without its last newline")
     prompt.add_argument("--prompts", metavar="FILE", help="JSON lines, one a prompt; all are served together")
     prompt.add_argument("--interactive", action="store_true", help="continue each line of standard input as it comes")
+    parser.add_argument("--image", action="append", metavar="FILE", help="for the next <image> of the prompt, "
+                        "or in front of it where it has none; may be given again")  # fmt: skip
+    parser.add_argument("--chat", action="store_true", help="write the prompt as the user's turn; the answer is wanted")
+    add_image_options(parser)
     parser.add_argument("--out", metavar="FILE", help="new file for the lines of --prompts (default: standard output)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default %(default)s)")
     _add_sampling(parser)
@@ -102,7 +110,7 @@ def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine]
         ConfigError, DataError: the first thing that is wrong.
     """
     from mmtrain.infer.batch import requests_of
-    from mmtrain.infer.command import engine_options, open_asked
+    from mmtrain.infer.command import engine_options, image_prompts, open_asked
     from mmtrain.infer.prompt import prompt_ids
     from mmtrain.infer.serving.options import EngineOptions
     from mmtrain.infer.write import options_for
@@ -110,22 +118,28 @@ def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine]
     with open_asked(options) as opened:
         tokenizer = opened.checkpoint.tokenizer
         # What cannot be encoded is refused before the weights are read.
-        requests = requests_of(lines, tokenizer, request)
+        prompts = image_prompts(options, opened.checkpoint)
+        if options.chat and not request.stop:
+            request = replace(request, stop=(prompts.answer_end,))
+        asked, seen = requests_of(lines, tokenizer, request, prompts, options.chat), None
         if lines:
-            sizes = EngineOptions(longest=max(len(one.tokens) + one.max_tokens for one in requests))
+            sizes = EngineOptions(longest=asked.longest)
         elif options.interactive:
             sizes = EngineOptions(max_running=min(request.samples, 16))
         else:
-            sizes = options_for(request, len(prompt_ids(tokenizer, request.prompt)))
+            if opened.ranks.rank == 0 and (options.image or options.chat):
+                seen = prompts.prompt(request.prompt, options.image or [], "--image", turn=options.chat)
+            tokens = prompt_ids(tokenizer, request.prompt) if seen is None else seen.tokens
+            sizes = options_for(request, len(tokens))
         done = opened.run(
-            engine_options(options, sizes), lambda engine: write(options, engine, tokenizer, request, lines, requests)
+            engine_options(options, sizes), lambda engine: write(options, engine, tokenizer, request, asked, seen)
         )
         return None if done is None else f"{opened.checkpoint.path} on {opened.place}: {done}"
 
 
 def write(
-    options: argparse.Namespace, engine: Engine, tokenizer: Tokenizer, request: Request, lines: list[PromptLine],
-    requests: list[GenerationRequest],
+    options: argparse.Namespace, engine: Engine, tokenizer: Tokenizer, request: Request, asked: AskedLines,
+    seen: SeenPrompt | None,
 ) -> str:  # fmt: skip
     """Write what was asked for; returns a line that sums it up.
 
@@ -137,12 +151,12 @@ def write(
     from mmtrain.infer.interactive import converse
     from mmtrain.infer.write import write_request
 
-    if lines:
+    if asked.lines:
         with output(options.out) as out:
-            return write_batch(engine, lines, requests, out)
+            return write_batch(engine, asked, out)
     if options.interactive:
         return converse(engine, tokenizer, request, sys.stdin, sys.stdout)
-    return str(write_request(engine, tokenizer, request, sys.stdout))
+    return str(write_request(engine, tokenizer, request, sys.stdout, seen))
 
 
 def main(argv: list[str] | None = None) -> int:

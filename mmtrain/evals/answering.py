@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from mmtrain.vision.prompt_images import PromptImages
+
 
 class RowScore(Protocol):
     """What a model says of tokens that are given, each after all those before it."""
@@ -26,24 +28,36 @@ class RowScore(Protocol):
 class Answerer(Protocol):
     """A model that continues prompts and scores rows. It is given whole rows, and cuts none of them."""
 
-    def generate(self, prompts: Sequence[np.ndarray], max_tokens: Sequence[int]) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        max_tokens: Sequence[int],
+        images: Sequence[PromptImages | None] | None = None,
+    ) -> list[list[int]]:
         """Continue each prompt with the likeliest tokens.
 
         Args:
             prompts: int64 [T] each, one token at the least.
             max_tokens: of each, ids to add at most.
+            images: of each, where any has some.
 
         Returns:
             For each prompt the ids that were added, without the end-of-document token that ended them.
         """
 
-    def score(self, rows: Sequence[np.ndarray], starts: Sequence[int]) -> Sequence[RowScore]:
+    def score(
+        self,
+        rows: Sequence[np.ndarray],
+        starts: Sequence[int],
+        images: Sequence[PromptImages | None] | None = None,
+    ) -> Sequence[RowScore]:
         """Score the tokens of each row from a place on.
 
         Args:
             rows: int64 [T] each, two tokens at the least, a document of its own each.
             starts: of each, the place of its first token that is scored, from 1 to T - 1. What lies before is context:
                 rows whose context is the same need it read only once.
+            images: of each, within its context, where any has some.
 
         Returns:
             Of each row its last T - start tokens.

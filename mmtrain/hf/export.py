@@ -19,13 +19,17 @@ from mmtrain.checkpoint.safetensors_file import Planned, in_shards, write_tensor
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import CONFIG, INDEX, ONE_FILE
-from mmtrain.hf.hf_config import OWN, config_json
-from mmtrain.hf.naming import Piece, parameter_shapes, pieces_of, router_of_one
+from mmtrain.hf.folder_names import FolderNames
+from mmtrain.hf.hf_config import OWN
+from mmtrain.hf.model_config import model_config_json, preprocessor_json
+from mmtrain.hf.naming import Piece
 from mmtrain.hf.port_buffers import buffer_shapes, make_buffer
 from mmtrain.hf.rope_rows import row_order
 from mmtrain.hf.sources import WeightSource
 from mmtrain.hf.target import Target
 from mmtrain.hf.tokenizer_files import TextFiles
+
+PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,10 @@ class Written:
 
 def plan_tensors(model: ModelConfig, target: Target, dtype: torch.dtype) -> dict[str, list[tuple[Planned, Piece]]]:
     """Return, for every parameter of ours, the tensors that it becomes, in the order of the parameters."""
-    shapes = parameter_shapes(model)
+    names = FolderNames(model, target.stacked)
     return {
-        name: [(Planned(one.name, dtype, one.shape), one) for one in pieces_of(name, shape, target.stacked)]
-        for name, shape in shapes.items()
+        name: [(Planned(one.name, dtype, one.shape), one) for one in names.pieces(name, shape)]
+        for name, shape in names.parameter_shapes().items()
     }
 
 
@@ -94,11 +98,14 @@ def export(
         scratch.chmod(0o755)  # made for this user alone
         made = _write_weights(scratch, model, source, target, dtype, shard_bytes, wrote)
         eos = None if text is None else text.eos
-        config = config_json(model, target.port, dtype, eos, longest, target.reorders(model))
+        config = model_config_json(model, target.port, dtype, eos, longest, target.reorders(model))
         if text is not None:
             text.write(scratch, longest)
             config[OWN]["tokenizer"] = "bytes" if text.is_bytes else "json"
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if model.vision is not None:
+            facts = json.dumps(preprocessor_json(model.vision), indent=2)
+            (scratch / PREPROCESSOR).write_text(facts + "\n", encoding="utf-8")
         for path in scratch.iterdir():
             sync_file(path)
         sync_folder(scratch)
@@ -151,11 +158,12 @@ def _tensors(
     model: ModelConfig, target: Target, dtype: torch.dtype, source: WeightSource | None
 ) -> Iterator[tuple[Planned, Callable[[], Tensor]]]:
     """Yield every tensor of a folder, and what makes it."""
-    shapes, last = parameter_shapes(model), _Last(source)
+    names = FolderNames(model, target.stacked)
+    shapes, last = names.parameter_shapes(), _Last(source)
     for name, tensors in plan_tensors(model, target, dtype).items():
         for planned, piece in tensors:
             yield planned, partial(_made, last, name, shapes[name], piece, planned, model, target.reorders(model))
-    for name, shape in router_of_one(model, target.stacked).items():
+    for name, shape in names.routers_of_one().items():
         yield Planned(name, dtype, shape), partial(torch.zeros, shape, dtype=dtype)
     if target.port:
         for name, shape in buffer_shapes(model).items():  # never rounded: decays are no weights

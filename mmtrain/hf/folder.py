@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mmtrain.checkpoint.progress import RECORD
 from mmtrain.checkpoint.safetensors_file import BadFile, Entry, load_json, read_header
-from mmtrain.config import ModelConfig
+from mmtrain.config import ModelConfig, VisionConfig
 from mmtrain.errors import ConfigError, brief
-from mmtrain.hf.hf_config import OWN, read_config
-from mmtrain.hf.naming import file_shapes, is_derived, is_stacked, router_of_one
+from mmtrain.hf.folder_names import FolderNames
+from mmtrain.hf.hf_config import OWN
+from mmtrain.hf.model_config import read_model_config
+from mmtrain.hf.naming import is_stacked
 
 CONFIG, ONE_FILE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _MOST_JSON = {CONFIG: 4 << 20, INDEX: 32 << 20}  # bytes
@@ -43,6 +45,11 @@ class HFFolder:
     reordered: bool
     places: Mapping[str, tuple[Path, Entry]]
     config: Mapping[str, Any]
+
+    @property
+    def names(self) -> FolderNames:
+        """Names of its tensors."""
+        return FolderNames(self.model, self.stacked)
 
 
 def is_hf_folder(path: str | Path) -> bool:
@@ -80,7 +87,7 @@ def open_folder(option: str, path: str | Path) -> HFFolder:
 def _open(path: Path) -> HFFolder:
     config = _json(path / CONFIG)
     try:
-        told = read_config(config)
+        told = read_model_config(config)
     except BadFile as error:
         raise BadFile(f"{CONFIG} {error}") from None
     except OverflowError:
@@ -88,7 +95,7 @@ def _open(path: Path) -> HFFolder:
     places = _tensors(path)
     stacked = is_stacked(places)
     try:
-        _check_shapes(places, told.model, stacked)
+        _check_shapes(places, FolderNames(told.model, stacked))
     except RuntimeError as error:  # torch's, of a tensor that cannot be
         raise BadFile(f"{CONFIG} describes a model that cannot be ({brief(error)})") from None
     return HFFolder(path, told.model, stacked, told.reordered, places, config)
@@ -157,16 +164,20 @@ def _merge(headers: Mapping[str, Mapping[str, tuple[Path, Entry]]]) -> dict[str,
     return places
 
 
-def _check_shapes(places: Mapping[str, tuple[Path, Entry]], model: ModelConfig, stacked: bool) -> None:
-    if (needed := model.num_layers * (2 if stacked else 1 + max(1, model.num_experts))) > 4 * len(places):
+def _check_shapes(places: Mapping[str, tuple[Path, Entry]], names: FolderNames) -> None:
+    model = names.model
+    needed = model.num_layers * (2 if names.stacked else 1 + max(1, model.num_experts))
+    if model.vision is not None:
+        needed += 8 * model.vision.num_layers
+    if needed > 4 * len(places):
         raise BadFile(f"holds {len(places):,} tensors, and {CONFIG} describes a model of more than {needed:,}")
-    wanted = file_shapes(model, stacked)
+    wanted, spare = names.file_shapes(), names.routers_of_one()
     missing = [name for name in wanted if name not in places]
-    missing = [name for name in missing if name not in router_of_one(model, stacked)]
+    missing = [name for name in missing if name not in spare]
     if missing:
         raise BadFile(f"lacks {len(missing):,} of {len(wanted):,} tensors, {missing[0]!r} for one")
     for name, (file, entry) in places.items():
-        if is_derived(name):
+        if names.holds_no_weights(name):
             continue
         if name not in wanted:
             raise BadFile(f"{file.name} holds {name[:120]!r}, which a model of this {CONFIG} does not have")
@@ -178,6 +189,8 @@ def _check_shapes(places: Mapping[str, tuple[Path, Entry]], model: ModelConfig, 
 
 def check_folder(option: str, path: str | Path, model: ModelConfig) -> HFFolder:
     """Open a folder whose weights a model of ours is to start from, and refuse one of another model.
+
+    A folder of text alone starts the text of a model with eyes; the other way round is refused.
 
     Args:
         option: the option that the path came from.
@@ -210,7 +223,18 @@ def _differences(there: ModelConfig, here: ModelConfig) -> list[tuple[str, Any, 
         if not same:
             shown = ("deepnorm_alpha", a, b) if name == "alpha" else (name, a, b)
             found.append(shown)
-    return found
+    return found + _vision_differences(there.vision, here.vision)
+
+
+def _vision_differences(there: VisionConfig | None, here: VisionConfig | None) -> list[tuple[str, Any, Any]]:
+    """Differences of eyes. A folder of text has none to compare; grids and placeholder are data's, not the weights'."""
+    if there is None:
+        return []
+    if here is None:
+        return [("vision", "eyes", "none")]
+    names = [one.name for one in fields(VisionConfig) if one.name not in ("grids", "image_token")]
+    pairs = ((f"vision.{name}", getattr(there, name), getattr(here, name)) for name in names)
+    return [(name, a, b) for name, a, b in pairs if a != b]
 
 
 def tokenizer_is_bytes(folder: HFFolder) -> bool:

@@ -17,7 +17,8 @@ from mmtrain.checkpoint.safetensors_file import Entry, TensorFile
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError, brief
 from mmtrain.hf.folder import HFFolder
-from mmtrain.hf.naming import Piece, pieces_of
+from mmtrain.hf.folder_names import ENCODER
+from mmtrain.hf.naming import Piece
 from mmtrain.hf.rope_rows import row_order
 from mmtrain.model.elements import local_part, pieces
 
@@ -40,7 +41,7 @@ def load_folder(option: str, folder: HFFolder, module: nn.Module) -> None:
     """Read a checked folder into a model's parameters (plain or DTensors), in place. Collective where there are ranks.
 
     A model may have a part of the layers, as a stage of a pipeline has. Values are converted to the parameters' dtype:
-    exactly, where that is float32. Buffers keep their values.
+    exactly, where that is float32. Buffers keep their values, and so do eyes where the folder is of text alone.
 
     Raises:
         ConfigError: a file cannot be read any more; on all ranks alike.
@@ -66,8 +67,11 @@ def _told_by_ranks(problem: str | None) -> list[str | None]:
 
 def _load(folder: HFFolder, config: ModelConfig, parameters: dict[str, Tensor]) -> None:
     by_file: dict[object, list[tuple[Entry, Piece, str]]] = {}
+    names, is_text = folder.names, folder.model.vision is None
     for name, parameter in parameters.items():
-        for piece in pieces_of(name, tuple(parameter.shape), folder.stacked):
+        if is_text and name.startswith(ENCODER):
+            continue
+        for piece in names.pieces(name, tuple(parameter.shape)):
             file, entry = folder.places[piece.name]
             by_file.setdefault(file, []).append((entry, piece, name))
     for file, wanted in sorted(by_file.items()):
@@ -84,7 +88,7 @@ def read_parameter(folder: HFFolder, name: str, shape: Sequence[int]) -> Tensor:
     """Return a whole parameter of ours in float32 (bfloat16 and float16 become that exactly)."""
     made = torch.empty(tuple(shape))
     box = Box(made, (0,) * made.ndim, tuple(shape))
-    for piece in pieces_of(name, shape, folder.stacked):
+    for piece in folder.names.pieces(name, shape):
         file, entry = folder.places[piece.name]
         copy_piece(box, piece, TensorFile(file).tensor(entry), _rows(folder, folder.model, piece, box.shape))
     return made

@@ -41,6 +41,9 @@ class Target:
             ConfigError: naming the option of the model.
         """
         parameter_shapes(model)  # refuses other mixers
+        if self.port and model.vision is not None:
+            raise ConfigError("--to", self.name, "transformers has no class for a MiniMax model with eyes",
+                              "give --to minimax: the layout of MiniMax-VL-01")  # fmt: skip
         if self.port and model.num_experts and model.shared_ffn_hidden_size:
             problem = "transformers' MiniMaxForCausalLM has no shared expert"
             raise ConfigError(

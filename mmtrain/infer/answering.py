@@ -21,6 +21,7 @@ from mmtrain.infer.load import load_for_decoding
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.runner import StepOutOfMemory
+from mmtrain.vision.prompt_images import PromptImages
 
 AT_ONCE = 8
 """Samples at work at once, unless told otherwise."""
@@ -66,17 +67,25 @@ class EngineAnswerer:
             raise ConfigError("--lengths", f"{longest:,} tokens", problem, "give shorter ones, --precision bf16, more "
                               "--memory-gib, or a device with more")  # fmt: skip
 
-    def generate(self, prompts: Sequence[np.ndarray], max_tokens: Sequence[int]) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[np.ndarray],
+        max_tokens: Sequence[int],
+        images: Sequence[PromptImages | None] | None = None,
+    ) -> list[list[int]]:
         """Return the likeliest continuation of each prompt, without an end-of-document token.
 
-        What all of them begin with, such as a book, is read once, and kept for those that come next.
+        What all of them begin with, such as a book, is read once, and kept for those that come next. Of prompts with
+        images it is not looked for.
 
         Raises:
             ConfigError: a prompt does not fit into memory, or the logits are not finite numbers.
         """
         tokens = [tuple(prompt.tolist()) for prompt in prompts]
-        requests = [GenerationRequest(*one) for one in zip(tokens, max_tokens, strict=True)]
-        shared = _shared(prompts) // _ROUNDED * _ROUNDED if len(prompts) > 1 else 0
+        shown = images or [None] * len(tokens)
+        requests = [GenerationRequest(*one, images=seen)
+                    for *one, seen in zip(tokens, max_tokens, shown, strict=True)]  # fmt: skip
+        shared = _shared(prompts) // _ROUNDED * _ROUNDED if len(prompts) > 1 and not images else 0
         try:
             if shared >= _SHARED:
                 beginning = tokens[0][: shared + 1]  # one token more, as a request that is known whole reads its last
@@ -85,14 +94,19 @@ class EngineAnswerer:
         except StepOutOfMemory as error:
             raise _in_words(error, prompts) from None
 
-    def score(self, rows: Sequence[np.ndarray], starts: Sequence[int]) -> list[RowScore]:
+    def score(
+        self,
+        rows: Sequence[np.ndarray],
+        starts: Sequence[int],
+        images: Sequence[PromptImages | None] | None = None,
+    ) -> list[RowScore]:
         """Score each row from its start on.
 
         Raises:
             ConfigError: a row does not fit into memory, or the logits are not finite numbers.
         """
         try:
-            found = self._engine.read_all([row.tolist() for row in rows], starts)
+            found = self._engine.read_all([row.tolist() for row in rows], starts, images)
         except StepOutOfMemory as error:
             raise _in_words(error, rows) from None
         scores = [

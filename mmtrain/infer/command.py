@@ -19,7 +19,10 @@ from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.options import EngineOptions
 
 if TYPE_CHECKING:
+    from mmdata.prepare_images.template import Template
+    from mmtrain.infer.load import OpenedCheckpoint
     from mmtrain.infer.open import OpenModel
+    from mmtrain.vision.prompts import ImagePrompts
 
 _GIB = 1 << 30
 _AXES = {
@@ -83,6 +86,7 @@ def check_options(options: argparse.Namespace) -> Request:
                       not (options.no_echo or options.interactive), tuple(options.stop or ()))  # fmt: skip
     request.validate()
     check_engine_options(options)
+    _check_images(options)
     if options.prompts is None:
         for name in ("out", "max_running"):
             if getattr(options, name) is not None:
@@ -95,6 +99,52 @@ def check_options(options: argparse.Namespace) -> Request:
     if options.out is not None and not Path(options.out).parent.is_dir():
         raise ConfigError("--out", options.out, "its folder does not exist", "make it, or give another file")
     return request
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how turns are written, which prompts with images need."""
+    parser.add_argument("--user", metavar="TEXT", help="a user's turn, \"{}\" for what is said (default: the run's)")
+    parser.add_argument("--assistant", metavar="TEXT", help="an assistant's turn, likewise")
+
+
+def _check_images(options: argparse.Namespace) -> None:
+    for name in ("user", "assistant"):
+        if getattr(options, name) is not None and not options.chat:
+            raise ConfigError(f"--{name}", getattr(options, name), "has no effect without --chat", "leave it out")
+    if options.image:
+        for name in ("prompts", "interactive"):
+            if getattr(options, name):
+                raise ConfigError("--image", options.image[0], f"has no effect with --{name}",
+                                  'lines of --prompts have "images"')  # fmt: skip
+        for image in options.image:
+            if not Path(image).is_file():
+                raise ConfigError("--image", image, "no such file", "give an image that is there")
+    if options.chat and options.interactive:
+        raise ConfigError("--chat", "true", "has no effect with --interactive", "leave one of the two out")
+
+
+def image_prompts(options: argparse.Namespace, checkpoint: OpenedCheckpoint) -> ImagePrompts:
+    """Return what makes prompts with images, and turns as the run's corpora write them; with torch.
+
+    Raises:
+        ConfigError: a text of turns does not say where what is said goes.
+    """
+    from mmtrain.vision.prompts import ImagePrompts
+
+    return ImagePrompts(checkpoint.tokenizer, checkpoint.model, turns_of(options, checkpoint.path))
+
+
+def turns_of(options: argparse.Namespace, checkpoint: Path) -> Template:
+    """Return how turns are written: as the options say, else as the run's corpora write them, else as usual.
+
+    Raises:
+        ConfigError: a text of turns does not say where what is said goes.
+    """
+    from mmtrain.checkpoint.progress import RECORD, read_meta
+    from mmtrain.vision.prompts import template_of_run, with_turns
+
+    meta = read_meta(checkpoint) if (checkpoint / RECORD).exists() else {}
+    return with_turns(template_of_run(meta), options.user, options.assistant)
 
 
 def open_asked(options: argparse.Namespace) -> AbstractContextManager[OpenModel]:

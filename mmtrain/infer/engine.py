@@ -12,17 +12,19 @@ token), through the kernels of training. An engine belongs to one thread.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import count
 
 import torch
 
 from mmdata.tokenizer import Tokenizer
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, OutOfDeviceMemory
 from mmtrain.infer.context.group import ContextParallel
 from mmtrain.infer.context.runner import ContextRunner
+from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
+from mmtrain.infer.serving.document_images import DocumentImages, check_images, look_at
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, RequestRefused
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.metrics import EngineMetrics, Occupancy
@@ -34,6 +36,7 @@ from mmtrain.infer.serving.scheduler import Scheduler, Step
 from mmtrain.infer.serving.scoring import LabelScores
 from mmtrain.infer.serving.stop import StopText
 from mmtrain.model.model import HybridLM
+from mmtrain.vision.prompt_images import PromptImages
 
 
 def _warn(line: str) -> None:
@@ -123,17 +126,21 @@ class Engine:
         """Take a request; returns its number. It waits until there is room: :meth:`why_waiting` says what for.
 
         Raises:
-            RequestRefused: it could never be served; the message says which size can.
+            RequestRefused: it could never be served; the message says which size can. Or its images do not fit its
+                placeholders or into the device's memory, or the model has no eyes.
             ConfigError: a value of its sampling is out of range.
+            OutOfDeviceMemory: its images do not fit, where other ranks share the weights: the process must end.
         """
         try:
             request.validate(self._model.config.vocab_size)
+            check_images(request, self._model.config)
             self.check_size(request)
+            seen = self._look(request)
         except ConfigError:
             self.metrics.refused += 1
             raise
         text = None if self._tokenizer is None else StopText(self._tokenizer, request.tokens, request.stop)
-        document = Document(next(self._ids), request, list(request.tokens), text)
+        document = Document(next(self._ids), request, list(request.tokens), text, images=seen)
         document.reason = "has not been looked at yet"
         self._documents[document.id] = document
         self._scheduler.waiting.append(document)
@@ -202,7 +209,7 @@ class Engine:
                             own.discard(news.id)
                         yield news
         finally:
-            for number in own:
+            for number in own & self._documents.keys():  # others ended in the step whose news were being told
                 self.cancel(number)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -231,16 +238,28 @@ class Engine:
         """Score several texts at once, each as :meth:`score`; without `starts`, from their second token on."""
         return [made.prompt_logprobs for made in self.read_all(texts, starts)]
 
-    def read_all(self, texts: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> list[Generation]:
-        """Score several texts as :meth:`score_all`; each result has `prompt_logprobs` and `prompt_likeliest`."""
+    def read_all(
+        self,
+        texts: Sequence[Sequence[int]],
+        starts: Sequence[int] | None = None,
+        images: Sequence[PromptImages | None] | None = None,
+    ) -> list[Generation]:
+        """Score several texts as :meth:`score_all`; each result has `prompt_logprobs` and `prompt_likeliest`.
+
+        Args:
+            texts, starts: see there.
+            images: of each text; None: text alone.
+        """
         requests = [
             GenerationRequest(tuple(tokens), max_tokens=0, prompt_logprobs=True, score_from=start,
-                              keep_prefix=(start - 1,) if 1 < start <= len(tokens) else ())
-            for tokens, start in zip(texts, starts or [1] * len(texts), strict=True)
+                              keep_prefix=(start - 1,) if 1 < start <= len(tokens) else (), images=shown)
+            for tokens, start, shown in zip(texts, starts or [1] * len(texts), images or [None] * len(texts),
+                                            strict=True)
         ]  # fmt: skip
-        of_context: dict[tuple[int, ...] | int, list[int]] = {}
+        of_context: dict[Hashable, list[int]] = {}
         for place, one in enumerate(requests):
-            context = one.tokens[: one.score_from - 1] if one.keep_prefix else place
+            shown = () if one.images is None else one.images.digests
+            context = (one.tokens[: one.score_from - 1], shown) if one.keep_prefix else place
             of_context.setdefault(context, []).append(place)
         contexts, at_once = list(of_context.values()), self.plan.kept or max(1, len(of_context))
         made: dict[int, Generation] = {}
@@ -311,6 +330,24 @@ class Engine:
             what = f"{len(request.tokens):,} of the prompt and {request.max_tokens:,} new"
             raise RequestRefused("request.tokens", f"{most:,} tokens", f"{what}; the cache holds {longest:,}",
                                  "shorten it, or give the engine more memory")  # fmt: skip
+
+    def _look(self, request: GenerationRequest) -> DocumentImages | None:
+        """Look at the images of a request, once, before it waits."""
+        if request.images is None:
+            return None
+        tiles = len(request.images.tiles_N3SS)
+        try:
+            seen = look_at(request.images, self._model)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            where = f"do not fit into the memory of {self.memory.device} beside keys and states"
+            if self._ranks.size > 1:
+                raise OutOfDeviceMemory(f"rank {self._ranks.rank}: {tiles} tiles {where}; start again with a smaller "
+                                        "memory_share") from None  # fmt: skip
+            raise RequestRefused("request.images", f"{tiles} tiles", where, "give the engine less memory") from None
+        self.metrics.image_tiles += tiles
+        return seen
 
     def _find(self, number: int) -> Document:
         if number not in self._documents:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError, nearest
@@ -14,9 +14,13 @@ from mmtrain.infer.prompt import prompt_ids
 from mmtrain.infer.request import Request
 from mmtrain.infer.serving.generation import GenerationRequest
 
+if TYPE_CHECKING:
+    from mmtrain.vision.prompts import ImagePrompts, SeenPrompt
+
 _KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
     "tokens": (list,),
+    "images": (list,),
     "id": (str, int),
     "max_tokens": (int,),
     "temperature": (int, float),
@@ -42,23 +46,47 @@ class PromptLine:
     Attributes:
         number: of the line, from 1 on.
         fields: what it says.
+        folder: of the file, that paths of images are taken from.
     """
 
     number: int
     fields: dict[str, Any]
+    folder: Path = Path()
 
-    def request(self, tokenizer: Tokenizer, default: Request) -> GenerationRequest:
+    def seen(self, prompts: ImagePrompts, chat: bool) -> SeenPrompt | None:
+        """Return the line's prompt with its images looked at; None where it has none and is not to be a turn.
+
+        Args:
+            prompts: of the model.
+            chat: write the prompt as the user's turn.
+
+        Raises:
+            ConfigError: an image cannot be used, or images and placeholders are not as many.
+        """
+        images = self.fields.get("images", [])
+        if "prompt" not in self.fields or not (images or chat):
+            return None
+        return prompts.prompt(self.fields["prompt"], images, "images", self.folder, chat)
+
+    def request(
+        self, tokenizer: Tokenizer, default: Request, tokens: tuple[int, ...] | None = None
+    ) -> GenerationRequest:
         """Return what the line asks of the engine; what it leaves open is as for the whole command.
 
         Args:
             tokenizer: of the model.
             default: of the command. The seed of line n is the command's and n - 1, unless the line has its own.
+            tokens: of the prompt, where they are known.
 
         Raises:
             ConfigError: the prompt makes no token.
         """
-        given = {name: value for name, value in self.fields.items() if name not in ("prompt", "id", *_SAMPLING)}
-        if "tokens" not in given:
+        given = {
+            name: value for name, value in self.fields.items() if name not in ("prompt", "id", "images", *_SAMPLING)
+        }
+        if tokens is not None:
+            given["tokens"] = tokens
+        elif "tokens" not in given:
             given["tokens"] = prompt_ids(tokenizer, self.fields["prompt"])
         if isinstance(given.get("stop"), str):
             given["stop"] = [given["stop"]]
@@ -101,11 +129,13 @@ def _line(file: str, number: int, text: str) -> PromptLine:
             raise ConfigError("--prompts", where, f"{name} must be {kinds}", f"it is {json.dumps(value)[:40]}")
         if isinstance(value, list):
             _check_list(where, name, value)
-    return PromptLine(number, fields)
+    if fields.get("images") and "prompt" not in fields:
+        raise ConfigError("--prompts", where, "has images beside tokens", "give a prompt, which says where they stand")
+    return PromptLine(number, fields, Path(file).parent)
 
 
 def _check_list(where: str, name: str, value: Sequence[Any]) -> None:
-    kind = str if name == "stop" else int
+    kind = str if name in ("stop", "images") else int
     wrong = next((x for x in value if not isinstance(x, kind) or isinstance(x, bool)), None)
     if wrong is not None:
         raise ConfigError("--prompts", where, f"{name} must hold {kind.__name__}s", f"not {json.dumps(wrong)[:40]}")

@@ -16,6 +16,8 @@ from mmtrain.infer.serving.generation import Finish, Generation, GenerationReque
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.runner import StepOutOfMemory
 from mmtrain.model.model import HybridLM
+from mmtrain.vision.prompt_images import PromptImages
+from mmtrain.vision.prompts import SeenPrompt
 
 # What a terminal would obey, escape sequences among it, as text; a model may write anything.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
@@ -70,19 +72,27 @@ def write_samples(
     return write_request(Engine(model, tokenizer, options), tokenizer, request, out)
 
 
-def write_request(engine: Engine, tokenizer: Tokenizer, request: Request, out: TextIO) -> Summary:
+def write_request(
+    engine: Engine, tokenizer: Tokenizer, request: Request, out: TextIO, seen: SeenPrompt | None = None
+) -> Summary:
     """:func:`write_samples` with an engine that is there already.
+
+    Args:
+        engine: of the model.
+        tokenizer, request, out: see there.
+        seen: the prompt with its images, in place of the request's own.
 
     Raises:
         ConfigError: see there.
     """
-    ids = prompt_ids(tokenizer, request.prompt)
+    ids = prompt_ids(tokenizer, request.prompt) if seen is None else list(seen.tokens)
+    images = None if seen is None else seen.images()
     began = time.perf_counter()
     writer = _Writer(out, request)
     made: list[Generation] = []
     read = began
     try:
-        for sample, news in _progress(engine, ids, request):
+        for sample, news in _progress(engine, ids, request, images):
             read = time.perf_counter() if not made and read == began else read
             writer.take(sample, news)
             made += [news.generation] if news.generation is not None else []
@@ -105,14 +115,16 @@ def options_for(request: Request, prompt_tokens: int) -> EngineOptions:
     )
 
 
-def _progress(engine: Engine, ids: list[int], request: Request) -> Iterator[tuple[int, Progress]]:
+def _progress(
+    engine: Engine, ids: list[int], request: Request, images: PromptImages | None
+) -> Iterator[tuple[int, Progress]]:
     """News of all samples, by their number from 0; the first one reads the prompt for all."""
     keep = (len(ids) - 1,) if request.samples > 1 and len(ids) > 1 else ()
 
     def asked(sample: int) -> GenerationRequest:
         return GenerationRequest(
             tuple(ids), request.max_tokens, request.sampling, seed=request.seed + sample, stop=request.stop,
-            ignore_eod=request.ignore_eod, keep_prefix=keep,
+            ignore_eod=request.ignore_eod, keep_prefix=keep, images=images,
         )  # fmt: skip
 
     sample_of = {engine.submit(asked(0)): 0}

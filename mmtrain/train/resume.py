@@ -212,6 +212,8 @@ def _start_from_folder(config: PretrainConfig, path: Path) -> Start:
     notes = [
         f"run.init_from={path}: {len(folder.places):,} tensors of a Hugging Face folder; AdamW's moments begin at 0"
     ]
+    if folder.model.vision is None and config.model.vision is not None:
+        notes.append("the folder is of text alone: the eyes begin from run.seed")
     first, base = config.stage.phases[0].rope_base, folder.model.rope_base
     if first < base:
         raise ConfigError("stage.phases[0].rope_base", f"{first:g}", f"the weights of run.init_from={path} were "

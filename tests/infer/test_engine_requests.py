@@ -262,3 +262,12 @@ def test_a_paused_request_alone_is_no_endless_loop() -> None:
     with pytest.raises(ConfigError, match="is paused"):
         next(stream)
     assert_nothing_held(engine)
+
+
+def test_a_stream_that_is_closed_between_the_news_of_a_step_cancels_what_is_unfinished_alone() -> None:
+    engine = Engine(served_model(), options=SMALL)
+    stream = engine.stream([request(text_of(3), 1), request(text_of(4), 1), request(text_of(5), 9)])
+    next(stream)
+    stream.close()
+    assert engine.metrics.finished == 2 and engine.metrics.cancelled == 1
+    assert_nothing_held(engine)

@@ -100,11 +100,20 @@ class SampleEncoder:
             return Skip("only a special token can say it", record.where)
         except UnicodeEncodeError:
             return Skip("not UTF-8", record.where)
-        except _BadFile as error:
+        except BadImageFile as error:
             return Skip(f"image: {error.reason}", f"{record.where} {error.name}")
         if not document.learned.any():
             return Skip("nothing to learn", record.where)
         return document
+
+    def encode_prompt(self, parts: Sequence[Part], record: Record) -> EncodedDocument:
+        """The document of parts of which nothing need be learned: what a model is asked, and an end.
+
+        Raises:
+            BadRecord, BadImageFile: an image is not in the record, or cannot be used.
+            SpeltSpecialToken: only a special token can say a text.
+        """
+        return self._encode_parts(parts, record)
 
     def _encode_parts(self, parts: Sequence[Part], record: Record, most: int | None = None) -> EncodedDocument:
         """Document of some parts, with at most so many tokens of text before its end."""
@@ -155,7 +164,7 @@ class SampleEncoder:
             try:
                 found = self._look(place)
             except (OSError, BadImage) as error:
-                raise _BadFile(name, reason_of(error, "unreadable")) from None
+                raise BadImageFile(name, reason_of(error, "unreadable")) from None
             self._seen = {place: found}
         return self._seen[place]
 
@@ -173,7 +182,9 @@ class SampleEncoder:
         return FoundImage(place._replace(size=size), header, tokens, int.from_bytes(digest, "little"))
 
 
-class _BadFile(Exception):
+class BadImageFile(Exception):
+    """An image of a record that cannot be used: its `name` and the `reason`, of few."""
+
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
         self.name, self.reason = name, reason

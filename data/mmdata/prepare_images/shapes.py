@@ -38,6 +38,24 @@ def sample_of(record: dict[str, Any], template: Template) -> Sample:
     raise BadRecord("no shape of record that is known")
 
 
+def prompt_parts(text: str, images: list[str], template: Template, turn: bool) -> tuple[Part, ...]:
+    """Parts of what a model is asked, with its images.
+
+    Args:
+        text: with a placeholder for each image, or without any: then images come first.
+        images: names of them.
+        template: of turns.
+        turn: the text is the user's turn, and the assistant's begins after it, as in a question of a corpus.
+
+    Raises:
+        BadRecord: a placeholder lacks an image, or an image a placeholder.
+    """
+    texts: list[Text | str] = [text]
+    if turn:
+        texts = [*template.turn("user", text), template.turn("assistant", "")[0]]
+    return _parts(texts, {"images": images}, template)
+
+
 def _conversation(record: dict[str, Any], template: Template) -> Sample:
     turns = record["conversations"] if "conversations" in record else record["messages"]
     return Sample(_parts(_turns(turns, template, _images(record)), record, template, needed=True))

@@ -34,7 +34,7 @@ def read_choices(path: Path, option: str) -> list[Question]:
             or not all(isinstance(one, str) and one for one in choices)
         ):
             raise damaged(option, path, place, 'has no list "choices" of two texts or more')
-        answer = _answer(record.get("answer"), choices)
+        answer = answer_number(record.get("answer"), choices)
         if answer is None:
             raise damaged(option, path, place, f'has no "answer" that is one of its {len(choices)} choices')
         found.append(Question(place, "\n".join(given), tuple(f" {choice}" for choice in choices), answer))
@@ -43,7 +43,7 @@ def read_choices(path: Path, option: str) -> list[Question]:
     return found
 
 
-def _answer(given: Any, choices: list[str]) -> int | None:
+def answer_number(given: Any, choices: list[str]) -> int | None:
     """Number of the right choice; None if there is none."""
     if isinstance(given, int) and not isinstance(given, bool):
         return given if 0 <= given < len(choices) else None

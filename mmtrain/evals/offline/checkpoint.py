@@ -35,7 +35,7 @@ def identity(path: Path, model: ModelConfig, vocab_size: int) -> dict[str, Any]:
             state.update(name.encode() + (path / name).read_bytes())
     for file in sorted(path.glob("*.safetensors")):
         state.update(f"{file.name} {file.stat().st_size}".encode())
-    meta = _meta(path)
+    meta = checkpoint_meta(path)
     return {
         "path": str(path.resolve()), "step": meta.get("step"), "tokens": meta.get("tokens"),
         "sha256": state.hexdigest(), "model": model.name, "rope_base": model.rope_base, "vocab_size": model.vocab_size,
@@ -69,8 +69,8 @@ def held_out_text(
         ConfigError: the corpus has no held-out part, or was made with another tokenizer.
         DataError: it is damaged, or not there.
     """
-    data = _data(_meta(checkpoint))
-    source = corpus or next((path for path in _sources(_meta(checkpoint)) if Path(path).exists()), None)
+    data = _data(checkpoint_meta(checkpoint))
+    source = corpus or next((path for path in _sources(checkpoint_meta(checkpoint)) if Path(path).exists()), None)
     if source is None:
         return None
     option, value = ("--corpus", source) if corpus else ("checkpoint", checkpoint)
@@ -90,7 +90,8 @@ def held_out_text(
     return source, held_out
 
 
-def _meta(path: Path) -> Mapping[str, Any]:
+def checkpoint_meta(path: Path) -> Mapping[str, Any]:
+    """Return the record of a checkpoint; an empty one where there is none, as of a Hugging Face folder."""
     try:
         found = read_meta(path)
     except (OSError, ValueError):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import Tokenizer
 from mmdata.tokenizer_identity import TokenizerIdentity
 from mmtrain import __version__
@@ -17,13 +19,14 @@ from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.evals.answering import Answerer
 from mmtrain.evals.haystack import Haystack
-from mmtrain.evals.offline.checkpoint import held_out_text, identity, run_of
-from mmtrain.evals.offline.request import EvalRequest
+from mmtrain.evals.offline.checkpoint import checkpoint_meta, held_out_text, identity, run_of
+from mmtrain.evals.offline.request import IMAGES, EvalRequest
 from mmtrain.evals.offline.run import SampleLog, longest_of, run_units
 from mmtrain.evals.offline.summary import summarise
 from mmtrain.evals.offline.units import list_units
 from mmtrain.evals.offline.write import SAMPLES, name_of, write_results
 from mmtrain.evals.ruler.prompt import Kit
+from mmtrain.vision.prompts import ImagePrompts, template_of_run
 
 FOLDER = "evals"
 """Of a run, where results lie unless another folder is named."""
@@ -40,6 +43,7 @@ class Evaluation:
         trained_with: that tokenizer's identity, where it is on record.
         corpus: path of a corpus with held-out text; None takes that of the run.
         precision: that the model computes in, for the results.
+        template: of turns, for questions on images; None: as the run's corpora write them, or the usual one.
 
     Attributes:
         units: samples, none of which is kept.
@@ -53,6 +57,7 @@ class Evaluation:
     def __init__(
         self, request: EvalRequest, checkpoint: Path, model: ModelConfig, tokenizer: Tokenizer,
         trained_with: TokenizerIdentity | None, corpus: str | None, precision: str = "fp32",
+        template: Template | None = None,
     ) -> None:  # fmt: skip
         self._request, self._checkpoint = request, checkpoint
         self._identity = {**identity(checkpoint, model, tokenizer.vocab_size), "precision": precision}
@@ -65,7 +70,13 @@ class Evaluation:
                 raise ConfigError("--corpus", None, problem, "give a prepared corpus that has a held-out part")
             haystack = Haystack(found[1], found[0], tokenizer, model.vocab_size)
             self._text = {"corpus": found[0], "tokens": haystack.num_tokens}
-        self.units = list_units(request, Kit(tokenizer, haystack))
+        prompts, self._turns = None, {}
+        if IMAGES in request.tasks:
+            if model.vision is None:
+                raise ConfigError("--tasks", IMAGES, "the model has no eyes", "give a checkpoint of one that has")
+            prompts = ImagePrompts(tokenizer, model, template or template_of_run(checkpoint_meta(checkpoint)))
+            self._turns = {"turns": asdict(prompts.template)}
+        self.units = list_units(request, Kit(tokenizer, haystack), prompts)
         self.longest = longest_of(self.units, request)
 
     def folder(self, out: Path | None) -> Path:
@@ -118,11 +129,11 @@ class Evaluation:
             OSError: files cannot be written.
         """
         began = datetime.now(UTC).isoformat(timespec="seconds")
-        name = name_of(self._request, self._identity, self._text)
+        name = name_of(self._request, self._identity, {**self._text, **self._turns})
         records = run_units(self.units, answerer, self._request, SampleLog(folder / f"{name}{SAMPLES}"), batch, done)
         result = {
             "checkpoint": self._identity, "request": self._request.record(), "text": self._text, "began": began,
-            "device": device, "versions": {"mmtrain": __version__, "numpy": np.__version__},
+            **self._turns, "device": device, "versions": {"mmtrain": __version__, "numpy": np.__version__},
             **summarise(records), "samples": records,
         }  # fmt: skip
         return result, write_results(folder, name, result)

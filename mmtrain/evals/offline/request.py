@@ -14,9 +14,12 @@ from mmtrain.evals.files.mtob import BOOKS, DIRECTIONS
 from mmtrain.evals.ruler.registry import GROUPS, TASKS
 
 PERPLEXITY = "perplexity"
+IMAGES = "images"
+CHOICES_BY = ("text", "letter")
 FILE_OPTIONS = {
     "longbench_v2": "--longbench-file", "choices": "--choices-file", **dict.fromkeys(DIRECTIONS, "--mtob-folder"),
     "qa_1": "--squad-file", "qa_2": "--hotpotqa-file",
+    IMAGES: "--images",
 }  # fmt: skip
 """Tasks whose data a user has on disk, and the option that names them."""
 ALL_GROUPS = {**GROUPS, "needles": NEEDLE_KINDS}
@@ -39,6 +42,8 @@ class EvalRequest:
         mtob_book: "none", a name of MTOB's books, or a file.
         max_length: tokens of a sample of a file; None is without limit.
         leave_out_longer: longer ones are left out and counted, where they would be refused.
+        answer_tokens: of an answer to a question on images, at most.
+        choices_by: what is scored of choices of such questions, their "text" or their "letter".
     """
 
     tasks: tuple[str, ...]
@@ -50,6 +55,8 @@ class EvalRequest:
     mtob_book: str = "full"
     max_length: int | None = None
     leave_out_longer: bool = False
+    answer_tokens: int = 32
+    choices_by: str = CHOICES_BY[0]
 
     def made(self, task: str) -> bool:
         """Whether samples of a task are made, at the lengths that are asked for."""
@@ -62,7 +69,8 @@ class EvalRequest:
 
     def record(self) -> dict[str, Any]:
         """Return the request as JSON."""
-        return {
+        own = {"answer_tokens": self.answer_tokens, "choices_by": self.choices_by} if IMAGES in self.tasks else {}
+        return own | {
             "tasks": list(self.tasks), "lengths": list(self.lengths), "samples": self.samples, "seed": self.seed,
             "depths": list(self.depths), "files": {task: str(path) for task, path in self.files},
             "mtob_book": self.mtob_book, "max_length": self.max_length, "leave_out_longer": self.leave_out_longer,
@@ -76,6 +84,8 @@ class EvalRequest:
         """
         if self.samples < 1:
             raise ConfigError("--samples", self.samples, "must be at least 1", "give 10 or more")
+        if self.answer_tokens < 1:
+            raise ConfigError("--answer-tokens", self.answer_tokens, "must be at least 1", "leave it out for 32")
         if self.seed < 0:
             raise ConfigError("--seed", self.seed, "must be at least 0", "leave it out for 0")
         for depth in self.depths:

@@ -11,7 +11,8 @@ from typing import Any
 from mmtrain.errors import ConfigError
 from mmtrain.evals.answering import Answerer
 from mmtrain.evals.offline.request import EvalRequest
-from mmtrain.evals.offline.units import Unit, Work
+from mmtrain.evals.offline.units import Unit
+from mmtrain.evals.offline.work import Work
 
 Record = dict[str, Any]
 Prepared = tuple[Unit, Work]
@@ -115,12 +116,12 @@ def _left_out(unit: Unit, work: Work, request: EvalRequest) -> Record | None:
 
 
 def _groups(units: Sequence[Unit], batch: int) -> Iterator[list[Prepared]]:
-    """Units made ready: up to `batch` of a task and length, and up to `TOKENS_AT_ONCE`, at once."""
+    """Units made ready: up to `batch` of a task, length and way to ask, and up to `TOKENS_AT_ONCE`, at once."""
     group: list[Prepared] = []
     tokens = 0
     for unit in units:
         work = unit.prepare()
-        others = group and (unit.task, unit.length) != (group[0][0].task, group[0][0].length)
+        others = group and _alike(unit, work) != _alike(*group[0])
         if group and (others or len(group) == batch or tokens + work.tokens > TOKENS_AT_ONCE):
             yield group
             group, tokens = [], 0
@@ -130,15 +131,25 @@ def _groups(units: Sequence[Unit], batch: int) -> Iterator[list[Prepared]]:
         yield group
 
 
+def _alike(unit: Unit, work: Work) -> tuple[str, int | None, bool]:
+    """What samples that are asked together have in common."""
+    return unit.task, unit.length, work.max_tokens > 0
+
+
 def _ask(group: Sequence[Prepared], answerer: Answerer) -> Iterator[Record]:
     began = time.perf_counter()
     works = [work for _, work in group]
     answers: list[Any]
+    shown = [None if work.images is None else work.images() for work in works]
+    sees = any(one is not None for one in shown)  # what answers text alone is asked as ever
     if works[0].max_tokens:
-        answers = answerer.generate([work.rows[0] for work in works], [work.max_tokens for work in works])
+        prompts, most = [work.rows[0] for work in works], [work.max_tokens for work in works]
+        answers = answerer.generate(prompts, most, shown) if sees else answerer.generate(prompts, most)
     else:
         starts = [start for work in works for start in work.starts or [1] * len(work.rows)]
-        scores = iter(answerer.score([row for work in works for row in work.rows], starts))
+        rows = [row for work in works for row in work.rows]
+        of_rows = [one for work, one in zip(works, shown, strict=True) for _ in work.rows]
+        scores = iter(answerer.score(rows, starts, of_rows) if sees else answerer.score(rows, starts))
         answers = [[next(scores) for _ in work.rows] for work in works]
     seconds = (time.perf_counter() - began) / len(group)
     for (unit, work), answer in zip(group, answers, strict=True):

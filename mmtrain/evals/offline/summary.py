@@ -8,7 +8,7 @@ from typing import Any
 from mmtrain.evals.cell_score import CellScore
 from mmtrain.evals.files.chrf import chrf
 from mmtrain.evals.files.mtob import DIRECTIONS
-from mmtrain.evals.offline.request import PERPLEXITY, QUESTION_TASKS
+from mmtrain.evals.offline.request import IMAGES, PERPLEXITY, QUESTION_TASKS
 from mmtrain.evals.perplexity import loss_by_position
 from mmtrain.evals.ruler.registry import GROUPS
 from mmtrain.evals.sample import Cell
@@ -67,6 +67,9 @@ def _file(group: Sequence[Record], records: Sequence[Record]) -> Record:
     task = group[0]["task"]
     found: Record = {"samples": len(group), "left_out": sum(bool(record.get("left_out")) for record in records
                                                             if record["task"] == task)}  # fmt: skip
+    if task == IMAGES:
+        kinds = _grouped(group, "kind")
+        return {**found, **_images(group), "kinds": {part[0]["kind"]: _images(part) for part in kinds}}
     if task in DIRECTIONS:
         texts, references = [record["answer"] for record in group], [record["expected"][0] for record in group]
         return {**found, "chrf": chrf(texts, references)}
@@ -74,6 +77,16 @@ def _file(group: Sequence[Record], records: Sequence[Record]) -> Record:
     parts = {name: [record for record in group if name in record["groups"]] for name in names}
     return {**found, "chance": _mean(group, "chance"), **_choices(group),
             "groups": {name: _choices(part) for name, part in parts.items()}}  # fmt: skip
+
+
+def _images(group: Sequence[Record]) -> Record:
+    """Accuracy of questions on images; ANLS of those that were answered in words, chance of those with choices."""
+    made: Record = {"questions": len(group), "accuracy": _mean(group, "score")}
+    if free := [record for record in group if "anls" in record]:
+        made |= {"free": len(free), "exact": 100 * _mean(free, "exact"), "anls": 100 * _mean(free, "anls")}
+    if chosen := [record for record in group if "chance" in record]:
+        made |= {"with_choices": len(chosen), "chosen": _mean(chosen, "score"), "chance": _mean(chosen, "chance")}
+    return made
 
 
 def _choices(group: Sequence[Record]) -> Record:

@@ -36,7 +36,8 @@ def headline(summary: dict[str, Any]) -> str:
             f"loss {one['loss']:.4f} over {one['length']:,} tokens, {last['loss']:.4f} from {last['first']:,} on"
         )
     for task, one in summary["files"].items():
-        told.append(f"{task} chrF {one['chrf']:.2f}" if "chrf" in one else f"{task} {one['acc']:.1f}%")
+        percent = one["accuracy"] if "kinds" in one else one.get("acc")
+        told.append(f"{task} chrF {one['chrf']:.2f}" if "chrf" in one else f"{task} {percent:.1f}%")
     return "; ".join(told) or "nothing was evaluated"
 
 
@@ -83,12 +84,24 @@ def _files(files: dict[str, Any]) -> list[str]:
         if "chrf" in one:
             found.append(f"{task}: chrF {one['chrf']:.2f} over {one['samples']} sentences{left_out}")
             continue
+        if "kinds" in one:
+            found.append(_images(task, one) + left_out)
+            continue
         head = [task, "questions", "acc", "acc_norm", "log acc_norm^2"]
         rows = [["all", one], *([name, part] for name, part in one["groups"].items())]
         body = [[name, f"{part['questions']:,}", f"{part['acc']:.1f}", f"{part['acc_norm']:.1f}",
                  f"{part['log_acc_norm2']:.4f}"] for name, part in rows]  # fmt: skip
         found.append(_table([head, *body]) + f"\nguessing gets {one['chance']:.1f}% right{left_out}")
     return found
+
+
+def _images(task: str, one: dict[str, Any]) -> str:
+    """Accuracy by kind; a figure that no question of a kind has is left empty."""
+    names = [name for name in ("exact", "anls", "chosen", "chance") if name in one]
+    rows = [["all", one], *([kind, part] for kind, part in one["kinds"].items())]
+    body = [[kind, f"{part['questions']:,}", f"{part['accuracy']:.1f}",
+             *(f"{part[name]:.1f}" if name in part else "" for name in names)] for kind, part in rows]  # fmt: skip
+    return _table([[task, "questions", "accuracy", *names], *body])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +16,9 @@ from mmtrain.evals.files.choices import Question, choice_rows, score_choices
 from mmtrain.evals.files.chrf import chrf
 from mmtrain.evals.files.mtob import ANSWER_TOKENS, DIRECTIONS, Translation, first_line, read_mtob
 from mmtrain.evals.files.read_choices import read_choices, read_longbench
-from mmtrain.evals.offline.request import FILE_OPTIONS, PERPLEXITY, QUESTION_TASKS, EvalRequest
+from mmtrain.evals.offline.image_units import image_works
+from mmtrain.evals.offline.request import FILE_OPTIONS, IMAGES, PERPLEXITY, QUESTION_TASKS, EvalRequest
+from mmtrain.evals.offline.work import Figures, Work, digest_of
 from mmtrain.evals.perplexity import bucket_nats, text_row
 from mmtrain.evals.ruler.match import one_found, share_found
 from mmtrain.evals.ruler.prompt import Kit, Prompt, ShortLength, generator
@@ -26,34 +26,7 @@ from mmtrain.evals.ruler.questions import QuestionSet, answer_from_documents, re
 from mmtrain.evals.ruler.registry import TASKS, depth_of, make_prompt
 from mmtrain.evals.sample import Cell, SampleBuilder
 from mmtrain.model.loss import IGNORE
-
-Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Work:
-    """A sample that is ready to be asked.
-
-    Attributes:
-        digest: hash of all that is asked and expected.
-        rows: one prompt, int64, or the rows to be scored.
-        max_tokens: to generate; 0 scores the rows.
-        judge: ids that were generated, or the scores of the rows -> figures, `score` (0 to 100) among them.
-        facts: figures that are known before.
-        starts: of rows that are scored, the place of the first token that is; empty: 1 of each.
-    """
-
-    digest: str
-    rows: list[np.ndarray]
-    max_tokens: int
-    judge: Callable[[Any], Figures]
-    facts: Figures
-    starts: tuple[int, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the longest row with its answer."""
-        return max(map(len, self.rows)) + self.max_tokens
+from mmtrain.vision.prompts import ImagePrompts
 
 
 class Unit(NamedTuple):
@@ -79,8 +52,13 @@ class Unit(NamedTuple):
         return f"{self.task}/{self.length}/{self.depth}/{self.index}"
 
 
-def list_units(request: EvalRequest, kit: Kit) -> list[Unit]:
+def list_units(request: EvalRequest, kit: Kit, prompts: ImagePrompts | None = None) -> list[Unit]:
     """Return all units, made ones by task and length; files are read, and nothing is made yet.
+
+    Args:
+        request: see there.
+        kit: makes prompts of text.
+        prompts: makes those with images, where any are asked for.
 
     Raises:
         ConfigError: a file is damaged, or a length is too short for a task.
@@ -88,7 +66,7 @@ def list_units(request: EvalRequest, kit: Kit) -> list[Unit]:
     units: list[Unit] = []
     for task in request.tasks:
         if not request.made(task):
-            units += _file_units(request, task, kit.tokenizer)
+            units += _file_units(request, task, kit.tokenizer, prompts)
             continue
         maker = _maker(request, task, kit)
         for length in request.lengths:
@@ -167,7 +145,7 @@ def _trained(builder: SampleBuilder, kind: str, depths: int, length: int, depth:
                 "nats": float(nats.sum())}  # fmt: skip
 
     facts = {"repeats": round(sample.laps, 3)} if sample.laps > 1 else {}
-    digest = _digest([sample.tokens_T, sample.labels_T])
+    digest = digest_of([sample.tokens_T, sample.labels_T])
     return Work(digest, [sample.tokens_T], 0, judge, facts, (int(asked[0]),))
 
 
@@ -178,13 +156,16 @@ def _row(kit: Kit, seed: int, length: int, depth: float | None, index: int) -> W
         nats = bucket_nats(scores[0].log_probs_N)
         return {"loss": float(nats.sum() / (length - 1)), "bucket_nats": nats.tolist()}
 
-    return Work(_digest([tokens_T]), [tokens_T], 0, judge, {"one_document": is_document})
+    return Work(digest_of([tokens_T]), [tokens_T], 0, judge, {"one_document": is_document})
 
 
-def _file_units(request: EvalRequest, task: str, tokenizer: Tokenizer) -> Iterator[Unit]:
+def _file_units(request: EvalRequest, task: str, tokenizer: Tokenizer, prompts: ImagePrompts | None) -> Iterator[Unit]:
     path, option = dict(request.files)[task], FILE_OPTIONS[task]
     made: list[Callable[[], Work]]
-    if task in DIRECTIONS:
+    if task == IMAGES:
+        assert prompts is not None
+        made = list(image_works(request, tokenizer, prompts))
+    elif task in DIRECTIONS:
         sentences = read_mtob(path, task, request.mtob_book, option)
         made = [partial(_translation, tokenizer, sentence) for sentence in sentences]
     else:
@@ -204,7 +185,7 @@ def _choice(tokenizer: Tokenizer, question: Question) -> Work:
 
     facts = {"name": question.name, "chance": 100 / len(rows)}
     starts = tuple(len(row) - count for row, count in zip(rows, counts, strict=True))
-    return Work(_digest(rows, question.answer), list(rows), 0, judge, facts, starts)
+    return Work(digest_of(rows, question.answer), list(rows), 0, judge, facts, starts)
 
 
 def _translation(tokenizer: Tokenizer, sentence: Translation) -> Work:
@@ -214,14 +195,5 @@ def _translation(tokenizer: Tokenizer, sentence: Translation) -> Work:
         text = first_line(tokenizer.decode(list(ids)))
         return {"score": chrf([text], [sentence.reference]), "answer": text, "expected": [sentence.reference]}
 
-    digest = _digest([prompt_T], sentence.reference)
+    digest = digest_of([prompt_T], sentence.reference)
     return Work(digest, [prompt_T], ANSWER_TOKENS, judge, {"name": sentence.name})
-
-
-def _digest(rows: Sequence[np.ndarray], expected: object = None) -> str:
-    """Return the SHA-256 of rows and what is expected."""
-    state = hashlib.sha256()
-    for row in rows:
-        state.update(row.astype("<i8").tobytes())
-    state.update(repr(expected).encode())
-    return state.hexdigest()

@@ -12,6 +12,7 @@ from mmtrain.infer.context.batch import ContextBatch
 from mmtrain.infer.context.exchange import join
 from mmtrain.infer.context.group import ContextParallel
 from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.infer.serving.document_images import given_of
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.runner import PathResult, Runner, Wanted, tokens_of
 from mmtrain.infer.serving.scheduler import Chunk, Step
@@ -41,7 +42,8 @@ class ContextRunner(Runner):
         """
         told = [
             (document.id, document.computed, count, document.slot, len(document.pages), document.pages[-1:],
-             document.tokens[document.computed : document.computed + count])
+             document.tokens[document.computed : document.computed + count],
+             None if document.prompt_images is None else document.prompt_images.digests)
             for chunks in step for document, count in chunks
         ]  # fmt: skip
         self._context.check_same("the requests that they serve", repr(told), self._memory.device)
@@ -55,7 +57,8 @@ class ContextRunner(Runner):
             self._memory.shape, self._memory.device, self._context,
         )  # fmt: skip
         tokens_T = self._index(tokens_of(chunks)[batch.span.start : batch.span.stop])
-        h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch))
+        given = given_of(chunks, self._memory.device, (batch.span.start, batch.span.stop))
+        h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch), given)
         wanted = Wanted.of(chunks)
         last = self._here(wanted.last, batch)
         mine_NV = self._model.lm_head(h_TD[self._index([wanted.last[n] - batch.span.start for n in last])])

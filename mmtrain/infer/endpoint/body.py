@@ -198,6 +198,9 @@ def _messages(value: Any) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise wrong("messages", value, "must be a list of messages, one at least")
     for message in value:
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            raise wrong("messages", message["content"], "is a list of parts, and this server takes text alone: send "
+                        "the text as content; images go to launch/generate.py --image")  # fmt: skip
         if not isinstance(message, dict) or not {"role", "content"} <= {
             key for key, text in message.items() if isinstance(text, str)
         }:

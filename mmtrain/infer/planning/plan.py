@@ -19,6 +19,7 @@ from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.compute_dtype import INT8, compute_dtype
 from mmtrain.infer.planning.weights import ServingLayout, weight_bytes_on
+from mmtrain.infer.serving.document_images import TILES_AT_ONCE
 from mmtrain.infer.serving.memory_plan import copies_bytes, document_bytes, plan_memory, token_bytes, without_copies
 from mmtrain.infer.serving.options import EngineOptions
 
@@ -119,7 +120,8 @@ def step_bytes(config: ModelConfig, layout: ServingLayout, precision: str, optio
 
     The hidden states, their norm and the residual (4 P D); the larger of a mixer's (q, k, v before and after SiLU,
     gate, output and their product: 9 P I) and a feed-forward's (rows and results 2 R D, both products 3 R F, where all
-    rows may come to one device's experts); an int8 weight's rows in bf16; the logits of all requests.
+    rows may come to one device's experts); an int8 weight's rows in bf16; the logits of all requests. Of a model with
+    eyes, what a look at tiles takes where that is more: the two do not run at once.
     """
     element, width = compute_dtype(precision, GPU).itemsize, config.hidden_size
     tokens = options.prefill_tokens + options.max_running
@@ -127,7 +129,18 @@ def step_bytes(config: ModelConfig, layout: ServingLayout, precision: str, optio
     rows, ways = (tokens * config.top_k, layout.etp) if config.num_experts else (tokens, layout.tp)
     ffn = rows * (2 * width + 3 * (config.ffn_hidden_size // ways))
     logits = options.max_running * config.vocab_size * (element + 4)
-    return (4 * tokens * width + max(mixer, ffn) + (ELEMENTS if precision in INT8 else 0)) * element + logits
+    step = (4 * tokens * width + max(mixer, ffn) + (ELEMENTS if precision in INT8 else 0)) * element + logits
+    return max(step, _look_bytes(config, element))
+
+
+def _look_bytes(config: ModelConfig, element: int) -> int:
+    """The most that a look at tiles takes: pixels, and of each token the residual, the inner width and projections."""
+    vision = config.vision
+    if vision is None:
+        return 0
+    pixels = 3 * vision.tile_size**2 * (4 + 4 + element)
+    widths = 5 * vision.hidden_size + 2 * vision.ffn_hidden_size + 3 * config.hidden_size
+    return TILES_AT_ONCE * (pixels + (vision.patches + 1) * widths * element)
 
 
 def _on_one(config: ModelConfig, tp: int) -> ModelConfig:

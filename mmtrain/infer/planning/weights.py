@@ -1,7 +1,7 @@
 """Bytes of a model's weights on each of the GPUs that serve it, from the shapes of its parameters.
 
 Tensor parallelism cuts mixers, dense feed-forwards, the embedding and the head over tp devices, experts are shared out
-over ep of them and cut by their width over the tp / ep that are left, and routers and norms lie on every one.
+over ep of them and cut by their width over the tp / ep that are left. Routers, norms and eyes lie on every one.
 """
 
 from __future__ import annotations
@@ -115,6 +115,8 @@ def _cuts(config: ModelConfig, layout: ServingLayout, name: str) -> list[tuple[i
 
 
 def _part(model: nn.Module, path: str) -> str:
+    if path.split(".")[0] == "encoder":
+        return "eyes"
     for part, names in (("embedding", ("embed_tokens",)), ("head", ("lm_head",)), ("experts", ("experts",)),
                         ("mixers", ("mixer",)), ("feed_forward", ("ffn", "mlp"))):  # fmt: skip
         if set(names) & set(path.split(".")) and not isinstance(model.get_submodule(path), Router):

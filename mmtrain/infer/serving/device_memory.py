@@ -10,11 +10,13 @@ from mmtrain.infer.context.caches import share_cache
 from mmtrain.infer.context.group import ContextParallel
 from mmtrain.infer.memory import free_for_rank, is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.infer.serving.document_images import TILES_AT_ONCE
 from mmtrain.infer.serving.memory_plan import MemoryPlan, plan_memory, without_copies
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
+from mmtrain.vision.model import VisionLanguageModel
 
 _UNKNOWN = 1 << 30  # where the system does not say what is free
 
@@ -75,7 +77,8 @@ def _try_to_take(model: HybridLM, config: ModelConfig, plan: MemoryPlan) -> Cach
 def cache_bytes(model: HybridLM, options: EngineOptions, ranks: int = 1) -> int:
     """Return what the options give, or their share of what is free beside the weights and a step's own tensors.
 
-    On a GPU a step of `prefill_tokens` is tried, and what it takes is left out. On a CPU memory is not taken before it
+    On a GPU a step of `prefill_tokens` is tried, and a look at as many tiles as the eyes see at once, and what the
+    larger of the two takes is left out. On a CPU memory is not taken before it
     is written to, and ranks share it.
     """
     if options.memory_bytes is not None:
@@ -83,11 +86,23 @@ def cache_bytes(model: HybridLM, options: EngineOptions, ranks: int = 1) -> int:
     device = model.embed_tokens.weight.device
     step = 0
     if device.type == "cuda":
-        step = _step_bytes(model, options, device)
+        step = max(_step_bytes(model, options, device), _look_bytes(model, device))
         torch.cuda.empty_cache()
     free = free_for_rank(device, ranks)
     share = int(options.memory_share * ((_UNKNOWN if free is None else free) - step))
     return without_copies(model.config, share)
+
+
+@torch.no_grad()
+def _look_bytes(model: HybridLM, device: torch.device) -> int:
+    """Peak memory of a look at tiles; 0 without eyes."""
+    if not isinstance(model, VisionLanguageModel) or model.encoder is None:
+        return 0
+    size, before = model.encoder.config.tile_size, torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    tiles_N3SS = torch.zeros(TILES_AT_ONCE, 3, size, size, dtype=torch.uint8, device=device)
+    model.encoder.projector(model.encoder.features(tiles_N3SS).flatten(0, 1))
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 @torch.no_grad()

@@ -9,8 +9,10 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from mmtrain.infer.serving.document_images import DocumentImages
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, TopTokens
 from mmtrain.infer.serving.stop import StopText
+from mmtrain.vision.prompt_images import PromptImages
 
 
 class Status(Enum):
@@ -39,6 +41,7 @@ class Document:
         seen_V: bool, ids of `tokens`, where repetition is penalised.
         status: where it stands.
         reason: why it waits; empty while it does not.
+        images: those of the prompt, looked at; None: text alone.
     """
 
     id: int
@@ -53,6 +56,7 @@ class Document:
     seen_V: Tensor | None = None
     status: Status = Status.WAITING
     reason: str = ""
+    images: DocumentImages | None = None
 
     @property
     def remaining(self) -> int:
@@ -75,6 +79,11 @@ class Document:
         if not self.request.prompt_logprobs:
             return range(self.prompt_length, self.prompt_length)
         return range(self.request.score_from - 1 + len(self.made.prompt_logprobs), self.prompt_length - 1)
+
+    @property
+    def prompt_images(self) -> PromptImages | None:
+        """What tells the images of its prompt from others."""
+        return None if self.images is None else self.images.images
 
     def next_uniform(self) -> float:
         """Return the next of its random numbers, from [0, 1); greedy documents have none and get 0."""

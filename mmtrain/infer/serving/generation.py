@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmtrain.errors import ConfigError
 from mmtrain.infer.request import SEEDS
 from mmtrain.infer.sampling import Sampling
+
+if TYPE_CHECKING:
+    from mmtrain.vision.prompt_images import PromptImages
 
 TopTokens = list[tuple[int, float]]  # ids and their log-probabilities, likeliest first
 
@@ -34,6 +37,7 @@ class GenerationRequest:
         score_from: 1 at least, as the first token follows nothing. What lies before need not be read if it is known.
         keep_prefix: lengths of the prompt's beginnings that the prefix cache is to keep, beside its interval's.
         top_logprobs: with each log-probability, give the likeliest tokens of that place too, so many.
+        images: of the prompt, whose tokens are placeholders there; None: text alone.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +52,7 @@ class GenerationRequest:
     score_from: int = 1
     keep_prefix: tuple[int, ...] = ()
     top_logprobs: int = 0
+    images: PromptImages | None = None
 
     def validate(self, vocab_size: int) -> None:
         """Refuse what no engine of a model with so many tokens could serve.

@@ -41,6 +41,7 @@ class EngineMetrics:
         refused: requests that could never be served.
         finished: requests served to their end.
         cancelled: requests taken back.
+        image_tiles: tiles of images that the eyes looked at.
         preempted: times that a request gave its memory to an older one, to be read again later.
         prefix_lookups: prompts that the prefix cache was asked about.
         prefix_hits: those of which it knew a beginning.
@@ -57,6 +58,7 @@ class EngineMetrics:
     refused: int = 0
     finished: int = 0
     cancelled: int = 0
+    image_tiles: int = 0
     preempted: int = 0
     prefix_lookups: int = 0
     prefix_hits: int = 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from mmtrain.infer.serving.cache_memory import CacheMemory
+from mmtrain.vision.prompt_images import PromptImages
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class KeptPrefix:
 class PrefixCache:
     """Kept prefixes, of which the least recently used goes first.
 
-    Two prefixes are the same where all their tokens are: they are told apart by 256 bits of BLAKE2.
+    Two prefixes are the same where all their tokens are, and the pixels and layouts of their images: they are told
+    apart by 256 bits of BLAKE2.
     """
 
     def __init__(self, memory: CacheMemory) -> None:
@@ -46,11 +48,11 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, tokens: Sequence[int], longest: int) -> KeptPrefix | None:
+    def find(self, tokens: Sequence[int], longest: int, images: PromptImages | None = None) -> KeptPrefix | None:
         """Return the longest kept beginning of these tokens, of at most `longest`, as used just now."""
         found, hasher, done = None, blake2b(digest_size=32), 0
         for length in sorted(length for length in self._lengths if length <= longest):
-            hasher.update(_bytes(tokens[done:length]))
+            hasher.update(_bytes(tokens, done, length, images))
             done = length
             if (key := hasher.digest()) in self._kept:
                 found = key
@@ -59,9 +61,9 @@ class PrefixCache:
         self._kept.move_to_end(found)
         return self._kept[found]
 
-    def keep(self, tokens: Sequence[int], slot: int, pages: Sequence[int]) -> None:
+    def keep(self, tokens: Sequence[int], slot: int, pages: Sequence[int], images: PromptImages | None = None) -> None:
         """Keep the states of a slot, and pages, as those after exactly these tokens."""
-        key = blake2b(_bytes(tokens), digest_size=32).digest()
+        key = blake2b(_bytes(tokens, 0, len(tokens), images), digest_size=32).digest()
         if key in self._kept:
             self._kept.move_to_end(key)
             return
@@ -99,5 +101,7 @@ class PrefixCache:
         return sum(owners[page] == count for page, count in self._owned.items())
 
 
-def _bytes(tokens: Sequence[int]) -> bytes:
-    return array("q", tokens).tobytes()
+def _bytes(tokens: Sequence[int], start: int, stop: int, images: PromptImages | None) -> bytes:
+    if images is not None:
+        return images.key_bytes(tokens, start, stop)
+    return array("q", tokens[start:stop]).tobytes()

@@ -24,6 +24,7 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
+from mmtrain.infer.serving.document_images import given_of, shows_image
 from mmtrain.infer.serving.mixed_graphs import MixedGraphs
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
@@ -151,7 +152,11 @@ class Runner:
 
     def _paths(self, step: Step) -> list[tuple[torch.cuda.Stream | None, list[Chunk], Path]]:
         """What a step runs: the stream of each pass, and its documents' pieces."""
-        if self._mixed is not None and self._mixed.takes(step):
+        if (
+            self._mixed is not None
+            and self._mixed.takes(step)
+            and not any(map(shows_image, (*step.decode, *step.prefill)))
+        ):
             return [(self._decode, [*step.decode, *step.prefill], lambda _: self._mixed_pass(step))]
         decode = self._pass if self._graphs is None else self._decode_pass
         return [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
@@ -175,14 +180,21 @@ class Runner:
             counts, keys, [document.slot for document in documents], [document.pages for document in documents],
             self._memory.shape, self._memory.device,
         )  # fmt: skip
-        h_TD = self._model.final_states(self._index(tokens_of(chunks)), batch.packing, self._memory.view(batch))
+        given = given_of(chunks, self._memory.device)
+        tokens_T = self._index(tokens_of(chunks))
+        h_TD = self._model.final_states(tokens_T, batch.packing, self._memory.view(batch), given)
         wanted = Wanted.of(chunks)
         logits_NV = self._model.lm_head(h_TD[self._index(wanted.last)])
         return PathResult(wanted.documents, logits_NV, wanted.scored, self._scores(wanted, h_TD))
 
     def _decode_pass(self, chunks: list[Chunk]) -> PathResult:
-        """Take documents that lack one token through a graph; the last token of a prompt has no score."""
+        """Take documents that lack one token through a graph; without it where one's last token is an image's.
+
+        The last token of a prompt has no score.
+        """
         assert self._graphs is not None
+        if any(map(shows_image, chunks)):
+            return self._pass(chunks)
         documents = [chunk.document for chunk in chunks]
         return PathResult(documents, self._graphs.run(documents), [], None)
 

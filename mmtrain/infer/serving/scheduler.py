@@ -99,7 +99,7 @@ class Scheduler:
         if document.computed in self._boundaries(document):
             tokens = document.tokens[: document.computed]
             assert document.slot is not None
-            self.prefixes.keep(tokens, document.slot, document.pages)
+            self.prefixes.keep(tokens, document.slot, document.pages, document.prompt_images)
 
     def _decode_chunks(self) -> tuple[list[Chunk], bool]:
         """Documents that lack one token, each with a page for it, and whether one had to give its memory up."""
@@ -152,7 +152,9 @@ class Scheduler:
             document.reason = f"all {self._memory.plan.running} requests that may run at once do"
             return False
         longest = min(len(document.tokens) - 1, document.unscored.start)
-        prefix = self.prefixes.find(document.tokens, longest) if self.prefixes is not None else None
+        prefix = None
+        if self.prefixes is not None:
+            prefix = self.prefixes.find(document.tokens, longest, document.prompt_images)
         if not self._take_memory(document, prefix):
             # With nothing at work, only the pages of the prefix itself can be in the way.
             if self.running or not self._take_memory(document, None):

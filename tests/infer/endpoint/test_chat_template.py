@@ -130,3 +130,5 @@ def test_chats_are_answered_as_the_engine_does(folder: Path) -> None:
         ):
             status, error = server.refused({**fields, **wrong}, path)
             assert (status, error["param"]) == (400, param), wrong
+        seen = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}]
+        assert "this server takes text alone" in server.refused({**fields, "messages": seen}, path)[1]["message"]
