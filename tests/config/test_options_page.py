@@ -64,7 +64,7 @@ def test_every_number_has_a_range_that_holds_its_default(option: str, field: dat
 @pytest.fixture(scope="module")
 def values() -> dict:
     """A whole configuration with an entry in every list."""
-    given = ["model=tiny_vl", "run.name=a", "data.sources=[{path: b}]", "stage.phases[0].sources=[{path: b}]",
+    given = ["model=tiny_vit", "run.name=a", "data.sources=[{path: b}]", "stage.phases[0].sources=[{path: b}]",
              "stage.phases[0].buckets=[{name: c, share: 1}]", "data.long_sources=[{path: b}]",
              "stage.phases[0].parallel={tp: 1}"]  # fmt: skip
     return dataclasses.asdict(compose(given, CONFIGS))
