@@ -212,5 +212,5 @@ class StageConfig:
         for i, phase in enumerate(self.phases):
             phase.validate(f"stage.phases[{i}]")
         require(self.preference is None or len(self.phases) == 1, "stage.preference", "{...}",
-                f"the stage has {len(self.phases)} phases, and the log-probabilities of the reference are of one length "
+                f"the stage has {len(self.phases)} phases, and what the reference says of the pairs is of one length "
                 "of row and one RoPE base", "give the stage one phase")  # fmt: skip

@@ -64,8 +64,8 @@ class ParallelModel:
     ) -> Iterable[MicroBatchResult]:
         """Run this rank's micro-batches of a step, as the results are asked for; gradients are left reduced.
 
-        The loss is the mean over the labelled tokens, or pairs, of the *global* batch, so it and its gradient do not depend on how
-        rows fall to ranks; auxiliary losses are the mean over micro-batches.
+        The loss is the mean over the labelled tokens, or pairs, of the *global* batch, so it and its gradient do not
+        depend on how rows fall to ranks; auxiliary losses are the mean over micro-batches.
 
         Args:
             batches: micro-batches of the same number of tokens, the same on all ranks that share them.

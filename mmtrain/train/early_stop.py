@@ -8,7 +8,7 @@ from typing import Any
 
 
 class EarlyStop:
-    """What a run's validations have come to. It is part of a checkpoint, so that a resumed run ends where it would have.
+    """What a run's validations have come to. It is part of a checkpoint: a resumed run ends where it would have.
 
     Args:
         patience: validations in a row without a lower loss after which the run ends; None: never.

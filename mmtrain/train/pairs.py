@@ -30,7 +30,9 @@ def usable_pairs(batch: PackedBatch) -> list[int]:
         return []
     learned_T = batch.loss_mask_BS.flatten()
     ends = enumerate(batch.pairs)
-    return [i for i, (chosen, rejected, end) in ends if learned_T[chosen:rejected].any() and learned_T[rejected:end].any()]
+    return [
+        i for i, (chosen, rejected, end) in ends if learned_T[chosen:rejected].any() and learned_T[rejected:end].any()
+    ]
 
 
 class References:
@@ -78,8 +80,8 @@ class References:
     def _known(self, name: str) -> LogProbs | None:
         assert self._log_probs is not None
         if name not in self._log_probs:
-            raise ConfigError("data.sources", name, "the reference has no log-probabilities of this pair: the corpus is "
-                              "not the one that they were computed on", "give that corpus, or another run.name")  # fmt: skip
+            raise ConfigError("data.sources", name, "the reference knows no such pair: its log-probabilities are of "
+                              "another corpus", "give that corpus, or another run.name")  # fmt: skip
         return self._log_probs[name]
 
 

@@ -1,9 +1,9 @@
 """The frozen reference of preference training: its log-probabilities of every pair, computed once and kept.
 
-They are computed by the weights that the run starts from, in the layout of its model, before the first step. So training
-holds one model, not two, and every later epoch and launch reads them; the other way, a second copy of the weights that
-runs beside each step, costs its memory and a third more time for ever. Nothing of the reference depends on how rows are
-shared out: each is run alone, and dropless.
+They are computed by the weights that the run starts from, in the layout of its model, before the first step. So
+training has one model in memory, and every later epoch and launch reads what is kept. The other way, a second copy of
+the weights that runs beside each step, costs its memory and about a third more time in every step. Nothing of the
+reference depends on how rows are shared out: each is run alone, and dropless.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ class ReferencePass:
                 part = Part(len(self._parts), number, range(first, min(first + PART_ROWS, rows)))
                 self._parts.append(part)
         work = [[digest_of(stream.corpus.fingerprint()), rows] for stream, rows in self._streams]
-        identity = {"format": 1, "checkpoint": checkpoint, "seq_len": int(phase.seq_len), "rope_base": phase.rope_base,
-                    "data_seed": config.data.seed, "part_rows": PART_ROWS, "rows": digest_of({"rows": work})}  # fmt: skip
+        identity = {
+            "format": 1, "checkpoint": checkpoint, "seq_len": int(phase.seq_len), "rope_base": phase.rope_base,
+            "data_seed": config.data.seed, "part_rows": PART_ROWS, "rows": digest_of({"rows": work}),
+        }  # fmt: skip
         self.store = ReferenceStore(run / FOLDER, identity, len(self._parts))
 
     def missing(self) -> list[int]:

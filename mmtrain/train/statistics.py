@@ -106,7 +106,9 @@ class StepStatistics:
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
         pairs = {"preference": (len(FIGURES) if of_pairs else 0,)}
         ranks = {"memory": (dist.get_world_size(),)}  # a sum over ranks that keeps each one's figure
-        self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **pairs, **ranks}, model.context.device)
+        self.sums = NamedSums(
+            {**scalars, "assigned": (layers, experts), **per_layer, **pairs, **ranks}, model.context.device
+        )
 
     @property
     def assigned_LE(self) -> Tensor:

@@ -37,7 +37,9 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def reference_pairs() -> PreferencePairs:
-    return PreferencePairs(PAIRS, torch.randn(PAIRS.shape, generator=torch.Generator().manual_seed(3)).double() - 20, BETA)
+    return PreferencePairs(
+        PAIRS, torch.randn(PAIRS.shape, generator=torch.Generator().manual_seed(3)).double() - 20, BETA
+    )
 
 
 def loss_of(log_prob_N: Tensor, pairs: PreferencePairs) -> PreferenceLoss:

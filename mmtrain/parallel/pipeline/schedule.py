@@ -91,7 +91,7 @@ class Pipeline:
         return out.ce_sum if isinstance(out, LossOutput) else None
 
     def score(self, batch: ModelInputs) -> LabelScore | PairScore | None:
-        """Score of one micro-batch's labels, or of its pairs, where the last stage is; None elsewhere. Collective over the pipeline."""
+        """Score of one micro-batch's labels, or of its pairs, where the last stage is; None elsewhere. Collective."""
         out = self._forward(batch, score=True)
         return out if isinstance(out, LabelScore | PairScore) else None
 
