@@ -43,7 +43,7 @@ def preference(
     made: tuple[Path, Path], *overrides: str, beta: float = 0.5, patience: int | str = "null"
 ) -> PretrainConfig:
     corpus, folder = made
-    stage = f"+stage.preference={{beta: {beta}, patience: {patience}}}"
+    stage = f"stage.preference={{beta: {beta}, patience: {patience}}}"
     return configuration(corpus, folder, stage, f"run.init_from={folder}/start",
                          "run.init_optimizer=false", "checkpoint.interval=2", "checkpoint.keep=0",
                          "checkpoint.asynchronous=false", *overrides)  # fmt: skip
