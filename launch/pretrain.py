@@ -37,7 +37,7 @@ def pretrain(config: PretrainConfig) -> None:
             start = run.verified_start()  # now that no other launch changes the folder
             with planned.memory.told():
                 trainer = Trainer(planned.config, context, planned.plan, run.inputs, run.folder, start, run.needles,
-                                  planned.memory)  # fmt: skip
+                                  planned.memory, run.reference(start))  # fmt: skip
                 for line in trainer.run(watchdog):
                     say(line)
     finally:

@@ -24,7 +24,15 @@ from mmtrain.config.run import (
     RunConfig,
 )
 from mmtrain.config.schema import build
-from mmtrain.config.stage import BatchStep, BucketConfig, LrSegment, PhaseConfig, SourceConfig, StageConfig
+from mmtrain.config.stage import (
+    BatchStep,
+    BucketConfig,
+    LrSegment,
+    PhaseConfig,
+    PreferenceConfig,
+    SourceConfig,
+    StageConfig,
+)
 from mmtrain.config.vision import ContrastiveConfig, VisionConfig
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "PhaseConfig",
+    "PreferenceConfig",
     "PretrainConfig",
     "RunConfig",
     "SourceConfig",

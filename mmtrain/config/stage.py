@@ -166,6 +166,25 @@ class PhaseConfig:
 
 
 @dataclass
+class PreferenceConfig:
+    """Training on preference pairs by DPO (Rafailov et al. 2023), in place of next tokens.
+
+    The reference is the model that the run starts from (`run.init_from`). MiniMax-01 states neither number.
+
+    Attributes:
+        beta: how far the model may go from the reference: the implicit reward of an answer is beta times what its
+            log-probability gained.
+        patience: validations in a row without a lower held-out loss after which the run ends; null trains to the end of
+            the stage.
+    """
+
+    beta: float = field(default=0.1, metadata=above(0, fix="the paper of DPO has 0.1"))
+    patience: int | None = field(
+        default=None, metadata={**FREE_ON_RESUME, **at_least(1, fix="null trains to the end of the stage")}
+    )
+
+
+@dataclass
 class StageConfig:
     """A run's phases, in order.
 
@@ -176,6 +195,7 @@ class StageConfig:
             number of steps and of rows in a batch stay as they are.
         token_scale: multiplies tokens and schedule lengths again, for fewer steps.
         batch_scale: multiplies batches again, for fewer rows.
+        preference: train on preference pairs, which the corpora must hold; null trains on next tokens.
     """
 
     name: str
@@ -183,6 +203,7 @@ class StageConfig:
     scale: float = field(default=1.0, metadata=above(0, fix="1 is unscaled"))
     token_scale: float = field(default=1.0, metadata=above(0, fix="1 is unscaled"))
     batch_scale: float = field(default=1.0, metadata=above(0, fix="1 is unscaled"))
+    preference: PreferenceConfig | None = None
 
     def validate(self) -> None:
         """Refuse empty stages and senseless scales."""
@@ -190,3 +211,6 @@ class StageConfig:
         check_allowed(self, "stage")
         for i, phase in enumerate(self.phases):
             phase.validate(f"stage.phases[{i}]")
+        require(self.preference is None or len(self.phases) == 1, "stage.preference", "{...}",
+                f"the stage has {len(self.phases)} phases, and what the reference says of the pairs is of one length "
+                "of row and one RoPE base", "give the stage one phase")  # fmt: skip

@@ -105,6 +105,7 @@ def _cells(record: Mapping[str, Any], total_steps: int, seconds_left: float | No
         ("step", "step", lambda step: f"{step:,}/{total_steps:,}"),
         ("tokens", "tokens", count_text),
         ("loss", "loss", lambda loss: f"{loss:.4f}"),
+        ("right", "pair_accuracy", lambda share: f"{share:.0%}"),
         ("lr", "lr", lambda lr: f"{lr:.2e}"),
         ("grad", "grad_norm", lambda norm: f"{norm:.2f}"),
         ("tok/s", "tokens_per_s", count_text),

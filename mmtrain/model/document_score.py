@@ -31,12 +31,6 @@ class DocumentScoreCall(Protocol):
         """Sum, for each document, log softmax(W x)[label] over its labelled tokens."""
 
 
-def documents_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Return the number of each token's document, int64 [T], given where documents begin and end, int32 [N + 1]."""
-    places_T = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
-    return torch.bucketize(places_T, cu_seqlens[1:], right=True)
-
-
 def document_log_probs(
     x_SD: Tensor,
     weight_VD: Tensor,
@@ -52,7 +46,7 @@ def document_log_probs(
         x_SD: final hidden states, any float dtype.
         weight_VD: the language-model head, same dtype.
         labels_T: int64; tokens labelled -100 (IGNORE) add nothing and get no gradient.
-        document_T: int64, number of each token's document (:func:`documents_of`); in any order.
+        document_T: int64, number of each token's document (`Packing.document_T`); in any order.
         documents: N.
         chunk_tokens: C.
         shard: the part of the vocabulary that `weight` is; None: all of it.

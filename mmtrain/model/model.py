@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmtrain.config import ModelConfig
 from mmtrain.model.block import Block
+from mmtrain.model.document_score import DocumentScoreCall, document_log_probs
 from mmtrain.model.embedding import Embedding
 from mmtrain.model.given_embeddings import GivenEmbeddings, GivenInputs
 from mmtrain.model.label_score import LabelScore, ScoreCall, score_labels
@@ -23,6 +24,7 @@ from mmtrain.model.mixers.registry import check_layer_pattern
 from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.norm import RMSNorm
 from mmtrain.model.packed_seq import Packing
+from mmtrain.model.preference import PairScore, PreferencePairs, pair_scores, preference_loss, told_once
 from mmtrain.model.rope import rope_table
 from mmtrain.model.weights import local
 
@@ -38,6 +40,7 @@ class ModelInputs(NamedTuple):
         labels_T: int64 [T], next tokens, -100 ignored.
         rope_base: of the softmax layers; phases of training have bases of their own.
         given: what some of the tokens have in place of ids; None: all are text.
+        pairs: preference pairs among the documents, whose loss is wanted; None: that of the labels is.
     """
 
     tokens_T: Tensor
@@ -45,23 +48,26 @@ class ModelInputs(NamedTuple):
     labels_T: Tensor
     rope_base: float
     given: GivenInputs | None = None
+    pairs: PreferencePairs | None = None
 
 
 class LossOutput(NamedTuple):
     """Losses of a micro-batch, and figures of its routing.
 
     Attributes:
-        ce_sum: scalar, cross-entropy summed over labelled tokens, in nats.
+        ce_sum: scalar, cross-entropy summed over labelled tokens, or the loss summed over preference pairs, in nats.
         aux_loss: scalar, auxiliary losses summed over layers, coefficients included; 0 without experts.
         router: one entry a layer of experts.
         figures: scalars of the model's own, by the names of its `figures`, of which the step has the mean over
             micro-batches.
+        preference: of pairs, `PreferenceLoss.figures`; the same on ranks that share their rows.
     """
 
     ce_sum: Tensor
     aux_loss: Tensor
     router: list[RouterStats]
     figures: Mapping[str, Tensor] = NO_FIGURES
+    preference: Tensor | None = None
 
 
 class StageOutput(NamedTuple):
@@ -88,6 +94,8 @@ class HybridLM(nn.Module):
             another in its place.
         figures: names of what a training pass tells besides its losses; none here.
         label_score: turns the same into the score of the labels; vocabulary parallelism replaces it likewise.
+        document_score: turns the same, with the number of each token's document, into log-probabilities of documents;
+            vocabulary and context parallelism replace it.
     """
 
     figures: ClassVar[tuple[str, ...]] = ()
@@ -102,6 +110,7 @@ class HybridLM(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.token_loss: LossCall = linear_cross_entropy
         self.label_score: ScoreCall = score_labels
+        self.document_score: DocumentScoreCall = document_log_probs
 
     def forward(
         self,
@@ -110,10 +119,11 @@ class HybridLM(nn.Module):
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
         given: GivenEmbeddings | None = None,
+        pairs: PreferencePairs | None = None,
         *,
         score: bool = False,
-    ) -> LossOutput | StageOutput | LabelScore | Tensor:
-        """Return the loss of `labels_T` (int64 [T], -100 ignored), or without labels the logits [T, V].
+    ) -> LossOutput | StageOutput | LabelScore | PairScore | Tensor:
+        """Return the loss of `labels_T` (int64 [T], -100 ignored) or of `pairs`, or without labels the logits [T, V].
 
         Without norm and head it returns hidden states.
 
@@ -123,7 +133,9 @@ class HybridLM(nn.Module):
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
             given: embeddings that some of the tokens have in place of the table's; nothing without an embedding.
-            score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss.
+            pairs: preference pairs among the documents; their loss is that of their labels' log-probabilities.
+            score: return how many of the labels are the argmax (:class:`LabelScore`) in place of the loss, or of pairs
+                the log-probabilities (:class:`PairScore`).
         """
         h_TD, router = self._run_layers(tokens_T, packing, rope_base, None, given)
         if self.norm is None:
@@ -131,11 +143,35 @@ class HybridLM(nn.Module):
         h_TD = self.norm(h_TD)
         if labels_T is None:
             return self.lm_head(h_TD)
+        if pairs is not None:
+            return self._preference(h_TD, router, packing, labels_T, pairs, score=score)
         head = local(self.lm_head.weight), labels_T, self.config.loss_chunk_tokens
         if score:
             return self.label_score(h_TD, *head)
         ce_sum = self.token_loss(h_TD, *head)
         return LossOutput(ce_sum, total_aux_loss(router, torch.zeros_like(ce_sum)), router)
+
+    def _preference(
+        self,
+        h_TD: Tensor,
+        router: list[RouterStats],
+        packing: Packing,
+        labels_T: Tensor,
+        pairs: PreferencePairs,
+        *,
+        score: bool,
+    ) -> LossOutput | PairScore:
+        """The loss of preference pairs, or their log-probabilities, of final hidden states."""
+        log_prob_N = self.document_score(
+            h_TD, local(self.lm_head.weight), labels_T, packing.document_T, packing.num_documents,
+            self.config.loss_chunk_tokens,
+        )  # fmt: skip
+        found = pair_scores(log_prob_N, pairs)
+        if score:
+            return found
+        loss = preference_loss(found, pairs)
+        total = told_once(loss.loss, packing.speaks_for_rows).to(torch.promote_types(h_TD.dtype, torch.float32))
+        return LossOutput(total, total_aux_loss(router, torch.zeros_like(total)), router, preference=loss.figures)
 
     def final_states(
         self,

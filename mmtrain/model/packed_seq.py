@@ -20,6 +20,12 @@ def offsets_of(lengths: Sequence[int]) -> Tensor:
     return cu_seqlens
 
 
+def documents_of(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    """Return the number of each token's document, int64 [T], given where documents begin and end, int32 [N + 1]."""
+    places_T = torch.arange(tokens, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.bucketize(places_T, cu_seqlens[1:], right=True)
+
+
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     """A tensor of the host on a device; the host does not wait for it."""
     return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x
@@ -83,6 +89,21 @@ class Packing:
     def row_tokens(self) -> int:
         """T, with padding; those of the whole micro-batch where several ranks share its rows."""
         return sum(self.lengths)
+
+    @property
+    def document_T(self) -> Tensor:
+        """Number of each token's document, int64 [T], among those of the whole micro-batch."""
+        return documents_of(self.cu_seqlens, self.row_tokens)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of the whole micro-batch, padding among them."""
+        return len(self.lengths)
+
+    @property
+    def speaks_for_rows(self) -> bool:
+        """Whether figures of whole rows are this rank's to tell: the first's of the ranks that share them."""
+        return True
 
     @property
     def balance(self) -> float:

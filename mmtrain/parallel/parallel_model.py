@@ -13,6 +13,7 @@ from mmtrain.config import ParallelConfig
 from mmtrain.model.init import initialise
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, ModelInputs
+from mmtrain.model.preference import PairScore
 from mmtrain.parallel.context.cut import RowCutter, SequenceSlice
 from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.comm_streams import CommTimes
@@ -61,20 +62,20 @@ class ParallelModel:
         initialise(self.module.to_empty(device=self._device), seed)
 
     def forward_backward(
-        self, batches: Iterable[ModelInputs], count: int, labelled: Tensor
+        self, batches: Iterable[ModelInputs], count: int, learned: Tensor
     ) -> Iterable[MicroBatchResult]:
         """Run this rank's micro-batches of a step, as the results are asked for; gradients are left reduced.
 
-        The loss is the mean over the labelled tokens of the *global* batch, so it and its gradient do not depend on how
-        rows fall to ranks; auxiliary losses are the mean over micro-batches.
+        The loss is the mean over the labelled tokens, or pairs, of the *global* batch, so it and its gradient do not
+        depend on how rows fall to ranks; auxiliary losses are the mean over micro-batches.
 
         Args:
             batches: micro-batches of the same number of tokens, the same on all ranks that share them.
             count: their number.
-            labelled: labelled tokens of the global batch, a scalar on the device.
+            learned: labelled tokens, or preference pairs, of the global batch, a scalar on the device.
         """
         # FSDP takes the mean over replicas.
-        token_scale = self.context.layout.replicas / labelled.clamp(min=1).to(torch.float32).squeeze()
+        token_scale = self.context.layout.replicas / learned.clamp(min=1).to(torch.float32).squeeze()
         if self._exchange is not None:
             self._exchange.start_timing()
         # Ranks that share a row have its auxiliary losses alike, and the mean over replicas is over them too.
@@ -136,7 +137,19 @@ class ParallelModel:
         Figures summed with :meth:`sum_over_ranks` are those of all rows, each counted once.
         """
         with torch.no_grad():
-            return self._schedule.score(self.cut(batch))
+            found = self._schedule.score(self.cut(batch))
+        assert not isinstance(found, PairScore)
+        return found
+
+    def score_pairs(self, batch: ModelInputs) -> PairScore | None:
+        """Log-probabilities of one micro-batch's preference pairs without gradients; None where its head is not.
+
+        Ranks that share its rows, or its head, have the same.
+        """
+        with torch.no_grad():
+            found = self._schedule.score(self.cut(batch))
+        assert found is None or isinstance(found, PairScore)
+        return found
 
     def sum_over_batches(self, x: Tensor) -> Tensor:
         """Sum in place over the ranks that have other rows, and return it: figures of whole rows."""

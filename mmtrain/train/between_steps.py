@@ -13,9 +13,11 @@ from mmtrain.errors import RunStopped
 from mmtrain.evals.needles import NeedleEvaluation
 from mmtrain.train import endings
 from mmtrain.train.curriculum import RunPlan, RunStep
-from mmtrain.train.evaluate import Validation, evaluate
+from mmtrain.train.early_stop import EarlyStop
+from mmtrain.train.evaluate import HeldOut, evaluate, evaluate_pairs
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.left_out import ENTRY, as_records
+from mmtrain.train.pairs import References
 from mmtrain.train.report import Report
 from mmtrain.train.saving import Saver
 from mmtrain.train.session import Session
@@ -24,6 +26,8 @@ from mmtrain.train.statistics import StepResult
 
 GUARD = "guard"
 """Entry of a checkpoint's record: what the guard against spikes knows."""
+REFERENCE, EARLY_STOP = "reference", "early_stop"
+"""Entries of a checkpoint's record, of preference training: fingerprint of the reference, and validations so far."""
 
 
 class BetweenSteps:
@@ -37,7 +41,10 @@ class BetweenSteps:
         session: model, optimizer and processes in the layout at work.
         needles: evaluation of long text; None: there is none.
         guard: against spikes.
+        early_stop: what validations have come to; only preference training ends by it.
+        references: of preference training; None trains on next tokens.
         progress: where the run stands.
+        reference: fingerprint of the checkpoint that `references` are of.
         skipped_in_row: steps, up to now, that were not finite.
         validated: step and held-out loss of the last validation whose loss was finite.
     """
@@ -49,12 +56,17 @@ class BetweenSteps:
     session: Session
     needles: NeedleEvaluation | None
     guard: SpikeGuard
+    early_stop: EarlyStop
+    references: References | None
+    reference: str | None
     progress: Progress
     skipped_in_row: int
     validated: tuple[int, float] | None
 
     def _next(self) -> RunStep | None:
-        """The step to run now; None at the end of the plan or of `run.max_steps`."""
+        """The step to run now; None at the end of the plan or of `run.max_steps`, or for want of a lower loss."""
+        if self.early_stop.reached:
+            return None
         limit = self.config.run.max_steps
         return None if limit is not None and self.progress.step >= limit else self.plan.next(self.progress)
 
@@ -69,6 +81,7 @@ class BetweenSteps:
             saver.remove_old()  # only now is it known that the weights that were saved last are good
         if last or _is_due(step, self.config.log.valid_interval):
             found = self._validate(phase, report)
+            last = last or self.early_stop.reached
             if last and found is not None and not found.is_finite:
                 raise self._not_finite(saver, "the held-out loss of the last weights is not finite")
         if self.needles is not None and not result.stop:  # who asks for a stop does not wait for them
@@ -77,6 +90,7 @@ class BetweenSteps:
         options = self.config.checkpoint
         due = (last and options.save_final) or _is_due(step, options.interval)
         due = due or (options.keep_phase_ends and self.plan.left_in_phase(self.progress) == 0)
+        due = due or self.early_stop.is_best(step)
         if (due or result.stop) and not broken:
             self._save(phase, saver, last or result.stop)
             if last:
@@ -101,6 +115,8 @@ class BetweenSteps:
         marks: dict[str, Any] = {PHASE_END: self.plan.left_in_phase(self.progress) == 0}
         if self.guard.is_on:
             marks[GUARD] = self.guard.state()
+        if self.reference is not None:
+            marks |= {REFERENCE: self.reference, EARLY_STOP: self.early_stop.state()}
         if self.plan.left_out:
             marks[ENTRY] = as_records(self.plan.left_out)
         if self.validated is not None and self.validated[0] == self.progress.step:
@@ -111,7 +127,7 @@ class BetweenSteps:
         saver.settle()  # what is being written is of an earlier step, whose weights were finite
         return endings.not_finite(self.folder.checkpoints, self.progress.step, what)
 
-    def _validate(self, phase: PhaseConfig, report: Report) -> Validation | None:
+    def _validate(self, phase: PhaseConfig, report: Report) -> HeldOut | None:
         stream = self.inputs.valid_stream(phase.seq_len)
         if stream is None:
             return None
@@ -120,8 +136,15 @@ class BetweenSteps:
         mine = range(self.session.context.dp_rank, -(-rows // dp) * dp, dp)
         numbers = [[min(row, rows - 1)] for row in mine]
         batches = zip(read_batches(stream, numbers), (row < rows for row in mine), strict=True)
-        found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
+        model, base = self.session.model, phase.rope_base
+        if self.references is not None:
+            found: HeldOut = evaluate_pairs(model, batches, base, self.references)
+        else:
+            found = evaluate(model, batches, self.inputs.token_bytes, base)
         report.validation(self.progress, found)
+        self.early_stop.take(self.progress.step, found.loss)
+        if self.early_stop.reached:
+            report.note(f"step {self.progress.step:,}: {self.early_stop.line()}")
         self.validated = (self.progress.step, found.loss) if found.is_finite else None
         return found
 

@@ -99,6 +99,10 @@ class RunInputs:
         """Held-out documents of the first source; None where the corpus has none."""
         return self._splits[self.data.all_sources[0].path][1]
 
+    def training_splits(self) -> list[tuple[str, str, Split]]:
+        """Return the option, path and training documents of every source that is given."""
+        return [(option, source.path, self._splits[source.path][0]) for option, source in self._sources]
+
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each token stands for, int32 [tokenizer's vocabulary]."""

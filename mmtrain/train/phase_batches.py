@@ -24,7 +24,8 @@ def check_phase_batches(config: PretrainConfig, phase: PhasePlan, index: int) ->
     parallel, dp, seq_len = phase.laid.parallel, phase.laid.layout.dp, phase.phase.seq_len
     unit = phase.laid.row_unit
     name = "tp" if parallel.cp == 1 else "cp"
-    require(config.data.valid_rows == 0 or seq_len % unit == 0, f"parallel.{name}", getattr(parallel, name),
+    alone = config.data.valid_rows > 0 or config.stage.preference is not None  # the reference's rows are run so too
+    require(not alone or seq_len % unit == 0, f"parallel.{name}", getattr(parallel, name),
             f"validation runs one row at a time: {seq_len} tokens / {unit} that share it is not whole",
             f"give another parallel.{name}, or data.valid_rows=0")  # fmt: skip
     for num_rows in phase.used_rows():

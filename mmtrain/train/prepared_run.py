@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.run_folder import RunFolder, Start
 from mmtrain.config import PretrainConfig
 from mmtrain.config.checks import require
@@ -20,6 +21,8 @@ from mmtrain.train.device import keep_freed_memory
 from mmtrain.train.epochs import tokens_by_phase
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.plan_run import PlannedRun, plan_run
+from mmtrain.train.preference_checks import check_preference, preference_lines
+from mmtrain.train.reference_weights import Reference, find_reference
 from mmtrain.train.resume import (
     check_corpora,
     decide_start,
@@ -89,6 +92,20 @@ class PreparedRun:
             notes += tuple(check_corpora(start, self.inputs.fingerprints(), config.data.allow_changed))
         return replace(start, notes=(*notes, *start.notes))
 
+    def reference(self, start: Start) -> Reference | None:
+        """Return the frozen reference of preference training, None where a run trains on next tokens. Collective.
+
+        Args:
+            start: what :meth:`verified_start` chose.
+
+        Raises:
+            ConfigError: what the run's folder holds is of another one.
+        """
+        config = self.planned.config
+        if config.stage.preference is None:
+            return None
+        return on_main(lambda: find_reference(config, self.inputs, start, self.folder.path))
+
 
 def plan_launch(config: PretrainConfig) -> PlannedRun:
     """Check the options that need no file, and plan the run.
@@ -104,6 +121,7 @@ def plan_launch(config: PretrainConfig) -> PlannedRun:
         check_optimizer(config.optim, device.type)
         require(config.parallel.cuda_graphs is not True or device.type == "cuda", "parallel.cuda_graphs", True,
                  f"a {device.type} has none", "give parallel.cuda_graphs=auto")  # fmt: skip
+    check_preference(config)
     check_tensorboard(config.log)
     if read_processes().rank == 0 and not plan_only:
         wandb_mode(config.log)  # refuses what cannot be
@@ -142,5 +160,8 @@ def prepare_run(planned: PlannedRun, note: Callable[[str], None]) -> PreparedRun
     first = plan.next(start_position(start))
     inputs.prepare(first)
     first_phase = len(planned.layouts) - 1 if first is None else first.phase_index
+    if config.stage.preference is not None:
+        notes += preference_lines(config, inputs)
+        find_reference(config, inputs, start, folder.path)
     notes += layout_lines(start, planned.layouts[first_phase].layout, config.parallel.global_router)
     return PreparedRun(planned, folder, start, inputs, needles, tuple(notes), first_phase)

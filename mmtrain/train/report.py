@@ -24,7 +24,7 @@ from mmtrain.log.summary import summary_lines
 from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
 from mmtrain.train.curriculum import RunPlan, RunStep
-from mmtrain.train.evaluate import Validation
+from mmtrain.train.evaluate import HeldOut
 from mmtrain.train.launches import Launches
 from mmtrain.train.left_out import ENTRY, LeftOut, as_records
 from mmtrain.train.phase_frozen import frozen_change
@@ -117,6 +117,8 @@ class Report:
             "drop_rate": _mean(result.drop_rate), "rows": step.num_rows, "first_row": step.first_row,
         }  # fmt: skip
         record |= result.figures
+        if result.preference is not None:
+            record |= result.preference.record()
         if result.skipped:
             record["skipped"] = True
         self._add_memory(record, result, step.phase_index)
@@ -237,18 +239,15 @@ class Report:
             if pooled:
                 record["drop_rate_alone_per_layer"] = result.drop_rate_alone
 
-    def validation(self, progress: Progress, found: Validation) -> None:
+    def validation(self, progress: Progress, found: HeldOut) -> None:
         """Record held-out figures after a step."""
         if not self.enabled:
             return
-        record = {"step": progress.step, "tokens": progress.tokens,
-                  "val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}  # fmt: skip
+        record = {"step": progress.step, "tokens": progress.tokens, **found.record()}
         self.writer.write(record)
         for tracker in self.trackers:
             tracker.log(record, progress.step)
-        self.console.note(
-            f"step {progress.step}: held-out loss {found.loss:.4f}, {found.bits_per_byte:.4f} bits per byte"
-        )
+        self.console.note(f"step {progress.step}: {found.line()}")
 
     def pace(self, step: int, paces: Sequence[Pace]) -> None:
         """Record how fast the ranks are beside each other after a step; nothing where they were not compared."""

@@ -239,7 +239,8 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
     """
     recorded = recorded_values(read_meta(checkpoint)["config"])
     different = [one for one in differences(recorded, config) if not is_marked(PretrainConfig, one.option, LAYOUT)]
-    outside = next((one for one in different if not one.option.startswith(("stage.", "optim.frozen"))), None)
+    inside_of = ("stage.phases", *_SCALES, "stage.name", "optim.frozen")
+    outside = next((one for one in different if not one.option.startswith(inside_of)), None)
     if outside is not None:
         raise _refusal(outside, checkpoint, _back_or_anew(outside))
     before, now = _stage(recorded), config.stage

@@ -17,11 +17,13 @@ from mmtrain.config import ModelConfig
 from mmtrain.model.flops import step_flops
 from mmtrain.model.model import LossOutput
 from mmtrain.model.moe.router import RouterStats
+from mmtrain.model.preference import FIGURES
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
+from mmtrain.train.pairs import PairFigures
 
-WHOLE = ("grad_norm", "labelled", "tokens", "skipped", "spike", "stops", "writing")
+WHOLE = ("grad_norm", "learned", "tokens", "skipped", "spike", "stops", "writing")
 """Figures of the whole step that are not summed here: every rank has them."""
 
 
@@ -30,7 +32,7 @@ class StepResult:
     """Figures of a step over all ranks; padding counts in none of them.
 
     Attributes:
-        loss: mean cross-entropy over labelled tokens, in nats.
+        loss: mean cross-entropy over labelled tokens, or loss over preference pairs, in nats.
         aux_loss: auxiliary loss, summed over layers, mean over micro-batches.
         grad_norm: global norm before clipping.
         tokens: tokens of text in the global batch.
@@ -49,6 +51,7 @@ class StepResult:
         drop_rate: share of the global batch's assignments dropped, a layer.
         drop_rate_alone: share that each micro-batch's own capacity would have dropped, without the global router.
         router_entropy: mean over the global batch's tokens, in nats, a layer.
+        preference: of preference training.
         exchange_s: seconds that this rank's communication around experts took.
         exchange_waited_s: seconds of them that computing waited.
     """
@@ -69,6 +72,7 @@ class StepResult:
     cp_balance: float | None = None
     image_balance: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    preference: PairFigures | None = None
     memory: int = field(default=0, compare=False)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
@@ -99,15 +103,19 @@ class NamedSums:
 class StepStatistics:
     """Sums the figures of a step's micro-batches."""
 
-    def __init__(self, config: ModelConfig, model: ParallelModel) -> None:
+    def __init__(self, config: ModelConfig, model: ParallelModel, of_pairs: bool = False) -> None:
+        self.of_pairs = of_pairs
         self.config, self.model, self.flops, self.tokens_of_one = config, model, 0.0, 0
         layers, experts = (config.num_layers, config.num_experts) if config.num_experts else (0, 0)
         scalars = dict.fromkeys(("ce_sum", "aux_loss", "kept", "flops", "cp_balance", *WHOLE), ())
         per_layer = dict.fromkeys(("drop_rate", "drop_rate_alone", "entropy"), (layers,))
+        pairs = {"preference": (len(FIGURES) if of_pairs else 0,)}
         ranks = dict.fromkeys(("memory", "tiles"), (dist.get_world_size(),))  # sums over ranks that keep each one's
         self.figures = tuple(model.module.figures)
         scalars |= dict.fromkeys(self.figures, ())
-        self.sums = NamedSums({**scalars, "assigned": (layers, experts), **per_layer, **ranks}, model.context.device)
+        self.sums = NamedSums(
+            {**scalars, "assigned": (layers, experts), **per_layer, **pairs, **ranks}, model.context.device
+        )
 
     @property
     def assigned_LE(self) -> Tensor:
@@ -137,6 +145,8 @@ class StepStatistics:
             self.sums["cp_balance"].add_(packing.balance)
             for name, value in out.figures.items():
                 self.sums[name].add_(value)
+            if out.preference is not None:
+                self.sums["preference"].add_(out.preference)
         self.sums["aux_loss"].add_(out.aux_loss)
         if out.router:
             self._add_router(out.router, slice(result.layers.start, result.layers.stop), sum(lengths))
@@ -169,16 +179,17 @@ class StepStatistics:
         for name in WHOLE:
             self.sums[name].copy_(whole[name])
         sums = self.sums.on_host()
-        labelled, tokens = float(sums["labelled"]), float(sums["tokens"])
+        learned, tokens = float(sums["learned"]), float(sums["tokens"])
         weights = max(tokens, 1.0) / self.tokens_of_one  # sum of those of `_add_router`
         assigned_LE = sums["assigned"]
         load_LE = assigned_LE * self.config.num_experts / assigned_LE.sum(1, keepdim=True).clamp(min=1)
         kept = step_flops(self.config, [], kept_assignments=float(sums["kept"]))
         return StepResult(
-            loss=float(sums["ce_sum"]) / max(labelled, 1.0),
+            loss=float(sums["ce_sum"]) / max(learned, 1.0),
             aux_loss=float(sums["aux_loss"]) / micro_batches,
             cp_balance=float(sums["cp_balance"]) / micro_batches if self.model.context.layout.cp > 1 else None,
             image_balance=self._image_balance(sums["tiles"]),
+            preference=PairFigures.of(sums["preference"].tolist()) if self.of_pairs else None,
             grad_norm=float(sums["grad_norm"]),
             flops=float(sums["flops"]) + kept.total,
             tokens=int(tokens),

@@ -17,6 +17,7 @@ from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.caption_rows import caption_pairs
 from mmtrain.train.image_rows import image_inputs
+from mmtrain.train.pairs import References
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult, StepStatistics
 from mmtrain.vision.caption_pairs import PairedInputs
@@ -34,22 +35,43 @@ class WeightsInUse(Protocol):
 
 
 def model_inputs(
-    batch: PackedBatch, rope_base: float, device: torch.device, vision: VisionConfig | None = None
+    batch: PackedBatch,
+    rope_base: float,
+    device: torch.device,
+    vision: VisionConfig | None = None,
+    references: References | None = None,
 ) -> ModelInputs:
-    """A micro-batch of packed rows, flattened, on the device; with its images if the model has eyes, `vision`."""
+    """A micro-batch of packed rows, flattened, on the device.
+
+    Args:
+        batch: on the host.
+        rope_base: of the phase.
+        device: of the model.
+        vision: options of the model's eyes, which get the batch's images.
+        references: of preference training, which gets the batch's pairs.
+
+    Raises:
+        ConfigError: a pair has no log-probability of the reference.
+    """
     longest, lengths = batch.max_seqlen, tuple(batch.cu_seqlens.diff().tolist())  # read before they leave the host
     real = None
     if batch.real_tokens is not None:
         real = RealTokens.from_rows(batch.real_tokens, batch.tokens_BS.shape[1], device)
+    preferred = None if references is None else references.pairs_of(batch, device)
     seen = isinstance(batch, ImageBatch) and vision is not None
-    pairs = caption_pairs(batch) if seen and vision.contrastive is not None else None
+    captions = caption_pairs(batch) if seen and vision.contrastive is not None else None
     batch = batch.to(device)
     labels_T = batch.labels_BS.masked_fill(~batch.loss_mask_BS, IGNORE).flatten()
     packing = Packing(batch.cu_seqlens, batch.position_ids_BS.flatten(), longest, lengths, real)
     given = image_inputs(batch, vision) if seen else None
-    if pairs is not None:
-        given = PairedInputs.over(given, pairs)
-    return ModelInputs(batch.tokens_BS.flatten(), packing, labels_T, rope_base, given)
+    if captions is not None:
+        given = PairedInputs.over(given, captions)
+    return ModelInputs(batch.tokens_BS.flatten(), packing, labels_T, rope_base, given, preferred)
+
+
+def num_labelled(batch: PackedBatch) -> int:
+    """Return the tokens of a batch that are learned from."""
+    return int(batch.loss_mask_BS.sum())
 
 
 def train_step(
@@ -63,6 +85,7 @@ def train_step(
     limits: Limits = NO_LIMITS,
     stop: Callable[[], bool] = lambda: False,
     saving: WeightsInUse | None = None,
+    references: References | None = None,
 ) -> StepResult:
     """Run this rank's micro-batches of a step and update the weights.
 
@@ -77,15 +100,17 @@ def train_step(
         limits: largest loss and norm of a step that is taken.
         stop: asked once, after backward: whether this rank wants the run to stop.
         saving: what reads the weights meanwhile, a checkpoint that is being written; the update waits for it.
+        references: of preference training, whose loss is the mean over the pairs of the global batch.
     """
     context = model.context
-    mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
+    learn = references.count if references is not None else num_labelled
+    mine = [sum(map(learn, batches)), sum(b.num_real_tokens for b in batches)]
     counts = to_device(torch.tensor(mine, dtype=torch.int64), context.device)
-    labelled, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
-    statistics = StepStatistics(model.module.config, model)
+    learned, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
+    statistics = StepStatistics(model.module.config, model, of_pairs=references is not None)
     vision = model.module.config.vision
-    inputs = (model_inputs(batch, rope_base, context.device, vision) for batch in batches)
-    for result in model.forward_backward(inputs, len(batches), labelled):
+    inputs = (model_inputs(batch, rope_base, context.device, vision, references) for batch in batches)
+    for result in model.forward_backward(inputs, len(batches), learned):
         statistics.add(result)
     # All ranks must agree on both before any updates; no rank waits for its device here.
     finite, asked = statistics.loss_is_finite, (stop(), saving is not None and saving.is_writing)
@@ -93,13 +118,13 @@ def train_step(
     flags = torch.cat([flags, statistics.loss_share[None]])
     grad_norm, (bad_losses, stops, writing, ce_sum) = model.clip_gradients(clip_grad, flags)
     broken = (bad_losses > 0) | ~grad_norm.isfinite()
-    spike = ~broken & ((ce_sum > limits.loss * labelled.double()) | (grad_norm > limits.grad_norm))
+    spike = ~broken & ((ce_sum > limits.loss * learned.double()) | (grad_norm > limits.grad_norm))
     skipped = broken | spike
     if saving is not None:
         saving.let_go()
     update(optimizer, lr, skipped)
     statistics.reduce()
     times = model.end_step(statistics.assigned_LE, skipped)
-    whole = {"grad_norm": grad_norm, "labelled": labelled, "tokens": tokens, "skipped": skipped}
+    whole = {"grad_norm": grad_norm, "learned": learned, "tokens": tokens, "skipped": skipped}
     whole |= {"spike": spike, "stops": stops, "writing": writing}
     return statistics.result(whole, len(batches) * context.dp_size, times)

@@ -22,16 +22,20 @@ from mmtrain.hf.folder import is_hf_folder
 from mmtrain.log.gradients import GradientRecord
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train import endings
-from mmtrain.train.between_steps import GUARD, BetweenSteps
+from mmtrain.train.between_steps import EARLY_STOP, GUARD, BetweenSteps
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.device import peak_rate
+from mmtrain.train.early_stop import EarlyStop
 from mmtrain.train.garbage import collect, collected_in_step
 from mmtrain.train.header import header_lines
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.launches import environment
 from mmtrain.train.left_out import recorded_left_out
+from mmtrain.train.pairs import References
 from mmtrain.train.phase_memory import PhaseMemory
 from mmtrain.train.position import checkpoint_position
+from mmtrain.train.reference_pass import ReferencePass
+from mmtrain.train.reference_weights import Reference
 from mmtrain.train.report import Report
 from mmtrain.train.resume import start_position
 from mmtrain.train.rollback import choose_checkpoint, rows_since
@@ -60,6 +64,7 @@ class Trainer(BetweenSteps):
         start: Start,
         needles: NeedleEvaluation | None = None,
         memory: PhaseMemory | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.config, self.plan, self.inputs, self.folder = config, plan, inputs, folder
         self.start, self.needles, self.memory = start, needles, memory
@@ -70,6 +75,11 @@ class Trainer(BetweenSteps):
             precision = str(self.session.dtype).removeprefix("torch.")
             self.session.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
         self.guard = SpikeGuard(config.guard)
+        preference = config.stage.preference
+        self.early_stop = EarlyStop(None if preference is None else preference.patience)
+        self.references = None if preference is None else References(preference.beta)  # until they are known
+        self.reference_weights = reference
+        self.reference = None if reference is None else reference.fingerprint
         self.stragglers = Stragglers(config.guard.pace_interval, context.device, self.session.dtype)
         self.origin = "initial weights"
         self.progress = self._load()
@@ -97,6 +107,7 @@ class Trainer(BetweenSteps):
         meta = read_meta(checkpoint)
         self.plan.left_out = on_main(lambda: recorded_left_out(meta, self.folder.path if own else None))
         self.guard.restore(meta.get(GUARD))
+        self.early_stop.restore(meta.get(EARLY_STOP))
         return checkpoint_position(checkpoint)
 
     def run(self, watchdog: Watchdog) -> list[str]:
@@ -134,12 +145,28 @@ class Trainer(BetweenSteps):
             if self.start.resume is not None:
                 saver.newest = self.progress.step, self.start.resume
             saver.reserve(self.session)
+            self._know_reference(report, saver)
             stopped = self._train(watchdog, report, saver, signals)
             saver.settle()
             self.session.close()
             if stopped is not None:
                 raise stopped
             return report.close()
+
+    def _know_reference(self, report: Report, saver: Saver) -> None:
+        """Have the reference's log-probabilities of every pair: what is not on disk is computed now."""
+        reference = self.reference_weights
+        if reference is None:
+            return
+        work = ReferencePass(self.config, self.inputs, self.folder.path, reference.fingerprint)
+        if work.missing():
+            if self.start.resume is not None:
+                assert reference.weights is not None  # `find_reference` has seen that they are needed
+                self.session.load(reference.weights, with_optimizer=False)
+            work.run(self.session, report.note)
+            if self.start.resume is not None:
+                self._change_session(self.progress.phase, self.start.resume, report, saver)
+        self.references = work.references()
 
     def _record_inputs(self, folder: Path) -> None:
         write_corpora(folder, self.inputs.fingerprints())
@@ -259,4 +286,5 @@ class Trainer(BetweenSteps):
             limits=limits,
             stop=stop,
             saving=saving,
+            references=self.references,
         )

@@ -18,6 +18,7 @@ from mmtrain.model.given_embeddings import GivenEmbeddings
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import LossOutput, StageOutput, total_aux_loss
 from mmtrain.model.packed_seq import Packing, to_device
+from mmtrain.model.preference import PairScore, PreferencePairs
 from mmtrain.model.weights import local
 from mmtrain.vision.caption_pairs import CaptionPairs, PairedInputs, with_captions
 from mmtrain.vision.contrastive import ContrastiveHead
@@ -62,9 +63,10 @@ class ContrastiveModel(VisionLanguageModel):
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
         given: GivenEmbeddings | ImageInputs | None = None,
+        pairs: PreferencePairs | None = None,
         *,
         score: bool = False,
-    ) -> LossOutput | StageOutput | LabelScore | Tensor:
+    ) -> LossOutput | StageOutput | LabelScore | PairScore | Tensor:
         """Return the loss of `labels_T`, the contrastive one among the auxiliary ones, or logits or scores.
 
         Args:
@@ -73,25 +75,26 @@ class ContrastiveModel(VisionLanguageModel):
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
             given: images in the order of their placeholders, with the pairs among them.
+            pairs: none in training: preference stages have no contrastive loss (`check_preference`).
             score: return how many of the labels are the argmax in place of the loss.
 
         Raises:
             ConfigError: the tiles are not those that the images have.
         """
         if not self.training or labels_T is None or score:
-            return super().forward(tokens_T, packing, labels_T, rope_base, given, score=score)
+            return super().forward(tokens_T, packing, labels_T, rope_base, given, pairs, score=score)
         images = given if isinstance(given, ImageInputs) else None
-        pairs = given.pairs if isinstance(given, PairedInputs) else CaptionPairs.of([])
+        shown = given.pairs if isinstance(given, PairedInputs) else CaptionPairs.of([])
         sight, device = self._see(images, tokens_T.device), tokens_T.device
-        caption_C = tokens_T.index_select(0, to_device(pairs.at_C, device))
-        every = with_captions(packing, pairs.lengths)
+        caption_C = tokens_T.index_select(0, to_device(shown.at_C, device))
+        every = with_captions(packing, shown.lengths)
         h_TD, router = self._run_layers(torch.cat([tokens_T, caption_C]), every, rope_base, None, sight.given)
         h_TD = self.norm(h_TD)
         rows = len(tokens_T)
         ce_sum = self.token_loss(h_TD[:rows], local(self.lm_head.weight), labels_T, self.config.loss_chunk_tokens)
-        ends = torch.tensor([rows + end - 1 for end in accumulate(pairs.lengths)], dtype=torch.int64)
+        ends = torch.tensor([rows + end - 1 for end in accumulate(shown.lengths)], dtype=torch.int64)
         text_PD = h_TD.index_select(0, to_device(ends, device))
-        image_PF = sight.pooled_NF.index_select(0, to_device(pairs.tile_P, device))
+        image_PF = sight.pooled_NF.index_select(0, to_device(shown.tile_P, device))
         found = self.contrastive(image_PF, text_PD, self._most_pairs(packing.row_tokens))
         aux_loss = total_aux_loss(router, torch.zeros_like(ce_sum))
         aux_loss = aux_loss + self.config.vision.contrastive.weight * found.loss

@@ -13,6 +13,7 @@ from mmtrain.model.given_embeddings import GivenEmbeddings
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, StageOutput
 from mmtrain.model.packed_seq import Packing
+from mmtrain.model.preference import PairScore, PreferencePairs
 from mmtrain.vision.encoder import ImageEncoder
 from mmtrain.vision.image_inputs import ImageInputs, ImageWork, whole_image_work
 from mmtrain.vision.images import Images
@@ -43,10 +44,11 @@ class VisionLanguageModel(HybridLM):
         labels_T: Tensor | None = None,
         rope_base: float | None = None,
         given: GivenEmbeddings | ImageInputs | None = None,
+        pairs: PreferencePairs | None = None,
         *,
         score: bool = False,
-    ) -> LossOutput | StageOutput | LabelScore | Tensor:
-        """Return the loss of `labels_T`, or the logits [T, V], as the text model does.
+    ) -> LossOutput | StageOutput | LabelScore | PairScore | Tensor:
+        """Return the loss of `labels_T` or of `pairs`, or the logits [T, V], as the text model does.
 
         Args:
             tokens_T: int64 [T], with as many placeholders in a row as its images have tokens.
@@ -54,7 +56,8 @@ class VisionLanguageModel(HybridLM):
             labels_T: next tokens.
             rope_base: RoPE base; None takes the configuration's.
             given: images in the order of their placeholders, or embeddings; None: text alone.
-            score: return how many of the labels are the argmax in place of the loss.
+            pairs: preference pairs among the documents.
+            score: return how many of the labels are the argmax in place of the loss, or of pairs the log-probabilities.
 
         Raises:
             ConfigError: the tiles are not those that the images have.
@@ -63,7 +66,7 @@ class VisionLanguageModel(HybridLM):
             given = ImageInputs.none(self.encoder.config, tokens_T.device)
         if isinstance(given, ImageInputs):
             given = self.look(given)
-        return super().forward(tokens_T, packing, labels_T, rope_base, given, score=score)
+        return super().forward(tokens_T, packing, labels_T, rope_base, given, pairs, score=score)
 
     def look(self, given: ImageInputs) -> GivenEmbeddings | None:
         """Return the embeddings of a micro-batch's images; None on later stages of a pipeline."""

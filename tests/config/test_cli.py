@@ -61,7 +61,7 @@ def test_stage_with_and_without_plus(command, stage):
         ("hidden_size=3", "error: hidden_size=3: unknown option; did you mean 'model.hidden_size'?"),
         ("modle.hidden_size=3", "error: modle.hidden_size=3: unknown option; did you mean 'model'?"),
         ("seed=3", "error: seed=3: unknown option; did you mean 'data.seed' or 'run.seed'?"),
-        ("+optim.beta=3", "error: optim.beta=3: unknown option; did you mean 'optim.beta2'?"),
+        ("+optim.beta3=3", "error: optim.beta3=3: unknown option; did you mean 'optim.beta2'?"),
         ("model=tiney", "error: model=tiney: not a known choice; did you mean 'tiny'?"),
         ("+stage=long_cxt", "error: stage=long_cxt: not a known choice; did you mean 'long_ctx'?"),
         ("optim=adam", "error: optim=adam: not a known choice; did you mean 'adamw'?"),

@@ -28,7 +28,7 @@ FREE = {
     "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.cuda_graphs",
     "parallel.offload_block_inputs", "parallel.reshard_after_forward",
     "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.init_parts", "run.max_steps",
-    "run.name", "run.plan", "run.plan_processes", "run.resume",
+    "run.name", "run.plan", "run.plan_processes", "run.resume", "stage.preference.patience",
 }  # fmt: skip
 BOUND = {
     "data.long_sources", "data.packing", "data.seed", "data.sources", "data.valid_fraction",
@@ -44,7 +44,7 @@ BOUND = {
     "model.vision.unused_layers", "model.vocab_size", "optim.beta1",
     "optim.beta2", "optim.clip_grad", "optim.decay_norms", "optim.eps", "optim.frozen", "optim.name", "optim.precision",
     "optim.weight_decay", "parallel.aux_loss_over", "parallel.global_router", "parallel.micro_batch_rows", "run.seed",
-    "stage.batch_scale", "stage.name", "stage.phases", "stage.scale", "stage.token_scale",
+    "stage.batch_scale", "stage.name", "stage.phases", "stage.preference.beta", "stage.scale", "stage.token_scale",
 }  # fmt: skip
 LAID_OUT = {
     f"parallel.{name}"

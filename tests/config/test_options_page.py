@@ -66,7 +66,7 @@ def values() -> dict:
     """A whole configuration with an entry in every list."""
     given = ["model=tiny_vit", "run.name=a", "data.sources=[{path: b}]", "stage.phases[0].sources=[{path: b}]",
              "stage.phases[0].buckets=[{name: c, share: 1}]", "data.long_sources=[{path: b}]",
-             "stage.phases[0].parallel={tp: 1}"]  # fmt: skip
+             "stage.phases[0].parallel={tp: 1}", "stage.preference={beta: 0.1}"]  # fmt: skip
     return dataclasses.asdict(compose(given, CONFIGS))
 
 

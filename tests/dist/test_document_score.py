@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmtrain.model.document_score import document_log_probs, documents_of
-from mmtrain.model.preference import preference_loss
+from mmtrain.model.document_score import document_log_probs
+from mmtrain.model.packed_seq import documents_of
 from mmtrain.parallel.collectives import sum_alike
 from mmtrain.parallel.tensor.vocab_parallel import VocabParallelDocuments
 from tests.dist.pool import Pool
-from tests.model.test_document_score import BETA, LENGTHS, T, V, close, inputs, plain, reference_pairs
+from tests.model.test_document_score import LENGTHS, T, V, close, inputs, loss_of, plain, reference_pairs
 
 CHUNK = 8
 SHARDS = [[V - 12, 12], [V, 0], [20, 0, 17]]  # of T = 51 tokens, cut to what the ranks divide
@@ -30,7 +30,7 @@ def over_vocabulary(shards: list[int], dtype: torch.dtype) -> tuple[Tensor, ...]
     weight_ND = weight_VD.detach().split(shards)[rank].clone().requires_grad_()
     score = VocabParallelDocuments(sum(shards[:rank]), dist.group.WORLD)
     sums_N = score(x_SD, weight_ND, labels_T, document_T, len(LENGTHS) + 1, CHUNK)  # the last one is padding
-    loss = preference_loss(sums_N, reference_pairs(), BETA).loss
+    loss = loss_of(sums_N, reference_pairs()).loss
     loss.backward()
     return sums_N.detach()[: len(LENGTHS)], loss.detach(), x_SD.grad, weight_ND.grad
 
@@ -59,7 +59,7 @@ def over_tokens() -> tuple[Tensor, Tensor, Tensor]:
     x_SD = x_TD.detach()[mine_T].requires_grad_()
     document_S = documents_of(bounds, T)[mine_T]
     part_N = document_log_probs(x_SD, weight_VD, labels_T[mine_T], document_S, len(LENGTHS), CHUNK)
-    loss = preference_loss(sum_alike(part_N, dist.group.WORLD), reference_pairs(), BETA).loss
+    loss = loss_of(sum_alike(part_N, dist.group.WORLD), reference_pairs()).loss
     loss.backward()
     dx_TD = torch.zeros_like(x_TD)
     dx_TD[mine_T] = x_SD.grad

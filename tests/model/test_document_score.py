@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mmtrain.model import document_score
-from mmtrain.model.document_score import document_log_probs, documents_of
+from mmtrain.model.document_score import document_log_probs
 from mmtrain.model.gradient_sum import whole_gradient
 from mmtrain.model.loss import IGNORE
-from mmtrain.model.preference import PreferencePairs, preference_loss
+from mmtrain.model.packed_seq import documents_of
+from mmtrain.model.preference import PreferenceLoss, PreferencePairs, pair_scores, preference_loss
 
 D, V, BETA = 12, 37, 0.3
 LENGTHS = [9, 4, 1, 20, 6, 6, 3, 2]  # with chunks of 8 they span one, two and four
@@ -36,7 +37,13 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def reference_pairs() -> PreferencePairs:
-    return PreferencePairs(PAIRS, torch.randn(PAIRS.shape, generator=torch.Generator().manual_seed(3)).double() - 20)
+    return PreferencePairs(
+        PAIRS, torch.randn(PAIRS.shape, generator=torch.Generator().manual_seed(3)).double() - 20, BETA
+    )
+
+
+def loss_of(log_prob_N: Tensor, pairs: PreferencePairs) -> PreferenceLoss:
+    return preference_loss(pair_scores(log_prob_N, pairs), pairs)
 
 
 def plain(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -77,7 +84,7 @@ def test_the_loss_of_pairs_and_its_gradients(dtype: torch.dtype, chunk: int, ker
         assert sums_N.dtype == torch.float64
         close(sums_N, expected_N, dtype)
         assert sums_N[EMPTY] == 0
-        found = preference_loss(sums_N, reference_pairs(), BETA)
+        found = loss_of(sums_N, reference_pairs())
         found.loss.backward()
     close(found.loss.detach(), expected, dtype)
     close(x_TD.grad, expected_dx, dtype)
@@ -93,7 +100,7 @@ def test_a_weight_s_sum_takes_the_gradient_whatever_factor_was_left_there() -> N
     _, _, expected_dx, expected_dw = plain(torch.float64)
     for _ in range(2):  # micro-batches
         sums_N = document_log_probs(x_TD, weight_VD, labels_T, documents_of(bounds, T), len(LENGTHS), 8)
-        preference_loss(sums_N, reference_pairs(), BETA).loss.backward()
+        loss_of(sums_N, reference_pairs()).loss.backward()
     assert weight_VD.grad is None
     close(whole_gradient(weight_VD).detach(), 2 * expected_dw, torch.float64)
     close(x_TD.grad, 2 * expected_dx, torch.float64)
@@ -104,7 +111,7 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
     x_TD, weight_VD, labels_T, bounds = inputs(torch.float64)
     (x_TD if frozen == "x" else weight_VD).requires_grad_(False)
     sums_N = document_log_probs(x_TD, weight_VD, labels_T, documents_of(bounds, T), len(LENGTHS), 8)
-    preference_loss(sums_N, reference_pairs(), BETA).loss.backward()
+    loss_of(sums_N, reference_pairs()).loss.backward()
     _, _, expected_dx, expected_dw = plain(torch.float64)
     assert (x_TD.grad is None) is (frozen == "x") and (weight_VD.grad is None) is (frozen == "weight")
     close(*((weight_VD.grad, expected_dw) if frozen == "x" else (x_TD.grad, expected_dx)), torch.float64)
@@ -126,8 +133,8 @@ def test_a_long_document_s_sum_keeps_its_digits() -> None:
 
 
 def test_figures_of_implicit_rewards() -> None:
-    pairs = PreferencePairs(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[-4.0, -4.0], [-1.0, -2.0]]).double())
-    found = preference_loss(torch.tensor([-3.0, -5.0, -2.0, -2.5]).double(), pairs, 0.5)
+    pairs = PreferencePairs(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[-4.0, -4.0], [-1.0, -2.0]]).double(), 0.5)
+    found = loss_of(torch.tensor([-3.0, -5.0, -2.0, -2.5]).double(), pairs)
     assert (int(found.pairs), int(found.correct)) == (2, 1)
     assert found.rewards_2.tolist() == [0.5 * (1 - 1), 0.5 * (-1 - 0.5)]
     assert found.margin.item() == pytest.approx(0.5 * ((1 + 1) + (-1 + 0.5)))
@@ -136,18 +143,18 @@ def test_figures_of_implicit_rewards() -> None:
 
 def test_a_model_that_is_the_reference_has_log_2_of_loss_a_pair() -> None:
     log_probs_N = torch.tensor([-3.0, -5.0, -2.0, -2.5]).double()
-    pairs = PreferencePairs(torch.tensor([[0, 1], [2, 3]]), log_probs_N.view(2, 2))
-    found = preference_loss(log_probs_N, pairs, 0.1)
+    pairs = PreferencePairs(torch.tensor([[0, 1], [2, 3]]), log_probs_N.view(2, 2), 0.1)
+    found = loss_of(log_probs_N, pairs)
     assert found.loss.item() == pytest.approx(2 * 0.6931471805599453) and int(found.correct) == 0
 
 
 def test_the_reference_gets_no_gradient_and_no_pair_is_no_loss() -> None:
     reference = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     log_probs_N = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    preference_loss(log_probs_N, PreferencePairs(torch.tensor([[0, 1]]), reference), 0.1).loss.backward()
+    loss_of(log_probs_N, PreferencePairs(torch.tensor([[0, 1]]), reference, 0.1)).loss.backward()
     assert reference.grad is None and log_probs_N.grad.tolist() == [-0.05, 0.05]
-    none = PreferencePairs(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2).double())
-    found = preference_loss(log_probs_N, none, 0.1)
+    none = PreferencePairs(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2).double(), 0.1)
+    found = loss_of(log_probs_N, none)
     found.loss.backward()
     assert (found.loss.item(), int(found.pairs), int(found.correct)) == (0.0, 0, 0)
 
@@ -156,6 +163,6 @@ def test_far_margins_stay_finite() -> None:
     log_probs_N = torch.tensor([0.0, -1e6], dtype=torch.float64, requires_grad=True)
     for order, expected in (([[0, 1]], 0.0), ([[1, 0]], 1e6)):
         log_probs_N.grad = None
-        found = preference_loss(log_probs_N, PreferencePairs(torch.tensor(order), torch.zeros(1, 2).double()), 1.0)
+        found = loss_of(log_probs_N, PreferencePairs(torch.tensor(order), torch.zeros(1, 2).double(), 1.0))
         found.loss.backward()
         assert found.loss.item() == pytest.approx(expected) and log_probs_N.grad.isfinite().all()

@@ -52,11 +52,13 @@ class ImageBatch(PackedBatch):
         images: in the order of the tokens.
         pairs: of preference pairs: where the preferred answer's document begins in the flattened tokens, where the
             rejected one's begins, and where it ends.
+        pair_ids: which pair each is (`ImageRow.pair_ids`).
     """
 
     tiles_TCHW: torch.Tensor = field(default_factory=_no_tiles)
     images: tuple[BatchImage, ...] = ()
     pairs: tuple[tuple[int, int, int], ...] = ()
+    pair_ids: tuple[str, ...] = ()
 
     @property
     def num_tiles(self) -> int:
@@ -86,7 +88,10 @@ def collate_images(rules: TileRules) -> Callable[[Sequence[Row], Sequence[int]],
 
     def make(rows: Sequence[Row], numbers: Sequence[int]) -> ImageBatch:
         packed = collate(rows, numbers)
-        s, images, pairs, first_tile = packed.tokens_BS.shape[1], [], [], 0
+        s, first_tile = packed.tokens_BS.shape[1], 0
+        images: list[BatchImage] = []
+        pairs: list[tuple[int, int, int]] = []
+        pair_ids: list[str] = []
         for b, row in enumerate(rows):
             if not isinstance(row, ImageRow):
                 continue
@@ -101,8 +106,9 @@ def collate_images(rules: TileRules) -> Callable[[Sequence[Row], Sequence[int]],
                 first_tile += layout.tiles
             if row.pairs is not None:
                 pairs += [(b * s + x, b * s + y, b * s + z) for x, y, z in row.pairs.tolist()]
+                pair_ids += row.pair_ids
         given = {one.name: getattr(packed, one.name) for one in fields(PackedBatch)}
-        return ImageBatch(**given, images=tuple(images), pairs=tuple(pairs))
+        return ImageBatch(**given, images=tuple(images), pairs=tuple(pairs), pair_ids=tuple(pair_ids))
 
     return make
 

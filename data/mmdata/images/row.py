@@ -38,7 +38,9 @@ class ImageRow(Row):
         images: in the order of the row.
         pairs: int32[p, 3] of preference pairs: where the preferred answer's document begins, where the rejected one's
             begins, and where it ends. Each is a piece of its own in `cu_seqlens`.
+        pair_ids: which pair each is, ``CORPUS/DOCUMENT``: the same wherever the corpus lies, however rows are packed.
     """
 
     images: tuple[RowImage, ...] = ()
     pairs: np.ndarray | None = None
+    pair_ids: tuple[str, ...] = ()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdata.corpus.array_cache import ArrayCache
 from mmdata.corpus.documents import Documents, choose
+from mmdata.corpus.fingerprint import digest_of
 from mmdata.corpus.protocol import Corpus
 from mmdata.errors import DataError
 from mmdata.images.corpus import ImageCorpus
@@ -99,7 +101,13 @@ class ImageStream(RowStream):
             **{**_fields(row), "labels": labels, "loss_mask": mask},
             images=tuple(self._images(offsets, pieces.lengths, begins)),
             pairs=pairs.astype(np.int32),
+            pair_ids=tuple(f"{self._corpus_id}/{document}" for document in pieces.documents[second].tolist()),
         )
+
+    @cached_property
+    def _corpus_id(self) -> str:
+        """Short name of what the corpus holds, wherever it lies."""
+        return digest_of(self.corpus.fingerprint())[:16]
 
     def _lay(self, documents: Documents) -> Plan:
         def cut(ids: np.ndarray, lengths: np.ndarray, row: int) -> Pieces:

@@ -41,7 +41,8 @@ def image_batches(
     rules = stream_rules(stream)
     if rules is None:
         raise DataError("image_batches reads rows of corpora with images: use micro_batches for text alone")
-    need_pillow()
+    if any(len(one.corpus.places) for one in _image_streams(stream)):  # preference pairs may be of text alone
+        need_pillow()
     if threads < 1:
         raise DataError(f"threads is {threads}: decoding images needs at least 1")
     rows = micro_batches(stream, batches, num_workers=num_workers, collate=collate_images(rules))
@@ -82,8 +83,7 @@ def stream_rules(stream: Rows) -> TileRules | None:
     Raises:
         DataError: two corpora of a mixture have different rules, or different tokens for images.
     """
-    streams = stream.streams if isinstance(stream, Mixture) else [stream]
-    corpora = [one.corpus for one in streams if isinstance(one, ImageStream)]
+    corpora = [one.corpus for one in _image_streams(stream)]
     for corpus in corpora[1:]:
         if (corpus.rules, corpus.image_id) != (corpora[0].rules, corpora[0].image_id):
             raise DataError(
@@ -91,3 +91,9 @@ def stream_rules(stream: Rows) -> TileRules | None:
                 "them with the same --tile, --patch, --grids and --image-token"
             )
     return corpora[0].rules if corpora else None
+
+
+def _image_streams(stream: Rows) -> list[ImageStream]:
+    """Streams of corpora with images, or with preference pairs, in a stream of any kind."""
+    streams = stream.streams if isinstance(stream, Mixture) else [stream]
+    return [one for one in streams if isinstance(one, ImageStream)]

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from mmtrain.model.document_score import DocumentScoreCall
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import Packing
+from mmtrain.parallel.collectives import sum_alike
 from mmtrain.parallel.context.lightning_cp import begin_context_lightning
 from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.context.softmax_cp import context_softmax
@@ -30,6 +32,26 @@ def apply_context_parallel(model: HybridLM, group: ProcessGroup, softmax: str) -
     call = ContextAttention(group, softmax)
     for block in model.layers:
         block.mixer.attention = call
+    model.document_score = SharedDocuments(model.document_score, group)
+
+
+@dataclass(frozen=True)
+class SharedDocuments:
+    """The model's `DocumentScoreCall` where the tokens of a document lie on several ranks.
+
+    Attributes:
+        score: sums over the documents' tokens on one rank.
+        group: the ranks that share rows.
+    """
+
+    score: DocumentScoreCall
+    group: ProcessGroup
+
+    def __call__(
+        self, x_SD: Tensor, weight_VD: Tensor, labels_S: Tensor, document_S: Tensor, documents: int, chunk_tokens: int
+    ) -> Tensor:
+        """Sum over the tokens of all ranks, which all go on with the same sums: each has its own tokens' gradient."""
+        return sum_alike(self.score(x_SD, weight_VD, labels_S, document_S, documents, chunk_tokens), self.group)
 
 
 @dataclass(frozen=True)

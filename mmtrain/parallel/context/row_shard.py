@@ -147,6 +147,21 @@ class ContextPacking(Packing):
         return self.whole.row_tokens
 
     @property
+    def document_T(self) -> Tensor:
+        """Number of the document of each token here, int64 [S], among those of the whole row."""
+        return self.whole.document_T.index_select(0, self.index_S)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of the whole row."""
+        return self.whole.num_documents
+
+    @property
+    def speaks_for_rows(self) -> bool:
+        """Whether this rank is the first of those that share the row."""
+        return self.shard.rank == 0
+
+    @property
     def balance(self) -> float:
         """Softmax work of the busiest rank over the mean over ranks."""
         return self.shard.balance

@@ -108,6 +108,8 @@ class RecordedModel:
             return f"cuda_graphs=auto records up to {self._most_tokens:,} tokens; kernels of {tokens:,} hide launches"
         if self._host_counts_rows:
             return "experts' products that are not in bfloat16 wait for the numbers of their rows"
+        if batch.pairs is not None:
+            return "the loss of preference pairs is not recorded"
         room = _room(tokens)
         if len(batch.packing.lengths) > room:
             return f"it has more documents than the {room} that a graph of its tokens has room for"

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
 from mmtrain.model.packed_seq import Packing
+from mmtrain.model.preference import PairScore
 
 
 class MicroBatchResult(NamedTuple):
@@ -46,8 +47,8 @@ class Schedule(Protocol):
     def forward(self, batch: ModelInputs) -> Tensor | None:
         """Summed loss of one micro-batch; None on ranks that do not learn it."""
 
-    def score(self, batch: ModelInputs) -> LabelScore | None:
-        """Score of one micro-batch's labels; None on ranks that do not learn it."""
+    def score(self, batch: ModelInputs) -> LabelScore | PairScore | None:
+        """Score of one micro-batch's labels, or of its pairs; None on ranks that do not learn it."""
 
     def close(self) -> None:
         """Free what is kept from one step to the next."""
@@ -144,8 +145,8 @@ class SingleStage:
         with self.weights.forward_only():
             return self.model(*batch).ce_sum
 
-    def score(self, batch: ModelInputs) -> LabelScore:
-        """Score of one micro-batch's labels."""
+    def score(self, batch: ModelInputs) -> LabelScore | PairScore:
+        """Score of one micro-batch's labels, or of its pairs."""
         with self.weights.forward_only():
             return self.model(*batch, score=True)
 
@@ -166,7 +167,7 @@ def detached(out: LossOutput | StageOutput) -> LossOutput | StageOutput:
     """Figures of an output alone: no graph, and no hidden states."""
     router = [type(stats)(*(value.detach() for value in stats)) for stats in out.router]
     if isinstance(out, LossOutput):
-        return LossOutput(out.ce_sum.detach(), out.aux_loss.detach(), router, _told(out))
+        return LossOutput(out.ce_sum.detach(), out.aux_loss.detach(), router, _told(out), out.preference)
     return StageOutput(out.h_TD.new_empty(0), out.aux_loss.detach(), router)
 
 

@@ -20,6 +20,7 @@ from mmtrain.config.checks import require
 from mmtrain.model.frozen import learns
 from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, StageOutput
+from mmtrain.model.preference import PairScore
 from mmtrain.parallel.fsdp import reshard_all
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
@@ -89,10 +90,10 @@ class Pipeline:
         out = self._forward(batch, score=False)
         return out.ce_sum if isinstance(out, LossOutput) else None
 
-    def score(self, batch: ModelInputs) -> LabelScore | None:
-        """Score of one micro-batch's labels, where the last stage is; None elsewhere. Collective over the pipeline."""
+    def score(self, batch: ModelInputs) -> LabelScore | PairScore | None:
+        """Score of one micro-batch's labels, or of its pairs, where the last stage is; None elsewhere. Collective."""
         out = self._forward(batch, score=True)
-        return out if isinstance(out, LabelScore) else None
+        return out if isinstance(out, LabelScore | PairScore) else None
 
     def close(self) -> None:
         """There is nothing to free."""
@@ -105,11 +106,11 @@ class Pipeline:
         """There is nothing to tell."""
         return []
 
-    def _forward(self, batch: ModelInputs, *, score: bool) -> LossOutput | StageOutput | LabelScore | None:
+    def _forward(self, batch: ModelInputs, *, score: bool) -> LossOutput | StageOutput | LabelScore | PairScore | None:
         """Output of this rank's last stage for one micro-batch."""
         ranks, rank = self.group.size(), self.group.rank()
         peer = [dist.get_global_rank(self.group, (rank + step) % ranks) for step in (-1, 1)]
-        out: LossOutput | StageOutput | LabelScore | None = None
+        out: LossOutput | StageOutput | LabelScore | PairScore | None = None
         for number, stage in self.stages.items():
             inputs = batch.tokens_T
             if number > 0:

@@ -126,6 +126,7 @@ def _clone(model: HybridLM) -> HybridLM:
     """Another model of the same modules, which can be pruned on its own."""
     clone = meta_model(model.config)
     clone.token_loss, clone.label_score = model.token_loss, model.label_score
+    clone.document_score = model.document_score
     if isinstance(model, VisionLanguageModel) and isinstance(clone, VisionLanguageModel):
         clone.image_work = model.image_work
     for name, module in model.named_children():

@@ -25,7 +25,11 @@ from mmtrain.model.moe.layer import MoE
 from mmtrain.model.sequence import SequenceRegion
 from mmtrain.parallel.collectives import gather_rows, scatter_sum_rows, sum_in_place
 from mmtrain.parallel.dtensor_params import shard_parameter
-from mmtrain.parallel.tensor.vocab_parallel import VocabParallelLookup, vocab_parallel_cross_entropy
+from mmtrain.parallel.tensor.vocab_parallel import (
+    VocabParallelDocuments,
+    VocabParallelLookup,
+    vocab_parallel_cross_entropy,
+)
 from mmtrain.parallel.tensor.vocab_score import VocabParallelScore
 from mmtrain.parallel.vision.apply import replicate_eyes
 
@@ -67,6 +71,7 @@ def apply_tensor_parallel(model: HybridLM, mesh: DeviceMesh) -> None:
     model.embed_tokens.lookup = VocabParallelLookup(first, group)
     model.token_loss = partial(_loss, first=first, group=group)
     model.label_score = VocabParallelScore(first, group)
+    model.document_score = VocabParallelDocuments(first, group)
 
 
 def place_over_tp(model: HybridLM, mesh: DeviceMesh, region: SequenceRegion) -> None:
