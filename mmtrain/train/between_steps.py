@@ -38,6 +38,7 @@ class BetweenSteps:
         needles: evaluation of long text; None: there is none.
         guard: against spikes.
         progress: where the run stands.
+        lines: what this rank met of bad images and has not told yet.
         skipped_in_row: steps, up to now, that were not finite.
         validated: step and held-out loss of the last validation whose loss was finite.
     """
@@ -50,6 +51,7 @@ class BetweenSteps:
     needles: NeedleEvaluation | None
     guard: SpikeGuard
     progress: Progress
+    lines: list[str]
     skipped_in_row: int
     validated: tuple[int, float] | None
 
@@ -119,7 +121,7 @@ class BetweenSteps:
         # Every rank runs as many; surplus is not counted.
         mine = range(self.session.context.dp_rank, -(-rows // dp) * dp, dp)
         numbers = [[min(row, rows - 1)] for row in mine]
-        batches = zip(read_batches(stream, numbers), (row < rows for row in mine), strict=True)
+        batches = zip(read_batches(stream, numbers, log=self.lines.append), (row < rows for row in mine), strict=True)
         found = evaluate(self.session.model, batches, self.inputs.token_bytes, phase.rope_base)
         report.validation(self.progress, found)
         self.validated = (self.progress.step, found.loss) if found.is_finite else None

@@ -16,6 +16,7 @@ from mmtrain.model.packed_seq import Packing, RealTokens, to_device
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.caption_rows import caption_pairs
+from mmtrain.train.image_counts import count_batches
 from mmtrain.train.image_rows import image_inputs
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
 from mmtrain.train.statistics import StepResult, StepStatistics
@@ -79,11 +80,13 @@ def train_step(
         saving: what reads the weights meanwhile, a checkpoint that is being written; the update waits for it.
     """
     context = model.context
-    mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
-    counts = to_device(torch.tensor(mine, dtype=torch.int64), context.device)
-    labelled, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
-    statistics = StepStatistics(model.module.config, model)
     vision = model.module.config.vision
+    mine = [sum(int(b.loss_mask_BS.sum()) for b in batches), sum(b.num_real_tokens for b in batches)]
+    mine += count_batches(batches) if vision is not None else []
+    counts = to_device(torch.tensor(mine, dtype=torch.int64), context.device)
+    counts = model.sum_over_batches(counts)  # over whole rows, before any is cut
+    labelled, tokens = counts[:2]
+    statistics = StepStatistics(model.module.config, model)
     inputs = (model_inputs(batch, rope_base, context.device, vision) for batch in batches)
     for result in model.forward_backward(inputs, len(batches), labelled):
         statistics.add(result)
@@ -101,5 +104,5 @@ def train_step(
     statistics.reduce()
     times = model.end_step(statistics.assigned_LE, skipped)
     whole = {"grad_norm": grad_norm, "labelled": labelled, "tokens": tokens, "skipped": skipped}
-    whole |= {"spike": spike, "stops": stops, "writing": writing}
+    whole |= {"spike": spike, "stops": stops, "writing": writing, "images": counts[2:]}
     return statistics.result(whole, len(batches) * context.dp_size, times)
