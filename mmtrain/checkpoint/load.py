@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from mmtrain.checkpoint.positions import StoredPositions
 from mmtrain.checkpoint.progress import FROZEN, RECORD, read_meta
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.checkpoint.save import BY_PARAMETER, state_of
-from mmtrain.config import ModelConfig
+from mmtrain.config import ModelConfig, VisionConfig
 from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
 from mmtrain.errors import ConfigError
 from mmtrain.model.frozen import is_frozen
+
+EYES = "encoder."
+"""What the names of the parameters begin with that a model with eyes has besides a text model's."""
 
 
 def load_checkpoint(
@@ -31,11 +34,12 @@ def load_checkpoint(
 ) -> None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
-    The model must have the checkpoint's shapes (:func:`check_same_model`). A buffer that the checkpoint lacks, written
-    without the option that needs it, keeps its value. Optimizer state of parameters that are trained now and were
-    frozen when it was saved begins anew, at zero and with no step done; that of those that are frozen now is not read.
-    Position embeddings of the eyes that were trained on tiles of another size are interpolated, and their state begins
-    anew likewise.
+    The model must have the checkpoint's shapes (:func:`check_same_model`). Of a checkpoint of text a model with eyes
+    takes all that it has: the eyes keep their values, and their optimizer state begins anew. A buffer that the
+    checkpoint lacks, written without the option that needs it, keeps its value. Optimizer state of parameters that are
+    trained now and were frozen when it was saved begins anew, at zero and with no step done; that of those that are
+    frozen now is not read. Position embeddings of the eyes that were trained on tiles of another size are interpolated,
+    and their state begins anew likewise.
 
     Args:
         path: folder of the checkpoint.
@@ -51,6 +55,8 @@ def load_checkpoint(
     metadata = metadata_of(option, path)
     known = metadata.state_dict_metadata
     optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
+    text_alone = not any(name.startswith(f"model.{EYES}") for name in known)
+    optional |= {name for name, _ in model.named_parameters() if text_alone and name.startswith(EYES)}
     if optimizer is None:
         weights = get_model_state_dict(model)
         if parts:
@@ -66,6 +72,8 @@ def load_checkpoint(
         positions = StoredPositions(metadata, weights)
         new = _of_frozen(path, lacking) if lacking else {}
         new |= {name: value for name, value in moments.items() if _parameter_of(name) in positions.names}
+        eyes = {name: value for name, value in lacking.items() if name.partition(".")[2].startswith(EYES)}
+        new |= eyes if text_alone else {}
         stored = _without(moments, new.keys())
         if missing := next((f"optimizer.{name}" for name in stored if f"optimizer.{name}" not in known), None):
             raise ConfigError("run.resume", str(path), f"holds the optimizer's state in another form: no {missing}",
@@ -90,14 +98,39 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
     option's default.
 
     Raises:
-        ConfigError: naming the first option of the model that differs.
+        ConfigError: naming the first option of the model that differs, or the eyes that one of both lacks; but a run
+            with eyes may start from the weights of text (`is_text_alone`).
     """
     recorded = read_meta(checkpoint)["config"]["model"]
-    for field in marked_fields(ModelConfig, SHAPES_WEIGHTS):
+    _check_shapes(option, checkpoint, "model", recorded, model)
+    eyes = recorded.get("vision")
+    if model.vision is not None and eyes is not None:
+        if option == "run.init_from":  # `init_parts.check_same_eyes` knows what else may differ
+            return
+        _check_shapes(option, checkpoint, "model.vision", eyes, model.vision)
+    elif eyes is not None:
+        raise ConfigError("model.vision", None, f"{option}={checkpoint} holds a model with eyes",
+                          f"give its model, model={recorded.get('name')}, or another checkpoint")  # fmt: skip
+    elif model.vision is not None and option != "run.init_from":
+        raise ConfigError("model.vision", f"{{hidden_size: {model.vision.hidden_size}, ...}}",
+                          f"{option}={checkpoint} holds a model of text alone",
+                          "start another run from its weights with run.init_from, whose eyes begin anew")  # fmt: skip
+
+
+def is_text_alone(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint holds a model without eyes."""
+    return read_meta(checkpoint)["config"]["model"].get("vision") is None
+
+
+def _check_shapes(
+    option: str, checkpoint: Path, path: str, recorded: Mapping[str, Any], now: ModelConfig | VisionConfig
+) -> None:
+    """Refuse a group of options of which one that shapes weights is not as a checkpoint has it."""
+    for field in marked_fields(type(now), SHAPES_WEIGHTS):
         default = None if field.default is MISSING else field.default
-        before, now = recorded.get(field.name, default), getattr(model, field.name)
-        if before != now:
-            raise ConfigError(f"model.{field.name}", now, f"{option}={checkpoint} holds a model with {before}",
+        there, here = recorded.get(field.name, default), getattr(now, field.name)
+        if there != here:
+            raise ConfigError(f"{path}.{field.name}", here, f"{option}={checkpoint} holds a model with {there}",
                               "give that value, or another checkpoint")  # fmt: skip
 
 

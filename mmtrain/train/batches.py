@@ -23,7 +23,7 @@ class BatchReader:
         dp_size: how many they are.
         micro_batch_rows: rows of a micro-batch.
         num_workers: processes that read ahead; 0 reads when asked. Of rows with images, also threads that decode them.
-        log: gets a line for each of the first images that could not be decoded.
+        log: gets a line for each of the first images that could not be decoded, on this rank.
     """
 
     def __init__(

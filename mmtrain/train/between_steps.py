@@ -45,6 +45,7 @@ class BetweenSteps:
         references: of preference training; None trains on next tokens.
         progress: where the run stands.
         reference: fingerprint of the checkpoint that `references` are of.
+        lines: what this rank met of bad images and has not told yet.
         skipped_in_row: steps, up to now, that were not finite.
         validated: step and held-out loss of the last validation whose loss was finite.
     """
@@ -60,6 +61,7 @@ class BetweenSteps:
     references: References | None
     reference: str | None
     progress: Progress
+    lines: list[str]
     skipped_in_row: int
     validated: tuple[int, float] | None
 
@@ -135,7 +137,7 @@ class BetweenSteps:
         # Every rank runs as many; surplus is not counted.
         mine = range(self.session.context.dp_rank, -(-rows // dp) * dp, dp)
         numbers = [[min(row, rows - 1)] for row in mine]
-        batches = zip(read_batches(stream, numbers), (row < rows for row in mine), strict=True)
+        batches = zip(read_batches(stream, numbers, log=self.lines.append), (row < rows for row in mine), strict=True)
         model, base = self.session.model, phase.rope_base
         if self.references is not None:
             found: HeldOut = evaluate_pairs(model, batches, base, self.references)

@@ -13,6 +13,7 @@ from mmtrain.log.console import count_text
 from mmtrain.model.flops import count_parameters
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train.curriculum import PhasePlan, RunPlan
+from mmtrain.vision.flops import count_vision_parameters
 
 _RECOMPUTED = {
     "none": "nothing recomputed",
@@ -75,10 +76,15 @@ def _device(context: ParallelContext) -> str:
 
 def _model(config: PretrainConfig) -> str:
     counted = count_parameters(config.model)
-    return (
-        f"{config.model.name}: {count_text(counted.total)} parameters, "
+    eyes = count_vision_parameters(config.model)
+    told = (
+        f"{config.model.name}: {count_text(counted.total)} parameters{' of text' if eyes else ''}, "
         f"{count_text(counted.activated_without_embeddings)} activated a token without embeddings"
     )
+    if not eyes:
+        return told
+    tower = count_text(eyes["vision_tower"])
+    return f"{told}; {count_text(sum(eyes.values()))} of its eyes, {tower} of them the vision transformer"
 
 
 def _phase(plan: PhasePlan) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from mmdata.images.batch import ImageBatch
-from mmdata.images.grid import lay_image
 from mmtrain.config import VisionConfig
 from mmtrain.vision.image_inputs import ImageInputs
-from mmtrain.vision.images import Images, tile_rules
+from mmtrain.vision.images import Images
 
 
 def image_inputs(batch: ImageBatch, vision: VisionConfig) -> ImageInputs:
@@ -14,10 +13,10 @@ def image_inputs(batch: ImageBatch, vision: VisionConfig) -> ImageInputs:
 
     Args:
         batch: decoded.
-        vision: the eyes' options, which are the rules by which the batch's corpora were prepared.
+        vision: the eyes' options. Its images are laid out by the rules of their corpus, whose tiles are the eyes' own,
+            and whose grids are among theirs or none: a fixed resolution (`mmtrain.train.source_images`).
     """
-    rules = tile_rules(vision)
-    layouts = tuple(lay_image(image.source.width, image.source.height, rules) for image in batch.images)
+    layouts = tuple(image.layout for image in batch.images)
     tiles_N3SS = batch.tiles_TCHW
     if not layouts:
         tiles_N3SS = tiles_N3SS.new_empty(0, 3, vision.tile_size, vision.tile_size)

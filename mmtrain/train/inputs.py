@@ -13,14 +13,15 @@ from mmdata.corpus.array_cache import cache_beside
 from mmdata.corpus.open import open_corpus, tokenizer_path
 from mmdata.corpus.split import Split
 from mmdata.errors import DataError
-from mmdata.images.stream import open_stream
+from mmdata.images.corpus import ImageCorpus
+from mmdata.images.stream import left_out_lines, open_stream
 from mmdata.rows.loader import Rows
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.stream import RowStream
 from mmdata.save_tokenizer import save_tokenizer
 from mmdata.tokenizer import load_tokenizer
 from mmdata.tokenizer_identity import identity_of_path
-from mmtrain.config import DataConfig, PhaseConfig
+from mmtrain.config import DataConfig, ModelConfig, PhaseConfig
 from mmtrain.errors import ConfigError
 from mmtrain.train.curriculum import RunStep
 from mmtrain.train.epochs import (
@@ -32,6 +33,7 @@ from mmtrain.train.epochs import (
 )
 from mmtrain.train.phase_mixture import mixture_lines
 from mmtrain.train.phase_rows import PhaseRows
+from mmtrain.train.source_images import check_images
 from mmtrain.train.source_tokenizers import check_tokenizers, named_sources
 
 
@@ -171,6 +173,20 @@ class RunInputs:
         """
         if self.data.strict_epochs:
             check_epochs(self.epochs(phase_tokens))
+
+    def check_images(self, model: ModelConfig) -> list[str]:
+        """Refuse images that the model cannot see, or that are not to be had; return lines for the header.
+
+        Raises:
+            ConfigError: as `source_images.check_images` does.
+            DataError: Pillow is missing, or a row of a phase is too short for any held-out image.
+        """
+        lines = check_images(self._sources, self._splits, model)
+        first = self._splits[self.data.all_sources[0].path][0].corpus
+        for seq_len in dict.fromkeys(phase.seq_len for phase in self.phases) if isinstance(first, ImageCorpus) else ():
+            valid = self.valid_stream(seq_len)
+            lines += left_out_lines(valid) if valid is not None else []
+        return lines
 
     def header_lines(self, phase_tokens: Sequence[int]) -> list[str]:
         """Return the lines that a run starts with.

@@ -12,6 +12,7 @@ from mmdata.corpus.documents import Documents, choose
 from mmdata.corpus.fingerprint import digest_of
 from mmdata.corpus.split import Split
 from mmdata.images.stream import left_out_lines, open_stream
+from mmdata.images.stream_batches import stream_rules
 from mmdata.rows.loader import Rows
 from mmdata.rows.mixture import Mixture
 from mmdata.rows.stream import RowStream
@@ -43,7 +44,7 @@ class PhaseRows:
 
     Raises:
         ConfigError: no documents for a bucket.
-        DataError: too little text for a row.
+        DataError: too little text for a row, or corpora with images of one phase that were prepared by different rules.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class PhaseRows:
         self.mixtures = phase_mixtures(data, phases, self._documents)
         self.left_out: list[str] = []
         for index in range(len(phases)):  # too little text for a row is found here
-            found = left_out_lines(self.stream(index))
+            stream = self.stream(index)
+            stream_rules(stream)  # corpora of one phase with different tiles, too
+            found = left_out_lines(stream)
             self.left_out += [line for line in found if line not in self.left_out]
 
     def stream(self, index: int) -> Rows:

@@ -151,7 +151,7 @@ def prepare_run(planned: PlannedRun, note: Callable[[str], None]) -> PreparedRun
     needles = needle_evaluation(config, phases, units, inputs.held_out, inputs.tokenizer, source)
     phase_tokens = tokens_by_phase(plan, config.run.max_steps)
     inputs.check_epochs(phase_tokens)
-    notes = [*planned.choices, *inputs.header_lines(phase_tokens)]
+    notes = [*planned.choices, *inputs.check_images(config.model), *inputs.header_lines(phase_tokens)]
     notes += needles.header_lines(phases) if needles else []
     notes += check_corpora(start, inputs.fingerprints(), config.data.allow_changed)
     record = weights_record(start)

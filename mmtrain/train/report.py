@@ -25,6 +25,7 @@ from mmtrain.log.tensorboard_tracker import FOLDER, TensorBoardTracker
 from mmtrain.log.wandb_tracker import Tracker
 from mmtrain.train.curriculum import RunPlan, RunStep
 from mmtrain.train.evaluate import HeldOut
+from mmtrain.train.image_counts import image_record
 from mmtrain.train.launches import Launches
 from mmtrain.train.left_out import ENTRY, LeftOut, as_records
 from mmtrain.train.phase_frozen import frozen_change
@@ -121,6 +122,7 @@ class Report:
             record |= result.preference.record()
         if result.skipped:
             record["skipped"] = True
+        record |= image_record(result.images)
         self._add_memory(record, result, step.phase_index)
         self._add_routing(record, result, step.phase_index)
         self.folder.check_lock()

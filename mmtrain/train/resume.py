@@ -15,7 +15,7 @@ from mmtrain.checkpoint.corpora import ENTRY, check_same_corpora, check_same_tok
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.init_parts import check_parts, check_same_eyes
 from mmtrain.checkpoint.listing import find_checkpoint
-from mmtrain.checkpoint.load import check_same_model
+from mmtrain.checkpoint.load import check_same_model, is_text_alone
 from mmtrain.checkpoint.progress import Progress, read_meta
 from mmtrain.checkpoint.recorded_options import NOTHING, Difference, differences, flat_options, recorded_values
 from mmtrain.checkpoint.run_folder import RunFolder, Start
@@ -26,11 +26,13 @@ from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import check_folder, is_hf_folder, open_folder, tokenizer_is_bytes
 from mmtrain.hf.hf_config import RELEASED_EPS
+from mmtrain.log.console import count_text
 from mmtrain.model.frozen import is_frozen
 from mmtrain.parallel.layout import Layout
 from mmtrain.train.curriculum import scaled_phases
 from mmtrain.train.phase_frozen import frozen_parts
 from mmtrain.train.position import checkpoint_position
+from mmtrain.vision.flops import count_vision_parameters
 
 FROM_HERE_ON = ("tokens", "batch", "lr")  # of the phase at work: what says how long it lasts and how it goes on
 _SCALES = ("stage.scale", "stage.token_scale", "stage.batch_scale")
@@ -96,6 +98,10 @@ def decide_start(config: PretrainConfig, folder: RunFolder, check: Callable[[Pat
         else:
             check_same_model("run.init_from", found, config.model)
             notes += check_same_eyes("run.init_from", found, config.model)
+            if config.model.vision is not None and is_text_alone(found):
+                size = count_text(sum(count_vision_parameters(config.model).values()))
+                notes.append(f"run.init_from={found}: a model of text; the eyes, {size} parameters, begin anew by "
+                             f"run.seed={config.run.seed}")  # fmt: skip
         return Start(weights=found, parts=tuple(parts), notes=tuple(notes))
     check_same_model("run.resume", checkpoint, config.model)
     if changed := compare_with_checkpoint(config, checkpoint):

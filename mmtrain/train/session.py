@@ -5,7 +5,7 @@ and its reader of rows. At a boundary between layouts one is closed and the next
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmtrain.build import meta_model
@@ -40,7 +40,13 @@ class Session:
     """
 
     def __init__(
-        self, config: PretrainConfig, context: ParallelContext, plan: RunPlan, phase_index: int, inputs: RunInputs
+        self,
+        config: PretrainConfig,
+        context: ParallelContext,
+        plan: RunPlan,
+        phase_index: int,
+        inputs: RunInputs,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         """Lay the model out as a phase wants it.
 
@@ -50,6 +56,7 @@ class Session:
             plan: phases with their layouts.
             phase_index: the phase that is trained next.
             inputs: of the run.
+            log: gets a line for each of the first images that could not be decoded, on this rank.
         """
         laid = plan.phases[phase_index].laid
         assert laid is not None
@@ -69,7 +76,7 @@ class Session:
         self.model.initialise(config.run.seed)
         self.optimizer = build_optimizer(self.model.module, config.optim)
         self.batches = BatchReader(
-            inputs, context.dp_rank, context.dp_size, parallel.micro_batch_rows, config.data.num_workers
+            inputs, context.dp_rank, context.dp_size, parallel.micro_batch_rows, config.data.num_workers, log
         )
 
     def load(self, checkpoint: Path, with_optimizer: bool, parts: Sequence[str] = ()) -> None:

@@ -21,9 +21,10 @@ from mmtrain.model.preference import FIGURES
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.pipeline.micro_batch import MicroBatchResult
+from mmtrain.train.image_counts import NAMES, image_counts, image_flops
 from mmtrain.train.pairs import PairFigures
 
-WHOLE = ("grad_norm", "learned", "tokens", "skipped", "spike", "stops", "writing")
+WHOLE = ("grad_norm", "learned", "tokens", "skipped", "spike", "stops", "writing", "images")
 """Figures of the whole step that are not summed here: every rank has them."""
 
 
@@ -46,12 +47,13 @@ class StepResult:
             None where there is one such rank, or none had a tile.
         figures: means over micro-batches of what the model tells besides its losses.
         memory: bytes, the most that any rank's device has held so far; 0 on a CPU.
-        flops: useful operations, forward and backward, of the assignments that were kept.
+        flops: useful operations, forward and backward, of the assignments that were kept, and of images.
         router_load: [layers][experts], assignments before drops over the even share; empty without experts.
         drop_rate: share of the global batch's assignments dropped, a layer.
         drop_rate_alone: share that each micro-batch's own capacity would have dropped, without the global router.
         router_entropy: mean over the global batch's tokens, in nats, a layer.
         preference: of preference training.
+        images: counts of images by the names of `mmtrain.train.image_counts`; empty of a model without eyes.
         exchange_s: seconds that this rank's communication around experts took.
         exchange_waited_s: seconds of them that computing waited.
     """
@@ -74,6 +76,7 @@ class StepResult:
     figures: Mapping[str, float] = field(default_factory=dict)
     preference: PairFigures | None = None
     memory: int = field(default=0, compare=False)
+    images: Mapping[str, int] = field(default_factory=dict)
     exchange_s: float = field(default=0.0, compare=False)  # times do not make results differ
     exchange_waited_s: float = field(default=0.0, compare=False)
 
@@ -113,9 +116,9 @@ class StepStatistics:
         ranks = dict.fromkeys(("memory", "tiles"), (dist.get_world_size(),))  # sums over ranks that keep each one's
         self.figures = tuple(model.module.figures)
         scalars |= dict.fromkeys(self.figures, ())
-        self.sums = NamedSums(
-            {**scalars, "assigned": (layers, experts), **per_layer, **pairs, **ranks}, model.context.device
-        )
+        images = {"images": (0 if config.vision is None else len(NAMES),)}
+        shapes = {**scalars, "assigned": (layers, experts), **per_layer, **pairs, **images, **ranks}
+        self.sums = NamedSums(shapes, model.context.device)
 
     @property
     def assigned_LE(self) -> Tensor:
@@ -172,7 +175,7 @@ class StepStatistics:
         """Plain numbers, after :meth:`reduce`.
 
         Args:
-            whole: scalars that are the same on all ranks already, by the names of WHOLE.
+            whole: figures that are the same on all ranks already, by the names of WHOLE.
             micro_batches: of all ranks.
             times: of this rank's communication around experts.
         """
@@ -184,6 +187,7 @@ class StepStatistics:
         assigned_LE = sums["assigned"]
         load_LE = assigned_LE * self.config.num_experts / assigned_LE.sum(1, keepdim=True).clamp(min=1)
         kept = step_flops(self.config, [], kept_assignments=float(sums["kept"]))
+        images = image_counts(sums["images"].tolist())
         return StepResult(
             loss=float(sums["ce_sum"]) / max(learned, 1.0),
             aux_loss=float(sums["aux_loss"]) / micro_batches,
@@ -191,7 +195,7 @@ class StepStatistics:
             image_balance=self._image_balance(sums["tiles"]),
             preference=PairFigures.of(sums["preference"].tolist()) if self.of_pairs else None,
             grad_norm=float(sums["grad_norm"]),
-            flops=float(sums["flops"]) + kept.total,
+            flops=float(sums["flops"]) + kept.total + image_flops(self.config, images),
             tokens=int(tokens),
             router_load=load_LE.tolist(),
             drop_rate=(sums["drop_rate"] / weights).tolist(),
@@ -203,6 +207,7 @@ class StepStatistics:
             writing=bool(sums["writing"]),
             figures={name: float(sums[name]) / micro_batches for name in self.figures},
             memory=int(sums["memory"].max()),
+            images=images,
             exchange_s=times.seconds,
             exchange_waited_s=times.waited_seconds,
         )

@@ -16,6 +16,7 @@ from mmtrain.model.packed_seq import Packing, RealTokens, to_device
 from mmtrain.optim.optimizer import update
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.train.caption_rows import caption_pairs
+from mmtrain.train.image_counts import count_batches
 from mmtrain.train.image_rows import image_inputs
 from mmtrain.train.pairs import References
 from mmtrain.train.spike_guard import NO_LIMITS, Limits
@@ -103,12 +104,14 @@ def train_step(
         references: of preference training, whose loss is the mean over the pairs of the global batch.
     """
     context = model.context
+    vision = model.module.config.vision
     learn = references.count if references is not None else num_labelled
     mine = [sum(map(learn, batches)), sum(b.num_real_tokens for b in batches)]
+    mine += count_batches(batches) if vision is not None else []
     counts = to_device(torch.tensor(mine, dtype=torch.int64), context.device)
-    learned, tokens = model.sum_over_batches(counts)  # over whole rows, before any is cut
+    counts = model.sum_over_batches(counts)  # over whole rows, before any is cut
+    learned, tokens = counts[:2]
     statistics = StepStatistics(model.module.config, model, of_pairs=references is not None)
-    vision = model.module.config.vision
     inputs = (model_inputs(batch, rope_base, context.device, vision, references) for batch in batches)
     for result in model.forward_backward(inputs, len(batches), learned):
         statistics.add(result)
@@ -126,5 +129,5 @@ def train_step(
     statistics.reduce()
     times = model.end_step(statistics.assigned_LE, skipped)
     whole = {"grad_norm": grad_norm, "learned": learned, "tokens": tokens, "skipped": skipped}
-    whole |= {"spike": spike, "stops": stops, "writing": writing}
+    whole |= {"spike": spike, "stops": stops, "writing": writing, "images": counts[2:]}
     return statistics.result(whole, len(batches) * context.dp_size, times)

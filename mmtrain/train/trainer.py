@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from mmtrain.health.stragglers import Stragglers
 from mmtrain.health.watchdog import Watchdog
 from mmtrain.hf.folder import is_hf_folder
 from mmtrain.log.gradients import GradientRecord
+from mmtrain.output import say
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.train import endings
 from mmtrain.train.between_steps import EARLY_STOP, GUARD, BetweenSteps
@@ -70,7 +72,8 @@ class Trainer(BetweenSteps):
         self.start, self.needles, self.memory = start, needles, memory
         step = plan.next(start_position(start))
         phase_index = len(plan.phases) - 1 if step is None else step.phase_index
-        self.session = Session(config, context, plan, phase_index, inputs)
+        self.lines: list[str] = []  # of this rank, to be told after the step at work
+        self.session = Session(config, context, plan, phase_index, inputs, self.lines.append)
         if config.log.gradient_fingerprints:
             precision = str(self.session.dtype).removeprefix("torch.")
             self.session.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
@@ -210,7 +213,8 @@ class Trainer(BetweenSteps):
         """Begin anew from a checkpoint, laid out as a phase wants it; returns the GiB that torch held in between."""
         saver.release()
         held = self.session.close()
-        self.session = Session(self.config, self.session.context, self.plan, phase_index, self.inputs)
+        context = self.session.context
+        self.session = Session(self.config, context, self.plan, phase_index, self.inputs, self.lines.append)
         self.session.load(checkpoint, with_optimizer=True)
         for line in self.session.prepare():
             report.note(line)
@@ -250,6 +254,7 @@ class Trainer(BetweenSteps):
         self.stragglers.add(self.waited_for_rows, seconds)
         for line in [*self.session.model.take_notes(), *self.stragglers.check(step.number)]:
             report.note(line)
+        self._tell_lines(report)
         report.pace(step.number, self.stragglers.paces)
         report.step(step, self.progress, phase, result, seconds, limits)
         self.guard.take(step.number, result)
@@ -257,6 +262,19 @@ class Trainer(BetweenSteps):
         if result.stop and self._next() is not None:
             saver.settle()
             raise endings.asked_for(self.folder.checkpoints, self.progress.step, signals.received)
+
+    def _tell_lines(self, report: Report) -> None:
+        """Tell what this rank met in a step: on the main process in the log too, else on stderr.
+
+        Of ranks that share rows, which all meet the same, only the first tells.
+        """
+        context = self.session.context
+        first = all(context.dense[axis].get_local_rank() == 0 for axis in ("pp", "cp", "tp"))
+        for line in self.lines if first else ():
+            report.note(line)
+            if not report.enabled:
+                say(f"rank {context.rank}: {line}", sys.stderr)
+        self.lines.clear()
 
     def take(
         self,

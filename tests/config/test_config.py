@@ -14,15 +14,16 @@ from mmtrain.train.curriculum import RunPlan, scaled_phases
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GIVEN = ["run.name=a", "data.path=b"]
-MODELS = ["hybrid_1b", "hybrid_3b", "hybrid_410m", "hybrid_7b", "minimax_text_01", "minimax_vl_01", "moe_28b",
-          "proxy_100m", "tiny", "tiny_vit", "tiny_vl", "vit_l_224", "vit_l_336", "vl_3b"]  # fmt: skip
+MODELS = ["drawn_vl", "hybrid_1b", "hybrid_3b", "hybrid_410m", "hybrid_7b", "minimax_text_01", "minimax_vl_01",
+          "moe_28b", "proxy_100m", "tiny", "tiny_vit", "tiny_vl", "vit_l_224", "vit_l_336", "vl_3b"]  # fmt: skip
 
 
 def choices(group):
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-STAGES = ["curriculum", "long_ctx", "long_ctx_128k", "long_ctx_1m", "long_ctx_512k", "pretrain", "quickstart", "vl_dpo"]
+STAGES = ["curriculum", "long_ctx", "long_ctx_128k", "long_ctx_1m", "long_ctx_512k", "pretrain", "quickstart",
+          "vit", "vit_336", "vl", "vl_align", "vl_dpo", "vl_drawn", "vl_experience", "vl_train"]  # fmt: skip
 
 
 def test_the_groups_hold_what_the_readme_names():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmdata.images.grid import RELEASED_GRIDS, TileRules, lay_image
 from mmtrain.config import PhaseConfig
 from mmtrain.config.cli import compose
 from mmtrain.train.curriculum import scaled_phases
@@ -46,3 +47,13 @@ def test_a_scale_keeps_layouts_of_phases() -> None:
     made = compose(["stage=long_ctx", "stage.scale=1/128", "data.path=x", "run.name=y",
                     "stage.phases.2.parallel={cp: 2}"], CONFIGS)  # fmt: skip
     assert scaled_phases(made.stage)[2].parallel == given[2].parallel
+
+
+def test_seeing_is_its_three_stages_and_the_paper_s() -> None:
+    """Stages I to III of MiniMax-VL-01 (FACTS 8)."""
+    found = phases("vl")
+    assert found == [*phases("vl_align"), *phases("vl_train"), *phases("vl_experience")]
+    assert [one.tokens for one in found] == [80 * 10**9, 420 * 10**9 * 21 // 20, 44_800 * 10**6]
+    assert [one.frozen for one in found] == [["*", "!encoder"], [], []]
+    longest = max(lay_image(336 * columns, 336 * rows, TileRules()).tokens for rows, columns in RELEASED_GRIDS)
+    assert all(one.seq_len > longest for one in found[1:])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmdata.draw.scene import Scene, pixels_of, scene_of
+from mmdata.draw.scene import Draws, Scene, pixels_of, scene_of
 from mmdata.errors import DataError
 from mmdata.images.place import need_pillow
 
@@ -95,8 +95,9 @@ def scenes(options: DrawOptions) -> Iterator[tuple[str, Scene]]:
 def _records(name: str, scene: Scene, before: tuple[str, Scene] | None) -> dict[str, list[dict[str, Any]]]:
     """Records of a picture by the kind of their file; `before` is the picture before it in its split."""
     questions = scene.questions()
+    first = Draws(scene.jitter, 2).below(len(questions))  # a model must not know what is asked by its place
     turns: list[dict[str, str]] = []
-    for i, one in enumerate(questions):
+    for i, one in enumerate([*questions[first:], *questions[:first]]):
         turns.append({"from": "human", "value": f"<image>\n{one.question}" if i == 0 else one.question})
         turns.append({"from": "gpt", "value": one.answer})
     one = questions[scene.jitter % len(questions)]

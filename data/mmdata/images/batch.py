@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 
 from mmdata.errors import DataError
-from mmdata.images.grid import TileRules, lay_image
+from mmdata.images.grid import ImageLayout, TileRules, lay_image
 from mmdata.images.row import ImageRow, RowImage
 from mmdata.rows.assemble import Row
 from mmdata.rows.loader import PackedBatch, collate
@@ -27,7 +27,7 @@ class BatchImage:
         first: the first of its placeholders in the flattened B * S tokens.
         tokens: placeholders, one after the other, all in one row.
         first_tile: the first of its tiles in the batch's.
-        tiles: the thumbnail and, after it, those of its grid, row by row.
+        layout: its tiles, and which of their patches are tokens, by the rules of its corpus.
         failed: why its pixels could not be had, in a few words; its tiles are grey then. None where they could.
     """
 
@@ -35,8 +35,13 @@ class BatchImage:
     first: int
     tokens: int
     first_tile: int
-    tiles: int
+    layout: ImageLayout
     failed: str | None = None
+
+    @property
+    def tiles(self) -> int:
+        """The thumbnail and, after it, those of its grid, row by row."""
+        return self.layout.tiles
 
 
 def _no_tiles() -> torch.Tensor:
@@ -102,7 +107,7 @@ def collate_images(rules: TileRules) -> Callable[[Sequence[Row], Sequence[int]],
                         f"{source.path}: its corpus has {source.tokens} tokens for it, tiles of {rules.tile} pixels "
                         f"make {layout.tokens}: the corpora of a run must be prepared by one set of rules"
                     )
-                images.append(BatchImage(source, b * s + source.first, source.tokens, first_tile, layout.tiles))
+                images.append(BatchImage(source, b * s + source.first, source.tokens, first_tile, layout))
                 first_tile += layout.tiles
             if row.pairs is not None:
                 pairs += [(b * s + x, b * s + y, b * s + z) for x, y, z in row.pairs.tolist()]

@@ -91,7 +91,12 @@ class ImageLayout:
 
         An image at a fixed resolution has one newline, at its end.
         """
-        return self.class_token + self.side**2 + (self.rows * (self.columns + 1) if self.grid[0] else 1)
+        return self.class_token + self.side**2 + self.rows * self.columns + self.newlines
+
+    @property
+    def newlines(self) -> int:
+        """Tokens that are a newline, not a patch: one after each row of patches that is kept, or the only one."""
+        return self.rows if self.grid[0] else 1
 
 
 def lay_image(width: int, height: int, rules: TileRules) -> ImageLayout:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 1 << 26  # 192 MiB as RGB; below the 89M from which on Pillow itself warns
+REASONS = (
+    "missing", "unreadable", "not an image", "too many pixels", "truncated", "broken", "broken header", "size changed",
+    "floating-point pixels",
+)  # fmt: skip
+"""Why an image is a bad one, in the few words that they are counted by."""
+
 _ORIENTATION = 0x0112  # EXIF's tag: 1 to 8, above 4 with the sides exchanged
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 
@@ -24,7 +30,7 @@ class BadImage(Exception):
     """An image that cannot be used.
 
     Attributes:
-        reason: a few words, of a small set, to count by.
+        reason: one of REASONS, to count by.
     """
 
     def __init__(self, reason: str) -> None:
@@ -83,7 +89,7 @@ def read_header(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 
 
 def reason_of(error: Exception, otherwise: str) -> str:
-    """Return a few words, of a small set, for what opening or decoding an image raised."""
+    """Return the one of REASONS for what opening or decoding an image raised."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, BadImage):

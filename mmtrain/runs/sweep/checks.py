@@ -109,6 +109,7 @@ def _check_text(planned: PlannedRun, note: Callable[[str], None]) -> None:
     """Refuse a corpus that the longest run would read too often, or without held-out text."""
     config, phases = planned.config, planned.phases
     inputs = RunInputs(config.data, phases, config.model.vocab_size, log=note)
+    inputs.check_images(config.model)
     inputs.check_epochs(tokens_by_phase(planned.plan))
     if inputs.valid_stream(int(phases[0].seq_len)) is None:
         raise ConfigError("data.valid_rows", config.data.valid_rows, "there is no held-out text to measure a loss on",

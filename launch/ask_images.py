@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Ask a run with eyes about images: `python launch/ask_images.py RUN --questions FILE.jsonl`.
+
+Prints the share of right answers by kind beside what the commonest answer would get, and writes a page of pictures
+with the answers. The file has a record a line: question, answer, image, and maybe kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line to options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run folder, or one of its checkpoints")
+    parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help=".jsonl, images beside it")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask so many, spread over the file (default: all)")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="page to write (default: RUN/answers.html)")
+    parser.add_argument("--pictures", type=int, default=60, metavar="N", help="pictures on it (default %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit code is 0, or 2 for bad input."""
+    args = parse(argv)
+    # After the command line is known to be one: --help answers at once.
+    from mmdata.errors import DataError
+    from mmtrain.errors import ConfigError
+    from mmtrain.infer.load import load_for_decoding
+    from mmtrain.output import say
+    from mmtrain.runs.ask.ask import ask, check_counts
+
+    try:
+        check_counts(args.limit, args.pictures)
+        model, tokenizer = load_for_decoding(args.run, device=args.device)
+        page = args.page or args.run / "answers.html"
+        for line in ask(model, tokenizer, args.run.name, args.questions, page, args.limit, args.pictures):
+            say(line)
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

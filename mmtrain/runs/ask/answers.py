@@ -1,0 +1,130 @@
+"""Greedy answers to questions about images, many questions packed in a row.
+
+Every token of an answer runs the whole row again: no cache, which a few words of small models do not need.
+
+Legend: T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mmdata.images.grid import TileRules
+from mmdata.tokenizer import Tokenizer
+from mmtrain.model.packed_seq import Packing
+from mmtrain.runs.ask.questions import ImageQuestion
+from mmtrain.vision.image_inputs import ImageInputs
+from mmtrain.vision.images import Images
+from mmtrain.vision.model import VisionLanguageModel
+
+ROW_TOKENS = 4096  # of a row, unless one question has more
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """How many questions of a kind were answered right.
+
+    Attributes:
+        kind: of the questions.
+        right: whose answer is the right one, letter for letter.
+        asked: all of them.
+        blind: how many the commonest right answer would have got right, given to all: what needs no eyes.
+    """
+
+    kind: str
+    right: int
+    asked: int
+    blind: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return self.right / self.asked
+
+
+def greedy_answers(
+    model: VisionLanguageModel,
+    tokenizer: Tokenizer,
+    rules: TileRules,
+    questions: Sequence[ImageQuestion],
+    image_id: int,
+    most_tokens: int = 16,
+) -> list[str]:
+    """Return the model's answer to each question: up to the end of a line or document, or `most_tokens`.
+
+    Args:
+        model: whole, on one device.
+        tokenizer: that it was trained with.
+        rules: by which the questions' images were laid out.
+        questions: of any number.
+        image_id: token of images.
+        most_tokens: of an answer.
+    """
+    found: list[str] = []
+    with torch.no_grad():
+        for batch in _rows(questions, most_tokens):
+            tiles = np.concatenate([question.tiles(rules) for question in batch])
+            layouts = tuple(layout for question in batch for layout in question.layouts)
+            device = next(model.parameters()).device
+            images = Images(torch.from_numpy(tiles).to(device), layouts)
+            found += _answer(model, tokenizer, batch, images, image_id, most_tokens)
+    return found
+
+
+def score(questions: Sequence[ImageQuestion], answers: Sequence[str]) -> list[KindScore]:
+    """Return the scores by kind, in the order of their names."""
+    found = []
+    for kind in sorted({question.kind for question in questions}):
+        pairs = [(q.answer, a) for q, a in zip(questions, answers, strict=True) if q.kind == kind]
+        blind = Counter(right for right, _ in pairs).most_common(1)[0][1]
+        found.append(KindScore(kind, sum(right == given for right, given in pairs), len(pairs), blind))
+    return found
+
+
+def _rows(questions: Sequence[ImageQuestion], most_tokens: int) -> Iterator[list[ImageQuestion]]:
+    """Questions in their order, as many together as a row takes."""
+    row: list[ImageQuestion] = []
+    tokens = 0
+    for question in questions:
+        size = len(question.prompt) + most_tokens
+        if row and tokens + size > ROW_TOKENS:
+            yield row
+            row, tokens = [], 0
+        row.append(question)
+        tokens += size
+    if row:
+        yield row
+
+
+def _answer(
+    model: VisionLanguageModel,
+    tokenizer: Tokenizer,
+    batch: Sequence[ImageQuestion],
+    images: Images,
+    image_id: int,
+    most_tokens: int,
+) -> list[str]:
+    documents = [question.prompt.tolist() for question in batch]
+    begins, done = [len(document) for document in documents], [False] * len(batch)
+    for _ in range(most_tokens):
+        tokens_T = torch.tensor([token for document in documents for token in document])
+        lengths = [len(document) for document in documents]
+        places = (tokens_T == image_id).nonzero().flatten()
+        device = images.tiles_N3SS.device
+        logits_TV = model(
+            tokens_T.to(device), Packing.from_lengths(lengths, device), given=ImageInputs.whole(images, places)
+        )
+        last = torch.tensor(lengths).cumsum(0) - 1
+        for i, token in enumerate(logits_TV[last.to(device)].argmax(-1).tolist()):
+            if not done[i]:
+                documents[i].append(token)
+                done[i] = token == tokenizer.eod_id or "\n" in tokenizer.decode(documents[i][begins[i] :])
+        if all(done):
+            break
+    answers = [document[begin:] for document, begin in zip(documents, begins, strict=True)]
+    return [tokenizer.decode([one for one in answer if one != tokenizer.eod_id]).strip() for answer in answers]
