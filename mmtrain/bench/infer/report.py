@@ -96,8 +96,10 @@ def draw(rows: Sequence[Row], out: Path) -> Path | None:
     curve, points = decode_curve(rows), next((row["points"] for row in rows if "points" in row), [])
     if not curve and not points:
         return None
-    figure = new_figure(11, 4.2)
-    left, right = figure.subplots(1, 2)
+    panels = bool(curve) + bool(points)
+    figure = new_figure(5.5 * panels, 4.2)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    left, right = axes[0], axes[-1]
     contexts = [row["context"] for row in curve]
     if curve:
         left.plot(contexts, [row["step_ms"] for row in curve], "o-", label="measured")
