@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "continue a prompt from a checkpoint",
     "serve": "answer OpenAI's HTTP requests from a checkpoint",
     "eval": "evaluate a checkpoint on long text",
+    "ask_images": "write a page of pictures with a checkpoint's answers",
     "convert": "export a checkpoint to a Hugging Face folder",
     "checkpoint": "tell what is in a checkpoint, in what two differ, and whether they are whole",
 }

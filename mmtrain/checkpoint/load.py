@@ -71,7 +71,7 @@ def load_checkpoint(
         lacking = {name: value for name, value in moments.items() if f"optimizer.{name}" not in known}
         positions = StoredPositions(metadata, weights)
         new = _of_frozen(path, lacking) if lacking else {}
-        new |= {name: value for name, value in moments.items() if _parameter_of(name) in positions.names}
+        new |= {name: value for name, value in moments.items() if _is_state_of(name, positions.names)}
         eyes = {name: value for name, value in lacking.items() if name.partition(".")[2].startswith(EYES)}
         new |= eyes if text_alone else {}
         stored = _without(moments, new.keys())
@@ -141,8 +141,13 @@ def _of_frozen(path: Path, moments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parameter_of(name: str) -> str:
-    """Return the parameter that an entry of the optimizer's state is of: state.NAME.exp_avg."""
-    return name.partition(".")[2].rpartition(".")[0] if name.startswith("state.") else ""
+    """Return the parameter that an entry of the optimizer's state is of: state.NAME.exp_avg, param_groups.NAME.lr."""
+    return name.partition(".")[2].rpartition(".")[0]
+
+
+def _is_state_of(name: str, parameters: Set[str]) -> bool:
+    """Tell whether an entry is a moment, or the count of steps, of one of these parameters."""
+    return name.startswith("state.") and _parameter_of(name) in parameters
 
 
 def _without(weights: dict[str, Any], names: Set[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     COMMUNICATION: ("nccl", "meet_kernel", "take_kernel"),
     # The next two come before the others: names of CUTLASS's templates hold "copy" and "permute" too.
     "softmax attention": ("flash", "fmha", "cudnn_generated", "softmax_merge", "paged_"),
-    PRODUCTS: ("gemm", "cutlass", "nvjet", "cublas", "splitk", "xmma", "_mm_", "int8_product"),
+    PRODUCTS: ("gemm", "cutlass", "nvjet", "cublas", "splitk", "xmma", "_mm_", "int8_"),
     "loss": ("cross_entropy",),
     "embedding": ("embedding", "radixsort"),
     "routing": ("router_", "route_", "slots", "sort_received", "permute"),

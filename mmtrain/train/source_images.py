@@ -31,7 +31,11 @@ def check_images(
         DataError: Pillow is missing.
     """
     found = [(option, source.path, splits[source.path][0].corpus) for option, source in sources]
-    seen = [(option, path, corpus) for option, path, corpus in found if isinstance(corpus, ImageCorpus)]
+    seen = [
+        (option, path, corpus)
+        for option, path, corpus in found
+        if isinstance(corpus, ImageCorpus) and len(corpus.places)
+    ]
     if model.vision is None:
         for option, path, _ in seen:
             raise ConfigError(option, path, f"holds images, and model={model.name} has no eyes",

@@ -57,7 +57,7 @@ def caption_rows(first: int, count: int) -> ImageBatch:
             if i < len(captions):
                 row[at : at + layout.tokens] = IMAGE
                 source = RowImage(f"{number}", 0, 1, 20, 20, at, layout.tokens)
-                images.append(BatchImage(source, b * SEQ + at, layout.tokens, len(tiles), 1))
+                images.append(BatchImage(source, b * SEQ + at, layout.tokens, len(tiles), layout))
                 tiles.append(torch.randint(0, 256, (3, 16, 16), generator=generator, dtype=torch.uint8))
                 mask[at + layout.tokens - 1 : at + length - 1] = True
             else:

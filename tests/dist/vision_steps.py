@@ -75,7 +75,7 @@ def show(batch: PackedBatch, rows: range, shown: tuple[Shown, ...], eyes: Vision
             assert end <= SEQ
             tokens_BS[b, place:end], mask_BS[b, place : end - 1] = eyes.image_token, False
             source: Any = SimpleNamespace(width=width, height=height)
-            images.append(BatchImage(source, b * SEQ + place, layout.tokens, first_tile, layout.tiles))
+            images.append(BatchImage(source, b * SEQ + place, layout.tokens, first_tile, layout))
             first_tile += layout.tiles
             draw = torch.Generator().manual_seed(97 * row + number)
             size = (layout.tiles, 3, eyes.tile_size, eyes.tile_size)

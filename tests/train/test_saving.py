@@ -14,8 +14,10 @@ from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.checkpoint.save import SaveFailed
+from mmtrain.config import ParallelConfig
 from mmtrain.parallel.layout import Layout
 from mmtrain.train import saving
+from mmtrain.train.phase_layouts import PhaseLayout
 from mmtrain.train.saving import Saver
 from tests.checkpoint.fake import checkpoint, config
 
@@ -23,7 +25,7 @@ LAYOUT = Layout(pp=1, dp=2, cp=1, tp=1, edp=1, ep=2, etp=1)
 MARKS = {"phase_end": False}
 CONTEXT = SimpleNamespace(device=torch.device("cpu"))
 SESSION = SimpleNamespace(
-    context=CONTEXT, model=SimpleNamespace(module=None), optimizer=None, laid=SimpleNamespace(layout=LAYOUT)
+    context=CONTEXT, model=SimpleNamespace(module=None), optimizer=None, laid=PhaseLayout(ParallelConfig(), LAYOUT)
 )
 
 
@@ -62,7 +64,7 @@ def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saver:
     """A saver that keeps one checkpoint, whose shards are no model's; the step 13 does not fit on the disk."""
 
     def begin(folder: Path, model: object, optimizer: object, progress: Progress, *given: Any, **more: Any) -> Pending:
-        assert more["extra"] == {"corpora": {"sources": []}, "layout": asdict(LAYOUT), "phase_end": False}
+        assert more["extra"] == {"corpora": {"sources": []}, "layout": asdict(LAYOUT), "frozen": [], "phase_end": False}
         return Pending(folder / f"step-{progress.step:08d}", progress.step, more["copy"])
 
     monkeypatch.setattr(saving, "begin_save", begin)

@@ -20,6 +20,7 @@ from mmtrain.health.stragglers import Stragglers
 from mmtrain.train import between_steps, session
 from mmtrain.train import trainer as module
 from mmtrain.train.curriculum import RunPlan, scaled_phases
+from mmtrain.train.early_stop import EarlyStop
 from mmtrain.train.evaluate import Validation
 from mmtrain.train.session import Session
 from mmtrain.train.spike_guard import SpikeGuard
@@ -42,12 +43,15 @@ class Loop(Trainer):
         self.folder, self.progress, self.skipped_in_row = RunFolder(options), Progress(), 0
         self.guard, self.stragglers = SpikeGuard(options.guard), Stragglers(0, torch.device("cpu"), torch.float32)
         self.finite, self.held_out, self.needles, self.validated = True, 1.0, None, None
+        self.early_stop, self.references, self.reference, self.lines = EarlyStop(None), None, None, []
         self.marks: list[dict[str, Any]] = []
         model, batches = (
             SimpleNamespace(weights_are_finite=lambda: self.finite, odd_copies=lambda: [], take_notes=lambda: []),
             SimpleNamespace(read=lambda step: []),
         )
-        self.session = SimpleNamespace(model=model, optimizer=None, batches=batches, laid=None)
+        first = SimpleNamespace(get_local_rank=lambda: 0)
+        context = SimpleNamespace(dense=dict.fromkeys(("pp", "cp", "tp"), first))
+        self.session = SimpleNamespace(model=model, optimizer=None, batches=batches, laid=None, context=context)
         self.done: list[tuple[Any, ...]] = []
         self.settled: list[int] = []
 
@@ -248,7 +252,9 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
     model = SimpleNamespace(weights_are_finite=lambda: True, odd_copies=lambda: [])
     run.session = SimpleNamespace(laid="a", context="groups", close=lambda: done.append("close") or 1.5, model=model)
 
-    def make(config: object, context: object, plan: object, phase_index: int, inputs: object) -> SimpleNamespace:
+    def make(
+        config: object, context: object, plan: object, phase_index: int, inputs: object, log: object
+    ) -> SimpleNamespace:
         done.append(("make", context, phase_index))
         return SimpleNamespace(
             laid="b", load=lambda path, with_optimizer: done.append(("load", path.name, with_optimizer)),
@@ -275,7 +281,7 @@ def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Any] = []
-    monkeypatch.setattr(session, "load_checkpoint", lambda path, model, optimizer: read.append(optimizer))
+    monkeypatch.setattr(session, "load_checkpoint", lambda path, model, optimizer, parts: read.append(optimizer))
     one, finite = Session.__new__(Session), [True, True, False]
     one.model = SimpleNamespace(module=None, weights_are_finite=lambda: finite.pop(0))
     one.optimizer = "moments"
