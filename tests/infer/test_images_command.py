@@ -51,7 +51,7 @@ def test_a_question_is_asked_with_the_tokens_of_the_corpus(made: SeeingRun) -> N
     conversation = json.loads((made.drawn / "train_conversations.jsonl").read_text().splitlines()[0])
     text, answer = (turn["value"] for turn in conversation["conversations"][:2])
     seen = prompts.prompt(text, [conversation["image"]], "x", made.drawn, turn=True)
-    row = [*seen.tokens, *tokenizer.encode(answer)]
+    row = [*seen.tokens, *tokenizer.encode(TEMPLATE.spaces + answer)]
     starts = [int(start) for start in corpus.doc_offsets]
     assert any(np.array_equal(corpus.data[start : start + len(row)], row) for start in starts)
     images = seen.images()

@@ -141,8 +141,10 @@ def _turns(turns: Any, template: Template, images: list[str]) -> Iterator[Text |
         if isinstance(said, str):
             yield from template.turn(role, said)
             continue
-        before, _, after = template.turn(role, "")
+        before, nothing, after = template.turn(role, "")
         yield before  # type: ignore[misc] (the first of a turn is a Text)
+        if role == "assistant":
+            yield nothing  # type: ignore[misc] (but for the spaces that it begins with)
         for part in _list(said):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "text":

@@ -43,7 +43,8 @@ class Template:
     r"""How turns of a conversation become text: "{}" stands for what was said.
 
     Names of special tokens in a template are those tokens; text never gives one. Only what the assistant says is
-    learned, and what its template puts after it.
+    learned, and what its template puts after it. Spaces before what it says are said by it too: most tokenizers have
+    words with the space before them as a token, and a model that is given the space has to spell.
 
     Attributes:
         user, assistant, system: a turn of each.
@@ -62,9 +63,15 @@ class Template:
         if not self.placeholder:
             raise DataError(f"--placeholder is empty: give what stands for an image in texts, as {PLACEHOLDER}")
 
+    @property
+    def spaces(self) -> str:
+        """Spaces that what the assistant says begins with."""
+        before = self.assistant.partition("{}")[0]
+        return before[len(before.rstrip(" ")) :]
+
     def turn(self, role: str, said: str) -> list[Text | str]:
         """Texts of one turn; what was said is a plain str if it is still to be cut at placeholders."""
         before, _, after = getattr(self, role).partition("{}")
-        learned = role == "assistant"
-        spoken: Text | str = Text(said, True) if learned else said
-        return [Text(before, False, True), spoken, Text(after, learned, True)]
+        if role != "assistant":
+            return [Text(before, False, True), said, Text(after, False, True)]
+        return [Text(before.rstrip(" "), False, True), Text(self.spaces + said, True), Text(after, True, True)]

@@ -60,7 +60,10 @@ def _choice(
         listed = (f"({letter}) {one.strip()}" for letter, one in zip(choices, question.choices, strict=True))
         text = "\n".join([text, *listed, "Answer with the letter."])
     seen = _asked(prompts, question, text, folder)
-    rows = [np.array([*seen.tokens, *tokenizer.encode(choice.strip())], dtype=np.int64) for choice in choices]
+    rows = [
+        np.array([*seen.tokens, *tokenizer.encode(prompts.template.spaces + choice.strip())], dtype=np.int64)
+        for choice in choices
+    ]
 
     def judge(scores: Sequence[RowScore]) -> Figures:
         log_probs_C = np.array([score.log_probs_N.sum(dtype=np.float64) for score in scores])

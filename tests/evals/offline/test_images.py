@@ -71,7 +71,9 @@ class Reader:
         for row, start, shown in zip(rows, starts, images, strict=True):
             question = self.known[tuple(row[:start].tolist()), shown.digests]
             said = self.tokenizer.decode(row[start:].tolist())
-            scores.append(Score(np.full(len(row) - start, -1.0 if said == question.answers[0] else -9.0), np.ones(0)))
+            scores.append(
+                Score(np.full(len(row) - start, -1.0 if said.lstrip() == question.answers[0] else -9.0), np.ones(0))
+            )
         return scores
 
 

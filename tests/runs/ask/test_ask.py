@@ -43,7 +43,7 @@ def test_a_prompt_is_what_training_has_before_the_answer(made: tuple[Path, Token
     for i, question in enumerate(read_questions(file, tokenizer, SMALL, corpus.image_id)):
         begin = corpus.doc_offsets[i]
         assert np.array_equal(corpus.data[begin : begin + len(question.prompt)], question.prompt)
-        assert tokenizer.decode(question.prompt[question.layouts[0].tokens :].tolist()).endswith("Assistant: ")
+        assert tokenizer.decode(question.prompt[question.layouts[0].tokens :].tolist()).endswith("Assistant:")
         assert corpus.is_label(np.array([begin + len(question.prompt)]))[0]
         assert len(question.tiles(SMALL)) == question.layouts[0].tiles
 
