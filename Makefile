@@ -77,7 +77,7 @@ long-ctx: $(READY) $(CORPUS)/manifest.json  ## rows of 512 to 8,192 tokens: the 
 # The stages of MiniMax-VL-01 at the size of a toy, over pictures that are drawn here: a text model of captions, to which
 # eyes are given. One line of `vl` is one stage; their order is that of the paper.
 DRAWN ?= corpora/drawn
-DRAWN_PICTURES ?= 16000
+DRAWN_PICTURES ?= 12000
 VL_RUN ?= drawn_vl
 VL_STEPS ?= null
 VL_QUESTIONS ?= 600
@@ -85,9 +85,9 @@ VL_PROCESSES := $(shell echo $$(( $(PROCESSES) > 4 ? 4 : $(PROCESSES) )))
 VL_LAUNCH = OMP_NUM_THREADS=$(THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(VL_PROCESSES) launch/pretrain.py \
 	model=drawn_vl optim.precision=fp32 data.num_workers=0 data.max_epochs=null parallel.reshard_after_forward=false \
 	parallel.micro_batch_rows=$$(( 8 / $(VL_PROCESSES) )) run.resume=auto run.max_steps=$(VL_STEPS)
-PREPARE_DRAWN = $(PY) launch/prepare_images.py --tile 56 --patch 14 --valid-fraction 0.01
+PREPARE_DRAWN = $(PY) launch/prepare_images.py --tile 48 --patch 8 --valid-fraction 0.01
 $(DRAWN)/text/manifest.json: $(READY)
-	$(PY) -m mmdata.draw --output $(DRAWN)/pictures --images $(DRAWN_PICTURES)
+	$(PY) -m mmdata.draw --output $(DRAWN)/pictures --images $(DRAWN_PICTURES) --tile 48
 	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_conversations.jsonl --output $(DRAWN)/vl --grids 1x1,1x2,2x1,2x2 \
 		--tokenizer train --vocab-size 512
 	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_captions.jsonl --output $(DRAWN)/captions --grids fixed --tokenizer $(DRAWN)/vl
@@ -96,9 +96,10 @@ $(DRAWN)/text/manifest.json: $(READY)
 	$(PY) launch/prepare.py --input $(DRAWN)/pictures/train_captions.jsonl --text-field caption --output $(DRAWN)/text \
 		--tokenizer $(DRAWN)/vl
 
-.PHONY: vl vl-text vl-stages vl-answers
+.PHONY: vl vl-text vl-eyes vl-stages vl-answers
 vl: $(READY) $(DRAWN)/text/manifest.json  ## seeing: drawn pictures, a text model, its eyes in three stages, and a page of pictures with its answers
 	$(MAKE) vl-text
+	$(MAKE) vl-eyes
 	$(MAKE) vl-stages
 	$(MAKE) vl-answers
 
@@ -106,11 +107,15 @@ vl-text:
 	$(VL_LAUNCH) +stage=quickstart stage.token_scale=1/8 stage.batch_scale=1/2 model.vision=null data.path=$(DRAWN)/text \
 		run.name=$(VL_RUN)_text
 
+vl-eyes:
+	$(VL_LAUNCH) +stage=vit_drawn 'model.vision.contrastive={size: 64, weight: 1.0, temperature: 0.07}' data.path=$(DRAWN)/captions \
+		run.init_from=runs/$(VL_RUN)_text run.init_optimizer=false run.name=$(VL_RUN)_eyes
+
 vl-stages:
 	$(VL_LAUNCH) +stage=vl_drawn 'stage.phases.0.sources=[{path: $(DRAWN)/captions}]' \
 		'data.sources=[{path: $(DRAWN)/vl, weight: 20}, {path: $(DRAWN)/text, weight: 1}]' \
 		'stage.phases.2.sources=[{path: $(DRAWN)/questions}]' \
-		run.init_from=runs/$(VL_RUN)_text run.init_optimizer=false run.name=$(VL_RUN)
+		run.init_from=runs/$(VL_RUN)_eyes run.init_optimizer=false run.name=$(VL_RUN)
 
 vl-answers:
 	$(PY) launch/ask_images.py runs/$(VL_RUN) --questions $(DRAWN)/pictures/valid_questions.jsonl --limit $(VL_QUESTIONS)
