@@ -23,7 +23,8 @@ def choices(group):
 
 
 STAGES = ["curriculum", "long_ctx", "long_ctx_128k", "long_ctx_1m", "long_ctx_512k", "pretrain", "quickstart",
-          "vit", "vit_336", "vit_drawn", "vl", "vl_align", "vl_dpo", "vl_drawn", "vl_experience", "vl_train"]  # fmt: skip
+          "vit", "vit_336", "vit_drawn", "vl", "vl_align", "vl_dpo", "vl_drawn", "vl_experience",
+          "vl_train"]  # fmt: skip
 
 
 def test_the_groups_hold_what_the_readme_names():
