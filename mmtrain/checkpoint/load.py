@@ -25,7 +25,7 @@ from mmtrain.config.option_marks import SHAPES_WEIGHTS, marked_fields
 from mmtrain.errors import ConfigError
 from mmtrain.model.frozen import is_frozen
 
-EYES = "encoder."
+EYES = "encoder.", "contrastive."
 """What the names of the parameters begin with that a model with eyes has besides a text model's."""
 
 
@@ -55,7 +55,7 @@ def load_checkpoint(
     metadata = metadata_of(option, path)
     known = metadata.state_dict_metadata
     optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
-    text_alone = not any(name.startswith(f"model.{EYES}") for name in known)
+    text_alone = not any(name.removeprefix("model.").startswith(EYES) for name in known)
     optional |= {name for name, _ in model.named_parameters() if text_alone and name.startswith(EYES)}
     if optimizer is None:
         weights = get_model_state_dict(model)
