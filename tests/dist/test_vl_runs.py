@@ -78,6 +78,14 @@ def test_eyes_begin_anew_beside_the_weights_of_text(made: Made) -> None:
         assert torch.equal(text[name], first[name]), name
 
 
+def test_a_contrastive_head_begins_anew_too(made: Made) -> None:
+    given = ["model.vision.contrastive={size: 8}", f"data.path={made.folder / 'fixed'}", "run.max_steps=1"]
+    pretrain(*options(made.folder, "contrast", *given))
+    text, first = made.at("text", TEXT_STEPS), made.at("contrast", 1)
+    assert {name.partition(".")[0] for name in first.keys() - text.keys()} == {"encoder", "contrastive"}
+    assert all(torch.equal(text[name], first[name]) for name in text)  # frozen: they were read
+
+
 def test_what_is_frozen_stays_to_the_bit_and_the_rest_is_trained(made: Made) -> None:
     aligned, end = made.at("vl", ALIGNED), made.at("vl", len(steps(made.folder / "vl")))
     text = made.at("text", TEXT_STEPS)
