@@ -58,7 +58,8 @@ def test_many_short_requests_leave_nothing_behind(count: int) -> None:
             assert sum(clients.map(lambda part: client(server, part), parts)) >= count - 8
         settle(server)
         after = things()
-        assert {name: number for name, number in after.items() if number > before[name]} == {}
+        # The last request may still have a name in the engine's thread; what leaks does so thousands of times.
+        assert {name: number for name, number in after.items() if number > before[name] + 1} == {}
         server.in_engine(lambda: assert_nothing_held(server.engine))
         figures = server.engine.metrics
         assert figures.submitted == figures.finished + figures.cancelled and figures.cancelled >= count // 20
