@@ -2,7 +2,7 @@
 """Eyes on GPUs: the vision transformer beside a compiled CLIP, steps with images, and how evenly ranks share tiles.
 
 `torchrun --standalone --nproc-per-node N -m mmtrain.bench.vision_gpu --out DIR`. Figures go to DIR/vision.json as they
-come, after less than three minutes all of them:
+come (it has not been run on a GPU yet):
 
 - *tower*: tiles/s of a GPU, forward and backward, bf16, of the released vision transformer, and of transformers'
   `CLIPVisionModel` of the same shape under `torch.compile`, on the same tiles in the same run;

@@ -99,6 +99,20 @@ def test_rows_are_padded_to_few_shapes() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("most", "taken"), [(32 * 64, True), (32 * 64 - 1, False)])
+def test_documents_of_many_pages_take_passes_of_their_own(
+    most: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row has its document's table of pages, which a long context would make long for the shortest prompt."""
+    monkeypatch.setattr(mixed_graphs, "MOST_ENTRIES", most)
+    model = served_model("softmax")
+    engine = Engine(model, options=PADDED)
+    assert engine.plan.pages > 64  # so that the narrowest table has 64
+    with mock.patch.object(MixedGraphs, "run", autospec=True, side_effect=MixedGraphs.run) as run:
+        made = engine.generate([request(text_of(20), 3)])
+    assert bool(run.call_args_list) == taken and made[0].tokens == greedy(model, text_of(20), 3)
+
+
 @pytest.mark.parametrize(
     ("lengths", "reads", "taken"),
     [((200, 56), 2**19, True), ((200, 57), 2**19, False), ((2,) * 7, 2**19, True), ((2,) * 8, 2**19, False),

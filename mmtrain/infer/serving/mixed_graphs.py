@@ -1,8 +1,8 @@
 """Steps in which short pieces of prompts stand beside decode steps, as one row and one CUDA graph.
 
-Kernel by kernel the host takes 50 ms to launch a pass of `hybrid_7b` over 50 tokens, of which an H200 works 4: every
-request that is being decoded would wait for it. Pieces are padded to 32, 64, 128 or 256 tokens (MiniMax-01 section 3.3
-has levels of padding too); longer ones take a pass of their own (`Runner`).
+Kernel by kernel the host takes 50 ms to launch a pass of `hybrid_7b` over 50 tokens, and every request that is being
+decoded would wait for it: 60 ms a step on an H200 in place of 8; in one graph it is 9. Pieces are padded to 32, 64, 128
+or 256 tokens (MiniMax-01 section 3.3 has levels of padding too); longer ones take a pass of their own (`Runner`).
 
 Legend: D documents that get a token, T tokens of pieces, R = D + T rows, N pieces, M pages of a document at most, W
 model width, V vocabulary; all with their padding.
@@ -31,7 +31,10 @@ LEVELS = (32, 64, 128, 256)
 PLACES = (2, 8)
 """Pieces of a row; the last place is of the padding alone."""
 MOST_READS = 2**19
-"""Keys that the tokens of pieces may see together: 2 GB of each softmax layer of `hybrid_7b`, half a millisecond."""
+"""Keys that the tokens of pieces may see together: 2 GB of each softmax layer of `hybrid_7b`, half a millisecond by the
+bytes."""
+MOST_ENTRIES = 2**20
+"""Entries of the table of pages, a row a token: 8 MB, made and sent in each step, and kept for each shape."""
 
 
 class MixedShape(NamedTuple):
@@ -69,6 +72,9 @@ class MixedGraphs:
         if any(map(shows_image, (*step.decode, *step.prefill))):
             return False
         if not 0 < len(step.prefill) < PLACES[-1] or sum(count for _, count in step.prefill) > LEVELS[-1]:
+            return False
+        shape = self._shape(step)
+        if (shape.decodes + shape.tokens) * shape.width > MOST_ENTRIES:
             return False
         return sum(count * (document.computed + count) for document, count in step.prefill) <= MOST_READS
 
