@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
+from mmkernels.softmax import softmax_paged_step
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving import mixed_graphs
 from mmtrain.infer.serving.mixed_graphs import MixedGraphs, MixedShape
+from mmtrain.model.mixers import mixed_batch
 from tests.infer.served import (
     MODELS,
     SMALL,
@@ -73,6 +77,24 @@ def test_states_are_the_same_and_nothing_else_is_touched(name: str) -> None:
     for plain, padded in zip(*states, strict=True):
         for one, other in zip(plain, padded, strict=True):
             torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+
+
+def test_keys_of_a_piece_are_there_before_any_of_them_is_read() -> None:
+    """On a GPU the step's programs run in any order; here they would find each other's keys all the same."""
+    engine, seen = Engine(served_model("softmax"), options=PADDED), []
+
+    def step(q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, table: Tensor, keys: Tensor) -> Any:
+        rows = keys.nonzero().flatten()  # no decode step is among them
+        last, size = keys[rows] - 1, k_pages.shape[1]
+        places = table[rows, last // size] * size + last % size
+        for pages, new in ((k_pages, k), (v_pages, v)):
+            assert torch.equal(pages.flatten(0, 1)[places], new[rows])
+        seen.append(len(rows))
+        return softmax_paged_step(q, k, v, k_pages, v_pages, table, keys)
+
+    with mock.patch.object(mixed_batch, "softmax_paged_step", step):
+        engine.generate([request(text_of(21), 1)])
+    assert seen == [21, 21]  # a layer each
 
 
 def test_prefixes_and_scores_of_prompts() -> None:

@@ -1,7 +1,7 @@
 """One decode step over keys in pages through the Triton kernels, with their launch shapes (all tunables are here).
 
-The shapes are reckoned for an H200, and no others have been tried: a whole decode step of `hybrid_7b` at 4M tokens, most
-of whose bytes are keys, has 91% of its bytes' floor (mmtrain/bench/results/2026-11-30-infer-h200).
+The shapes are reckoned for an H200, and no others have been tried. A whole decode step of `hybrid_7b` at 4M tokens,
+most of whose bytes are keys, has 91% of its bytes' floor (mmtrain/bench/results/2026-11-30-infer-h200).
 
 Legend: N documents, H heads, G key/value heads, D head width, P pages, L tokens of a page, M pages of a document at
 most.
