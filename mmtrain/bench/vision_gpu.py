@@ -47,10 +47,11 @@ SEQ_LEN, MICRO_BATCHES = 16384, 2
 Figures = dict[str, Any]
 
 
-def small_text() -> ModelConfig:
-    """The released eyes on a dense text model of 410M parameters."""
-    text = compose(["model=hybrid_410m", "run.name=x", "data.path=x"], CONFIGS).model
-    return replace(text, vision=VisionConfig(image_token=5))
+def model_of(smoke: bool) -> ModelConfig:
+    """The released eyes on a dense text model of 410M parameters; or the smallest model that sees."""
+    name = "tiny_vl" if smoke else "hybrid_410m"
+    found = compose([f"model={name}", "run.name=x", "data.path=x"], CONFIGS).model
+    return found if smoke else replace(found, vision=VisionConfig(image_token=5))
 
 
 def tower(device: torch.device, config: VisionConfig) -> VisionTransformer:
@@ -106,15 +107,19 @@ def measure_tower(context: mesh.ParallelContext, model: ModelConfig, peer: bool)
     return {"tiles": TILES, **found, "tflops": round(flops / 1e12, 1)}
 
 
-def measure_step(context: mesh.ParallelContext, model: ModelConfig, balance: bool) -> Figures:
-    """Steps on rows with images, or on the same rows as text, if the model has no eyes."""
+def measure_step(
+    context: mesh.ParallelContext, model: ModelConfig, seeing: ModelConfig, balance: bool, seq_len: int
+) -> Figures:
+    """Steps on rows with images, or on the same rows as text, if the model is `seeing` without its eyes."""
     options = {"reshard_after_forward": False, "balance_images": balance, "cuda_graphs": False}
     laid = apply_parallel(meta_model(model), context, ParallelConfig(**options), torch.bfloat16)
     laid.initialise(0)
     optimizer, clock, seconds, results = build_optimizer(laid.module, OptimConfig()), Clock(context.device), [], []
     for step in range(6):
         numbers = range(MICRO_BATCHES * context.dp_rank, MICRO_BATCHES * (context.dp_rank + 1))
-        batches = [vision_rows(small_text(), SEQ_LEN, number) for number in numbers]
+        batches = [vision_rows(seeing, seq_len, number) for number in numbers]
+        if model.vision is None:
+            batches = [replace(batch, images=()) for batch in batches]
         clock.wait()
         dist.barrier()
         begin = clock.mark()
@@ -149,7 +154,8 @@ class Notes:
         self.rows.append({"name": name, **found})
         if self.writes:
             print(name, json.dumps(found), flush=True)
-            machine = {"device": torch.cuda.get_device_name(), "gpus": dist.get_world_size(),
+            device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+            machine = {"device": device, "gpus": dist.get_world_size(),
                        "torch": torch.__version__, "cuda": torch.version.cuda}  # fmt: skip
             self.path.write_text(json.dumps({**machine, "rows": self.rows}, indent=1))
         return found
@@ -159,15 +165,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
+    parser.add_argument("--smoke", action="store_true", help="steps of a tiny model on CPUs")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    context, model = mesh.start(ClusterConfig(device="cuda")), small_text()
+    model, seq_len = model_of(options.smoke), 1024 if options.smoke else SEQ_LEN
+    context = mesh.start(ClusterConfig(device="cpu" if options.smoke else "cuda"))
     note = Notes(options.out / "vision.json", context.is_main)
-    ours = note("tower", measure_tower, context, model, False)
-    note("tower of transformers, compiled", measure_tower, context, model, True)
-    text = note("step of text alone", measure_step, context, replace(model, vision=None), True)
+    ours = {"tiles_s": 1.0}
+    if not options.smoke:
+        ours = note("tower", measure_tower, context, model, False)
+        note("tower of transformers, compiled", measure_tower, context, model, True)
+    text = note("step of text alone", measure_step, context, replace(model, vision=None), model, True, seq_len)
     for balance in (True, False):
-        found = note(f"step with images, balance={balance}", measure_step, context, model, balance)
+        found = note(f"step with images, balance={balance}", measure_step, context, model, model, balance, seq_len)
         if not {"error"} & (ours.keys() | text.keys() | found.keys()):
             note(f"step with images over its parts, balance={balance}", _over_parts, context, ours, text, found)
     mesh.stop()

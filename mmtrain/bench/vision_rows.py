@@ -31,7 +31,7 @@ def vision_rows(model: ModelConfig, seq_len: int, seed: int) -> ImageBatch:
         if place + layout.tokens >= seq_len:
             break
         source = RowImage("drawn", 0, 0, width, height, place, layout.tokens)
-        images.append(BatchImage(source, place, layout.tokens, first_tile, layout.tiles))
+        images.append(BatchImage(source, place, layout.tokens, first_tile, layout))
         tokens_S[place : place + layout.tokens], mask_S[place : place + layout.tokens] = vision.image_token, False
         place, first_tile = place + layout.tokens, first_tile + layout.tiles
     tiles = torch.randint(0, 256, (first_tile, 3, vision.tile_size, vision.tile_size), dtype=torch.uint8)

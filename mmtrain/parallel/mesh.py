@@ -152,15 +152,16 @@ class World:
             store = dist.PrefixStore(f"group{self.store.add(f'starts/{rank}', 1)}", self.store)
             place = {"store": store, "rank": rank, "world_size": world}
         timeout = timedelta(minutes=self.timeout_minutes)
-        dist.init_process_group(
-            backend=_backend(self.device), timeout=timeout, device_id=_device_id(self.device), **place
-        )
+        # No `device_id`: torch would make meshes by `split_group`, which up to 2.13 ends a process by a segmentation
+        # fault from its second process group on, as at a phase of another layout (pytorch #192106, #192109).
+        dist.init_process_group(backend=_backend(self.device), timeout=timeout, **place)
         world = dist.get_world_size()
         layout = layout or Layout(pp=1, dp=world, cp=1, tp=1, edp=world, ep=1, etp=1)
         dense, expert = _meshes(self.device, layout, self.timeout_minutes)
         replicas = dense["dp", "cp"]._flatten("replicas")
-        if layout.cp > 1:  # messages between some of its ranks connect NCCL's group only if all have met in it before
-            dist.all_reduce(torch.zeros(1, device=self.device), group=dense["cp"].get_group())
+        for axis in ("pp", "cp"):  # messages of a few ranks connect NCCL's group only if all have met in it before
+            if dense[axis].size() > 1:
+                dist.all_reduce(torch.zeros(1, device=self.device), group=dense[axis].get_group())
         dist.all_reduce(torch.zeros(1))  # a rank that left now would break connections which a slow one still makes
         return ParallelContext(self.device, layout, dense, expert, replicas, self)
 
@@ -241,7 +242,3 @@ def _meshes(device: torch.device, layout: Layout, timeout_minutes: float) -> tup
 
 def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-
-
-def _device_id(device: torch.device) -> torch.device | None:
-    return device if device.type == "cuda" else None

@@ -39,8 +39,7 @@ def all_channels_group(group: ProcessGroup, device: torch.device, host_tensors: 
     network is the limit, without NCCL, and where the environment says how many channels NCCL may use, the result is
     `group` itself.
 
-    COLLECTIVE: every process has to call this for its group of an axis, all axes in the same order: NCCL splits its
-    first communicator, which takes all ranks.
+    COLLECTIVE: every process has to call this for its group of an axis, all axes in the same order.
 
     Args:
         group: ranks of one axis of a mesh.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def exchange_again(ranks: int) -> None:
     mesh.stop()
 
 
+def lay_out_again(ranks: int) -> None:
+    """Layouts one after the other in the same processes, as phases of a run have them."""
+    world = mesh.join(ClusterConfig(device="cuda"))
+    for sizes in ({}, {"tp": ranks}, {"ep": ranks}, {"cp": ranks}, {"pp": ranks}, {"tp": ranks, "etp": ranks}, {}):
+        context = world.lay_out(plan_layout(ranks, ParallelConfig(**sizes), replace(MODEL, num_kv_heads=4)))
+        for view in (context.dense, context.expert, context.replicas):
+            for axis in view.mesh_dim_names:
+                found = torch.ones((), device=context.device)
+                dist.all_reduce(found, group=view[axis].get_group())
+                assert found.item() == view[axis].size(), (sizes, axis)
+        mesh.stop()
+
+
 def free_memory(device: torch.device, at_least: int) -> int:
     """Bytes free on a GPU, once all ranks are here; NCCL takes a while to give its own back."""
     torch.cuda.empty_cache()
@@ -113,6 +127,12 @@ def test_rows_are_read_from_other_gpus(capfd: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 def test_an_exchange_can_be_closed_and_made_again() -> None:
     _on_all(exchange_again)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_layouts_follow_one_another_in_the_same_processes() -> None:
+    _on_all(lay_out_again)
 
 
 def _on_all(work: Callable[[int], None]) -> None:

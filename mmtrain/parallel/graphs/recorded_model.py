@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 
-from mmtrain.model.frozen import learns
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.graphs.recorded_segment import RESIDUAL, RecordedSegment, Recorder
@@ -143,17 +142,17 @@ class RecordedModel:
 
     def _graphs_of(self, batch: ModelInputs) -> _Recording:
         inputs, recorder = _memory_like(SegmentInputs.of(batch, self._model)), Recorder()
-        hidden_TD = self._model.embed_tokens(batch.tokens_T).detach()
-        carried: tuple[torch.Tensor, ...] = (torch.zeros_like(hidden_TD),)
+        hidden_TD = self._model.embed_tokens(batch.tokens_T)
+        carried: tuple[torch.Tensor, ...] = (torch.zeros_like(hidden_TD.detach()),)
+        wants: tuple[bool, ...] = (hidden_TD.requires_grad,)
         recorded: list[RecordedSegment] = []
-        reached = learns(self._model.embed_tokens)
         for segment in self._segments:
-            reached = reached or segment.learns
-            one = RecordedSegment(segment, carried, inputs, recorder, reached)
+            one = RecordedSegment(segment, carried, wants, inputs, recorder)
             recorded.append(one)
             if segment.opens is not None:
                 q_THK, residual_TD = one.left.passed[0], one.left.passed[RESIDUAL]
                 carried = (torch.zeros_like(q_THK), residual_TD)
+                wants = (any(one.wants[:RESIDUAL]), one.wants[RESIDUAL])  # attention's result: if q, k or v does
         residual_grad = None
         for one in reversed(recorded):
             if one.reached:

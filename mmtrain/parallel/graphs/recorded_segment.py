@@ -51,52 +51,66 @@ class Recorder:
 class RecordedSegment:
     """A segment that is replayed on the memory that it was recorded on.
 
-    Gradients of weights are added where hooks of the weights put them, as part of the recorded backward.
+    Gradients of weights are added where hooks of the weights put them, as part of the recorded backward. What wants a
+    gradient is what wants one without graphs: kernels are chosen by it.
 
     Args:
         segment: to be recorded.
         carried: memory of what it is given; the residual of a softmax layer is the memory that the segment before
             leaves it in.
+        wants: which of `carried` want a gradient; none do where all below is frozen.
         inputs: memory of what all segments read.
         recorder: of all segments.
-        reached: whether the backward pass comes here; it does not where all is frozen, down to the embedding.
+
+    Attributes:
+        wants: which of what it leaves (`SegmentOutput.differentiable`) want a gradient.
+        reached: whether the backward pass comes here.
     """
 
     def __init__(
         self,
         segment: Segment,
         carried: Sequence[Tensor],
+        wants: Sequence[bool],
         inputs: SegmentInputs,
         recorder: Recorder,
-        reached: bool = True,
     ) -> None:
-        self._recorder, self.reached = recorder, reached
+        self._recorder = recorder
         self.carried = tuple(carried)
-        self._leaves = tuple(tensor.detach().requires_grad_(reached) for tensor in carried)
-        with recorder.record() as self._forward, torch.set_grad_enabled(reached):
+        self._leaves = tuple(tensor.detach().requires_grad_(want) for tensor, want in zip(carried, wants, strict=True))
+        with recorder.record() as self._forward, torch.enable_grad():
             self._out: SegmentOutput | None = segment(self._leaves, inputs)
         self.left = self._out.detached()
-        if not reached:
+        self.wants = tuple(tensor.requires_grad for tensor in self._out.differentiable)
+        self.reached = any(self.wants)
+        if not self.reached:
             self._out = None
-        self.grads_out: tuple[Tensor, ...] = ()
-        self.grads_in: tuple[Tensor, ...] = ()
+        self.grads_out: tuple[Tensor | None, ...] = ()
+        self.grads_in: tuple[Tensor | None, ...] = ()
 
     def record_backward(self, residual_grad: Tensor | None) -> None:
         """Record the backward pass; segments are recorded from the last to the first.
 
         Args:
             residual_grad: memory in which the next segment's backward leaves the residual's gradient; None for the
-                last segment.
+                last segment, and where there is no such gradient.
         """
         assert self._out is not None
         self.grads_out = tuple(
-            residual_grad if place == RESIDUAL and residual_grad is not None else self._recorder.scratch(place, tensor)
+            self._memory_of(place, tensor, residual_grad) if self.wants[place] else None
             for place, tensor in enumerate(self.left.differentiable)
         )
+        pairs = [pair for pair in zip(self._out.differentiable, self.grads_out, strict=True) if pair[1] is not None]
         with self._recorder.record() as self._backward:
-            torch.autograd.backward(self._out.differentiable, self.grads_out)
+            torch.autograd.backward(*map(tuple, zip(*pairs, strict=True)))
         self.grads_in = tuple(leaf.grad for leaf in self._leaves)
         self._out = None  # its graph has gone, and holds no memory any more
+
+    def _memory_of(self, place: int, left: Tensor, residual_grad: Tensor | None) -> Tensor:
+        """Memory that the gradient of what was left in a place is read from."""
+        if place == RESIDUAL and residual_grad is not None:
+            return residual_grad
+        return self._recorder.scratch(place, left)
 
     def __call__(self, carried: Sequence[Tensor], inputs: SegmentInputs) -> SegmentOutput:
         """Replay the segment; `inputs` are in the memory that it was recorded on already."""
@@ -111,9 +125,10 @@ class RecordedSegment:
         self._forward.replay()
         return self.left.differentiable
 
-    def replay_backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    def replay_backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Run the backward pass on gradients of what was left, and return the memory of those of what was carried."""
-        _fill(self.grads_out, grads)
+        wanted = [pair for pair in zip(self.grads_out, grads, strict=True) if pair[0] is not None]
+        _fill(*zip(*wanted, strict=True))
         self._backward.replay()
         return self.grads_in
 
@@ -132,9 +147,12 @@ class _Replay(torch.autograd.Function):
     def forward(ctx: FunctionCtx, recorded: RecordedSegment, *carried: Tensor) -> tuple[Tensor, ...]:
         ctx.recorded = recorded
         ctx.set_materialize_grads(False)
-        return tuple(tensor.detach() for tensor in recorded.replay_forward(carried))
+        left = tuple(tensor.detach() for tensor in recorded.replay_forward(carried))
+        ctx.mark_non_differentiable(*(tensor for tensor, want in zip(left, recorded.wants, strict=True) if not want))
+        return left
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *(tensor.detach() for tensor in ctx.recorded.replay_backward(grads))
+        found = ctx.recorded.replay_backward(grads)
+        return None, *(None if tensor is None else tensor.detach() for tensor in found)

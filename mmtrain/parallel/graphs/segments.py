@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from mmtrain.model.block import Block
-from mmtrain.model.frozen import learns
 from mmtrain.model.mixers.registry import SOFTMAX
 from mmtrain.model.model import HybridLM, LossOutput, ModelInputs, total_aux_loss
 from mmtrain.model.moe.router import RouterStats
@@ -88,13 +87,6 @@ class Segment:
     closes: Block | None
     blocks: tuple[Block, ...]
     opens: Block | None
-
-    @property
-    def learns(self) -> bool:
-        """Whether it has a parameter that is trained; a softmax layer on either side counts as a whole."""
-        ends = [block for block in (self.closes, self.opens) if block is not None]
-        head = [self.model.norm, self.model.lm_head] if self.opens is None else []
-        return any(map(learns, (*ends, *self.blocks, *head)))
 
     def __call__(self, carried: Sequence[Tensor], inputs: SegmentInputs) -> SegmentOutput:
         """Run the segment.
