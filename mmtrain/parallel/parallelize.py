@@ -25,6 +25,7 @@ from mmtrain.parallel.pipeline.schedule import Pipeline
 from mmtrain.parallel.pipeline.split import split_layers, split_stages
 from mmtrain.parallel.routing import apply_routing
 from mmtrain.parallel.tensor.tensor_parallel import apply_tensor_parallel
+from mmtrain.parallel.units import UnitWatch
 from mmtrain.parallel.vision.apply import share_images
 
 
@@ -74,13 +75,14 @@ def apply_parallel(
     else:
         if keeps_whole_weights(layout, config, host_parameters):
             weights: WeightsInUse = ComputeWeights(model, context, compute_dtype)
+            watch: UnitWatch | None = weights.watch
         else:
             apply_fsdp(model, [model], context, config, compute_dtype, host_parameters)
-            weights = ShardedWeights(model, config)
+            weights, watch = ShardedWeights(model, config), None
         text = model.config.vision is None  # images are as many as they are: their kernels are not recorded
         recorded = text and context.device.type == "cuda" and records_graphs(layout, config, host_parameters)
         most = None if config.cuda_graphs is True else MOST_GRAPH_TOKENS
-        run = RecordedModel(model, most, compute_dtype) if recorded else PlainModel(model)
+        run = RecordedModel(model, most, compute_dtype, watch) if recorded else PlainModel(model)
         schedule = SingleStage(model, weights, run)
     return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
 

@@ -20,6 +20,7 @@ from mmtrain.parallel.graphs import recorded_model
 from mmtrain.parallel.graphs.recorded_model import RecordedModel, _load
 from mmtrain.parallel.graphs.recorded_segment import RecordedSegment, Recorder
 from mmtrain.parallel.graphs.segments import Segment, SegmentInputs, run_segments
+from mmtrain.parallel.units import UnitWatch
 from tests.dist.test_graph_segments import DENSE, MODELS, micro_batch
 
 FROZEN = [
@@ -46,8 +47,10 @@ class CallRecorder(Recorder):
 class CalledSegment(RecordedSegment):
     """A recorded segment whose replays call it again, on the same memory."""
 
-    def __init__(self, segment: Segment, carried: Sequence[Tensor], inputs: SegmentInputs, *rest: object) -> None:
-        super().__init__(segment, carried, inputs, *rest)
+    def __init__(
+        self, segment: Segment, carried: Sequence[Tensor], wants: Sequence[bool], inputs: SegmentInputs, *rest: object
+    ) -> None:
+        super().__init__(segment, carried, wants, inputs, *rest)
         self._call = lambda: segment(self._leaves, inputs)
         self.backwards = 0
 
@@ -65,8 +68,10 @@ class CalledSegment(RecordedSegment):
         self.backwards += 1
         for leaf in self._leaves:
             leaf.grad = None
-        given = [torch.zeros_like(x) if g is None else g for x, g in zip(self.grads_out, grads, strict=True)]
-        torch.autograd.backward(self._now.differentiable, given)
+        left = [(x, grad) for x, grad in zip(self._now.differentiable, grads, strict=True) if x.requires_grad]
+        assert [x.requires_grad for x in self._now.differentiable] == list(self.wants)
+        wanted = [(x, torch.zeros_like(x) if grad is None else grad) for x, grad in left]
+        torch.autograd.backward(*zip(*wanted, strict=True))
         return tuple(leaf.grad for leaf in self._leaves)
 
 
@@ -104,7 +109,7 @@ def replayed(model: torch.nn.Module, recorded: RecordedModel, recording: object,
     """As `RecordedModel` runs a micro-batch of a number of tokens that it has graphs of."""
     inputs, segments = recording
     _load(inputs, SegmentInputs.of(batch, model))
-    return run_segments(model, recorded._segments, segments, batch, inputs)
+    return run_segments(model, recorded._segments, segments, batch, inputs, recorded._watch)
 
 
 def test_segments_below_all_that_is_trained_have_no_backward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +126,28 @@ def test_segments_below_all_that_is_trained_have_no_backward(monkeypatch: pytest
         freeze(model, frozen)
         recording = RecordedModel(model)._graphs_of(micro_batch([64]))
         assert [one.reached for one in recording.segments] == reached, frozen
+
+
+@pytest.mark.parametrize(
+    ("frozen", "done"),
+    [((), [5, 3, 1]), (("embed_tokens", "layers.[01]"), [5]), (("*", "!norm"), [])],
+    ids=str,
+)
+def test_units_are_told_of_recorded_segments(
+    monkeypatch: pytest.MonkeyPatch, frozen: tuple[str, ...], done: list[int]
+) -> None:
+    """Of five layers, the second and the fourth softmax: units 2 and 4."""
+    monkeypatch.setattr(recorded_model, "Recorder", CallRecorder)
+    monkeypatch.setattr(recorded_model, "RecordedSegment", CalledSegment)
+    model, told = build_model(replace(DENSE, num_layers=5, layer_pattern="LS")), []
+    freeze(model, frozen)
+    watch = UnitWatch(model, lambda unit: told.append(("needed", unit)), lambda unit: told.append(("done", unit)))
+    batch = micro_batch([64])
+    recorded = RecordedModel(model, watch=watch)
+    recording = recorded._graphs_of(batch)
+    for tells in (False, True):
+        told.clear()
+        watch.begin(tells_done=tells)
+        gradients(model, replayed(model, recorded, recording, batch))
+        assert told[:3] == [("needed", 2), ("needed", 4), ("needed", 6)]
+        assert told[3:] == ([("done", unit) for unit in done] if tells else [])

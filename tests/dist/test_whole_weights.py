@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from mmtrain.build import build_model, meta_model
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
+from mmtrain.model.frozen import freeze
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh, weight_exchange
 from mmtrain.parallel.layout import plan_layout
@@ -39,8 +41,12 @@ def my_part(tensor: Tensor, dim: int) -> Tensor:
     return parts[mine].clone() if mine < len(parts) else tensor.narrow(dim, 0, 0).clone()
 
 
-def exchanged(dtypes: list[torch.dtype], bucket: int) -> None:
-    """Assert on this rank that weights are gathered and sums reduced, whatever lay in the buffers before."""
+def exchanged(dtypes: list[torch.dtype], bucket: int, done: list[list[int]]) -> None:
+    """Assert on this rank that weights are gathered and sums reduced, whatever lay in the buffers before.
+
+    Args:
+        done: for every rank, units from which on its sums are said to be whole, one after the other.
+    """
     mesh.start(ClusterConfig(device="cpu"))
     weight_exchange.BUCKET_ELEMENTS = bucket
     ranks, weights = dist.get_world_size(), []
@@ -49,10 +55,13 @@ def exchanged(dtypes: list[torch.dtype], bucket: int) -> None:
             shard = my_part(whole_tensor(number, shape, of=9), dim)
             whole = torch.full(shape, float("nan"), dtype=dtypes[number % len(dtypes)])
             total = whole_tensor(number, shape, of=dist.get_rank())
-            weights.append(ShardedWeight(whole, total, shard, torch.full_like(shard, float("nan")), dim))
+            grad = torch.full_like(shard, float("nan"))
+            weights.append(ShardedWeight(whole, total, shard, grad, dim, unit=number // 2))
         exchange = WeightExchange(weights, dist.group.WORLD)
         for _ in range(2):
-            exchange.reduce()
+            for unit in done[dist.get_rank()]:
+                exchange.start_reduce(unit)
+            exchange.finish_reduce()
             exchange.gather()
         for number, (weight, (shape, dim)) in enumerate(zip(weights, SHAPES, strict=True)):
             assert torch.equal(weight.whole, whole_tensor(number, shape, of=9).to(weight.whole.dtype)), shape
@@ -67,8 +76,68 @@ def exchanged(dtypes: list[torch.dtype], bucket: int) -> None:
 @pytest.mark.parametrize("bucket", [2**25, 40, 1])
 @pytest.mark.parametrize("dtypes", [[torch.float32], [torch.bfloat16, torch.bfloat16, torch.float32]], ids=str)
 def test_weights_are_gathered_and_sums_reduced(pool: Pool, dtypes: list[torch.dtype], bucket: int) -> None:
-    """With one bucket for all, several, and a bucket for each row of each weight."""
-    pool.run(exchanged, dtypes, bucket, world=4)
+    """With one bucket for all, several, and a bucket for each row of each weight; ranks hear of units as they do."""
+    pool.run(exchanged, dtypes, bucket, [[], [3, 2, 1, 0], [2, 2], [4, 1]], world=4)
+
+
+class Told:
+    """What a model's exchange does, in the order in which it does it, beside the backward passes of its layers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[str] = []
+        for name in ("start_reduce", "start_gather"):
+            monkeypatch.setattr(
+                weight_exchange._Bucket, name, self._noted(name, getattr(weight_exchange._Bucket, name))
+            )
+
+    def _noted(self, name: str, real: Callable) -> Callable:
+        def start(bucket: object, buffers: object) -> object:
+            self.events.append(f"{name.removeprefix('start_')} {bucket.units[0]}")
+            return real(bucket, buffers)
+
+        return start
+
+    def hear_backward(self, model: torch.nn.Module) -> None:
+        def hook(number: int) -> Callable:
+            return lambda *_: self.events.append(f"backward {1 + number}")
+
+        for number, block in enumerate(model.layers):
+            block.input_norm.register_full_backward_hook(hook(number))
+
+
+def order_of_exchange(frozen: tuple[str, ...], micro_batches: int, recompute: str) -> list[str]:
+    """Events of a step of four layers, each of which has buckets of its own."""
+    weight_exchange.BUCKET_ELEMENTS = 1
+    context = mesh.start(ClusterConfig(device="cpu"))
+    model = meta_model(replace(SHALLOW, num_layers=4))
+    freeze(model, frozen)
+    parallel = ParallelConfig(**WHOLE, activation_checkpoint=recompute)
+    laid = apply_parallel(model, context, parallel, torch.float32)
+    laid.initialise(7)
+    optimizer = build_optimizer(laid.module, OptimConfig())
+    with pytest.MonkeyPatch.context() as patch:
+        told = Told(patch)
+        told.hear_backward(laid.module)
+        train_step(laid, optimizer, [micro_batch(row, 1) for row in range(micro_batches)], 1e-2, 1e4, clip_grad=1.0)
+    weight_exchange.BUCKET_ELEMENTS = 2**25
+    mesh.stop()
+    return [event for event, before in zip(told.events, [None, *told.events], strict=False) if event != before]
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_sums_travel_while_lower_layers_are_at_work(pool: Pool, recompute: str) -> None:
+    found = pool.run(order_of_exchange, (), 2, recompute, world=2)
+    backward = [f"backward {unit}" for unit in (4, 3, 2, 1)]
+    gathered = [f"gather {unit}" for unit in range(6)]
+    shared = [event for unit in (4, 3, 2, 1) for event in (f"backward {unit}", f"reduce {unit}")]
+    assert found == [[*gathered, *backward, "reduce 5", *shared, "reduce 0"]] * 2
+
+
+def test_sums_over_frozen_layers_travel_at_the_end(pool: Pool) -> None:
+    """No gradient passes the beginning of the lowest layer that is trained: nothing tells when its own are whole."""
+    found = pool.run(order_of_exchange, ("embed_tokens", "layers.[01]"), 1, "none", world=2)
+    assert found[0] == found[1] and "reduce 2" not in found[0]
+    assert found[0][-2:] == ["backward 3", "reduce 3"] and "reduce 5" in found[0]
 
 
 ODD = replace(SHALLOW, hidden_size=40, num_heads=6, num_kv_heads=3, num_experts=5, ffn_hidden_size=24)

@@ -14,6 +14,7 @@ from mmtrain.model.model import HybridLM, LossOutput, ModelInputs
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.graphs.recorded_segment import RESIDUAL, RecordedSegment, Recorder
 from mmtrain.parallel.graphs.segments import SegmentInputs, cut, run_segments
+from mmtrain.parallel.units import UnitWatch
 
 TOKENS_A_DOCUMENT = 16
 """T over this is the number of documents that a graph has room for (and LEAST_DOCUMENTS at least): 512 in 8,192 tokens.
@@ -45,9 +46,17 @@ class RecordedModel:
         model: the whole model, in training mode, with the weights that micro-batches compute with.
         most_tokens: of a micro-batch that is recorded; None: any number.
         dtype: of its products.
+        watch: is told of the segments that are replayed; hooks tell it of all else.
     """
 
-    def __init__(self, model: HybridLM, most_tokens: int | None = None, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self,
+        model: HybridLM,
+        most_tokens: int | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        watch: UnitWatch | None = None,
+    ) -> None:
+        self._watch = watch
         self._model, self._segments, self._most_tokens = model, cut(model), most_tokens
         # torch has grouped products in bfloat16 alone; else it asks the device for each expert's number of rows.
         self._host_counts_rows = bool(model.config.num_experts) and dtype != torch.bfloat16
@@ -73,7 +82,7 @@ class RecordedModel:
             return self._model(*batch)
         inputs, segments = self._recording
         _load(inputs, SegmentInputs.of(batch, self._model))
-        return run_segments(self._model, self._segments, segments, batch, inputs)
+        return run_segments(self._model, self._segments, segments, batch, inputs, self._watch)
 
     def peak_bytes(self) -> int:
         """The most that tensors and graphs have held on the device; torch counts little of what graphs work in."""

@@ -22,6 +22,7 @@ from mmtrain.model.moe.router import RouterStats
 from mmtrain.model.packed_seq import Packing
 from mmtrain.model.rope import RopeTable, rope_table
 from mmtrain.model.weights import local
+from mmtrain.parallel.units import UnitWatch
 
 
 class SegmentInputs(NamedTuple):
@@ -135,6 +136,7 @@ def run_segments(
     calls: Sequence[SegmentCall],
     batch: ModelInputs,
     inputs: SegmentInputs,
+    watch: UnitWatch | None = None,
 ) -> LossOutput:
     """Compute a micro-batch's loss as :meth:`HybridLM.forward` does, segment by segment.
 
@@ -144,10 +146,13 @@ def run_segments(
         calls: what runs each segment: the segment itself, or a recording of it.
         batch: the micro-batch.
         inputs: what `calls` are given.
+        watch: is told of every segment.
     """
     carried: tuple[Tensor, ...] = (model.embed_tokens(batch.tokens_T),)
     router: list[RouterStats] = []
     for segment, call in zip(segments, calls, strict=True):
+        if watch is not None:
+            watch.reach_segment(segment.closes, segment.opens, carried)
         out = call(carried, inputs)
         router += out.router
         carried = out.passed
