@@ -19,7 +19,7 @@ from mmtrain.model.model import ModelInputs
 from mmtrain.parallel.graphs import recorded_model
 from mmtrain.parallel.graphs.recorded_model import RecordedModel, _load
 from mmtrain.parallel.graphs.recorded_segment import RecordedSegment, Recorder
-from mmtrain.parallel.graphs.segments import Segment, SegmentInputs, run_segments
+from mmtrain.parallel.graphs.segments import Segment, SegmentInputs, SegmentOutput, run_segments
 from mmtrain.parallel.units import UnitWatch
 from tests.dist.test_graph_segments import DENSE, MODELS, micro_batch
 
@@ -53,6 +53,11 @@ class CalledSegment(RecordedSegment):
         super().__init__(segment, carried, wants, inputs, *rest)
         self._call = lambda: segment(self._leaves, inputs)
         self.backwards = 0
+
+    def __call__(self, carried: Sequence[Tensor], inputs: SegmentInputs) -> SegmentOutput:
+        out = super().__call__(carried, inputs)
+        assert [tensor.requires_grad for tensor in out.differentiable] == list(self.wants)
+        return out
 
     def replay_forward(self, carried: Sequence[Tensor]) -> tuple[Tensor, ...]:
         for place, value in zip(self.carried, carried, strict=True):

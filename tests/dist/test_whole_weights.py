@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh, weight_exchange
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.parallel.units import UnitWatch
 from mmtrain.parallel.weight_exchange import ShardedWeight, WeightExchange
 from mmtrain.train.step import model_inputs, train_step
 from tests.dist.layouts import MODEL, SEQ, Job, micro_batch
@@ -105,8 +107,10 @@ class Told:
             block.input_norm.register_full_backward_hook(hook(number))
 
 
-def order_of_exchange(frozen: tuple[str, ...], micro_batches: int, recompute: str) -> list[str]:
-    """Events of a step of four layers, each of which has buckets of its own."""
+def order_of_exchange(
+    frozen: tuple[str, ...], micro_batches: int, recompute: str
+) -> tuple[list[str], list[tuple[float, float]]]:
+    """Events of the second of two steps of four layers that have buckets of their own; loss and norm of both."""
     weight_exchange.BUCKET_ELEMENTS = 1
     context = mesh.start(ClusterConfig(device="cpu"))
     model = meta_model(replace(SHALLOW, num_layers=4))
@@ -115,29 +119,37 @@ def order_of_exchange(frozen: tuple[str, ...], micro_batches: int, recompute: st
     laid = apply_parallel(model, context, parallel, torch.float32)
     laid.initialise(7)
     optimizer = build_optimizer(laid.module, OptimConfig())
+    figures = []
     with pytest.MonkeyPatch.context() as patch:
         told = Told(patch)
         told.hear_backward(laid.module)
-        train_step(laid, optimizer, [micro_batch(row, 1) for row in range(micro_batches)], 1e-2, 1e4, clip_grad=1.0)
+        for _ in range(2):
+            told.events.clear()
+            batches = [micro_batch(row, 1) for row in range(micro_batches)]
+            result = train_step(laid, optimizer, batches, 1e-2, 1e4, clip_grad=1.0)
+            figures.append((result.loss, result.grad_norm))
     weight_exchange.BUCKET_ELEMENTS = 2**25
     mesh.stop()
-    return [event for event, before in zip(told.events, [None, *told.events], strict=False) if event != before]
+    events = [event for event, before in zip(told.events, [None, *told.events], strict=False) if event != before]
+    return events, figures
 
 
 @pytest.mark.parametrize("recompute", ["none", "block"])
 def test_sums_travel_while_lower_layers_are_at_work(pool: Pool, recompute: str) -> None:
-    found = pool.run(order_of_exchange, (), 2, recompute, world=2)
+    (found, figures), (other, _) = pool.run(order_of_exchange, (), 2, recompute, world=2)
     backward = [f"backward {unit}" for unit in (4, 3, 2, 1)]
     gathered = [f"gather {unit}" for unit in range(6)]
     shared = [event for unit in (4, 3, 2, 1) for event in (f"backward {unit}", f"reduce {unit}")]
-    assert found == [[*gathered, *backward, "reduce 5", *shared, "reduce 0"]] * 2
+    assert found == other == [*gathered, *backward, "reduce 5", *shared, "reduce 0"]
+    ((_, alone),) = pool.run(order_of_exchange, (), 2, recompute, world=1)  # the ranks had the same rows
+    assert np.array(figures) == pytest.approx(np.array(alone), rel=1e-5)
 
 
 def test_sums_over_frozen_layers_travel_at_the_end(pool: Pool) -> None:
     """No gradient passes the beginning of the lowest layer that is trained: nothing tells when its own are whole."""
-    found = pool.run(order_of_exchange, ("embed_tokens", "layers.[01]"), 1, "none", world=2)
-    assert found[0] == found[1] and "reduce 2" not in found[0]
-    assert found[0][-2:] == ["backward 3", "reduce 3"] and "reduce 5" in found[0]
+    (found, _), (other, _) = pool.run(order_of_exchange, ("embed_tokens", "layers.[01]"), 1, "none", world=2)
+    assert found == other and "reduce 2" not in found
+    assert found[-2:] == ["backward 3", "reduce 3"] and "reduce 5" in found
 
 
 ODD = replace(SHALLOW, hidden_size=40, num_heads=6, num_kv_heads=3, num_experts=5, ffn_hidden_size=24)
@@ -208,3 +220,18 @@ def test_copies_are_the_newest_weights_on_every_rank(pool: Pool) -> None:
     assert losses == other and all(torch.equal(a, b) for a, b in zip(copies, same, strict=True))
     (alone, _), *_ = pool.run(in_bf16, 3, world=1)
     assert losses == pytest.approx(alone, rel=1e-2)
+
+
+def test_a_layer_that_runs_twice_is_done_once_both_gradients_came() -> None:
+    model, done = build_model(SHALLOW), []
+    watch = UnitWatch(model, lambda unit: None, done.append)
+    watch.begin(tells_done=True)
+    first, second = (torch.ones(2, requires_grad=True) for _ in range(2))
+    for given in (first, second):
+        watch.reach(1, 1, [given * 2])
+    for given in (first, second):
+        watch.reach(2, 2, [given])
+    second.sum().backward()
+    assert done == []
+    first.sum().backward()
+    assert done == [2]
