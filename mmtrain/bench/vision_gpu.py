@@ -2,12 +2,12 @@
 """Eyes on GPUs: the vision transformer beside a compiled CLIP, steps with images, and how evenly ranks share tiles.
 
 `torchrun --standalone --nproc-per-node N -m mmtrain.bench.vision_gpu --out DIR`. Figures go to DIR/vision.json as they
-come (it has not been run on a GPU yet):
+come:
 
 - *tower*: tiles/s of a GPU, forward and backward, bf16, of the released vision transformer, and of transformers'
   `CLIPVisionModel` of the same shape under `torch.compile`, on the same tiles in the same run;
 - *step*: seconds of a step with images of many resolutions, beside the same rows as a text model has them plus the
-  vision transformer alone on the tiles of the busiest rank;
+  vision transformer alone, forward and backward, on as many tiles as the busiest rank has in each micro-batch;
 - *balance*: tiles of the busiest rank over the mean, and the step, with and without `parallel.balance_images`.
 """
 
@@ -47,11 +47,10 @@ SEQ_LEN, MICRO_BATCHES = 16384, 2
 Figures = dict[str, Any]
 
 
-def model_of(smoke: bool) -> ModelConfig:
-    """The released eyes on a dense text model of 410M parameters; or the smallest model that sees."""
-    name = "tiny_vl" if smoke else "hybrid_410m"
+def model_of(name: str) -> ModelConfig:
+    """A model of configs/model; one without eyes is given the released ones."""
     found = compose([f"model={name}", "run.name=x", "data.path=x"], CONFIGS).model
-    return found if smoke else replace(found, vision=VisionConfig(image_token=5))
+    return found if found.vision is not None else replace(found, vision=VisionConfig(image_token=5))
 
 
 def tower(device: torch.device, config: VisionConfig) -> VisionTransformer:
@@ -94,17 +93,17 @@ def tiles_per_second(run: Callable[[Tensor], Tensor], parameters: Sequence[Tenso
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}  # fmt: skip
 
 
-def measure_tower(context: mesh.ParallelContext, model: ModelConfig, peer: bool) -> Figures:
+def measure_tower(context: mesh.ParallelContext, model: ModelConfig, peer: bool, count: int = TILES) -> Figures:
     """Ours, or the compiled peer."""
     vision, device = model.vision, context.device
     assert vision is not None
-    size = (TILES, 3, vision.tile_size, vision.tile_size)
+    size = (count, 3, vision.tile_size, vision.tile_size)
     tiles = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
     made = clip(device, vision) if peer else tower(device, vision)
     run = (lambda x: made(normalise(x).bfloat16()).last_hidden_state) if peer else lambda x: made(normalise(x))
     found = tiles_per_second(run, list(made.parameters()), tiles)
     flops = 3 * encoder_flops(model, 1, 0) * found["tiles_s"]
-    return {"tiles": TILES, **found, "tflops": round(flops / 1e12, 1)}
+    return {"tiles": count, **found, "tflops": round(flops / 1e12, 1)}
 
 
 def measure_step(
@@ -127,13 +126,21 @@ def measure_step(
         end = clock.mark()
         clock.wait()
         seconds += [clock.ms(begin, end) / 1e3] if step > 1 else []
-    counted = [batch for batch in batches if isinstance(batch, ImageBatch)]
     found = {"step_s": slowest([statistics.median(seconds)], context.device)[0], "loss": results[-1].loss,
-             "tiles_of_this_rank": sum(batch.num_tiles for batch in counted),
-             "max_over_mean": results[-1].image_balance,
+             "busiest_tiles": busiest_tiles(context, batches, balance), "max_over_mean": results[-1].image_balance,
              "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}  # fmt: skip
     laid.close()
     return found
+
+
+def busiest_tiles(context: mesh.ParallelContext, batches: Sequence[ImageBatch], balance: bool) -> list[int]:
+    """Most tiles that a rank looks at, of each micro-batch."""
+    mine = torch.tensor([batch.num_tiles for batch in batches])
+    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, mine)
+    tiles_RM = torch.stack(every)
+    return (tiles_RM.sum(0).add(len(every) - 1).div(len(every), rounding_mode="floor") if balance
+            else tiles_RM.amax(0)).tolist()  # fmt: skip
 
 
 class Notes:
@@ -166,30 +173,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument("--smoke", action="store_true", help="steps of a tiny model on CPUs")
+    parser.add_argument("--model", default="hybrid_410m", help="of the steps: a file of configs/model")
+    parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    model, seq_len = model_of(options.smoke), 1024 if options.smoke else SEQ_LEN
+    model, seq_len = model_of("tiny_vl" if options.smoke else options.model), 1024 if options.smoke else SEQ_LEN
     context = mesh.start(ClusterConfig(device="cpu" if options.smoke else "cuda"))
     note = Notes(options.out / "vision.json", context.is_main)
-    ours = {"tiles_s": 1.0}
     if not options.smoke:
-        ours = note("tower", measure_tower, context, model, False)
-        note("tower of transformers, compiled", measure_tower, context, model, True)
-    text = note("step of text alone", measure_step, context, replace(model, vision=None), model, True, seq_len)
+        note("tower", measure_tower, context, model, False)
+        if options.peer:
+            note("tower of transformers, compiled", measure_tower, context, model, True)
+    text = note(f"step of {model.name}, text alone", measure_step, context, replace(model, vision=None), model, True,
+                seq_len)  # fmt: skip
     for balance in (True, False):
         found = note(f"step with images, balance={balance}", measure_step, context, model, model, balance, seq_len)
-        if not {"error"} & (ours.keys() | text.keys() | found.keys()):
-            note(f"step with images over its parts, balance={balance}", _over_parts, context, ours, text, found)
+        if not options.smoke and not {"error"} & (text.keys() | found.keys()):
+            note(f"step with images over its parts, balance={balance}", over_parts, context, model, text, found)
     mesh.stop()
 
 
-def _over_parts(context: mesh.ParallelContext, ours: Figures, text: Figures, found: Figures) -> Figures:
+def over_parts(context: mesh.ParallelContext, model: ModelConfig, text: Figures, found: Figures) -> Figures:
     """The step over that of text and the eyes alone, on the tiles of the busiest rank."""
-    tiles = torch.tensor(float(found["tiles_of_this_rank"]), device=context.device)
-    dist.all_reduce(tiles)
-    busiest = float(tiles) / context.layout.world * (found["max_over_mean"] or 1.0)
-    parts = text["step_s"] + busiest / ours["tiles_s"]
-    return {"parts_s": parts, "over_parts": found["step_s"] / parts, "busiest_tiles": busiest}
+    eyes_ms = [measure_tower(context, model, False, count)["ms"] for count in found["busiest_tiles"] if count]
+    parts = text["step_s"] + sum(eyes_ms) / 1e3
+    return {"eyes_ms": eyes_ms, "parts_s": parts, "over_parts": found["step_s"] / parts}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmdata.images.grid import ImageLayout
 from mmtrain.config import VisionConfig
 from mmtrain.model.initial import Initial, Uniform
+from mmtrain.model.packed_seq import to_device
 from mmtrain.model.weights import local
 from mmtrain.vision.images import Images, normalise, token_sources
 from mmtrain.vision.projector import Projector
@@ -56,9 +57,9 @@ class ImageEncoder(nn.Module):
     def embeddings(self, x_NQW: Tensor, layouts: Sequence[ImageLayout]) -> Tensor:
         """Join the features of tiles into embeddings of images, [I, D]; only patches that are kept are projected."""
         patch_M, at_M, tokens = token_sources(layouts)
-        y_MD = self.projector(x_NQW.flatten(0, 1).index_select(0, patch_M.to(x_NQW.device)))
+        y_MD = self.projector(x_NQW.flatten(0, 1).index_select(0, to_device(patch_M, x_NQW.device)))
         newlines_ID = local(self.newline_D).to(y_MD.dtype).expand(tokens, -1)
-        return newlines_ID.index_copy(0, at_M.to(y_MD.device), y_MD)
+        return newlines_ID.index_copy(0, to_device(at_M, y_MD.device), y_MD)
 
     def join(self, x_MW: Tensor, newlines: int) -> Tensor:
         """Return the embeddings of some patches, [M, W], and after them those of newlines: [M + newlines, D]."""

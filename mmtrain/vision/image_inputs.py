@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmtrain.config import VisionConfig
 from mmtrain.model.given_embeddings import GivenEmbeddings
+from mmtrain.model.packed_seq import to_device
 from mmtrain.vision.encoder import ImageEncoder
 from mmtrain.vision.images import Images
 
@@ -82,5 +83,5 @@ def whole_image_work(encoder: ImageEncoder, given: ImageInputs) -> GivenEmbeddin
     device = given.images.tiles_N3SS.device
     rows_ID = encoder(given.images)
     if len(given.token_J) < len(rows_ID):
-        rows_ID = rows_ID.index_select(0, given.token_J.to(device))
-    return GivenEmbeddings(given.at_J.to(device), rows_ID)
+        rows_ID = rows_ID.index_select(0, to_device(given.token_J, device))
+    return GivenEmbeddings(to_device(given.at_J, device), rows_ID)
