@@ -14,6 +14,7 @@ come:
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import traceback
@@ -157,6 +158,7 @@ class Notes:
         except Exception as error:
             traceback.print_exc()
             found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+        gc.collect()  # a model under hooks refers to itself, and would keep its memory
         torch.cuda.empty_cache()
         self.rows.append({"name": name, **found})
         if self.writes:

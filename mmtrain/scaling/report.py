@@ -99,7 +99,7 @@ def _held_out(fit: ArchitectureFit) -> list[Block]:
         return []
     head = ["fitted without it", "N", "FLOP", "measured", "predicted", "error"]
     rows = [
-        [one.method, count_text(one.parameters), f"{one.flops:.2e}", f"{one.measured:.4f}", one.predicted.text(".4f"),
+        [one.method, count_text(one.parameters), f"{one.flops:.2e}", f"{one.measured:.4f}", one.predicted.text(".5g"),
          f"{one.error:+.2%}"]
         for one in fit.held_out
     ]  # fmt: skip
