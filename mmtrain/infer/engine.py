@@ -12,28 +12,29 @@ token), through the kernels of training. An engine belongs to one thread.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 
 import torch
 
 from mmdata.tokenizer import Tokenizer
-from mmtrain.errors import ConfigError, OutOfDeviceMemory
+from mmtrain.errors import ConfigError
 from mmtrain.infer.context.group import ContextParallel
 from mmtrain.infer.context.runner import ContextRunner
-from mmtrain.infer.memory import is_out_of_memory
+from mmtrain.infer.serving.admission import check_request_size, look_once
 from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
-from mmtrain.infer.serving.document_images import DocumentImages, check_images, look_at
-from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, RequestRefused
+from mmtrain.infer.serving.document_images import check_images
+from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.metrics import EngineMetrics, Occupancy
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
+from mmtrain.infer.serving.reading import read_by_context, reading_requests
 from mmtrain.infer.serving.runner import PathResult, Runner
 from mmtrain.infer.serving.sampler import Choice, Sampler
 from mmtrain.infer.serving.scheduler import Scheduler, Step
-from mmtrain.infer.serving.scoring import LabelScores
+from mmtrain.infer.serving.scoring import note_scores
 from mmtrain.infer.serving.stop import StopText
 from mmtrain.model.model import HybridLM
 from mmtrain.vision.prompt_images import PromptImages
@@ -135,10 +136,11 @@ class Engine:
             request.validate(self._model.config.vocab_size)
             check_images(request, self._model.config)
             self.check_size(request)
-            seen = self._look(request)
+            seen = look_once(request, self._model, self.memory.device, self._ranks)
         except ConfigError:
             self.metrics.refused += 1
             raise
+        self.metrics.image_tiles += 0 if request.images is None else len(request.images.tiles_N3SS)
         text = None if self._tokenizer is None else StopText(self._tokenizer, request.tokens, request.stop)
         document = Document(next(self._ids), request, list(request.tokens), text, images=seen)
         document.reason = "has not been looked at yet"
@@ -250,25 +252,7 @@ class Engine:
             texts, starts: see there.
             images: of each text; None: text alone.
         """
-        requests = [
-            GenerationRequest(tuple(tokens), max_tokens=0, prompt_logprobs=True, score_from=start,
-                              keep_prefix=(start - 1,) if 1 < start <= len(tokens) else (), images=shown)
-            for tokens, start, shown in zip(texts, starts or [1] * len(texts), images or [None] * len(texts),
-                                            strict=True)
-        ]  # fmt: skip
-        of_context: dict[Hashable, list[int]] = {}
-        for place, one in enumerate(requests):
-            shown = () if one.images is None else one.images.digests
-            context = (one.tokens[: one.score_from - 1], shown) if one.keep_prefix else place
-            of_context.setdefault(context, []).append(place)
-        contexts, at_once = list(of_context.values()), self.plan.kept or max(1, len(of_context))
-        made: dict[int, Generation] = {}
-        for first in range(0, len(contexts), at_once):  # no more contexts than are kept at once
-            own = contexts[first : first + at_once]
-            # The first text of each reads it; the others begin when it is known, or they would read it beside it.
-            for places in ([alike[0] for alike in own], [place for alike in own for place in alike[1:]]):
-                made |= zip(places, self.generate([requests[place] for place in places]), strict=True)
-        return [made[place] for place in range(len(requests))]
+        return read_by_context(reading_requests(texts, starts, images), self.generate, self.plan.kept)
 
     def cancel(self, number: int) -> Generation:
         """End a request, free what it holds, and return what it made.
@@ -323,31 +307,7 @@ class Engine:
         Raises:
             RequestRefused: it has more tokens than the planned memory holds, or stop texts without a tokenizer.
         """
-        if request.stop and self._tokenizer is None:
-            raise RequestRefused("request.stop", request.stop, "needs a tokenizer", "give the engine one")
-        most, longest = len(request.tokens) + request.max_tokens, self.plan.longest
-        if longest is not None and most > longest:
-            what = f"{len(request.tokens):,} of the prompt and {request.max_tokens:,} new"
-            raise RequestRefused("request.tokens", f"{most:,} tokens", f"{what}; the cache holds {longest:,}",
-                                 "shorten it, or give the engine more memory")  # fmt: skip
-
-    def _look(self, request: GenerationRequest) -> DocumentImages | None:
-        """Look at the images of a request, once, before it waits."""
-        if request.images is None:
-            return None
-        tiles = len(request.images.tiles_N3SS)
-        try:
-            seen = look_at(request.images, self._model)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            where = f"do not fit into the memory of {self.memory.device} beside keys and states"
-            if self._ranks.size > 1:
-                raise OutOfDeviceMemory(f"rank {self._ranks.rank}: {tiles} tiles {where}; start again with a smaller "
-                                        "memory_share") from None  # fmt: skip
-            raise RequestRefused("request.images", f"{tiles} tiles", where, "give the engine less memory") from None
-        self.metrics.image_tiles += tiles
-        return seen
+        check_request_size(request, self.plan, self._tokenizer is not None)
 
     def _find(self, number: int) -> Document:
         if number not in self._documents:
@@ -357,21 +317,11 @@ class Engine:
     def _take(self, result: PathResult) -> list[Progress]:
         """Note what a path gave: scores of prompts, and the next tokens."""
         if result.scores is not None:
-            self._note_scores(result.scored, result.scores)
+            note_scores(result.scored, result.scores)
         if not result.documents:
             return []
         choices = self._sampler.choose(result.documents, result.logits_NV)
         return [self._add(*pair) for pair in zip(result.documents, choices, strict=True)]
-
-    @staticmethod
-    def _note_scores(scored: list[tuple[Document, int]], scores: LabelScores) -> None:
-        logprobs, likeliest, first = scores.logprobs_M.tolist(), scores.likeliest_M.tolist(), 0
-        for document, tokens in scored:
-            document.made.prompt_logprobs += logprobs[first : first + tokens]
-            document.made.prompt_likeliest += likeliest[first : first + tokens]
-            if count := document.request.top_logprobs:
-                document.made.prompt_top_logprobs += [top[:count] for top in scores.top_M[first : first + tokens]]
-            first += tokens
 
     def _add(self, document: Document, choice: Choice) -> Progress:
         """Let a document go on by a token, or end."""

@@ -5,11 +5,13 @@ Legend: T tokens, M tokens that are scored, C of these at a time, D model width,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.generation import TopTokens
 from mmtrain.model.model import HybridLM
 
@@ -51,6 +53,17 @@ def label_scores(
         likeliest.append(logits_CV.argmax(1) == labels_C)
         top_M += top_tokens(logits_CV, top, vocab_size)
     return LabelScores(torch.cat(logprobs), torch.cat(likeliest), top_M)
+
+
+def note_scores(scored: Sequence[tuple[Document, int]], scores: LabelScores) -> None:
+    """Add scores to what documents have made: documents with their numbers of scores, in the order of these."""
+    logprobs, likeliest, first = scores.logprobs_M.tolist(), scores.likeliest_M.tolist(), 0
+    for document, tokens in scored:
+        document.made.prompt_logprobs += logprobs[first : first + tokens]
+        document.made.prompt_likeliest += likeliest[first : first + tokens]
+        if count := document.request.top_logprobs:
+            document.made.prompt_top_logprobs += [top[:count] for top in scores.top_M[first : first + tokens]]
+        first += tokens
 
 
 def token_logprobs(logits_CV: Tensor, tokens_C: Tensor) -> Tensor:
