@@ -22,12 +22,12 @@ from mmdata.prepare.bpe import SAMPLE_BYTES, Sample, train_bpe
 from mmdata.prepare.collect import Source, collect, plan_shards
 from mmdata.prepare.first_look import first_look
 from mmdata.prepare.merge import merge_shards
-from mmdata.prepare.pool import WorkerDied, cores, run_shards
+from mmdata.prepare.pool import cores, run_shards
 from mmdata.prepare.shards import ShardTask
 from mmdata.prepare.skips import Skip, SkipLog
 from mmdata.prepare.sources import Piece
 from mmdata.prepare.text_files import parse_separator
-from mmdata.prepare.workfolder import finished, publish, work_folder
+from mmdata.prepare.workfolder import Prepared, make_corpus
 from mmdata.text_parts import LARGEST_PART
 from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmdata.tokenizer_identity import identity_of_file
@@ -66,14 +66,6 @@ class PrepareOptions:
     force: bool = False
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The outcome: the manifest, and whether all the work had been done before."""
-
-    manifest: Manifest
-    reused: bool
-
-
 def prepare(options: PrepareOptions, log: Callable[[str], None] = lambda line: None) -> Prepared:
     """Make the corpus folder that `options` ask for, going on from an interrupted run of the same request.
 
@@ -93,21 +85,9 @@ def prepare(options: PrepareOptions, log: Callable[[str], None] = lambda line: N
         passed = SkipLog(skips).reasons() or "it holds no file"
         raise DataError(f"the corpus is empty: no file to read in --input ({passed})")
     request = _fingerprint(options, sources)
-    if not options.force and (done := finished(output, request)):
-        return Prepared(done, reused=True)
-    fresh = not output.exists()
-    with work_folder(output, request, options.force) as partial:
-        try:
-            manifest = _build(options, request, sources, skips, partial, log)
-        except WorkerDied:
-            raise
-        except DataError:  # nothing that a second run could go on from
-            shutil.rmtree(partial)
-            if fresh:
-                output.rmdir()
-            raise
-        publish(partial, output)
-    return Prepared(manifest, reused=False)
+    return make_corpus(
+        output, request, options.force, lambda partial: _build(options, request, sources, skips, partial, log)
+    )
 
 
 def _build(

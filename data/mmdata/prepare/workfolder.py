@@ -5,18 +5,58 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmdata.corpus.manifest import NAME, Manifest, read_manifest
 from mmdata.corpus.writer import fsync
 from mmdata.errors import DataError
 from mmdata.images.table import SHARED, side_names
+from mmdata.prepare.pool import WorkerDied
 
 PARTIAL = ".partial"
 _IMAGES = [*SHARED, *side_names("train"), *side_names("valid")]  # of a corpus with images only
 FINAL_NAMES = ("train.bin", "train.idx", "valid.bin", "valid.idx", "tokenizer.json", *_IMAGES, NAME)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The outcome: the manifest, and whether all the work had been done before."""
+
+    manifest: Manifest
+    reused: bool
+
+
+def make_corpus(output: Path, request: str, force: bool, build: Callable[[Path], Manifest]) -> Prepared:
+    """Make a corpus folder, going on from an interrupted run of the same request.
+
+    Args:
+        output: the corpus folder.
+        request: fingerprint of all that decides the result.
+        force: replace what `output` holds.
+        build: makes all files in the folder that it is given, and returns their manifest. A worker that dies, and
+            Ctrl-C, leave what is done for the next run; another DataError does not.
+
+    Raises:
+        DataError: the folder holds something else, or `build` raised it.
+    """
+    if not force and (done := finished(output, request)):
+        return Prepared(done, reused=True)
+    fresh = not output.exists()
+    with work_folder(output, request, force) as partial:
+        try:
+            manifest = build(partial)
+        except WorkerDied:
+            raise
+        except DataError:  # nothing that a second run could go on from
+            shutil.rmtree(partial)
+            if fresh:
+                output.rmdir()
+            raise
+        publish(partial, output)
+    return Prepared(manifest, reused=False)
 
 
 def finished(output: Path, request: str) -> Manifest | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +23,10 @@ from mmdata.images.grid import TileRules
 from mmdata.images.place import need_pillow
 from mmdata.images.table import SHARED, side_names
 from mmdata.prepare.collect import Source, plan_shards
-from mmdata.prepare.pipeline import Prepared
-from mmdata.prepare.pool import WorkerDied, cores, run_shards
+from mmdata.prepare.pool import cores, run_shards
 from mmdata.prepare.skips import Skip, SkipLog
 from mmdata.prepare.sources import Piece
-from mmdata.prepare.workfolder import finished, publish, work_folder
+from mmdata.prepare.workfolder import Prepared, make_corpus
 from mmdata.prepare_images.collect import collect_records
 from mmdata.prepare_images.image_token import image_token_id
 from mmdata.prepare_images.merge import Merged, merge_image_shards
@@ -91,21 +89,9 @@ def prepare_images(options: ImageOptions, log: Callable[[str], None] = lambda li
         passed = SkipLog(skips).reasons() or "it holds no file"
         raise DataError(f"the corpus is empty: no .jsonl, .json or .tar file to read in --input ({passed})")
     request = _fingerprint(options, sources)
-    if not options.force and (done := finished(output, request)):
-        return Prepared(done, reused=True)
-    fresh = not output.exists()
-    with work_folder(output, request, options.force) as partial:
-        try:
-            manifest = _build(options, request, sources, skips, partial, log)
-        except WorkerDied:
-            raise
-        except DataError:  # nothing that a second run could go on from
-            shutil.rmtree(partial)
-            if fresh:
-                output.rmdir()
-            raise
-        publish(partial, output)
-    return Prepared(manifest, reused=False)
+    return make_corpus(
+        output, request, options.force, lambda partial: _build(options, request, sources, skips, partial, log)
+    )
 
 
 def _check(options: ImageOptions) -> None:
