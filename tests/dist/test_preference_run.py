@@ -115,12 +115,12 @@ def test_a_pass_that_was_cut_short_goes_on_and_gives_the_same(pool: Pool, made: 
 def test_a_resumed_run_is_the_same_run_with_its_reference_or_without(pool: Pool, made: tuple[Path, Path]) -> None:
     """Whether the log-probabilities are still there or computed again, from the weights that it started from."""
     for name, deletes in (("kept", False), ("anew", True)):
-        half = preference(made, f"run.name={name}", "run.max_steps=2", "log.valid_interval=2")
-        pool.run(pretrained, half, world=1)
+        shutil.rmtree(shutil.copytree(made[1] / "whole", made[1] / name) / "checkpoints/step-00000004")
         if deletes:
             shutil.rmtree(made[1] / name / "reference")
         rest = preference(made, f"run.name={name}", "run.max_steps=4", "run.resume=auto", "log.valid_interval=2")
         pool.run(pretrained, rest, world=1)
+        assert " after step 2\n" in (made[1] / name / "log.txt").read_text()
         assert figures(made[1] / name) == figures(made[1] / "whole")
         assert stored(made[1] / name) == stored(made[1] / "whole")
 

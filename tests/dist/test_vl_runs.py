@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,18 +97,21 @@ def test_what_is_frozen_stays_to_the_bit_and_the_rest_is_trained(made: Made) -> 
 
 
 @pytest.mark.parametrize("stop", [2, ALIGNED + 1])
-def test_a_stopped_run_goes_on_the_same(made: Made, stop: int) -> None:
-    name = f"stopped-{stop}"
-    pretrain(*options(made.folder, name, f"run.max_steps={stop}"))
-    pretrain(*options(made.folder, name, "run.resume=auto"))
+def test_a_stopped_run_goes_on_the_same(made: Made, tmp_path: Path, stop: int) -> None:
+    stopped = shutil.copytree(made.folder / "vl", tmp_path / "vl")
+    for checkpoint in (stopped / "checkpoints").iterdir():
+        if int(checkpoint.name[5:]) > stop:
+            shutil.rmtree(checkpoint)
+    pretrain(*options(made.folder, "vl", "run.resume=auto", f"run.dir={tmp_path}"))
 
-    def timeless(run: str) -> list[dict]:
-        found = [{key: value for key, value in one.items() if key not in TIMES} for one in steps(made.folder / run)]
+    def timeless(run: Path) -> list[dict]:
+        found = [{key: value for key, value in one.items() if key not in TIMES} for one in steps(run)]
         return [{key: value for key, value in one.items() if not key.startswith("router")} for one in found]
 
-    assert timeless(name) == timeless("vl")
-    end = made.at("vl", len(steps(made.folder / "vl")))
-    again = made.at(name, len(steps(made.folder / name)))
+    assert f" after step {stop}\n" in (stopped / "log.txt").read_text()
+    assert timeless(stopped) == timeless(made.folder / "vl")
+    last = len(steps(stopped))
+    end, again = made.at("vl", last), Made(tmp_path, "").at("vl", last)
     assert all(torch.equal(end[key], again[key]) for key in end)
 
 

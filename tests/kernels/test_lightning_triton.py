@@ -69,10 +69,9 @@ def test_lengths_and_slopes(tokens: int, segments: None) -> None:
     check(tokens)
 
 
-@pytest.mark.parametrize("states", [True, False], ids=["states", "no states"])
 @pytest.mark.parametrize("name", PACKED)
-def test_packed_with_a_state_a_document(name: str, states: bool) -> None:
-    check(PACKED[name][-1], cu_seqlens=PACKED[name], states=states)
+def test_packed_with_a_state_a_document(name: str) -> None:
+    check(PACKED[name][-1], cu_seqlens=PACKED[name])
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -305,6 +305,7 @@ def test_host_adam_equals_torch() -> None:
 
 
 @pytest.mark.usefixtures("deepspeed")
+@pytest.mark.slow
 def test_host_adam_continues_from_its_state() -> None:
     model = Weights()
     optimizer = host_adam(model)
@@ -330,6 +331,7 @@ def test_host_adam_continues_from_its_state() -> None:
 
 
 @pytest.mark.usefixtures("deepspeed")
+@pytest.mark.slow
 def test_host_adam_takes_no_closure() -> None:
     with pytest.raises(NotImplementedError, match="closure"):
         host_adam(Weights()).step(lambda: 0.0)

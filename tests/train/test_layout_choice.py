@@ -63,7 +63,7 @@ def test_the_nearest_layout_is_taken(world: int, given: dict[str, int], expected
     assert found.plan.phases[0].used_rows() == planned(1, *parallel()).plan.phases[0].used_rows()  # the batch stays
 
 
-@pytest.mark.parametrize("world", [2, 4, 8])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4, 8])
 def test_no_nearer_layout_would_run(world: int) -> None:
     """By trying all of them, without the option."""
     asked = dict(tp=4, etp=2, cp=2, pp=2, ep=8)
