@@ -29,7 +29,8 @@ def read(out: Path) -> dict[str, Any]:
 
 
 def test_a_profile_trains_as_the_run_does_and_does_not_block_it(corpus: Path, tmp_path: Path) -> None:
-    common = [*SMALL, LONG, f"data.path={corpus}", f"run.dir={tmp_path / 'runs'}", "run.name=mine"]
+    common = [*SMALL, LONG, f"data.path={corpus}", f"run.dir={tmp_path / 'runs'}", "run.name=mine",
+              "parallel.micro_batch_rows=4"]  # fmt: skip  # a trace of two micro-batches a step, not of eight
     out = tmp_path / "out"
     done = profile(*common, "--steps", "2", "--warmup", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr[-3000:]

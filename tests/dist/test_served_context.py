@@ -60,7 +60,7 @@ def check(
                 assert torch.equal(found[rank][number].logits[row], logits), where
 
 
-@pytest.mark.parametrize("cut_tokens", [1, 10, 1000])
+@pytest.mark.parametrize("cut_tokens", [1, 10, pytest.param(1000, marks=pytest.mark.slow)])
 def test_ranks_give_what_one_process_gives(pool: Pool, cut_tokens: int) -> None:
     check(pool, "hybrid with experts", 2, cut_tokens)
 

@@ -83,7 +83,7 @@ def went_back(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                                       pytest.param(["parallel.cp=2"], marks=pytest.mark.slow),
                                       pytest.param(["parallel.pp=2"], marks=pytest.mark.slow)])  # fmt: skip
 def test_poisoned_steps_are_skipped_and_on_record(corpus: Path, tmp_path: Path, parallel: list[str]) -> None:
-    launch(corpus, tmp_path, "guard.max_in_row=9", *parallel, POISON=POISON)
+    launch(corpus, tmp_path, "guard.max_in_row=9", *parallel, processes=2 if parallel else 1, POISON=POISON)
     run = tmp_path / "r"
     records, ledger = steps(run), read_ledger(run)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
