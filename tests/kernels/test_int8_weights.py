@@ -142,16 +142,9 @@ def plain_mlp(x: Tensor, w13: Tensor, w2: Tensor, ends: list[int]) -> Tensor:
     return torch.cat(outputs)
 
 
-# The kernel's scales a row go with fp32 and its scales a group with bfloat16; the other way round is the wide matrix.
-EXPERT_KINDS = [
-    pytest.param(grouped, dtype, backend, marks=[pytest.mark.slow] * (backend == "triton" and grouped == exact_dtype))
-    for grouped in (False, True)
-    for dtype, exact_dtype in ((torch.float32, True), (torch.bfloat16, False))
-    for backend in BACKENDS
-]
-
-
-@pytest.mark.parametrize(("grouped", "dtype", "backend"), EXPERT_KINDS, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("ends", ENDS.values(), ids=ENDS)
 def test_experts(ends: list[int], grouped: bool, dtype: torch.dtype, backend: str) -> None:
     width, inner = (272, 144) if grouped else (WIDTH, INNER)

@@ -65,9 +65,9 @@ CASES = [
 ]
 
 
-# The kernels take no float64, and wide rows are much the same in float16 as in bfloat16; so are the kernels.
+# The kernels take no float64, and wide rows are much the same in float16 as in bfloat16.
 KINDS = [
-    pytest.param(case, backend, dtype, marks=[pytest.mark.slow] * (backend == "triton" and dtype == torch.float16))
+    (case, backend, dtype)
     for case in CASES
     for backend in BACKENDS
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
