@@ -93,7 +93,7 @@ GRIDS_DRAWN := --grids 1x1,1x2,2x1,2x2
 $(DRAWN)/text/manifest.json: $(READY)
 	$(PY) -m mmdata.draw --output $(DRAWN)/pictures --images $(DRAWN_PICTURES) --tile 48
 	head -n 3000 $(DRAWN)/pictures/train_questions.jsonl > $(DRAWN)/pictures/first_questions.jsonl
-	head -n 2000 $(DRAWN)/pictures/train_pairs.jsonl > $(DRAWN)/pictures/first_pairs.jsonl
+	head -n 2500 $(DRAWN)/pictures/train_pairs.jsonl > $(DRAWN)/pictures/first_pairs.jsonl
 	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_conversations.jsonl --output $(DRAWN)/vl $(GRIDS_DRAWN) \
 		--tokenizer train --vocab-size 512
 	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_captions.jsonl --output $(DRAWN)/captions --grids fixed --tokenizer $(DRAWN)/vl

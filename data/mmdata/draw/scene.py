@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,8 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
 NUMBERS = ("one", "two", "three", "four", "five")
+NONE = "none"
+"""The answer to what is asked of a thing that is not there; only preference pairs have it."""
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 WORDS = """CAT DOG SUN MAP KEY BOX CUP HAT PEN JAM FOX OWL BEE ANT LEG ICE SKY TOY VAN WEB"""
 WORD_LIST = tuple(WORDS.split())
@@ -113,12 +115,20 @@ class Scene:
                 asked.append(("position", "Where is the shape?", PLACES[self.places[0]], PLACES))
         return [Question(kind, question, answer, wrong(answer, all_of)) for kind, question, answer, all_of in asked]
 
-    def absent(self) -> Question:
-        """A question about what the picture does not show, whose wrong answer makes something up."""
-        draw = Draws(self.jitter, 3)
-        if self.word is not None:
-            return Question("absent", "How many shapes are there?", "none", draw.of(NUMBERS))
-        return Question("absent", "How is the word spelt?", "none", spelt(draw.of(WORD_LIST)))
+    def preference(self) -> Question:
+        """A question whose two answers are a preference pair.
+
+        One in five to nine is about what the picture does not show: its wrong answer makes something up. Where there is
+        a word or a number to tell, half of the wrong answers deny it, so that "none" is not the better one always.
+        """
+        draw, questions = Draws(self.jitter, 3), self.questions()
+        asked = draw.below(2 * len(questions) + 1)
+        if asked == 2 * len(questions):
+            if self.word is not None:
+                return Question("absent", "How many shapes are there?", NONE, draw.of(NUMBERS))
+            return Question("absent", "How is the word spelt?", NONE, spelt(draw.of(WORD_LIST)))
+        one = questions[asked // 2]
+        return replace(one, wrong=NONE) if one.kind in ("word", "count") and asked % 2 else one
 
 
 def scene_of(seed: int, number: int, sizes: Sequence[tuple[int, int]]) -> Scene:

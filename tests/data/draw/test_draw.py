@@ -87,6 +87,8 @@ def test_pairs_alone_ask_for_what_is_not_there(drawn):
             asked = {q.question: q.answer for q in scene.questions()}
             question = one["prompt"].removeprefix("<image>\n")
             assert one["chosen"] == asked.get(question, "none") and (question in asked) == (one["kind"] != "absent")
+        denied = {one["kind"] for one in pairs if one["rejected"] == "none"}
+        assert denied == {"count", "word"}  # it is not the better answer everywhere
         assert not any(one["answer"] == "none" for one in records(drawn, f"{split}_questions"))
 
 
