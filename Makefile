@@ -130,7 +130,7 @@ vl-preference:
 		run.init_from=$(VL_RUNS)/$(VL_RUN) run.init_optimizer=false run.name=$(VL_RUN)_preferred
 
 vl-answers:
-	$(PY) launch/ask_images.py $(VL_RUNS)/$(VL_RUN)_preferred --before $(VL_RUNS)/$(VL_RUN) --limit $(VL_QUESTIONS) \
+	OMP_NUM_THREADS=$(THREADS) $(PY) launch/ask_images.py $(VL_RUNS)/$(VL_RUN)_preferred --before $(VL_RUNS)/$(VL_RUN) --limit $(VL_QUESTIONS) \
 		--questions $(DRAWN)/pictures/valid_questions.jsonl --pairs $(DRAWN)/pictures/valid_pairs.jsonl
 
 # A thread each for two runs at once on a CPU; SWEEP=gpu_small on GPUs. The same command goes on with a sweep.
