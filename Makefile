@@ -75,50 +75,63 @@ long-ctx: $(READY) $(CORPUS)/manifest.json  ## rows of 512 to 8,192 tokens: the 
 		run.name=$(LONG_RUN) run.resume=auto run.init_from=runs/$(RUN) run.init_optimizer=false run.max_steps=$(LONG_STEPS)
 
 # The stages of MiniMax-VL-01 at the size of a toy, over pictures that are drawn here: a text model of captions, to which
-# eyes are given. One line of `vl` is one stage; their order is that of the paper.
+# eyes are given. One line of `vl` is one stage; their order is that of the paper. Records of questions and pairs are
+# many more than their stages read: the first ones are prepared.
 DRAWN ?= corpora/drawn
-DRAWN_PICTURES ?= 12000
+DRAWN_PICTURES ?= 14000
+VL_RUNS ?= runs
 VL_RUN ?= drawn_vl
 VL_STEPS ?= null
 VL_QUESTIONS ?= 600
-VL_PROCESSES := $(shell echo $$(( $(PROCESSES) > 4 ? 4 : $(PROCESSES) )))
+VL_PROCESSES ?= $(shell echo $$(( $(PROCESSES) > 4 ? 4 : $(PROCESSES) )))
+VL_PARTS := corpora text eyes stages preference answers
 VL_LAUNCH = OMP_NUM_THREADS=$(THREADS) $(PY) -m torch.distributed.run --standalone --nproc-per-node $(VL_PROCESSES) launch/pretrain.py \
 	model=drawn_vl optim.precision=fp32 data.num_workers=0 data.max_epochs=null parallel.reshard_after_forward=false \
-	parallel.micro_batch_rows=$$(( 8 / $(VL_PROCESSES) )) run.resume=auto run.max_steps=$(VL_STEPS)
-PREPARE_DRAWN = $(PY) launch/prepare_images.py --tile 48 --patch 8 --valid-fraction 0.01
+	parallel.micro_batch_rows=$$(( 4 / $(VL_PROCESSES) )) run.dir=$(VL_RUNS) run.resume=auto run.max_steps=$(VL_STEPS) log.wandb=off
+PREPARE_DRAWN = $(PY) launch/prepare_images.py --tile 48 --patch 16
+GRIDS_DRAWN := --grids 1x1,1x2,2x1,2x2
 $(DRAWN)/text/manifest.json: $(READY)
 	$(PY) -m mmdata.draw --output $(DRAWN)/pictures --images $(DRAWN_PICTURES) --tile 48
-	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_conversations.jsonl --output $(DRAWN)/vl --grids 1x1,1x2,2x1,2x2 \
+	head -n 3000 $(DRAWN)/pictures/train_questions.jsonl > $(DRAWN)/pictures/first_questions.jsonl
+	head -n 2500 $(DRAWN)/pictures/train_pairs.jsonl > $(DRAWN)/pictures/first_pairs.jsonl
+	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_conversations.jsonl --output $(DRAWN)/vl $(GRIDS_DRAWN) \
 		--tokenizer train --vocab-size 512
 	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_captions.jsonl --output $(DRAWN)/captions --grids fixed --tokenizer $(DRAWN)/vl
-	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/train_questions.jsonl --output $(DRAWN)/questions --grids 1x1,1x2,2x1,2x2 \
-		--tokenizer $(DRAWN)/vl
+	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/first_questions.jsonl --output $(DRAWN)/questions $(GRIDS_DRAWN) --tokenizer $(DRAWN)/vl
+	$(PREPARE_DRAWN) --input $(DRAWN)/pictures/first_pairs.jsonl --output $(DRAWN)/pairs $(GRIDS_DRAWN) --tokenizer $(DRAWN)/vl \
+		--valid-fraction 0.1
 	$(PY) launch/prepare.py --input $(DRAWN)/pictures/train_captions.jsonl --text-field caption --output $(DRAWN)/text \
 		--tokenizer $(DRAWN)/vl
 
-.PHONY: vl vl-text vl-eyes vl-stages vl-answers
-vl: $(READY) $(DRAWN)/text/manifest.json  ## seeing: drawn pictures, a text model, its eyes in three stages, and a page of pictures with its answers
-	$(MAKE) vl-text
-	$(MAKE) vl-eyes
-	$(MAKE) vl-stages
-	$(MAKE) vl-answers
+.PHONY: vl $(addprefix vl-,$(VL_PARTS))
+vl: $(READY)  ## seeing: drawn pictures, a text model, its eyes, its stages and preferences, and a page of pictures with its answers
+	@began=$$(date +%s); told=; for part in $(VL_PARTS); do \
+		at=$$(date +%s); $(MAKE) vl-$$part || exit 1; told="$$told $$part $$(( $$(date +%s) - at )) s,"; done; \
+	echo "make vl: $$(( $$(date +%s) - began )) s in all:$${told%,}"
+
+vl-corpora: $(DRAWN)/text/manifest.json
 
 vl-text:
-	$(VL_LAUNCH) +stage=quickstart stage.token_scale=1/8 stage.batch_scale=1/2 model.vision=null data.path=$(DRAWN)/text \
+	$(VL_LAUNCH) +stage=quickstart stage.token_scale=1/16 stage.batch_scale=1/4 model.vision=null data.path=$(DRAWN)/text \
 		run.name=$(VL_RUN)_text
 
 vl-eyes:
 	$(VL_LAUNCH) +stage=vit_drawn 'model.vision.contrastive={size: 64, weight: 1.0, temperature: 0.07}' data.path=$(DRAWN)/captions \
-		run.init_from=runs/$(VL_RUN)_text run.init_optimizer=false run.name=$(VL_RUN)_eyes
+		run.init_from=$(VL_RUNS)/$(VL_RUN)_text run.init_optimizer=false run.name=$(VL_RUN)_eyes
 
 vl-stages:
 	$(VL_LAUNCH) +stage=vl_drawn 'stage.phases.0.sources=[{path: $(DRAWN)/captions}]' \
 		'data.sources=[{path: $(DRAWN)/vl, weight: 20}, {path: $(DRAWN)/text, weight: 1}]' \
 		'stage.phases.2.sources=[{path: $(DRAWN)/questions}]' \
-		run.init_from=runs/$(VL_RUN)_eyes run.init_optimizer=false run.name=$(VL_RUN)
+		run.init_from=$(VL_RUNS)/$(VL_RUN)_eyes run.init_optimizer=false run.name=$(VL_RUN)
+
+vl-preference:
+	$(VL_LAUNCH) +stage=vl_dpo_drawn data.path=$(DRAWN)/pairs log.valid_interval=20 \
+		run.init_from=$(VL_RUNS)/$(VL_RUN) run.init_optimizer=false run.name=$(VL_RUN)_preferred
 
 vl-answers:
-	$(PY) launch/ask_images.py runs/$(VL_RUN) --questions $(DRAWN)/pictures/valid_questions.jsonl --limit $(VL_QUESTIONS)
+	OMP_NUM_THREADS=$(THREADS) $(PY) launch/ask_images.py $(VL_RUNS)/$(VL_RUN)_preferred --before $(VL_RUNS)/$(VL_RUN) --limit $(VL_QUESTIONS) \
+		--questions $(DRAWN)/pictures/valid_questions.jsonl --pairs $(DRAWN)/pictures/valid_pairs.jsonl
 
 # A thread each for two runs at once on a CPU; SWEEP=gpu_small on GPUs. The same command goes on with a sweep.
 SWEEP ?= tiny_cpu

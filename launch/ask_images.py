@@ -2,7 +2,8 @@
 """Ask a run with eyes about images: `python launch/ask_images.py RUN --questions FILE.jsonl`.
 
 Prints the share of right answers by kind beside what the commonest answer would get, and writes a page of pictures
-with the answers. The file has a record a line: question, answer, image, and maybe kind.
+with the answers. The file has a record a line: question, answer, image, and maybe kind. Of --pairs (prompt, chosen,
+rejected, images, and maybe kind) it prints how often the chosen answer is the more probable one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder, or one of its checkpoints")
     parser.add_argument("--questions", type=Path, required=True, metavar="FILE", help=".jsonl, images beside it")
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help=".jsonl of answers, one preferred to the other")
+    parser.add_argument("--before", type=Path, metavar="RUN", help="an earlier run, whose figures stand beside")
     parser.add_argument("--limit", type=int, metavar="N", help="ask so many, spread over the file (default: all)")
     parser.add_argument("--page", type=Path, metavar="FILE", help="page to write (default: RUN/answers.html)")
     parser.add_argument("--pictures", type=int, default=60, metavar="N", help="pictures on it (default %(default)s)")
@@ -32,13 +35,15 @@ def main(argv: list[str] | None = None) -> int:
     from mmtrain.errors import ConfigError
     from mmtrain.infer.load import load_for_decoding
     from mmtrain.output import say
-    from mmtrain.runs.ask.ask import ask, check_counts
+    from mmtrain.runs.ask.ask import AskRequest, ask, check_counts
 
     try:
         check_counts(args.limit, args.pictures)
         model, tokenizer = load_for_decoding(args.run, device=args.device)
         page = args.page or args.run / "answers.html"
-        for line in ask(model, tokenizer, args.run.name, args.questions, page, args.limit, args.pictures):
+        before = None if args.before is None else load_for_decoding(args.before, device=args.device)[0]
+        request = AskRequest(args.run.name, args.questions, page, args.pairs, args.limit, args.pictures)
+        for line in ask(model, tokenizer, request, before):
             say(line)
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)

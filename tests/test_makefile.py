@@ -50,6 +50,24 @@ def test_processes_follow_the_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_each_stage_of_seeing_begins_with_the_one_before(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "-n", "vl", "PYTHON=python", f"DRAWN={tmp_path}/drawn", f"VL_RUNS={tmp_path}/runs", "VL_PROCESSES=2"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    text = done.stdout.replace("\\\n", " ")
+    runs = re.findall(r"\+stage=(\w+) .*run\.name=(\w+)", text)
+    assert [stage for stage, _ in runs] == ["quickstart", "vit_drawn", "vl_drawn", "vl_dpo_drawn"]
+    names = [name for _, name in runs]
+    assert re.findall(rf"run\.init_from={tmp_path}/runs/(\w+)", text) == names[:-1]
+    assert f"ask_images.py {tmp_path}/runs/{names[-1]} --before {tmp_path}/runs/{names[-2]} " in text
+    made = re.findall(rf"--output {tmp_path}/drawn/(\w+)", text)
+    read = re.findall(rf"path[=:] ?{tmp_path}/drawn/(\w+)", text)
+    assert made[0] == "pictures" and set(read) == set(made[1:])
+    assert "make vl: 0 s in all: corpora 0 s, text 0 s, eyes 0 s, " in re.sub(r"\d+ s", "0 s", text)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_pages_are_opened_only_where_there_is_a_browser() -> None:
     def marks(browser: str) -> list[str]:
         done = subprocess.run(

@@ -23,7 +23,7 @@ def choices(group):
 
 
 STAGES = ["curriculum", "long_ctx", "long_ctx_128k", "long_ctx_1m", "long_ctx_512k", "pretrain", "quickstart",
-          "vit", "vit_336", "vit_drawn", "vl", "vl_align", "vl_dpo", "vl_drawn", "vl_experience",
+          "vit", "vit_336", "vit_drawn", "vl", "vl_align", "vl_dpo", "vl_dpo_drawn", "vl_drawn", "vl_experience",
           "vl_train"]  # fmt: skip
 
 

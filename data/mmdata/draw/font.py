@@ -39,19 +39,26 @@ GLYPHS = {
 """bool[7, 5] of each letter."""
 
 
+LETTERS, COLUMNS, ROWS = 3, 8, 24
+"""Letters of a word, and dots of a picture: columns of a letter with the gaps beside it, rows of them all."""
+
+
 def word_mask(word: str, width: int, height: int) -> np.ndarray:
-    """A word in the largest whole-dot size that fits into a box, in its middle: bool[height, width].
+    """A word across the middle of a picture, as large a share of it whatever its size: bool[height, width].
+
+    A letter takes a third of the width. Its dots are oblong in a picture that is: eyes that see every picture as one
+    square see letters of one size.
 
     Args:
-        word: of capital letters.
-        width: pixels, at least 6 a letter less 1.
-        height: pixels, at least 7.
+        word: of three capital letters.
+        width: pixels, at least `LETTERS * COLUMNS`.
+        height: pixels, at least `ROWS`.
     """
-    gap = np.zeros((7, 1), dtype=np.bool_)
-    columns = [part for letter in word for part in (GLYPHS[letter], gap)][:-1]
-    dots = np.concatenate(columns, axis=1)
-    scale = max(1, min(width // dots.shape[1], height // 7))
-    drawn = np.kron(dots, np.ones((scale, scale), dtype=np.bool_))[:height, :width]
+    box = np.zeros((7, LETTERS, COLUMNS), dtype=np.bool_)
+    for i, letter in enumerate(word):
+        box[:, i, 1:6] = GLYPHS[letter]
+    high, wide = height // ROWS, width // (LETTERS * COLUMNS)
+    drawn = np.kron(box.reshape(7, -1), np.ones((high, wide), dtype=np.bool_))
     mask = np.zeros((height, width), dtype=np.bool_)
     top, left = (height - drawn.shape[0]) // 2, (width - drawn.shape[1]) // 2
     mask[top : top + drawn.shape[0], left : left + drawn.shape[1]] = drawn

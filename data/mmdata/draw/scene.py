@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +17,10 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
 NUMBERS = ("one", "two", "three", "four", "five")
+NONE = "none"
+"""The answer to what is asked of a thing that is not there; only preference pairs have it."""
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
-WORDS = """CAT DOG SUN MAP KEY BOX CUP HAT PEN JAM FOX OWL BEE ANT LEG ICE SKY TOY VAN WEB ZOO QUIZ MILK FISH"""
+WORDS = """CAT DOG SUN MAP KEY BOX CUP HAT PEN JAM FOX OWL BEE ANT LEG ICE SKY TOY VAN WEB"""
 WORD_LIST = tuple(WORDS.split())
 _PAPER = ((250, 250, 250), (235, 240, 245), (245, 240, 228), (225, 225, 225))
 _T = TypeVar("_T")
@@ -88,7 +90,7 @@ class Scene:
     def caption(self) -> str:
         """One sentence that says what is in the picture."""
         if self.word is not None:
-            return f"The word {self.word} in {self.colour}."
+            return f"The word {spelt(self.word)} in {self.colour}."
         if len(self.places) == 1:
             return f"{_article(self.colour)} {self.colour} {self.shape} at the {PLACES[self.places[0]]}."
         return f"{NUMBERS[len(self.places) - 1].capitalize()} {self.colour} {_plural(self.shape)}."
@@ -102,7 +104,7 @@ class Scene:
 
         colours = tuple(COLOURS)
         if self.word is not None:
-            asked = [("word", "What word is written?", self.word, WORD_LIST)]
+            asked = [("word", "How is the word spelt?", spelt(self.word), tuple(map(spelt, WORD_LIST)))]
             asked.append(("colour", "What colour is the word?", self.colour, colours))
         else:
             many = len(self.places) > 1
@@ -113,9 +115,24 @@ class Scene:
                 asked.append(("position", "Where is the shape?", PLACES[self.places[0]], PLACES))
         return [Question(kind, question, answer, wrong(answer, all_of)) for kind, question, answer, all_of in asked]
 
+    def preference(self) -> Question:
+        """A question whose two answers are a preference pair.
+
+        One in five to nine is about what the picture does not show: its wrong answer makes something up. Where there is
+        a word or a number to tell, half of the wrong answers deny it, so that "none" is not the better one always.
+        """
+        draw, questions = Draws(self.jitter, 3), self.questions()
+        asked = draw.below(2 * len(questions) + 1)
+        if asked == 2 * len(questions):
+            if self.word is not None:
+                return Question("absent", "How many shapes are there?", NONE, draw.of(NUMBERS))
+            return Question("absent", "How is the word spelt?", NONE, spelt(draw.of(WORD_LIST)))
+        one = questions[asked // 2]
+        return replace(one, wrong=NONE) if one.kind in ("word", "count") and asked % 2 else one
+
 
 def scene_of(seed: int, number: int, sizes: Sequence[tuple[int, int]]) -> Scene:
-    """Picture `number` of a data set: three in eight of one thing, three of several, two of a word.
+    """Picture `number` of a data set: a third of one thing, a third of several, a third of a word.
 
     Args:
         seed: of the data set.
@@ -123,11 +140,11 @@ def scene_of(seed: int, number: int, sizes: Sequence[tuple[int, int]]) -> Scene:
         sizes: (width, height) in pixels to choose from.
     """
     draw = Draws(seed, number)
-    kind, colour, (width, height) = draw.below(8), draw.of(tuple(COLOURS)), draw.of(sizes)
+    kind, colour, (width, height) = draw.below(3), draw.of(tuple(COLOURS)), draw.of(sizes)
     paper, jitter = draw.of(_PAPER), draw.below(1 << 40)
-    if kind >= 6:
+    if kind == 2:
         return Scene(colour, None, (), draw.of(WORD_LIST), width, height, paper, jitter)
-    count = 1 if kind < 3 else 2 + draw.below(4)
+    count = 1 if kind == 0 else 2 + draw.below(4)
     left = list(range(9))
     places = tuple(sorted(left.pop(draw.below(len(left))) for _ in range(count)))
     return Scene(colour, draw.of(SHAPES), places, None, width, height, paper, jitter)
@@ -164,6 +181,11 @@ def shape_mask(shape: str, side: int) -> np.ndarray:
     if shape == "diamond":
         return np.abs(u) + np.abs(v) <= 1
     return np.ones((side, side), dtype=np.bool_)
+
+
+def spelt(word: str) -> str:
+    """A word letter by letter, so that every letter is a token: a reader has to see them all, not to know the word."""
+    return " ".join(word)
 
 
 def _article(word: str) -> str:

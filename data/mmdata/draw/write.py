@@ -100,8 +100,9 @@ def _records(name: str, scene: Scene, before: tuple[str, Scene] | None) -> dict[
     for i, one in enumerate([*questions[first:], *questions[:first]]):
         turns.append({"from": "human", "value": f"<image>\n{one.question}" if i == 0 else one.question})
         turns.append({"from": "gpt", "value": one.answer})
-    one = questions[scene.jitter % len(questions)]
+    one = scene.preference()
     pair = {"images": [name], "prompt": f"<image>\n{one.question}", "chosen": one.answer, "rejected": one.wrong}
+    pair["kind"] = one.kind
     asked = [{"image": name, "question": q.question, "answer": q.answer, "kind": q.kind} for q in questions]
     found: dict[str, list[dict[str, Any]]] = {
         "captions": [{"image": name, "caption": scene.caption()}],

@@ -1,6 +1,6 @@
 """Greedy answers to questions about images, many questions packed in a row.
 
-Every token of an answer runs the whole row again: no cache, which a few words of small models do not need.
+Every token of an answer runs its question again: no cache, which a few words of small models do not need.
 
 Legend: T tokens of a row.
 """
@@ -68,11 +68,8 @@ def greedy_answers(
     found: list[str] = []
     with torch.no_grad():
         for batch in _rows(questions, most_tokens):
-            tiles = np.concatenate([question.tiles(rules) for question in batch])
-            layouts = tuple(layout for question in batch for layout in question.layouts)
-            device = next(model.parameters()).device
-            images = Images(torch.from_numpy(tiles).to(device), layouts)
-            found += _answer(model, tokenizer, batch, images, image_id, most_tokens)
+            tiles = [question.tiles(rules) for question in batch]
+            found += _answer(model, tokenizer, batch, tiles, image_id, most_tokens)
     return found
 
 
@@ -105,26 +102,34 @@ def _answer(
     model: VisionLanguageModel,
     tokenizer: Tokenizer,
     batch: Sequence[ImageQuestion],
-    images: Images,
+    tiles: Sequence[np.ndarray],
     image_id: int,
     most_tokens: int,
 ) -> list[str]:
-    documents = [question.prompt.tolist() for question in batch]
-    begins, done = [len(document) for document in documents], [False] * len(batch)
+    answers: list[list[int]] = [[] for _ in batch]
+    left = list(range(len(batch)))
     for _ in range(most_tokens):
-        tokens_T = torch.tensor([token for document in documents for token in document])
-        lengths = [len(document) for document in documents]
-        places = (tokens_T == image_id).nonzero().flatten()
-        device = images.tiles_N3SS.device
-        logits_TV = model(
-            tokens_T.to(device), Packing.from_lengths(lengths, device), given=ImageInputs.whole(images, places)
-        )
-        last = torch.tensor(lengths).cumsum(0) - 1
-        for i, token in enumerate(logits_TV[last.to(device)].argmax(-1).tolist()):
-            if not done[i]:
-                documents[i].append(token)
-                done[i] = token == tokenizer.eod_id or "\n" in tokenizer.decode(documents[i][begins[i] :])
-        if all(done):
+        documents = [[*batch[i].prompt.tolist(), *answers[i]] for i in left]
+        layouts = tuple(layout for i in left for layout in batch[i].layouts)
+        shown = Images(torch.from_numpy(np.concatenate([tiles[i] for i in left])), layouts)
+        for i, token in zip(left, _next_tokens(model, documents, shown, image_id), strict=True):
+            answers[i].append(token)
+        left = [i for i in left if answers[i][-1] != tokenizer.eod_id and "\n" not in tokenizer.decode(answers[i])]
+        if not left:
             break
-    answers = [document[begin:] for document, begin in zip(documents, begins, strict=True)]
     return [tokenizer.decode([one for one in answer if one != tokenizer.eod_id]).strip() for answer in answers]
+
+
+def _next_tokens(
+    model: VisionLanguageModel, documents: Sequence[list[int]], images: Images, image_id: int
+) -> list[int]:
+    """Return the most probable next token of each document; images are on the host."""
+    device = next(model.parameters()).device
+    tokens_T = torch.tensor([token for document in documents for token in document])
+    lengths = [len(document) for document in documents]
+    given = ImageInputs.whole(
+        Images(images.tiles_N3SS.to(device), images.layouts), (tokens_T == image_id).nonzero().flatten()
+    )
+    logits_TV = model(tokens_T.to(device), Packing.from_lengths(lengths, device), given=given)
+    last = torch.tensor(lengths).cumsum(0) - 1
+    return logits_TV[last.to(device)].argmax(-1).tolist()

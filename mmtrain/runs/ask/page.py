@@ -6,8 +6,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from mmtrain.runs.ask.answers import KindScore
 from mmtrain.runs.ask.questions import ImageQuestion
+from mmtrain.runs.ask.scores import ScoreLine
 
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222 }
@@ -22,13 +22,19 @@ _KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp
 
 
 def answers_page(
-    title: str, scores: Sequence[KindScore], questions: Sequence[ImageQuestion], answers: Sequence[str], most: int
+    title: str,
+    right: Sequence[ScoreLine],
+    preferred: Sequence[ScoreLine],
+    questions: Sequence[ImageQuestion],
+    answers: Sequence[str],
+    most: int,
 ) -> str:
     """Return the page.
 
     Args:
         title: of it.
-        scores: by kind.
+        right: shares of right answers by kind.
+        preferred: shares of pairs whose right answer is preferred, by kind; there may be none.
         questions: that were asked.
         answers: of the model, one a question.
         most: pictures on it, as many of each kind as of any other; those of no file format that browsers show are left
@@ -36,18 +42,27 @@ def answers_page(
     """
     shown = _chosen(questions, most)
     cards = [card for i in shown if (card := _card(questions[i], answers[i]))]
-    rows = "".join(
-        f"<tr><td>{escape(one.kind)}</td><td>{one.accuracy:.1%}</td><td>{one.blind / one.asked:.1%}</td>"
-        f"<td>{one.asked:,}</td></tr>"
-        for one in scores
-    )
+    tables = _table("questions on", "right", right) + _table("pairs on", "right answer preferred", preferred)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1>"
-        "<table><tr><th>questions on</th><th>right</th><th>commonest answer</th><th>asked</th></tr>"
-        f'{rows}</table><div class="cards">{"".join(cards)}</div></body></html>\n'
+        f'<h1>{escape(title)}</h1>{tables}<div class="cards">{"".join(cards)}</div></body></html>\n'
     )
+
+
+def _table(what: str, share: str, lines: Sequence[ScoreLine]) -> str:
+    if not lines:
+        return ""
+    earlier = any(line.before is not None for line in lines)
+    rows = "".join(
+        f"<tr><td>{escape(line.kind)}</td><td>{line.share:.1%}</td>"
+        + (f"<td>{line.before:.1%}</td>" if line.before is not None else "")
+        + f"<td>{line.chance:.1%}</td><td>{line.asked:,}</td></tr>"
+        for line in lines
+    )
+    before = "<th>before</th>" if earlier else ""
+    head = f"<tr><th>{what}</th><th>{share}</th>{before}<th>{lines[0].by_chance}</th><th>asked</th></tr>"
+    return f"<table>{head}{rows}</table>"
 
 
 def _chosen(questions: Sequence[ImageQuestion], most: int) -> list[int]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from mmdata.images.place import open_section
 from mmdata.prepare.skips import Skip
 from mmdata.prepare.sources import Piece
 from mmdata.prepare_images.encode import FoundImage, SampleEncoder
-from mmdata.prepare_images.records import read_records
+from mmdata.prepare_images.records import Record, read_records
 from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import Tokenizer
 
@@ -43,11 +42,7 @@ class ImageQuestion:
 
     def tiles(self, rules: TileRules) -> np.ndarray:
         """Tiles of all images, uint8 [T, 3, S, S]."""
-        found = []
-        for image in self.images:
-            with open_section(*image.place) as stream:
-                found.append(decode_tiles(stream, image.header.width, image.header.height, rules))
-        return np.concatenate(found) if found else np.empty((0, 3, rules.tile, rules.tile), np.uint8)
+        return tiles_of(self.images, rules)
 
     def picture(self) -> bytes:
         """The file of the first image."""
@@ -73,34 +68,59 @@ def read_questions(
         DataError: the file is not there, a record is no question, or an image cannot be read.
     """
     encoder = SampleEncoder(tokenizer, Template(), rules, image_id)
-    records = list(_records(file))
-    if not records:
-        raise DataError(f"{file} holds no question: give a .jsonl file of question, answer and image")
-    chosen = records if limit is None or limit >= len(records) else _spread(records, limit)
-    return [_question(record, encoder, rules) for record in chosen]
+    records = read_some(file, ("question", "answer"), "question", limit)
+    return [_question(record, encoder, rules) for record in records]
 
 
-def _records(file: Path) -> Iterator[Any]:
+def read_some(file: Path, fields: Sequence[str], what: str, limit: int | None) -> list[Record]:
+    """Read records that have some texts.
+
+    Args:
+        file: .jsonl.
+        fields: names of the texts.
+        what: a record is, for messages.
+        limit: how many to keep, spread evenly over the file; None keeps all.
+
+    Raises:
+        DataError: the file is not there or has no record, or a record lacks one of the texts.
+    """
+    needed = ", ".join(fields[:-1]) + f" and {fields[-1]}"
     if not file.is_file():
-        raise DataError(f"{file} is not there: give a .jsonl file of question, answer and image")
+        raise DataError(f"{file} is not there: give a .jsonl file of {needed}, with images")
+    records: list[Record] = []
     for record in read_records(Piece(str(file), "jsonl", 0, file.stat().st_size), None):
         if isinstance(record, Skip):
             raise DataError(f"{record.where}: {record.reason}")
-        if not all(isinstance(record.value.get(name), str) for name in ("question", "answer")):
-            raise DataError(f"{record.where} is no question: it needs question and answer, both texts")
-        yield record
-
-
-def _spread(records: Sequence[Any], limit: int) -> list[Any]:
+        if not all(isinstance(record.value.get(name), str) for name in fields):
+            raise DataError(f"{record.where} is no {what}: it needs {needed}, all texts")
+        records.append(record)
+    if not records:
+        raise DataError(f"{file} holds no {what}: give a .jsonl file of {needed}, with images")
+    if limit is None or limit >= len(records):
+        return records
     return [records[i * len(records) // limit] for i in range(limit)]
 
 
-def _question(record: Any, encoder: SampleEncoder, rules: TileRules) -> ImageQuestion:
+def tiles_of(images: Sequence[FoundImage], rules: TileRules) -> np.ndarray:
+    """Decode images into their tiles, uint8 [T, 3, S, S]."""
+    found = []
+    for image in images:
+        with open_section(*image.place) as stream:
+            found.append(decode_tiles(stream, image.header.width, image.header.height, rules))
+    return np.concatenate(found) if found else np.empty((0, 3, rules.tile, rules.tile), np.uint8)
+
+
+def layouts_of(images: Sequence[FoundImage], rules: TileRules) -> tuple[ImageLayout, ...]:
+    """Return the layouts of images."""
+    return tuple(lay_image(image.header.width, image.header.height, rules) for image in images)
+
+
+def _question(record: Record, encoder: SampleEncoder, rules: TileRules) -> ImageQuestion:
     document = encoder.encode(record)
     if isinstance(document, Skip):
         raise DataError(f"{document.where}: {document.reason}")
     images = tuple(image for image, _ in document.images)
-    layouts = tuple(lay_image(image.header.width, image.header.height, rules) for image in images)
+    layouts = layouts_of(images, rules)
     value, begin = record.value, int(np.argmax(document.learned))
     kind = str(value.get("kind", "all"))
     return ImageQuestion(value["question"], value["answer"], kind, images, document.tokens[:begin], layouts)

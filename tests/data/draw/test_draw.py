@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mmdata.draw.__main__ import main
-from mmdata.draw.font import GLYPHS, word_mask
+from mmdata.draw.font import GLYPHS, LETTERS, word_mask
 from mmdata.draw.scene import COLOURS, NUMBERS, PLACES, SHAPES, WORD_LIST, pixels_of, scene_of, shape_mask
 from mmdata.draw.write import KINDS, SPLITS, DrawOptions, draw, scenes
 from mmdata.errors import DataError
@@ -37,7 +37,8 @@ def test_pictures_are_as_their_questions_say():
         assert pixels.shape == (scene.height, scene.width, 3) and inked.any(), name
         assert {tuple(colour) for colour in pixels[inked].tolist()} == {COLOURS[answers["colour"]]}
         if "word" in answers:
-            assert np.array_equal(inked, word_mask(answers["word"], scene.width, scene.height))
+            word = answers["word"].replace(" ", "")
+            assert np.array_equal(inked, word_mask(word, scene.width, scene.height)) and word in WORD_LIST
         else:
             assert len(scene.places) == NUMBERS.index(answers["count"]) + 1
             rows, columns = np.nonzero(inked)
@@ -60,7 +61,35 @@ def test_shapes_and_letters_differ():
     masks = [shape_mask(shape, 17) for shape in SHAPES]
     assert all((a != b).mean() > 0.05 for i, a in enumerate(masks) for b in masks[:i])
     assert len({glyph.tobytes() for glyph in GLYPHS.values()}) == len(GLYPHS) == 26
-    assert all(set(word) <= set(GLYPHS) for word in WORD_LIST)
+    assert all(set(word) <= set(GLYPHS) and len(word) == LETTERS for word in WORD_LIST)
+
+
+def test_a_letter_takes_a_third_of_every_picture():
+    for width, height in ((56, 56), (112, 56), (56, 112), (84, 56)):
+        mask = word_mask("CAT", width, height)
+        for i, letter in enumerate("CAT"):
+            third = mask[:, i * width // 3 : (i + 1) * width // 3]
+            rows, columns = np.nonzero(third)
+            drawn = third[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            high, wide = height // 24, width // 24
+            assert np.array_equal(drawn, np.kron(GLYPHS[letter], np.ones((high, wide), dtype=np.bool_))), letter
+            assert rows.min() >= height // 3 and rows.max() < height - height // 3
+
+
+def test_pairs_alone_ask_for_what_is_not_there(drawn):
+    scenes_of = {name: scene for name, scene in scenes(DrawOptions(drawn, images=300, seed=5))}
+    for split in SPLITS:
+        pairs = records(drawn, f"{split}_pairs")
+        assert {one["kind"] for one in pairs} == {"absent", "colour", "count", "position", "shape", "word"}
+        assert all(one["chosen"] != one["rejected"] for one in pairs)
+        for one in pairs:
+            scene = scenes_of[one["images"][0]]
+            asked = {q.question: q.answer for q in scene.questions()}
+            question = one["prompt"].removeprefix("<image>\n")
+            assert one["chosen"] == asked.get(question, "none") and (question in asked) == (one["kind"] != "absent")
+        denied = {one["kind"] for one in pairs if one["rejected"] == "none"}
+        assert denied == {"count", "word"}  # it is not the better answer everywhere
+        assert not any(one["answer"] == "none" for one in records(drawn, f"{split}_questions"))
 
 
 def test_splits_show_different_things_and_cover_the_same_answers(drawn):

@@ -14,9 +14,10 @@ from mmtrain.build import build_model
 from mmtrain.errors import ConfigError
 from mmtrain.runs.ask import answers as answering
 from mmtrain.runs.ask.answers import KindScore, greedy_answers, score
-from mmtrain.runs.ask.ask import ask, check_counts
+from mmtrain.runs.ask.ask import AskRequest, ask, check_counts
 from mmtrain.runs.ask.page import answers_page
 from mmtrain.runs.ask.questions import ImageQuestion, read_questions
+from mmtrain.runs.ask.scores import answer_lines
 from mmtrain.vision.model import VisionLanguageModel
 from tests.data.images.made import SMALL, prepared, write_images, write_records
 from tests.model.small import small_config
@@ -82,7 +83,7 @@ def test_the_page_shows_pictures_of_every_kind_and_is_escaped(made: tuple[Path, 
     file, tokenizer = made
     questions = read_questions(file, tokenizer, SMALL, 1)
     given = ["a", "<b>", *["a"] * 4]
-    page = answers_page("a & b", score(questions, given), questions, given, 4)
+    page = answers_page("a & b", answer_lines(score(questions, given)), [], questions, given, 4)
     assert page.count("data:image/png;base64,") == 4 and "what is 4?" in page and "what is 5?" in page
     assert "a &amp; b" in page and "&lt;b&gt; (right: b)" in page and "<b>" not in page
     assert "http" not in page
@@ -91,13 +92,13 @@ def test_the_page_shows_pictures_of_every_kind_and_is_escaped(made: tuple[Path, 
 def test_a_model_is_asked_and_what_cannot_be_is_refused(made: tuple[Path, Tokenizer], tmp_path: Path) -> None:
     file, tokenizer = made
     model, page = small_model(tokenizer), tmp_path / "page.html"
-    lines = list(ask(model, tokenizer, "m", file, page, 4, 2))
+    lines = list(ask(model, tokenizer, AskRequest("m", file, page, limit=4, pictures=2)))
     assert lines[0].startswith("one ") and lines[1].startswith("two ") and lines[2].endswith(f"answers: {page}")
     assert page.read_text().count("data:image") == 2
     with pytest.raises(ConfigError, match="has no eyes"):
-        list(ask(build_model(small_config()), tokenizer, "m", file, page, 4, 2))
+        list(ask(build_model(small_config()), tokenizer, AskRequest("m", file, page)))
     with pytest.raises(ConfigError, match=r"--page=.* cannot be written"):
-        list(ask(model, tokenizer, "m", file, tmp_path / "no/page.html", 1, 2))
+        list(ask(model, tokenizer, AskRequest("m", file, tmp_path / "no/page.html", limit=1)))
     with pytest.raises(ConfigError, match="--limit=0: must be at least 1"):
         check_counts(0, 2)
 
