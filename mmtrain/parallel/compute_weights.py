@@ -24,7 +24,8 @@ from mmtrain.parallel.dtensor_params import local_tensor, shard_parameter
 from mmtrain.parallel.fsdp import free_dimension
 from mmtrain.parallel.mesh import ParallelContext
 from mmtrain.parallel.units import UnitWatch
-from mmtrain.parallel.weight_exchange import ShardedWeight, WeightExchange
+from mmtrain.parallel.weight_buckets import ShardedWeight
+from mmtrain.parallel.weight_exchange import WeightExchange
 from mmtrain.vision.contrastive import ContrastiveHead
 
 

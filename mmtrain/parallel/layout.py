@@ -17,7 +17,7 @@ AXES = ("pp", "cp", "tp", "ep", "etp")  # those that a user sets and the search 
 ROW_ALIGNMENT = 8  # bf16 elements in the 16 bytes that rows of a grouped product are aligned to
 
 BUCKET_ELEMENTS = 2**25
-"""Most elements of all ranks' parts of the weights that are gathered or reduced at once (`weight_exchange`), 128 MiB of
+"""Most elements of all ranks' parts of the weights that are gathered or reduced at once (`weight_buckets`), 128 MiB of
 fp32. Ours: enough for NVLink's rate, and buffers of two buckets are small beside a model."""
 
 MOST_GRAPH_TOKENS = 2**16

@@ -31,16 +31,15 @@ class UnitWatch:
 
     def __init__(self, model: HybridLM, needed: Callable[[int], None], done: Callable[[int], None]) -> None:
         self._needed, self._done = needed, done
-        self._unit_of: dict[nn.Module, int] = {block: 1 + number for number, block in enumerate(model.layers)}
         self.head = 1 + len(model.layers)
         self._tells_done = False
         self._open: Counter[int] = Counter()  # beginnings of units whose gradients have not come yet
-        self._owned = {part: unit for block, unit in self._unit_of.items() for part in block.modules()}
-        self._owned |= {part: self.head for top in (model.norm, model.lm_head) for part in top.modules()}
+        places = [*enumerate(model.layers, start=1), (self.head, model.norm), (self.head, model.lm_head)]
+        self._units: dict[nn.Module, int] = {part: unit for unit, place in places for part in place.modules()}
 
     def unit_of(self, module: nn.Module) -> int:
         """The unit of one of the model's modules."""
-        return self._owned.get(module, 0)
+        return self._units.get(module, 0)
 
     def listen(self, model: HybridLM) -> None:
         """Hook the beginnings of the layers, and of norm and head."""
@@ -78,8 +77,8 @@ class UnitWatch:
             opens: layer whose attention follows; None before the loss.
             given: as :meth:`reach` takes it.
         """
-        needed = self.head if opens is None else self._unit_of[opens]
-        self.reach(needed, 1 if closes is None else 1 + self._unit_of[closes], given)
+        needed = self.head if opens is None else self._units[opens]
+        self.reach(needed, 1 if closes is None else 1 + self._units[closes], given)
 
     def _hear(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         # What is recorded now is replayed often: the one who does so tells of it.

@@ -17,11 +17,12 @@ from mmtrain.build import build_model, meta_model
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.model.frozen import freeze
 from mmtrain.optim.optimizer import build_optimizer
-from mmtrain.parallel import mesh, weight_exchange
+from mmtrain.parallel import mesh, weight_buckets
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.parallel.units import UnitWatch
-from mmtrain.parallel.weight_exchange import ShardedWeight, WeightExchange
+from mmtrain.parallel.weight_buckets import ShardedWeight
+from mmtrain.parallel.weight_exchange import WeightExchange
 from mmtrain.train.step import model_inputs, train_step
 from tests.dist.layouts import MODEL, SEQ, Job, micro_batch
 from tests.dist.pool import Pool
@@ -50,7 +51,7 @@ def exchanged(dtypes: list[torch.dtype], bucket: int, done: list[list[int]]) -> 
         done: for every rank, units from which on its sums are said to be whole, one after the other.
     """
     mesh.start(ClusterConfig(device="cpu"))
-    weight_exchange.BUCKET_ELEMENTS = bucket
+    weight_buckets.BUCKET_ELEMENTS = bucket
     ranks, weights = dist.get_world_size(), []
     try:
         for number, (shape, dim) in enumerate(SHAPES):
@@ -71,7 +72,7 @@ def exchanged(dtypes: list[torch.dtype], bucket: int, done: list[list[int]]) -> 
             torch.testing.assert_close(weight.grad.double(), my_part(mean, dim), rtol=0, atol=1e-6)
             assert torch.equal(weight.total, whole_tensor(number, shape, of=dist.get_rank())), "a sum was changed"
     finally:
-        weight_exchange.BUCKET_ELEMENTS = 2**25
+        weight_buckets.BUCKET_ELEMENTS = 2**25
         mesh.stop()
 
 
@@ -88,9 +89,7 @@ class Told:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[str] = []
         for name in ("start_reduce", "start_gather"):
-            monkeypatch.setattr(
-                weight_exchange._Bucket, name, self._noted(name, getattr(weight_exchange._Bucket, name))
-            )
+            monkeypatch.setattr(weight_buckets.Bucket, name, self._noted(name, getattr(weight_buckets.Bucket, name)))
 
     def _noted(self, name: str, real: Callable) -> Callable:
         def start(bucket: object, buffers: object) -> object:
@@ -111,7 +110,7 @@ def order_of_exchange(
     frozen: tuple[str, ...], micro_batches: int, recompute: str
 ) -> tuple[list[str], list[tuple[float, float]]]:
     """Events of the second of two steps of four layers that have buckets of their own; loss and norm of both."""
-    weight_exchange.BUCKET_ELEMENTS = 1
+    weight_buckets.BUCKET_ELEMENTS = 1
     context = mesh.start(ClusterConfig(device="cpu"))
     model = meta_model(replace(SHALLOW, num_layers=4))
     freeze(model, frozen)
@@ -128,7 +127,7 @@ def order_of_exchange(
             batches = [micro_batch(row, 1) for row in range(micro_batches)]
             result = train_step(laid, optimizer, batches, 1e-2, 1e4, clip_grad=1.0)
             figures.append((result.loss, result.grad_norm))
-    weight_exchange.BUCKET_ELEMENTS = 2**25
+    weight_buckets.BUCKET_ELEMENTS = 2**25
     mesh.stop()
     events = [event for event, before in zip(told.events, [None, *told.events], strict=False) if event != before]
     return events, figures

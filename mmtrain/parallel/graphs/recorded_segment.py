@@ -100,9 +100,9 @@ class RecordedSegment:
             self._memory_of(place, tensor, residual_grad) if self.wants[place] else None
             for place, tensor in enumerate(self.left.differentiable)
         )
-        pairs = [pair for pair in zip(self._out.differentiable, self.grads_out, strict=True) if pair[1] is not None]
+        out = [tensor for tensor, want in zip(self._out.differentiable, self.wants, strict=True) if want]
         with self._recorder.record() as self._backward:
-            torch.autograd.backward(*map(tuple, zip(*pairs, strict=True)))
+            torch.autograd.backward(out, [grad for grad in self.grads_out if grad is not None])
         self.grads_in = tuple(leaf.grad for leaf in self._leaves)
         self._out = None  # its graph has gone, and holds no memory any more
 
@@ -127,15 +127,16 @@ class RecordedSegment:
 
     def replay_backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
         """Run the backward pass on gradients of what was left, and return the memory of those of what was carried."""
-        wanted = [pair for pair in zip(self.grads_out, grads, strict=True) if pair[0] is not None]
-        _fill(*zip(*wanted, strict=True))
+        _fill(self.grads_out, grads)
         self._backward.replay()
         return self.grads_in
 
 
-def _fill(memory: Sequence[Tensor], values: Sequence[Tensor | None]) -> None:
-    """Copy values to their memory, but for those that lie there already; no gradient is one of zeros."""
+def _fill(memory: Sequence[Tensor | None], values: Sequence[Tensor | None]) -> None:
+    """Copy values to their memory, but for those that lie there already or have none; no gradient is one of zeros."""
     for place, value in zip(memory, values, strict=True):
+        if place is None:
+            continue
         if value is None:
             place.zero_()
         elif value.data_ptr() != place.data_ptr() or value.stride() != place.stride():

@@ -8,7 +8,7 @@ Legend: T tokens of a row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,10 @@ import torch
 from mmdata.images.grid import TileRules
 from mmdata.tokenizer import Tokenizer
 from mmtrain.model.packed_seq import Packing
-from mmtrain.runs.ask.questions import ImageQuestion
+from mmtrain.runs.ask.questions import ImageQuestion, in_rows
 from mmtrain.vision.image_inputs import ImageInputs
 from mmtrain.vision.images import Images
 from mmtrain.vision.model import VisionLanguageModel
-
-ROW_TOKENS = 4096  # of a row, unless one question has more
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def greedy_answers(
     """
     found: list[str] = []
     with torch.no_grad():
-        for batch in _rows(questions, most_tokens):
+        for batch in in_rows(questions, lambda question: len(question.prompt) + most_tokens):
             tiles = [question.tiles(rules) for question in batch]
             found += _answer(model, tokenizer, batch, tiles, image_id, most_tokens)
     return found
@@ -81,21 +79,6 @@ def score(questions: Sequence[ImageQuestion], answers: Sequence[str]) -> list[Ki
         blind = Counter(right for right, _ in pairs).most_common(1)[0][1]
         found.append(KindScore(kind, sum(right == given for right, given in pairs), len(pairs), blind))
     return found
-
-
-def _rows(questions: Sequence[ImageQuestion], most_tokens: int) -> Iterator[list[ImageQuestion]]:
-    """Questions in their order, as many together as a row takes."""
-    row: list[ImageQuestion] = []
-    tokens = 0
-    for question in questions:
-        size = len(question.prompt) + most_tokens
-        if row and tokens + size > ROW_TOKENS:
-            yield row
-            row, tokens = [], 0
-        row.append(question)
-        tokens += size
-    if row:
-        yield row
 
 
 def _answer(

@@ -5,7 +5,7 @@ Legend: T tokens of a row, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,19 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdata.errors import DataError
 from mmdata.images.grid import ImageLayout, TileRules
-from mmdata.prepare.skips import Skip
 from mmdata.prepare_images.encode import FoundImage, SampleEncoder
 from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import Tokenizer
 from mmtrain.model.packed_seq import Packing, documents_of
-from mmtrain.runs.ask.questions import layouts_of, read_some, tiles_of
+from mmtrain.runs.ask.questions import images_of, in_rows, kind_of, read_documents, tiles_of
 from mmtrain.vision.image_inputs import ImageInputs
 from mmtrain.vision.images import Images
 from mmtrain.vision.model import VisionLanguageModel
-
-ROW_TOKENS = 4096  # of a row, unless one pair has more
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,8 @@ def read_pairs(
     """
     encoder = SampleEncoder(tokenizer, Template(), rules, image_id)
     found = []
-    for record in read_some(file, ("prompt", "chosen", "rejected"), "pair", limit):
-        document = encoder.encode(record)
-        if isinstance(document, Skip):
-            raise DataError(f"{document.where}: {document.reason}")
-        images = tuple(image for image, _ in document.images)
-        kind = str(record.value.get("kind", "all"))
-        found.append(
-            AnswerPair(kind, document.tokens, document.learned, document.half, images, layouts_of(images, rules))
-        )
+    for value, one in read_documents(file, ("prompt", "chosen", "rejected"), "pair", encoder, limit):
+        found.append(AnswerPair(kind_of(value), one.tokens, one.learned, one.half, *images_of(one, rules)))
     return found
 
 
@@ -111,7 +100,7 @@ def log_prob_margins(
     """
     found: list[float] = []
     with torch.no_grad():
-        for row in _rows(pairs):
+        for row in in_rows(pairs, lambda pair: len(pair.tokens)):
             found += _margins(model, rules, row, image_id)
     return found
 
@@ -123,20 +112,6 @@ def preference_scores(pairs: Sequence[AnswerPair], margins: Sequence[float]) -> 
         own = [margin for pair, margin in zip(pairs, margins, strict=True) if pair.kind == kind]
         found.append(PreferenceScore(kind, sum(margin > 0 for margin in own), len(own)))
     return found
-
-
-def _rows(pairs: Sequence[AnswerPair]) -> Iterator[list[AnswerPair]]:
-    """Pairs in their order, as many together as a row takes."""
-    row: list[AnswerPair] = []
-    tokens = 0
-    for pair in pairs:
-        if row and tokens + len(pair.tokens) > ROW_TOKENS:
-            yield row
-            row, tokens = [], 0
-        row.append(pair)
-        tokens += len(pair.tokens)
-    if row:
-        yield row
 
 
 def _margins(model: VisionLanguageModel, rules: TileRules, row: Sequence[AnswerPair], image_id: int) -> list[float]:

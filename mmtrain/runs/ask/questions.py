@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,10 +15,13 @@ from mmdata.images.pixels import decode_tiles
 from mmdata.images.place import open_section
 from mmdata.prepare.skips import Skip
 from mmdata.prepare.sources import Piece
-from mmdata.prepare_images.encode import FoundImage, SampleEncoder
+from mmdata.prepare_images.encode import EncodedDocument, FoundImage, SampleEncoder
 from mmdata.prepare_images.records import Record, read_records
 from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import Tokenizer
+
+T = TypeVar("T")
+ROW_TOKENS = 4096  # of a row of questions or pairs, unless one has more
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,56 @@ def read_questions(
         DataError: the file is not there, a record is no question, or an image cannot be read.
     """
     encoder = SampleEncoder(tokenizer, Template(), rules, image_id)
-    records = read_some(file, ("question", "answer"), "question", limit)
-    return [_question(record, encoder, rules) for record in records]
+    found = []
+    for value, document in read_documents(file, ("question", "answer"), "question", encoder, limit):
+        prompt = document.tokens[: int(np.argmax(document.learned))]
+        images, layouts = images_of(document, rules)
+        found.append(ImageQuestion(value["question"], value["answer"], kind_of(value), images, prompt, layouts))
+    return found
+
+
+def read_documents(
+    file: Path, fields: Sequence[str], what: str, encoder: SampleEncoder, limit: int | None
+) -> Iterator[tuple[dict[str, Any], EncodedDocument]]:
+    """Read records that have some texts, each with the document that it is in a corpus.
+
+    Args:
+        file, fields, what, limit: as :func:`read_some` takes them.
+        encoder: of the corpus.
+
+    Raises:
+        DataError: as :func:`read_some`; or an image of a record cannot be read.
+    """
+    for record in read_some(file, fields, what, limit):
+        document = encoder.encode(record)
+        if isinstance(document, Skip):
+            raise DataError(f"{document.where}: {document.reason}")
+        yield record.value, document
+
+
+def images_of(document: EncodedDocument, rules: TileRules) -> tuple[tuple[FoundImage, ...], tuple[ImageLayout, ...]]:
+    """Return the places of a document's images, in the order of its tokens, and their layouts."""
+    images = tuple(image for image, _ in document.images)
+    return images, tuple(lay_image(image.header.width, image.header.height, rules) for image in images)
+
+
+def kind_of(value: dict[str, Any]) -> str:
+    """Return the kind that a record is counted by; "all" where it has none."""
+    return str(value.get("kind", "all"))
+
+
+def in_rows(items: Sequence[T], tokens_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Share items out in their order, as many together as a row of ROW_TOKENS takes."""
+    row: list[T] = []
+    tokens = 0
+    for item in items:
+        if row and tokens + tokens_of(item) > ROW_TOKENS:
+            yield row
+            row, tokens = [], 0
+        row.append(item)
+        tokens += tokens_of(item)
+    if row:
+        yield row
 
 
 def read_some(file: Path, fields: Sequence[str], what: str, limit: int | None) -> list[Record]:
@@ -108,19 +160,3 @@ def tiles_of(images: Sequence[FoundImage], rules: TileRules) -> np.ndarray:
         with open_section(*image.place) as stream:
             found.append(decode_tiles(stream, image.header.width, image.header.height, rules))
     return np.concatenate(found) if found else np.empty((0, 3, rules.tile, rules.tile), np.uint8)
-
-
-def layouts_of(images: Sequence[FoundImage], rules: TileRules) -> tuple[ImageLayout, ...]:
-    """Return the layouts of images."""
-    return tuple(lay_image(image.header.width, image.header.height, rules) for image in images)
-
-
-def _question(record: Record, encoder: SampleEncoder, rules: TileRules) -> ImageQuestion:
-    document = encoder.encode(record)
-    if isinstance(document, Skip):
-        raise DataError(f"{document.where}: {document.reason}")
-    images = tuple(image for image, _ in document.images)
-    layouts = layouts_of(images, rules)
-    value, begin = record.value, int(np.argmax(document.learned))
-    kind = str(value.get("kind", "all"))
-    return ImageQuestion(value["question"], value["answer"], kind, images, document.tokens[:begin], layouts)

@@ -12,7 +12,7 @@ from mmdata.errors import DataError
 from mmdata.tokenizer import Tokenizer, load_tokenizer
 from mmtrain.build import build_model
 from mmtrain.errors import ConfigError
-from mmtrain.runs.ask import answers as answering
+from mmtrain.runs.ask import questions as asking
 from mmtrain.runs.ask.answers import KindScore, greedy_answers, score
 from mmtrain.runs.ask.ask import AskRequest, ask, check_counts
 from mmtrain.runs.ask.page import answers_page
@@ -29,13 +29,17 @@ RECORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokenizer]:
-    folder = tmp_path_factory.mktemp("ask")
+def made_of(folder: Path, records: list[dict]) -> tuple[Path, Tokenizer]:
+    """A file of records about six pictures, and the tokenizer of a corpus of them."""
     write_images(folder / "images", [(16 + 9 * i, 30) for i in range(6)])
-    file = write_records(folder, RECORDS)
+    file = write_records(folder, records)
     prepared(file, folder / "corpus")
     return file, load_tokenizer(folder / "corpus")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokenizer]:
+    return made_of(tmp_path_factory.mktemp("ask"), RECORDS)
 
 
 def test_a_prompt_is_what_training_has_before_the_answer(made: tuple[Path, Tokenizer], tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_answers_do_not_depend_on_what_shares_the_row(
     questions = read_questions(file, tokenizer, SMALL, 1)
     model = small_model(tokenizer)
     together = greedy_answers(model, tokenizer, SMALL, questions, 1, most_tokens=4)
-    monkeypatch.setattr(answering, "ROW_TOKENS", 1)
+    monkeypatch.setattr(asking, "ROW_TOKENS", 1)
     alone = greedy_answers(model, tokenizer, SMALL, questions, 1, most_tokens=4)
     assert together == alone and len(together) == 6 and len(set(together)) > 1
 

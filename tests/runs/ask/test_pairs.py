@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from mmdata.errors import DataError
-from mmdata.tokenizer import Tokenizer, load_tokenizer
+from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.model.packed_seq import Packing
-from mmtrain.runs.ask import pairs as pairing
+from mmtrain.runs.ask import questions as asking
 from mmtrain.runs.ask.ask import AskRequest, ask
 from mmtrain.runs.ask.pairs import PreferenceScore, log_prob_margins, preference_scores, read_pairs
 from mmtrain.vision.image_inputs import ImageInputs
 from mmtrain.vision.images import Images
-from tests.data.images.made import SMALL, prepared, write_images, write_records
-from tests.runs.ask.test_ask import RECORDS, small_model
+from tests.data.images.made import SMALL, prepared, write_records
+from tests.runs.ask.test_ask import RECORDS, made_of, small_model
 from tests.vision.small import small_vl_model
 
 PAIRS = [
@@ -35,11 +35,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tokenizer]:
-    folder = tmp_path_factory.mktemp("pairs")
-    write_images(folder / "images", [(16 + 9 * i, 30) for i in range(6)])
-    file = write_records(folder, PAIRS)
-    prepared(file, folder / "corpus")
-    return file, load_tokenizer(folder / "corpus")
+    return made_of(tmp_path_factory.mktemp("pairs"), PAIRS)
 
 
 def test_a_pair_is_what_training_has(made: tuple[Path, Tokenizer], tmp_path: Path) -> None:
@@ -63,7 +59,7 @@ def test_margins_are_those_of_one_document_at_a_time(
     assert all(pair.half > len(pair.tokens) - pair.half for pair in pairs)  # the two are not of one length
     found = log_prob_margins(model, SMALL, pairs, 1)
     for pair, margin in zip(pairs, found, strict=True):
-        tiles = pairing.tiles_of(pair.images[:1], SMALL)
+        tiles = asking.tiles_of(pair.images[:1], SMALL)
         log_probs = []
         for part in (slice(0, pair.half), slice(pair.half, None)):
             tokens_T, learned_T = torch.from_numpy(pair.tokens[part]).long(), pair.learned[part]
@@ -78,7 +74,7 @@ def test_margins_are_those_of_one_document_at_a_time(
             )
         assert margin == pytest.approx(log_probs[0] - log_probs[1], abs=1e-4)
     assert len(set(found)) == len(found) == 6
-    monkeypatch.setattr(pairing, "ROW_TOKENS", 1)
+    monkeypatch.setattr(asking, "ROW_TOKENS", 1)
     assert log_prob_margins(model, SMALL, pairs, 1) == pytest.approx(found, abs=1e-4)
     assert preference_scores(pairs, [1, -1, 0, 2, 3, -4]) == [
         PreferenceScore("one", 2, 4),
