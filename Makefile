@@ -145,8 +145,9 @@ sweep: $(READY) $(SWEEP_CORPUS)/manifest.json  ## scaling laws of three architec
 docs: $(READY)  ## docs/options.md, from the code
 	$(PY) -m mmtrain.config.options_page configs docs/options.md
 
-# Workers of pytest-xdist, each with whole files: a core each, 4 at most, as many tests start processes of their own.
-TEST_WORKERS ?= $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
+# Workers of pytest-xdist, each with whole files: one more than cores, as some wait for processes of their tests (on two cores
+# 11m12 in place of 12m01); 4 at most, as many tests start processes of their own.
+TEST_WORKERS ?= $(shell echo $$(( $(CORES) < 3 ? $(CORES) + 1 : 4 )))
 SHARED_OUT = $(shell $(PY) -c 'import xdist' 2>/dev/null && echo '--numprocesses=$(TEST_WORKERS)' --dist=loadfile)
 
 # Without a browser on the PATH, tests of pages in one are left out.
