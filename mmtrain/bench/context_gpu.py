@@ -55,7 +55,8 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", default=",".join(TABLES), help="of the part softmax")
     parser.add_argument("--lightning-tokens", type=numbers, default="4096,16384,65536", help="tokens a GPU")
     parser.add_argument("--step-tokens", type=numbers, default="131072,262144", help="tokens a row")
-    parser.add_argument("--step-rows", type=int, default=3, help="rows of documents; 0 for a single document")
+    parser.add_argument("--step-rows", type=numbers, default="3", help="rows of documents; 0 for a single document")
+    parser.add_argument("--step-warm", type=numbers, default="1", help="1 or 0 for each: the same steps before, or not")
     parser.add_argument("--step-tables", default="zigzag,balanced", help="of the part step")
     parser.add_argument("--model", default="hybrid_410m", help="of the part step: a file of configs/model")
     parser.add_argument(
@@ -85,7 +86,13 @@ def parts(
         "softmax": lambda: measure_softmax(bench, "softmax", heads, options.softmax_tokens, tables),
         "lightning": lambda: measure_lightning(bench, layer, dtype, options.lightning_tokens, options.trace),
         "step": lambda: measure_step(
-            bench, model, parallel, options.step_tokens, options.step_rows, options.step_tables.split(",")
+            bench,
+            model,
+            parallel,
+            options.step_tokens,
+            options.step_rows,
+            options.step_tables.split(","),
+            options.step_warm,
         ),
         "softmax_long": lambda: measure_softmax(bench, "softmax_long", heads, options.long_tokens, ["balanced"]),
     }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 
 import torch
 
@@ -19,6 +19,8 @@ from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.context.cut import RowCutter
+from mmtrain.parallel.memory.predict import predict
+from mmtrain.parallel.memory.workload import Workload
 from mmtrain.parallel.parallel_model import ParallelModel
 from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.device import compute_dtype
@@ -27,8 +29,6 @@ from mmtrain.train.step import train_step
 
 TABLES = {"zigzag": 2, "balanced": 8}
 """Tables with their chunks a rank."""
-WARMUP, REPEATS = 1, 1
-"""How often each row is trained on before and while it is timed."""
 LONG = 2**19
 """Tokens of a row from which on it has the mixture of 1M tokens, not that of 128K."""
 
@@ -47,36 +47,48 @@ def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatc
 class Training:
     """A model that all processes share, with its optimizer."""
 
-    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig, rows: int) -> None:
-        self.bench, self.config, self.parallel, self.rows = bench, config, parallel, rows
+    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig) -> None:
+        self.bench, self.config, self.parallel = bench, config, parallel
         dtype = compute_dtype("auto", bench.device)
         self.model: ParallelModel = apply_parallel(meta_model(config), bench.context, parallel, dtype)
         self.model.initialise(0)
         self.optimizer = build_optimizer(self.model.module, OptimConfig())
-        self.zigzag: dict[int, float] = {}
+        self.zigzag: dict[tuple[int, int], float] = {}
 
-    def run(self, tokens: int, table: str) -> Figures:
-        """Steps of one row each."""
+    def run(self, tokens: int, table: str, count: int, warm: bool) -> Figures:
+        """Steps of one row each: of `count` rows, or of a single document where that is 0; `warm`: after such steps."""
         bench = self.bench
         options = replace(self.parallel, cp_table=table, cp_chunks=TABLES[table])
         self.model.cut = RowCutter(bench.ranks, bench.rank, options)
         name = "1M" if tokens >= LONG else "128K"
-        lengths = [mixture(tokens, name, seed) for seed in range(self.rows)] if self.rows else [(tokens,)]
-        bench.documents |= {f"step, {tokens} tokens, row {i}": list(one) for i, one in enumerate(lengths)}
+        lengths = [mixture(tokens, name, seed) for seed in range(count)] if count else [(tokens,)]
+        if count:
+            bench.documents |= {f"step, {tokens} tokens, row {i}": list(one) for i, one in enumerate(lengths)}
         rows = [packed_row(one, self.config.vocab_size, seed) for seed, one in enumerate(lengths)]
-        for row in rows * WARMUP:
+        for row in rows if warm else []:
             self._step(row)
-        seconds, results = zip(*(self._step(row) for row in rows * REPEATS), strict=True)
+        seconds, results = zip(*(self._step(row) for row in rows), strict=True)
         if any(result.skipped for result in results):
             raise FloatingPointError("loss or gradient is not finite")
         mean = slowest([statistics.mean(seconds)], bench.device)[0]
         if table == "zigzag":
-            self.zigzag[tokens] = mean
+            self.zigzag[tokens, count] = mean
         found = {"step_s": round(mean, 4), "gpu_s": round(mean * bench.ranks, 1),
                  "tokens_s": round(tokens / mean / bench.ranks, 1),
                  "balance": round(statistics.mean(result.cp_balance or 1.0 for result in results), 4),
-                 "loss": round(results[-1].loss, 4)}  # fmt: skip
-        return found | ({"of_zigzag": round(self.zigzag[tokens] / mean, 3)} if tokens in self.zigzag else {})
+                 "loss": round(results[-1].loss, 4), **self._memory(tokens)}  # fmt: skip
+        alone = self.zigzag.get((tokens, count))
+        return found | ({} if alone is None else {"of_zigzag": round(alone / mean, 3)})
+
+    def _memory(self, tokens: int) -> Figures:
+        """What was predicted of a GPU, and what its allocator took of it, in GiB."""
+        bench, parallel = self.bench, self.parallel
+        work = Workload(self.config, parallel, bench.context.layout, tokens, 1, compute_bytes=2)
+        found = {"predicted_gib": round(predict(work).gib, 2)}
+        if bench.device.type == "cuda":
+            (reserved,) = slowest([float(torch.cuda.max_memory_reserved())], bench.device)
+            found["reserved_gib"] = round(reserved / 2**30, 2)
+        return found
 
     def _step(self, row: PackedBatch) -> tuple[float, StepResult]:
         clock = Clock(self.bench.device)
@@ -92,24 +104,26 @@ def measure_step(
     config: ModelConfig,
     parallel: ParallelConfig,
     lengths: Sequence[int],
-    rows: int = 3,
+    rows: Sequence[int] = (3,),
     tables: Sequence[str] = tuple(TABLES),
+    warm: Sequence[int] = (1,),
 ) -> None:
     """Measure steps at each number of tokens a row.
 
     Args:
-        rows: with documents of their own; 0 is one row of one document.
+        rows: numbers of rows with documents of their own, measured in turn; 0 is one row of one document.
         tables: of `TABLES`.
+        warm: whether steps of the same rows go before, for each of `rows`.
     """
     training: list[Training] = []
 
     def build() -> Figures:
-        training.append(Training(bench, config, parallel, rows))
+        training.append(Training(bench, config, parallel))
         return {}
 
     if bench.case("step", {"table": f"{config.name}, built"}, build) is None:
         return
-    for tokens in lengths:
-        for table in tables:
-            bench.case("step", {"tokens": tokens, "table": table}, partial(training[0].run, tokens, table))
+    for tokens, (count, first), table in product(lengths, list(zip(rows, warm, strict=True)), tables):
+        label = {"tokens": tokens, "documents": "" if count else "one", "table": table}
+        bench.case("step", label, partial(training[0].run, tokens, table, count, bool(first)))
     training.pop().model.close()

@@ -26,12 +26,17 @@ class ParallelConfig:
         activation_checkpoint: activations that are computed again in backward: ``none``; ``block``, all of each block
             but its input; ``selective``, those but the output of softmax attention, whose cost grows with the length of
             documents. true is ``block``, false ``none``.
-        offload_block_inputs: hold the inputs of blocks in host memory between forward and backward; needs
-            `activation_checkpoint`.
+        offload_block_inputs: hold the inputs of blocks in host memory between forward and backward: true, of all, or
+            of a number of a rank's first blocks, whose inputs wait longest, where host memory has no room for all.
+            Needs `activation_checkpoint`.
         ffn_chunk_tokens: tokens that a dense feed-forward or shared expert works on at once, and rows that experts do;
             nothing but its input waits for backward, where the first product is computed again: under recomputation
             for nothing in a dense layer, else 2 of a feed-forward's 9 products more. null: all tokens at once. A chunk
             of experts should have thousands of rows for each of a rank's experts.
+        lightning_head_groups: groups of heads that a lightning layer works on one after the other, and of tokens after
+            its norm; between forward and backward its attention's output alone waits, and backward holds one group's
+            projection, SiLU and their gradients in place of all heads'. Costs the projection and the attention once
+            more. They divide the heads that a rank of `tp` has.
         reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
             step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next). ZeRO-1 of data
             parallelism alone runs without FSDP2's hooks, for much less work of the host. ``auto`` keeps them where that
@@ -67,9 +72,10 @@ class ParallelConfig:
             fell to whose rows; false: among the ranks that have the same rows.
         cuda_graphs: record forward and backward between softmax layers once, and launch them as CUDA graphs: the host
             launches a few graphs a micro-batch in place of thousands of kernels, for the same bits. ``auto`` does so
-            where it can: on one GPU, or with data parallelism alone that gathers and reduces once a step (the two
-            options before `tp` false); without `offload_block_inputs` or selective recomputation; for micro-batches of
-            65,536 tokens at most. true refuses to run without, false is for debugging.
+            where it can: on one GPU, or with data parallelism alone that gathers and reduces once a step
+            (`reshard_after_forward` and `sync_every_micro_batch` false); without `offload_block_inputs`,
+            `lightning_head_groups` or selective recomputation; for micro-batches of 65,536 tokens at most. true refuses
+            to run without, false is for debugging.
         aux_loss_over: tokens whose fractions the auxiliary loss takes: those of a ``micro_batch``, of a ``sequence``,
             or of the ``global_batch``. The last are the step before's; at the first step all are even.
     """
@@ -79,10 +85,11 @@ class ParallelConfig:
     activation_checkpoint: bool | str = field(
         default="none", metadata={**FREE_ON_RESUME, **one_of("none", "selective", "block")}
     )
-    offload_block_inputs: bool = field(default=False, metadata=FREE_ON_RESUME)
+    offload_block_inputs: bool | int = field(default=False, metadata={**FREE_ON_RESUME, **at_least(0)})
     ffn_chunk_tokens: int | None = field(
         default=None, metadata={**LAYOUT, **at_least(1, fix="give null for all tokens at once")}
     )
+    lightning_head_groups: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
     reshard_after_forward: bool | str = field(default=AUTO, metadata={**FREE_ON_RESUME, **one_of(AUTO)})
     sync_every_micro_batch: bool = field(default=False, metadata=LAYOUT)
     tp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
@@ -111,6 +118,11 @@ class ParallelConfig:
         """Whether gathered parameters are freed between forward and backward; ``auto`` that nobody settled does."""
         return self.reshard_after_forward is not False
 
+    def offloads(self, number: int) -> bool:
+        """Whether the input of a rank's block goes to host memory; `number` counts the rank's blocks from 0."""
+        wanted = self.offload_block_inputs
+        return wanted if isinstance(wanted, bool) else number < wanted
+
     @property
     def recomputes(self) -> bool:
         """Whether blocks are computed again in backward, in whole or in part."""
@@ -138,8 +150,11 @@ class ParallelConfig:
         require(not (zero_bubble and self.ffn_chunk_tokens is not None), "parallel.ffn_chunk_tokens",
                  self.ffn_chunk_tokens, "zero_bubble would compute every chunk again for each of its weights",
                  "give null, or choose another parallel.pp_schedule")  # fmt: skip
-        require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs", True,
-                 "without recomputation blocks hold more than their inputs",
+        require(not (zero_bubble and self.lightning_head_groups > 1), "parallel.lightning_head_groups",
+                 self.lightning_head_groups, "zero_bubble would compute every group again for each of its weights",
+                 "give 1, or choose another parallel.pp_schedule")  # fmt: skip
+        require(self.recomputes or not self.offload_block_inputs, "parallel.offload_block_inputs",
+                 self.offload_block_inputs, "without recomputation blocks hold more than their inputs",
                  "give parallel.activation_checkpoint=block or selective too")  # fmt: skip
         require(self.cuda_graphs is not True or not self.unrecorded, "parallel.cuda_graphs", True,
                  f"{self.unrecorded} cannot be part of a graph", "give parallel.cuda_graphs=auto")  # fmt: skip
@@ -154,6 +169,8 @@ class ParallelConfig:
         """What these options ask for that CUDA graphs cannot hold; empty if nothing."""
         if self.offload_block_inputs:
             return "copies of offload_block_inputs to host memory"
+        if self.lightning_head_groups > 1:
+            return "groups of heads that lightning_head_groups computes again"
         return (
             "attention that activation_checkpoint=selective keeps" if self.activation_checkpoint == "selective" else ""
         )

@@ -11,7 +11,7 @@ from itertools import product
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.config.checks import require
 from mmtrain.errors import ConfigError
-from mmtrain.model.mixers.registry import check_layer_pattern, mixer_spec
+from mmtrain.model.mixers.registry import LIGHTNING, check_layer_pattern, mixer_spec
 
 AXES = ("pp", "cp", "tp", "ep", "etp")  # those that a user sets and the search for a layout that works may change
 ROW_ALIGNMENT = 8  # bf16 elements in the 16 bytes that rows of a grouped product are aligned to
@@ -190,11 +190,22 @@ def _tp_problem(job: _Job, tp: int) -> str:
     for letter in dict.fromkeys(model.layer_pattern):
         if problem := mixer_spec(letter).tp_problem(model, tp):
             return problem
+    if problem := _head_groups_problem(job, tp):
+        return problem
     if getattr(model, width) % tp:
         return f"model.{width} {getattr(model, width)} / tp {tp} is not whole"
     if model.vocab_size < tp:
         return f"model.vocab_size {model.vocab_size} is less than tp {tp}"
     return ""
+
+
+def _head_groups_problem(job: _Job, tp: int) -> str:
+    heads, groups = job.model.num_heads // tp, job.parallel.lightning_head_groups
+    if LIGHTNING.letter not in job.model.layer_pattern or heads % groups == 0:
+        return ""
+    return (
+        f"model.num_heads {job.model.num_heads} / tp {tp} = {heads} heads / lightning_head_groups {groups} is not whole"
+    )
 
 
 def _tokens_problem(job: _Job, cp: int, tp: int) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from mmtrain.config import ParallelConfig
+from mmtrain.model.block import Block
 from mmtrain.model.host_inputs import HostInputs
-from mmtrain.model.mixers.registry import SOFTMAX
+from mmtrain.model.mixers.registry import LIGHTNING, SOFTMAX
 from mmtrain.model.model import HybridLM
 from mmtrain.parallel.caption_pairs import share_pairs
 from mmtrain.parallel.compute_weights import ComputeWeights
@@ -58,11 +59,12 @@ def apply_parallel(
     share_pairs(model, context)
     if layout.cp > 1:
         apply_context_parallel(model, context.dense["cp"].get_group(), config.cp_softmax)
-    host_inputs = HostInputs() if config.offload_block_inputs else None
     for block in model.layers:
-        block.recompute, block.host_inputs = config.recomputes, host_inputs
+        block.recompute = config.recomputes
         if config.ffn_chunk_tokens is not None:
             block.chunk_feed_forward(config.ffn_chunk_tokens)
+        if block.spec is LIGHTNING:
+            block.mixer.head_groups = config.lightning_head_groups
         if config.activation_checkpoint == "selective" and block.spec is SOFTMAX:
             block.keep_attention()
     share_images(model, context, config, keeps_whole_weights(layout, config, host_parameters))
@@ -70,9 +72,11 @@ def apply_parallel(
         rank = context.dense["pp"].get_local_rank()
         layers = stages or split_layers(model.config, layout.pp * config.pp_chunks, seq_len)
         mine = split_stages(model, rank, layout.pp, config.pp_chunks, layers)
+        _offload_inputs([block for stage in mine.values() for block in stage.layers], config)
         apply_fsdp(model, mine.values(), context, config, compute_dtype, host_parameters)
         schedule: Schedule = Pipeline(model, mine, context, config, compute_dtype)
     else:
+        _offload_inputs(model.layers, config)
         if keeps_whole_weights(layout, config, host_parameters):
             weights: WeightsInUse = ComputeWeights(model, context, compute_dtype)
             watch: UnitWatch | None = weights.watch
@@ -85,6 +89,13 @@ def apply_parallel(
         run = RecordedModel(model, most, compute_dtype, watch) if recorded else PlainModel(model)
         schedule = SingleStage(model, weights, run)
     return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
+
+
+def _offload_inputs(blocks: Iterable[Block], config: ParallelConfig) -> None:
+    """Let inputs of a rank's blocks, given in the order of forward, go to host memory."""
+    host_inputs = HostInputs()
+    for number, block in enumerate(blocks):
+        block.host_inputs = host_inputs if config.offloads(number) else None
 
 
 def _share_experts(model: HybridLM, context: ParallelContext, config: ParallelConfig) -> ExpertExchange:

@@ -28,8 +28,12 @@ def _phase(plan: PhasePlan) -> list[str]:
     batches = " -> ".join(f"{count_text(one * phase.seq_len)} ({one:,} rows)" for one in rows)
     first, last = plan.lr(0), plan.lr(max(0, phase.tokens - 1))
     kept = "" if not parallel.offload_block_inputs else ", block inputs in host memory"
+    if isinstance(parallel.offload_block_inputs, int) and not isinstance(parallel.offload_block_inputs, bool):
+        kept = f", inputs of the first {parallel.offload_block_inputs} blocks in host memory"
     if parallel.ffn_chunk_tokens is not None:
         kept += f", feed-forwards in chunks of {parallel.ffn_chunk_tokens:,} tokens"
+    if parallel.lightning_head_groups > 1:
+        kept += f", lightning layers in {parallel.lightning_head_groups} groups of heads"
     return [
         f"phase {phase.name}: rows of {phase.seq_len:,} tokens, RoPE base {phase.rope_base:g}, {count_text(tokens)} "
         f"tokens in {steps:,} steps of {batches}, learning rate {first:.2e} to {last:.2e}",

@@ -19,7 +19,7 @@ from tests.dist.pool import Pool
 from tests.dist.test_sharding import SEQ, batch, whole
 
 POLICIES = [{"activation_checkpoint": policy, "offload_block_inputs": host}
-            for policy in ("block", "selective") for host in (False, True)]  # fmt: skip
+            for policy in ("block", "selective") for host in (False, True, 3)]  # fmt: skip
 
 
 def model_config() -> ModelConfig:

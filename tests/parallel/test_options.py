@@ -1,5 +1,6 @@
 """Options of the layout: what the command line may give, and what is refused whatever the number of processes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from mmtrain.config import ParallelConfig
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
+from mmtrain.parallel.layout import plan_layout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -45,6 +47,9 @@ def test_zero_bubble_runs_with_any_number_of_chunks(chunks):
         ("tp", "1.5"),
         ("ffn_chunk_tokens", "0"),
         ("ffn_chunk_tokens", "all"),
+        ("lightning_head_groups", "0"),
+        ("offload_block_inputs", "-1"),
+        ("offload_block_inputs", "2"),  # without recomputation
         ("pp_schedule", "gpipe"),
         ("pp_chunks", "0"),
         ("pp_chunks", "2"),
@@ -101,3 +106,24 @@ def test_chunks_of_the_feed_forward_are_not_computed_once_a_weight():
     with pytest.raises(ConfigError, match=r"parallel\.ffn_chunk_tokens=100: .*zero_bubble"):
         parallel("parallel.ffn_chunk_tokens=100", "parallel.pp=2", "parallel.pp_schedule=zero_bubble")
     assert parallel("parallel.ffn_chunk_tokens=100", "parallel.pp_schedule=zero_bubble").pp == 1
+
+
+def test_groups_of_heads_are_not_computed_once_a_weight():
+    with pytest.raises(ConfigError, match=r"parallel\.lightning_head_groups=2: .*zero_bubble"):
+        parallel("parallel.lightning_head_groups=2", "parallel.pp=2", "parallel.pp_schedule=zero_bubble")
+
+
+@pytest.mark.parametrize(("groups", "tp"), [(3, 1), (4, 4), (16, 2)])
+def test_groups_divide_the_heads_of_a_rank(groups, tp):
+    config = compose(["run.name=r", "data.path=d", "model=proxy_100m"], CONFIGS)
+    assert config.model.num_heads == 8
+    with pytest.raises(ConfigError, match=f"heads / lightning_head_groups {groups} is not whole"):
+        plan_layout(tp, replace(config.parallel, tp=tp, lightning_head_groups=groups), config.model, [8192])
+    softmax = replace(config.model, layer_pattern="S")
+    assert plan_layout(1, replace(config.parallel, lightning_head_groups=groups), softmax, [8192]).tp == 1
+
+
+@pytest.mark.parametrize(("given", "offloaded"), [("false", 0), ("true", 4), ("0", 0), ("3", 3), ("9", 4)])
+def test_block_inputs_of_so_many_first_blocks_go_to_host_memory(given, offloaded):
+    options = parallel("parallel.activation_checkpoint=block", f"parallel.offload_block_inputs={given}")
+    assert [options.offloads(number) for number in range(4)] == [number < offloaded for number in range(4)]

@@ -1,6 +1,6 @@
 """Lightning (decayed linear) attention, the mixer of seven layers in eight.
 
-Legend: T tokens, D model width, H heads, K head dimension, I = H * K.
+Legend: T tokens, C tokens of a chunk, D model width, H heads, J heads of a group, K head dimension, I = H * K.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mmkernels.norm_gate import norm_gate
 from mmtrain.config import ModelConfig
@@ -49,12 +50,15 @@ class LightningAttention(nn.Module):
 
     Attributes:
         num_heads: H, the heads that this process works on.
+        head_groups: groups of heads that are worked on one after the other, each computed again in backward, where
+            memory must hold one group's projection in place of all heads'; they divide H.
         attention: the kernel, or a call that talks to other ranks.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.num_heads, self.head_dim, inner = config.num_heads, config.head_dim, config.inner_size
+        self.head_groups = 1
         self._slopes = decay_slopes(config.num_heads, layer, config.num_layers)
         # Names of parameters seed their initial weights and key checkpoints (`mmtrain.model.init`): do not rename.
         self.qkv_proj = Linear(config.hidden_size, 3 * inner, XavierQKV(config.head_dim, value_gain=config.beta))
@@ -86,14 +90,45 @@ class LightningAttention(nn.Module):
         With a cache, the tokens continue its documents, and their states are brought up to date. The decay is all
         that tells positions apart: `rope` is not used.
         """
+        if cache is None and self.head_groups > 1:
+            return self._mix_in_groups(x_TD, packing)
         qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
         slopes_H = self.slopes_on(x_TD.device)
         if cache is None:
             end_lightning = self.attention.begin_lightning(qkv_THX, slopes_H, packing)
         gate_TI = self.output_gate(x_TD)
         o_THK = end_lightning() if cache is None else cache.attend(qkv_THX, slopes_H)
-        norm_weight_I = local(self.norm.weight)
+        return self._finish(o_THK.flatten(-2), gate_TI)
+
+    def _finish(self, o_TI: Tensor, gate_TI: Tensor) -> Tensor:
         y_TI = norm_gate(
-            o_THK.flatten(-2), gate_TI, norm_weight_I, self.norm.eps, width=self._norm_width, reduce=self._norm_reduce
+            o_TI, gate_TI, local(self.norm.weight), self.norm.eps, width=self._norm_width, reduce=self._norm_reduce
         )
         return self.out_proj(y_TI)
+
+    def _mix_in_groups(self, x_TD: Tensor, packing: Packing) -> Tensor:
+        """Mix by groups of heads up to the norm, which spans them all, and from there by as many chunks of tokens.
+
+        Between forward and backward the attention's output waits, I elements a token in place of 9 I.
+        """
+        heads = self.num_heads // self.head_groups
+        groups = [slice(first, first + heads) for first in range(0, self.num_heads, heads)]
+        o_TI = torch.cat([_again(self._attend_group, x_TD, packing, group) for group in groups], dim=-1)
+        chunk = max(1, -(-x_TD.shape[0] // self.head_groups))
+        chunks = zip(x_TD.split(chunk), o_TI.split(chunk), strict=True)
+        return torch.cat([_again(self._finish_chunk, x_CD, o_CI) for x_CD, o_CI in chunks])
+
+    def _attend_group(self, x_TD: Tensor, packing: Packing, heads: slice) -> Tensor:
+        """Return the attention's output of some heads, [T, J K]."""
+        width = 3 * self.head_dim
+        qkv_TJX = self.qkv_proj(x_TD, slice(heads.start * width, heads.stop * width)).unflatten(-1, (-1, width))
+        slopes_J = self.slopes_on(x_TD.device)[heads]
+        return self.attention.begin_lightning(qkv_TJX, slopes_J, packing)().flatten(-2)
+
+    def _finish_chunk(self, x_CD: Tensor, o_CI: Tensor) -> Tensor:
+        return self._finish(o_CI, self.output_gate(x_CD))
+
+
+def _again(function: Callable[..., Tensor], *args: object) -> Tensor:
+    """Call a function that keeps its arguments alone, and is computed again in backward."""
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

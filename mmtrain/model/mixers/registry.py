@@ -80,6 +80,7 @@ class MixerSpec:
         tp_problem: why a size of tp cannot split the heads of a model, as text; empty if it can.
         context_parallel: whether it meets other tokens through an attention call alone, so that ranks can share a row.
         memory: what a layer of it holds on each of tp ranks; None: guessed from its matrices.
+        grouped_memory: the same where it works on so many groups of heads one after the other; None: it cannot.
         batch_cache: import path of the class of what serving remembers of many documents in one layer, a
             :class:`~mmtrain.model.mixers.batch_cache.BatchCache`; None: it cannot be served.
         cache_size: how much that is.
@@ -95,11 +96,14 @@ class MixerSpec:
     tp_problem: Callable[[ModelConfig, int], str]
     context_parallel: bool = False
     memory: Callable[[ModelConfig, int], MixerMemory] | None = None
+    grouped_memory: Callable[[ModelConfig, int, int], MixerMemory] | None = None
     batch_cache: str | None = None
     cache_size: Callable[[ModelConfig], CacheSize] = lambda model: CacheSize()
 
-    def memory_on(self, config: ModelConfig, tp: int) -> MixerMemory:
-        """Return what a layer holds on each of `tp` ranks."""
+    def memory_on(self, config: ModelConfig, tp: int, head_groups: int = 1) -> MixerMemory:
+        """Return what a layer holds on each of `tp` ranks, where it can work on groups of heads: on so many."""
+        if head_groups > 1 and self.grouped_memory is not None:
+            return self.grouped_memory(config, tp, head_groups)
         if self.memory is not None:
             return self.memory(config, tp)
         widths = -(-self.matrix_weights(config) // (config.hidden_size * tp))  # of all that its matrices take and give
@@ -184,6 +188,17 @@ def _lightning_memory(model: ModelConfig, tp: int) -> MixerMemory:
     )
 
 
+def _grouped_lightning_memory(model: ModelConfig, tp: int, groups: int) -> MixerMemory:
+    """Kept: the attention's output.
+
+    Backward: its gradient, a group's part of the input's, and of one group the projection (3 widths), its SiLU (3),
+    output (1), and the gradients of output (1) and projection (3).
+    """
+    whole, width = _lightning_memory(model, tp), model.inner_size // tp
+    return MixerMemory(kept=width, backward=width + model.hidden_size + 11 * width // groups,
+                       state=whole.state // groups)  # fmt: skip
+
+
 def _softmax_memory(model: ModelConfig, tp: int) -> MixerMemory:
     """Kept: q and output (2 widths), k and v, a float32 log-sum-exp a head.
 
@@ -242,6 +257,7 @@ LIGHTNING = MixerSpec(
     tp_problem=heads_problem,
     context_parallel=True,
     memory=_lightning_memory,
+    grouped_memory=_grouped_lightning_memory,
     batch_cache="mmtrain.model.mixers.lightning_slots:LightningSlots",
     cache_size=lambda model: CacheSize(document=model.inner_size * model.head_dim),
 )

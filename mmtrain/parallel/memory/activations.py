@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mmtrain.model.mixers.registry import mixer_spec
 from mmtrain.parallel.memory.expert_rows import expert_rows
 from mmtrain.parallel.memory.workload import FP32, Workload
 
@@ -72,7 +71,7 @@ class LayerActivations:
 def layer_activations(work: Workload, letter: str) -> LayerActivations:
     """Count the activations of a layer of a kind."""
     model, layout, size = work.model, work.layout, work.compute_bytes
-    memory, tokens = mixer_spec(letter).memory_on(model, layout.tp), work.mixer_tokens
+    memory, tokens = work.mixer_memory(letter), work.mixer_tokens
     hidden = work.own_tokens * model.hidden_size * size
     gathered = tokens * model.hidden_size * size  # hidden itself where tp is 1
     states = memory.state * FP32 * work.parallel.cp_chunks if layout.cp > 1 else 0

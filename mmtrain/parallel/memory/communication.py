@@ -5,7 +5,6 @@ NCCL's own buffers are no part of it: a margin stands for them.
 
 from __future__ import annotations
 
-from mmtrain.model.mixers.registry import mixer_spec
 from mmtrain.parallel.memory.expert_rows import expert_rows
 from mmtrain.parallel.memory.workload import FP32, Workload
 
@@ -21,7 +20,7 @@ def lasting_buffers(work: Workload) -> float:
 
 def mixer_buffers(work: Workload, letter: str) -> float:
     """Bytes that a layer's mixer takes while it runs: states or keys of other ranks, sums over tp."""
-    model, layout, memory = work.model, work.layout, mixer_spec(letter).memory_on(work.model, work.layout.tp)
+    model, layout, memory = work.model, work.layout, work.mixer_memory(letter)
     partial = work.mixer_tokens * model.hidden_size * work.compute_bytes if layout.tp > 1 else 0.0
     if layout.cp == 1:
         return partial

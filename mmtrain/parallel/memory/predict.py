@@ -184,12 +184,13 @@ class _Rank:
         """Moments of the backward pass of the oldest micro-batch in flight, the last of a step or an earlier one."""
         work, size = self.work, self.work.compute_bytes
         reduces = (last or work.parallel.sync_every_micro_batch) and not work.zero_bubble
-        per_layer = [Counter(self.activations[letter].kept(self._policy(letter), self._on_host))
+        offloads = work.parallel.offloads
+        per_layer = [Counter(self.activations[letter].kept(self._policy(letter), offloads(number)))
                      if number >= self.lowest else Counter() for number, letter in enumerate(self.letters)]  # fmt: skip
         all_kept = sum(per_layer, Counter[str]())
         others = Counter({part: (self.flights - 1) * value for part, value in all_kept.items()})
         held = self._lasting()
-        if self._on_host:
+        if work.parallel.offload_block_inputs:
             held["block inputs"] += 2 * self.activations[self.letters[0]].block_input  # one at work, one on its way
         held += others
         held += self._stage_outputs()
@@ -316,10 +317,6 @@ class _Rank:
         policy = str(self.work.parallel.activation_checkpoint)
         recorded = letter == SOFTMAX.letter and self.work.records_graphs
         return AROUND_ATTENTION if recorded and policy == "block" else policy
-
-    @property
-    def _on_host(self) -> bool:
-        return self.work.parallel.offload_block_inputs
 
 
 def _micro_batches_in_flight(work: Workload, pp_rank: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmtrain.config import ModelConfig, ParallelConfig
-from mmtrain.model.mixers.registry import Placement, mixer_spec
+from mmtrain.model.mixers.registry import MixerMemory, Placement, mixer_spec
 from mmtrain.parallel.layout import Layout, keeps_whole_weights, records_graphs
 
 FP32 = 4
@@ -58,6 +58,10 @@ class Workload:
     def ffn_chunk(self) -> int | None:
         """Tokens of a dense feed-forward, or rows of experts, that are worked on at once; None: all."""
         return self.parallel.ffn_chunk_tokens
+
+    def mixer_memory(self, letter: str) -> MixerMemory:
+        """What the mixer of a kind of layer holds on a rank of tp."""
+        return mixer_spec(letter).memory_on(self.model, self.layout.tp, self.parallel.lightning_head_groups)
 
     @property
     def accumulates(self) -> bool:

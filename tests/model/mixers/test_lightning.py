@@ -98,9 +98,11 @@ def literal_mixer(layer: LightningAttention, x_TD: Tensor, lengths: list[int], s
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])  # small outputs show the epsilon of the norm
 @pytest.mark.parametrize("lengths", [[13], [5, 1, 7]])
-def test_equals_a_literal_loop(lengths: list[int], scale: float) -> None:
+@pytest.mark.parametrize("head_groups", [1, 3])
+def test_equals_a_literal_loop(head_groups: int, lengths: list[int], scale: float) -> None:
     config = small_config(hidden_size=16, num_heads=3, num_kv_heads=1, head_dim=4, rotary_dim=4, num_layers=4)
     layer = LightningAttention(config, layer=1).double()
+    layer.head_groups = head_groups
     with torch.no_grad():
         for i, parameter in enumerate(layer.parameters()):
             parameter.copy_(draw(*parameter.shape, seed=i) * 0.5)

@@ -114,6 +114,11 @@ def test_parameters_of_all_layers_are_those_of_the_model(model: str) -> None:
         ({"parallel.activation_checkpoint": "selective"}, {"parallel.activation_checkpoint": "none"}),
         ({"parallel.activation_checkpoint": "block", "parallel.offload_block_inputs": "true"},
          {"parallel.activation_checkpoint": "block"}),
+        ({"parallel.activation_checkpoint": "block", "parallel.offload_block_inputs": "true"},
+         {"parallel.activation_checkpoint": "block", "parallel.offload_block_inputs": 4}),
+        ({"parallel.activation_checkpoint": "block", "parallel.offload_block_inputs": 4},
+         {"parallel.activation_checkpoint": "block"}),
+        ({"parallel.lightning_head_groups": 2}, {}),
         ({"parallel.ffn_chunk_tokens": 1024}, {}),
         ({"parallel.ffn_chunk_tokens": 1024}, {"parallel.ffn_chunk_tokens": 4096}),
         ({"parallel.ffn_chunk_tokens": 1024, "model.num_experts": 0}, {"model.num_experts": 0}),
@@ -171,3 +176,14 @@ def test_in_chunks_the_feed_forward_is_not_the_peak_of_a_million_tokens_on_4_gpu
     assert "feed-forward" in whole.moment and whole.parts["feed-forward"] == 3 * 2**18 * 11264 * 2
     assert "feed-forward" not in chunks.moment and chunks.parts["feed-forward"] == 0
     assert chunks.gib < 0.82 * whole.gib
+
+
+def test_groups_of_heads_bring_a_million_tokens_on_4_gpus_under_72_gib() -> None:
+    given = ["model=hybrid_7b", "parallel.cp=4", "parallel.activation_checkpoint=block",
+             "parallel.offload_block_inputs=true", "parallel.ffn_chunk_tokens=16384"]  # fmt: skip
+    whole, four = (predict(workload(*given, *more, world=4, seq_len=2**20))
+                   for more in ([], ["parallel.lightning_head_groups=4"]))  # fmt: skip
+    assert "(L), mixer" in whole.moment and whole.gib > 80 and four.gib < 72
+    gibs = [predict(workload(*given, "model.layer_pattern=L", f"parallel.lightning_head_groups={groups}", world=4,
+                             seq_len=2**20)).gib for groups in (1, 2, 4, 8)]  # fmt: skip
+    assert gibs == sorted(gibs, reverse=True) and gibs[0] - gibs[3] > 15
