@@ -56,6 +56,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lightning-tokens", type=numbers, default="4096,16384,65536", help="tokens a GPU")
     parser.add_argument("--step-tokens", type=numbers, default="131072,262144", help="tokens a row")
     parser.add_argument("--step-rows", type=numbers, default="3", help="rows of documents; 0 for a single document")
+    parser.add_argument("--step-first", type=int, default=0, help="number of the first row, which draws its documents")
     parser.add_argument("--step-warm", type=numbers, default="1", help="1 or 0 for each: the same steps before, or not")
     parser.add_argument("--step-tables", default="zigzag,balanced", help="of the part step")
     parser.add_argument("--model", default="hybrid_410m", help="of the part step: a file of configs/model")
@@ -93,6 +94,7 @@ def parts(
             options.step_rows,
             options.step_tables.split(","),
             options.step_warm,
+            options.step_first,
         ),
         "softmax_long": lambda: measure_softmax(bench, "softmax_long", heads, options.long_tokens, ["balanced"]),
     }

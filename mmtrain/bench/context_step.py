@@ -47,8 +47,8 @@ def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatc
 class Training:
     """A model that all processes share, with its optimizer."""
 
-    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig) -> None:
-        self.bench, self.config, self.parallel = bench, config, parallel
+    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig, first: int = 0) -> None:
+        self.bench, self.config, self.parallel, self.first = bench, config, parallel, first
         dtype = compute_dtype("auto", bench.device)
         self.model: ParallelModel = apply_parallel(meta_model(config), bench.context, parallel, dtype)
         self.model.initialise(0)
@@ -61,9 +61,10 @@ class Training:
         options = replace(self.parallel, cp_table=table, cp_chunks=TABLES[table])
         self.model.cut = RowCutter(bench.ranks, bench.rank, options)
         name = "1M" if tokens >= LONG else "128K"
-        lengths = [mixture(tokens, name, seed) for seed in range(count)] if count else [(tokens,)]
-        if count:
-            bench.documents |= {f"step, {tokens} tokens, row {i}": list(one) for i, one in enumerate(lengths)}
+        seeds = range(self.first, self.first + count)
+        lengths = [mixture(tokens, name, seed) for seed in seeds] if count else [(tokens,)]
+        named = zip(seeds, lengths, strict=False)  # none of a single document
+        bench.documents |= {f"step, {tokens} tokens, row {seed}": list(one) for seed, one in named}
         rows = [packed_row(one, self.config.vocab_size, seed) for seed, one in enumerate(lengths)]
         for row in rows if warm else []:
             self._step(row)
@@ -107,6 +108,7 @@ def measure_step(
     rows: Sequence[int] = (3,),
     tables: Sequence[str] = tuple(TABLES),
     warm: Sequence[int] = (1,),
+    first: int = 0,
 ) -> None:
     """Measure steps at each number of tokens a row.
 
@@ -114,16 +116,17 @@ def measure_step(
         rows: numbers of rows with documents of their own, measured in turn; 0 is one row of one document.
         tables: of `TABLES`.
         warm: whether steps of the same rows go before, for each of `rows`.
+        first: number of the first row, which draws its documents.
     """
     training: list[Training] = []
 
     def build() -> Figures:
-        training.append(Training(bench, config, parallel))
+        training.append(Training(bench, config, parallel, first))
         return {}
 
     if bench.case("step", {"table": f"{config.name}, built"}, build) is None:
         return
-    for tokens, (count, first), table in product(lengths, list(zip(rows, warm, strict=True)), tables):
+    for tokens, (count, before), table in product(lengths, list(zip(rows, warm, strict=True)), tables):
         label = {"tokens": tokens, "documents": "" if count else "one", "table": table}
-        bench.case("step", label, partial(training[0].run, tokens, table, count, bool(first)))
+        bench.case("step", label, partial(training[0].run, tokens, table, count, bool(before)))
     training.pop().model.close()

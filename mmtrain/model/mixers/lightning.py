@@ -130,5 +130,9 @@ class LightningAttention(nn.Module):
 
 
 def _again(function: Callable[..., Tensor], *args: object) -> Tensor:
-    """Call a function that keeps its arguments alone, and is computed again in backward."""
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    """Call a function that keeps its arguments alone, and is computed again in backward.
+
+    To its end: what is saved last here is saved by an autograd function when all is computed, so that stopping there
+    would spare nothing, and torch 2.11 lost the exception that stops it where CUDA memory was traced.
+    """
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, early_stop=False)

@@ -37,6 +37,7 @@ class MixerMemory:
         kept: between forward and backward, beside the mixer's input.
         kept_fp32: float32 elements likewise.
         backward: the most that its backward takes beside those: gradients.
+        recorded_backward: likewise inside of CUDA graphs; None: the same.
         attention_output: the part of `kept` that is the result of attention whose cost grows with a document's length.
         attention_fp32: the part of `kept_fp32` that belongs to it.
         state: float32 elements of the state that a chunk of a row leaves; whoever shares rows holds one for each.
@@ -45,6 +46,7 @@ class MixerMemory:
     kept: int
     backward: int
     kept_fp32: int = 0
+    recorded_backward: int | None = None
     attention_output: int = 0
     attention_fp32: int = 0
     state: int = 0
@@ -180,37 +182,44 @@ def _lightning_placements(model: ModelConfig, tp: int) -> Mapping[str, Placement
 def _lightning_memory(model: ModelConfig, tp: int) -> MixerMemory:
     """Kept: the projection of q, k and v (3 widths) and its SiLU (3), output, gate, and their product.
 
-    Backward: gradients of the output and the gate (2), of the projection (3), and of the product (1).
+    Backward: when the gradient of the projection comes (3) and those of output and gate are there (2), output, gate and
+    their product are gone (3), so that no more than one of the first gradients comes on top. In a graph, gradients of
+    output and gate (2), of the projection (3), and of the product (1).
     """
     width = model.inner_size // tp
     return MixerMemory(
-        kept=9 * width, kept_fp32=1, backward=6 * width, state=model.num_heads // tp * model.head_dim * model.head_dim
+        kept=9 * width,
+        kept_fp32=1,
+        backward=width,
+        recorded_backward=6 * width,
+        state=model.num_heads // tp * model.head_dim * model.head_dim,
     )
 
 
 def _grouped_lightning_memory(model: ModelConfig, tp: int, groups: int) -> MixerMemory:
     """Kept: the attention's output.
 
-    Backward: its gradient, a group's part of the input's, and of one group the projection (3 widths), its SiLU (3),
-    output (1), and the gradients of output (1) and projection (3).
+    Backward: of one group of heads the projection (3 widths), its SiLU (3), and the gradient of the projection (3); or
+    of one chunk of tokens the gate, the product, their gradients and those of what came in (8).
     """
     whole, width = _lightning_memory(model, tp), model.inner_size // tp
-    return MixerMemory(kept=width, backward=width + model.hidden_size + 11 * width // groups,
-                       state=whole.state // groups)  # fmt: skip
+    return MixerMemory(kept=width, backward=9 * width // groups, state=whole.state // groups)
 
 
 def _softmax_memory(model: ModelConfig, tp: int) -> MixerMemory:
     """Kept: q and output (2 widths), k and v, a float32 log-sum-exp a head.
 
-    Backward: gradients of output and q, and of q before it was rotated (3), of k and v likewise, and the kernel's
-    float32 sum of q's gradient (2).
+    Backward: gradients of q (1), and of k and v before and after the rotation (4 narrower widths). In a graph, those
+    of output and q, and of q before it was rotated (3), of k and v likewise, and the kernel's float32 sum of q's
+    gradient (2).
     """
     width, kv_width = model.inner_size // tp, max(1, model.num_kv_heads // tp) * model.head_dim
     heads = model.num_heads // tp
     return MixerMemory(
         kept=2 * width + 2 * kv_width,
         kept_fp32=heads,
-        backward=5 * width + 4 * kv_width,
+        backward=width + 4 * kv_width,
+        recorded_backward=5 * width + 4 * kv_width,
         attention_output=width,
         attention_fp32=heads,
     )

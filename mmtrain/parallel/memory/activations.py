@@ -81,6 +81,8 @@ def layer_activations(work: Workload, letter: str) -> LayerActivations:
     dense = not model.num_experts
     feed_forward, forward_backward = _dense(work) if dense else _experts(work)
     norms = gathered + hidden + (gathered if dense else hidden) + 2 * FP32 * work.own_tokens
+    recorded = work.records_graphs and memory.recorded_backward is not None
+    backward = memory.recorded_backward if recorded else memory.backward
     arriving = gathered if layout.tp > 1 else 0  # a gradient that is gathered over tp
     return LayerActivations(
         block_input=hidden,
@@ -89,7 +91,7 @@ def layer_activations(work: Workload, letter: str) -> LayerActivations:
         norms=norms,
         mixer_input=gathered,
         attention_output=tokens * (memory.attention_output * size + memory.attention_fp32 * FP32),
-        mixer_backward=tokens * memory.backward * size + 2 * hidden + gathered + arriving,
+        mixer_backward=tokens * backward * size + 2 * hidden + gathered + arriving,
         feed_forward_backward=forward_backward + 2 * hidden + arriving,
     )
 

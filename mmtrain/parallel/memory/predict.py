@@ -177,7 +177,7 @@ class _Rank:
         if not count:
             return model.hidden_size
         gradients = model.inner_size + 2 * model.num_kv_heads * model.head_dim
-        scratch = SOFTMAX.memory_on(model, 1).backward
+        scratch = SOFTMAX.memory_on(model, 1).recorded_backward
         return count * (2 * model.inner_size + model.hidden_size) + gradients + scratch + model.hidden_size
 
     def _micro_batch(self, last: bool) -> Iterator[tuple[str, Mapping[str, float]]]:
@@ -191,7 +191,7 @@ class _Rank:
         others = Counter({part: (self.flights - 1) * value for part, value in all_kept.items()})
         held = self._lasting()
         if work.parallel.offload_block_inputs:
-            held["block inputs"] += 2 * self.activations[self.letters[0]].block_input  # one at work, one on its way
+            held["block inputs"] += self.activations[self.letters[0]].block_input  # on its way, beside the one at work
         held += others
         held += self._stage_outputs()
         held["images"] += self.flights * self.eyes.kept

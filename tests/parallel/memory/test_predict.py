@@ -38,18 +38,29 @@ MEASURED = [
     (12.2, 8192, 4, []),
     (25.48, 8192, 2, ["parallel.micro_batch_rows=4"]),
     (9.57, 16384, 4, [RECOMPUTED]),
+    # mmtrain/bench/results/2026-11-30-context-2h200
+    (70.05, 2**19, 1, ["model=hybrid_410m", RECOMPUTED]),
+    (126.13, 2**20, 1, ["model=hybrid_410m", RECOMPUTED]),
+    (93.26, 2**18, 1, ["model=hybrid_1b", "model.num_experts=8", "model.ffn_hidden_size=2048", "model.num_layers=24",
+                       RECOMPUTED, "parallel.offload_block_inputs=true"]),
     (18.73, 65536, 1, ["model=hybrid_7b", "model.num_layers=4", "model.layer_pattern=L", "model.ffn_hidden_size=512",
                        "model.vocab_size=4096", RECOMPUTED]),
 ]  # fmt: skip
 
 
-# mmtrain/bench/results/2026-11-28-context-2h200: `peak GiB` of steps of one row that two H200s share.
+# mmtrain/bench/results/2026-11-28-context-2h200, and below of -30: `peak GiB` of steps of a row that two H200s share.
 SHARED = ["parallel.cp=2", "parallel.activation_checkpoint=block"]
 MIXTURE = ["model=hybrid_1b", "model.num_experts=8", "model.ffn_hidden_size=2048", "model.num_layers=24"]
+SEVEN_B = ["model=hybrid_7b", "parallel.ffn_chunk_tokens=16384", "parallel.lightning_head_groups=4"]
 STEPS = [
     (36.95, 131072, MIXTURE),
     (76.01, 524288, MIXTURE),
     (59.77, 524288, [*MIXTURE, "parallel.offload_block_inputs=true"]),
+    # mmtrain/bench/results/2026-11-30-context-2h200
+    (107.56, 2**20, [*SEVEN_B, "parallel.offload_block_inputs=28"]),
+    (86.96, 2**19, [*SEVEN_B, "parallel.offload_block_inputs=true"]),
+    (44.21, 2**18, [*MIXTURE, "parallel.offload_block_inputs=true"]),
+    (90.87, 2**20, [*MIXTURE, "parallel.offload_block_inputs=true"]),
     (9.5, 65536, ["model=hybrid_410m"]),
     (20.02, 262144, ["model=hybrid_410m"]),
 ]
@@ -170,7 +181,8 @@ def test_the_margin_has_room_for_nccl_only_with_other_processes() -> None:
 
 def test_in_chunks_the_feed_forward_is_not_the_peak_of_a_million_tokens_on_4_gpus() -> None:
     given = ["model=hybrid_7b", "parallel.cp=4", "parallel.activation_checkpoint=block",
-             "parallel.offload_block_inputs=true", "parallel.sync_every_micro_batch=true"]  # fmt: skip
+             "parallel.offload_block_inputs=true", "parallel.sync_every_micro_batch=true",
+             "parallel.lightning_head_groups=4"]  # fmt: skip
     whole, chunks = (predict(workload(*given, *more, world=4, seq_len=2**20, micro_batches=32))
                      for more in ([], ["parallel.ffn_chunk_tokens=16384"]))  # fmt: skip
     assert "feed-forward" in whole.moment and whole.parts["feed-forward"] == 3 * 2**18 * 11264 * 2
@@ -181,9 +193,6 @@ def test_in_chunks_the_feed_forward_is_not_the_peak_of_a_million_tokens_on_4_gpu
 def test_groups_of_heads_bring_a_million_tokens_on_4_gpus_under_72_gib() -> None:
     given = ["model=hybrid_7b", "parallel.cp=4", "parallel.activation_checkpoint=block",
              "parallel.offload_block_inputs=true", "parallel.ffn_chunk_tokens=16384"]  # fmt: skip
-    whole, four = (predict(workload(*given, *more, world=4, seq_len=2**20))
-                   for more in ([], ["parallel.lightning_head_groups=4"]))  # fmt: skip
-    assert "(L), mixer" in whole.moment and whole.gib > 80 and four.gib < 72
-    gibs = [predict(workload(*given, "model.layer_pattern=L", f"parallel.lightning_head_groups={groups}", world=4,
-                             seq_len=2**20)).gib for groups in (1, 2, 4, 8)]  # fmt: skip
-    assert gibs == sorted(gibs, reverse=True) and gibs[0] - gibs[3] > 15
+    one, two, four = (predict(workload(*given, f"parallel.lightning_head_groups={groups}", world=4, seq_len=2**20)).gib
+                      for groups in (1, 2, 4))  # fmt: skip
+    assert one > 72 > 64 > two >= four
