@@ -15,7 +15,7 @@ def collected_in_step() -> Iterator[None]:
     """Inside, nothing is collected but by :func:`collect`.
 
     Left alone, each process stops for it at a moment of its own, and at the next collective all others wait for it.
-    What is there at the beginning is never looked at again: it stays until the end of the run.
+    What is there at the beginning is looked at again by :func:`collect_all` alone.
     """
     was_enabled = gc.isenabled()
     gc.collect()
@@ -33,3 +33,12 @@ def collect(step: int) -> None:
     """Collect after this step if it is due, which it is on all processes at once."""
     if step % INTERVAL == 0:
         gc.collect()
+
+
+def collect_all() -> None:
+    """Collect what was there at the beginning too, such as the model of a layout that is left."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()

@@ -4,7 +4,6 @@ and its reader of rows. At a boundary between layouts one is closed and the next
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mmtrain.parallel.parallelize import apply_parallel
 from mmtrain.train.batches import BatchReader
 from mmtrain.train.curriculum import RunPlan
 from mmtrain.train.device import compute_dtype, give_back_memory
+from mmtrain.train.garbage import collect_all
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.phase_layouts import PhaseLayout
 from mmtrain.train.warmup import plan_attention
@@ -118,5 +118,5 @@ class Session:
         self.batches.close()
         self.model.close()
         del self.model, self.optimizer
-        gc.collect()  # modules under FSDP refer to each other
+        collect_all()  # modules under FSDP refer to each other
         return give_back_memory(self.context.device)

@@ -14,6 +14,7 @@ import pytest
 
 from mmtrain.optim.host_kernel import load_host_adam
 from tests.dist.runs import ROOT, SMALL, environment, kill_launch, pretrain, records, steps
+from tests.dist.warm import run_script
 
 PHASE = "{name: %s, seq_len: %d, rope_base: %g, tokens: 2048, batch: [{at: 0, tokens: 512}], " \
         "lr: [{kind: constant, tokens: 2048, end: 0.01}], parallel: %s}"  # fmt: skip
@@ -83,6 +84,15 @@ def test_what_follows_a_boundary_is_a_fresh_start_under_that_layout(whole: Whole
     mine = [record for record in told(tmp_path / "run") if "layout" not in record or record["step"] != 9]
     theirs = [record for record in told(run) if "layout" not in record or record["step"] != 9]
     assert mine == theirs  # that launch began in the layout of the third phase: it met no boundary there
+
+
+@pytest.mark.parametrize("reshard", [True, False])
+def test_nothing_of_a_layout_outlives_it(corpus: Path, tmp_path: Path, reshard: bool) -> None:
+    """The model that was there at the beginning too, which Python's collector was told to pass by."""
+    given = [*OPTIONS, f"data.path={corpus}", f"run.dir={tmp_path}", f"parallel.reshard_after_forward={reshard}"]
+    done = run_script("tests/dist/kept_launcher.py", given, environment(), 2, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("closed: ") == done.stdout.count("closed: 0 models are left") == 2 * 4
 
 
 @pytest.mark.slow
