@@ -23,6 +23,8 @@ class ClusterConfig:
             of it ends the run.
         device_memory_gib: memory of a device that predictions are held against; null asks the device. Give it to plan
             for a device that is not here, or a larger one than there is to start a run that is refused.
+        host_memory_gib: memory of a host that predictions of host memory are held against, all of its ranks together;
+            null asks the host where the device is a GPU.
         scheduler: what runs jobs: ``slurm``, or ``none`` where launch/submit.py has nothing to submit to.
         partition: Slurm's partition; null takes its default one.
         account: that the job is charged to; null leaves it out.
@@ -48,6 +50,7 @@ class ClusterConfig:
     device: str = field(default="auto", metadata=one_of("auto", "cuda", "cpu"))
     timeout_minutes: float = field(default=10.0, metadata=above(0, A_YEAR_OF_MINUTES))
     device_memory_gib: float | None = field(default=None, metadata=above(0, fix="null asks the device"))
+    host_memory_gib: float | None = field(default=None, metadata=above(0, fix="null asks the host"))
     scheduler: str = field(default="none", metadata=one_of("none", "slurm"))
     partition: str | None = None
     account: str | None = None

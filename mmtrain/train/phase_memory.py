@@ -14,6 +14,7 @@ from mmtrain.parallel.memory.options import cannot_fit, may_not_fit, savings, wh
 from mmtrain.parallel.memory.predict import GIB, PARTS, MemoryPrediction, margin_bytes, predict
 from mmtrain.parallel.memory.workload import Workload
 from mmtrain.train.curriculum import PhasePlan, RunPlan
+from mmtrain.train.host_memory import PhaseHostMemory
 from mmtrain.train.phase_frozen import frozen_parts
 
 SHOWN_SAVINGS = 4
@@ -28,6 +29,7 @@ class PhaseMemory:
         works: the phases as memory sees them.
         predictions: their peaks.
         device_bytes: memory of a device; None where it is not known, as on a CPU.
+        host: what each phase needs of a host, and what there is.
         at_work: index of the phase that is trained; see :meth:`enter`.
     """
 
@@ -35,6 +37,7 @@ class PhaseMemory:
     works: Sequence[Workload]
     predictions: Sequence[MemoryPrediction]
     device_bytes: float | None
+    host: PhaseHostMemory
     at_work: int = 0
 
     @staticmethod
@@ -51,7 +54,8 @@ class PhaseMemory:
             phase.memory = predict(work)
         predictions = [phase.memory for phase in plan.phases if phase.memory is not None]
         names = [phase.phase.name for phase in plan.phases]
-        return PhaseMemory(names, works, predictions, device_memory(config, device))
+        host = PhaseHostMemory.of(config, names, works, device)
+        return PhaseMemory(names, works, predictions, device_memory(config, device), host)
 
     def enter(self, phase_index: int) -> None:
         """Take note of the phase at work; a device's peak is measured anew in each."""
@@ -60,11 +64,12 @@ class PhaseMemory:
         self.at_work = phase_index
 
     def check(self) -> None:
-        """Refuse phases that cannot fit the device, all at once.
+        """Refuse phases that cannot fit the device, all at once, or the host.
 
         Raises:
             ConfigError: the first of them, with the options that would make it fit, and the needs of the others.
         """
+        self.host.check()
         if self.device_bytes is None:
             return
         large = [i for i, found in enumerate(self.predictions) if cannot_fit(found, self.device_bytes)]
@@ -81,8 +86,8 @@ class PhaseMemory:
                           f"and there are {self.device_bytes / GIB:.1f}{more}", fix)  # fmt: skip
 
     def lines(self) -> list[str]:
-        """Return a line a phase for the header."""
-        return [f"memory  {name}: {self._line(i)}" for i, name in enumerate(self.names)]
+        """Return a line a phase for the header, and one where a phase needs memory of the host."""
+        return [f"memory  {name}: {self._line(i)}" for i, name in enumerate(self.names)] + self.host.lines()
 
     def table(self) -> list[str]:
         """Return the parts of all phases in GiB, one a line, their sums, and what a device has."""

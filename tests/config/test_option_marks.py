@@ -14,6 +14,7 @@ FREE = {
     "checkpoint.interval", "checkpoint.keep", "checkpoint.keep_every", "checkpoint.keep_phase_ends",
     "checkpoint.keep_best", "checkpoint.save_final", "checkpoint.asynchronous", "checkpoint.verify",
     "cluster.account", "cluster.cpus_per_task", "cluster.device", "cluster.device_memory_gib", "cluster.environment",
+    "cluster.host_memory_gib",
     "cluster.gpus_per_node", "cluster.log_folder", "cluster.nodes", "cluster.partition", "cluster.preflight",
     "cluster.processes_per_node", "cluster.qos", "cluster.sbatch", "cluster.scheduler", "cluster.setup",
     "cluster.shared_roots", "cluster.signal_seconds", "cluster.spare_nodes", "cluster.srun", "cluster.time_limit",

@@ -94,7 +94,7 @@ class _Rank:
         self.eyes = eyes_memory(work) if self.first else EyesMemory()
         self.root = root_parameters(work.model, layout, self.first, self.last) + self.eyes.ends
         self._take_frozen(numbers)
-        self.flights = _micro_batches_in_flight(work, pp_rank)
+        self.flights = micro_batches_in_flight(work, pp_rank)
         # Gathering and reducing take a flat buffer besides, but for ranks that are alone.
         self.flat = 1 if layout.replicas == layout.edp == 1 else 2
 
@@ -319,8 +319,8 @@ class _Rank:
         return AROUND_ATTENTION if recorded and policy == "block" else policy
 
 
-def _micro_batches_in_flight(work: Workload, pp_rank: int) -> float:
-    """Micro-batches whose activations a rank holds when a backward begins, each counted over all of its layers."""
+def micro_batches_in_flight(work: Workload, pp_rank: int) -> float:
+    """Return the micro-batches that a rank holds activations of when a backward begins, each over all of its layers."""
     pp, chunks = work.layout.pp, work.parallel.pp_chunks
     if pp == 1:
         return 1.0
