@@ -34,7 +34,7 @@ def plan_attention(
         config.head_dim,
         dtype,
         context.device,
-        seq_len,
+        seq_len // context.layout.cp,  # more of a document does not lie on one rank
         recompute=recompute,
     )
     if count == 0:

@@ -32,6 +32,7 @@ def draw(rng: random.Random) -> ParallelConfig:
         reshard_after_forward=rng.random() < 0.5,
         sync_every_micro_batch=rng.random() < 0.5,
         aux_loss_over=rng.choice(["micro_batch", "sequence"]),
+        lightning_head_groups=rng.choice([1, 2]),
     )
 
 

@@ -16,16 +16,18 @@ from tests.model.small import small_config
 CPU = torch.device("cpu")
 
 
-def context(tp: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(layout=Layout(pp=1, dp=1, cp=1, tp=tp, edp=tp, ep=1, etp=1), device=CPU)
+def context(tp: int = 1, cp: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(layout=Layout(pp=1, dp=1, cp=cp, tp=tp, edp=tp * cp, ep=1, etp=1), device=CPU)
 
 
-def plan(monkeypatch: pytest.MonkeyPatch, pattern: str, tp: int = 1, recompute: bool = False) -> tuple[list, Any]:
+def plan(
+    monkeypatch: pytest.MonkeyPatch, pattern: str, tp: int = 1, recompute: bool = False, cp: int = 1
+) -> tuple[list, Any]:
     """Arguments of every call for plans, and what was said."""
     calls: list[Any] = []
     monkeypatch.setattr(warm, "build_plans", lambda *args, **options: calls.append((*args, options)) or 3)
     model = meta_model(small_config(num_heads=4, num_kv_heads=2, layer_pattern=pattern))
-    return calls, warm.plan_attention(model, context(tp), torch.bfloat16, 8192, recompute)
+    return calls, warm.plan_attention(model, context(tp, cp), torch.bfloat16, 8192, recompute)
 
 
 @pytest.mark.parametrize(("tp", "heads", "kv_heads"), [(1, 4, 2), (2, 2, 1), (4, 1, 1)])
@@ -35,6 +37,11 @@ def test_a_rank_plans_for_its_heads(tp: int, heads: int, kv_heads: int, monkeypa
     assert found[:2] == (heads, kv_heads) and found[3:6] == (torch.bfloat16, CPU, 8192)
     assert found[6] == {"recompute": tp == 2}
     assert "3 lengths" in said
+
+
+def test_a_rank_plans_for_the_part_of_a_document_that_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((*_, longest, _),), _ = plan(monkeypatch, "LLLS", cp=4)
+    assert longest == 8192 // 4
 
 
 def test_a_stage_without_softmax_attention_plans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
