@@ -75,3 +75,22 @@ def test_gradients_are_the_same_under_parallelism(pool: Pool, world: int, layout
         found, _ = pool.run(gradients, ParallelConfig(**layout, **policy), world=world)[0]
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-9, msg=f"{policy} {name}")
+
+
+def offloaded(parallel: ParallelConfig) -> list[int]:
+    """Numbers of this rank's layers whose inputs go to host memory."""
+    context = mesh.start(ClusterConfig(device="cpu"), plan_layout(mesh.world_size(), parallel, model_config(), [SEQ]))
+    try:
+        laid = apply_parallel(meta_model(model_config()), context, parallel, torch.float32, seq_len=SEQ)
+        return [int(name) for name, block in laid.module.layers.named_children() if block.host_inputs is not None]
+    finally:
+        mesh.stop()
+
+
+def test_inputs_of_the_first_blocks_of_each_rank_are_offloaded(pool: Pool) -> None:
+    options = {"activation_checkpoint": "block"}
+    for given, expected in ((False, []), (2, [0, 1]), (True, [0, 1, 2, 3])):
+        assert pool.run(offloaded, ParallelConfig(**options, offload_block_inputs=given), world=1) == [expected]
+    stages = ParallelConfig(**options, offload_block_inputs=1, pp=2)
+    first, second = pool.run(offloaded, stages, world=2)
+    assert first == [0] and len(second) == 1 and second[0] > 0
