@@ -49,7 +49,7 @@ def profile_step(config: PretrainConfig, options: ProfileOptions, note: Callable
             trainer = Trainer(planned.config, context, planned.plan, run.inputs, run.folder, run.verified_start(),
                               None, planned.memory)  # fmt: skip
             planned.memory.enter(run.first_phase)
-            trainer.session.prepare()
+            trainer.session.prepare(trainer.plans)
             report, files = StepProfiler(trainer, options, out, watchdog).run()
             trainer.session.close()
             if context.is_main:

@@ -24,7 +24,7 @@ from mmtrain.train.device import compute_dtype, give_back_memory
 from mmtrain.train.garbage import collect_all
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.phase_layouts import PhaseLayout
-from mmtrain.train.warmup import plan_attention
+from mmtrain.train.warmup import AttentionPlans
 
 
 class Session:
@@ -99,15 +99,18 @@ class Session:
             raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
                               "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip
 
-    def prepare(self) -> list[str]:
+    def prepare(self, plans: AttentionPlans) -> list[str]:
         """Choose what is to be measured on this machine, and build what steps would otherwise wait for.
+
+        Args:
+            plans: of this process, which outlive the layout.
 
         Returns a line on each choice.
         """
         parallel = self.laid.parallel
         lines = self.model.tune(parallel.micro_batch_rows * self._lengths[0] // (parallel.tp * parallel.cp))
         recompute, longest = parallel.activation_checkpoint == "block", max(self._lengths)
-        planned = plan_attention(self.model.module, self.context, self.dtype, longest, recompute)
+        planned = plans.build(self.model.module, self.context, self.dtype, longest, recompute)
         return [*lines, *([planned] if planned else [])]
 
     def close(self) -> float:

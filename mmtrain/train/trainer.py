@@ -47,6 +47,7 @@ from mmtrain.train.spike_guard import NO_LIMITS, Limits, SpikeGuard
 from mmtrain.train.statistics import StepResult
 from mmtrain.train.step import WeightsInUse, train_step
 from mmtrain.train.stop_signals import StopSignals
+from mmtrain.train.warmup import AttentionPlans
 
 
 class Trainer(BetweenSteps):
@@ -74,6 +75,7 @@ class Trainer(BetweenSteps):
         phase_index = len(plan.phases) - 1 if step is None else step.phase_index
         self.lines: list[str] = []  # of this rank, to be told after the step at work
         self.session = Session(config, context, plan, phase_index, inputs, self.lines.append)
+        self.plans = AttentionPlans()
         if config.log.gradient_fingerprints:
             precision = str(self.session.dtype).removeprefix("torch.")
             self.session.model.take_fingerprints = lambda found: GradientRecord(precision, found).write(folder.path)
@@ -142,7 +144,7 @@ class Trainer(BetweenSteps):
             )
             report.launch(environment(self.config, self.session.context, self.session.dtype, self.origin))
             predicted = self.memory.lines() if self.memory else []
-            for line in [*header, *predicted, *report.places(), *notes, *self.session.prepare()]:
+            for line in [*header, *predicted, *report.places(), *notes, *self.session.prepare(self.plans)]:
                 report.note(line)
             saver = Saver(self.folder, self.config, self.inputs, report)
             if self.start.resume is not None:
@@ -216,7 +218,7 @@ class Trainer(BetweenSteps):
         context = self.session.context
         self.session = Session(self.config, context, self.plan, phase_index, self.inputs, self.lines.append)
         self.session.load(checkpoint, with_optimizer=True)
-        for line in self.session.prepare():
+        for line in self.session.prepare(self.plans):
             report.note(line)
         saver.reserve(self.session)
         return held

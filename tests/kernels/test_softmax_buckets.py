@@ -53,10 +53,11 @@ def test_plans_are_built_by_running_each_length_both_ways(recompute: bool, monke
     for name, value in {"cudnn_fits": lambda q: True, "block_for": lambda q, k: eager, "LONG": 100}.items():
         monkeypatch.setattr(dispatch, name, value)
     monkeypatch.setattr(dispatch, "_least_for_block", lambda *_: dispatch.LONG)
-    count = build_plans(4, 2, 8, torch.float32, torch.device("cpu"), 200, recompute=recompute)
-    assert count == 3 and seen["backward"] == [256, 192, 128]
+    given = (4, 2, 8, torch.float32, torch.device("cpu"), 200)
+    assert build_plans(*given, recompute=recompute) == seen["backward"] == [256, 192, 128]
     assert seen["forward"] == [n for n in (256, 192, 128) for _ in range(1 + recompute)]
+    assert build_plans(*given, recompute=recompute, known={256, 128}) == [192] == seen["backward"][3:]
 
 
 def test_nothing_is_planned_where_cudnn_takes_nothing() -> None:
-    assert build_plans(4, 2, 8, torch.float32, torch.device("cpu"), 8192) == 0
+    assert build_plans(4, 2, 8, torch.float32, torch.device("cpu"), 8192) == []

@@ -25,6 +25,7 @@ from mmtrain.train.evaluate import Validation
 from mmtrain.train.session import Session
 from mmtrain.train.spike_guard import SpikeGuard
 from mmtrain.train.trainer import Trainer
+from mmtrain.train.warmup import AttentionPlans
 from tests.checkpoint.fake import config
 from tests.train.test_batches import Stream
 from tests.train.test_report import RESULT
@@ -44,6 +45,7 @@ class Loop(Trainer):
         self.guard, self.stragglers = SpikeGuard(options.guard), Stragglers(0, torch.device("cpu"), torch.float32)
         self.finite, self.held_out, self.needles, self.validated = True, 1.0, None, None
         self.early_stop, self.references, self.reference, self.lines = EarlyStop(None), None, None, []
+        self.plans = AttentionPlans()
         self.marks: list[dict[str, Any]] = []
         model, batches = (
             SimpleNamespace(weights_are_finite=lambda: self.finite, odd_copies=lambda: [], take_notes=lambda: []),
@@ -258,7 +260,7 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
         done.append(("make", context, phase_index))
         return SimpleNamespace(
             laid="b", load=lambda path, with_optimizer: done.append(("load", path.name, with_optimizer)),
-            prepare=lambda: ["chosen"],
+            prepare=lambda plans: ["chosen"] if plans is run.plans else [],
         )  # fmt: skip
 
     monkeypatch.setattr(module, "Session", make)

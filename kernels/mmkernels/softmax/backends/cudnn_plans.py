@@ -9,6 +9,8 @@ Legend: T tokens, H heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
@@ -34,7 +36,8 @@ def build_plans(
     longest: int,
     *,
     recompute: bool = False,
-) -> int:
+    known: Container[int] = (),
+) -> list[int]:
     """Attend to one document of each length that :func:`softmax_attention` tells apart, forward and backward.
 
     Torch keeps graphs for each thread: those of backward are built in autograd's. Results are thrown away.
@@ -47,14 +50,15 @@ def build_plans(
         device: where they will be.
         longest: tokens of the longest document to come; graphs are built up to ``LONGEST``.
         recompute: build those of forward in autograd's thread too, for models that compute it again in backward.
+        known: lengths whose graphs this process has already.
 
     Returns:
-        The number of lengths; 0 where cuDNN takes none of them, and nothing is done.
+        The lengths that were built; none where cuDNN takes none of them.
     """
     probe = torch.empty(1, heads, width, dtype=dtype, device=device)
     if not dispatch.cudnn_fits(probe):
-        return 0
-    lengths = lengths_to_plan(longest)
+        return []
+    lengths = [length for length in lengths_to_plan(longest) if length not in known]
     with torch.enable_grad():
         for length in lengths:
             q, k, v = (
@@ -67,4 +71,4 @@ def build_plans(
             else:
                 o = softmax_attention(q, k, v, offsets, (length,))
             torch.autograd.grad(o, (q, k, v), torch.zeros_like(o))
-    return len(lengths)
+    return lengths
