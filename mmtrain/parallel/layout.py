@@ -98,6 +98,7 @@ def plan_layout(world: int, parallel: ParallelConfig, model: ModelConfig, seq_le
     pp, cp, tp, ep, etp = parallel.pp, parallel.cp, parallel.tp, parallel.ep, parallel.etp
     dp, edp = world // (pp * cp * tp), world // (pp * ep * etp)
     layout = Layout(pp=pp, dp=dp, cp=cp, tp=tp, edp=edp, ep=ep, etp=etp)
+    _check_head_groups(parallel, model, tp)
     require(parallel.cuda_graphs is not True or model.vision is None, "parallel.cuda_graphs", True,
              "a model with eyes is not recorded: rows have as many images as they have",
              "give parallel.cuda_graphs=auto")  # fmt: skip
@@ -120,6 +121,17 @@ def _check_contrastive(parallel: ParallelConfig, model: ModelConfig) -> None:
         size = getattr(parallel, axis)
         require(size == 1, f"parallel.{axis}", size, "a model with model.vision.contrastive is trained by data "
                 "parallelism alone", f"give parallel.{axis}=1")  # fmt: skip
+
+
+def _check_head_groups(parallel: ParallelConfig, model: ModelConfig, tp: int) -> None:
+    """Refuse groups of heads that a rank of tp cannot make (ConfigError)."""
+    if LIGHTNING.letter not in model.layer_pattern:
+        return
+    heads, groups = model.num_heads // tp, parallel.lightning_head_groups
+    divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+    require(heads % groups == 0, "parallel.lightning_head_groups", groups,
+            f"does not divide the {heads} heads of a rank (model.num_heads {model.num_heads} / tp {tp})",
+            f"give one of {divisors}")  # fmt: skip
 
 
 def keeps_whole_weights(layout: Layout, parallel: ParallelConfig, host_parameters: bool = False) -> bool:
@@ -190,22 +202,11 @@ def _tp_problem(job: _Job, tp: int) -> str:
     for letter in dict.fromkeys(model.layer_pattern):
         if problem := mixer_spec(letter).tp_problem(model, tp):
             return problem
-    if problem := _head_groups_problem(job, tp):
-        return problem
     if getattr(model, width) % tp:
         return f"model.{width} {getattr(model, width)} / tp {tp} is not whole"
     if model.vocab_size < tp:
         return f"model.vocab_size {model.vocab_size} is less than tp {tp}"
     return ""
-
-
-def _head_groups_problem(job: _Job, tp: int) -> str:
-    heads, groups = job.model.num_heads // tp, job.parallel.lightning_head_groups
-    if LIGHTNING.letter not in job.model.layer_pattern or heads % groups == 0:
-        return ""
-    return (
-        f"model.num_heads {job.model.num_heads} / tp {tp} = {heads} heads / lightning_head_groups {groups} is not whole"
-    )
 
 
 def _tokens_problem(job: _Job, cp: int, tp: int) -> str:

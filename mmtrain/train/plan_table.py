@@ -27,9 +27,9 @@ def _phase(plan: PhasePlan) -> list[str]:
     rows = list(dict.fromkeys(plan.rows))
     batches = " -> ".join(f"{count_text(one * phase.seq_len)} ({one:,} rows)" for one in rows)
     first, last = plan.lr(0), plan.lr(max(0, phase.tokens - 1))
-    kept = "" if not parallel.offload_block_inputs else ", block inputs in host memory"
-    if isinstance(parallel.offload_block_inputs, int) and not isinstance(parallel.offload_block_inputs, bool):
-        kept = f", inputs of the first {parallel.offload_block_inputs} blocks in host memory"
+    offloaded, kept = parallel.offload_block_inputs, ""
+    if offloaded:
+        kept = f", inputs of {'all' if offloaded is True else f'the first {offloaded}'} blocks in host memory"
     if parallel.ffn_chunk_tokens is not None:
         kept += f", feed-forwards in chunks of {parallel.ffn_chunk_tokens:,} tokens"
     if parallel.lightning_head_groups > 1:

@@ -117,8 +117,11 @@ def test_groups_of_heads_are_not_computed_once_a_weight():
 def test_groups_divide_the_heads_of_a_rank(groups, tp):
     config = compose(["run.name=r", "data.path=d", "model=proxy_100m"], CONFIGS)
     assert config.model.num_heads == 8
-    with pytest.raises(ConfigError, match=f"heads / lightning_head_groups {groups} is not whole"):
+    with pytest.raises(
+        ConfigError, match=rf"lightning_head_groups={groups}: does not divide the {8 // tp} heads"
+    ) as said:
         plan_layout(tp, replace(config.parallel, tp=tp, lightning_head_groups=groups), config.model, [8192])
+    assert said.value.fix.startswith("give one of 1, 2")
     softmax = replace(config.model, layer_pattern="S")
     assert plan_layout(1, replace(config.parallel, lightning_head_groups=groups), softmax, [8192]).tp == 1
 
