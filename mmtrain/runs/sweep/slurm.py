@@ -25,7 +25,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_F
 
 
 def check_jobs(launcher: Path, sweep: SweepConfig, folder: SweepFolder, configs: Sequence[PretrainConfig]) -> None:
-    """Refuse jobs that the partition cannot run, and folders that its nodes do not share.
+    """Refuse jobs that the partition cannot run or that have too few GPUs, and folders that nodes do not share.
 
     Args:
         launcher: launch/pretrain.py.
@@ -36,6 +36,9 @@ def check_jobs(launcher: Path, sweep: SweepConfig, folder: SweepFolder, configs:
     Raises:
         ConfigError: the first of them, or there is no Slurm here.
     """
+    if 0 < sweep.slurm.gpus < sweep.processes:
+        raise ConfigError("sweep.slurm.gpus", sweep.slurm.gpus, f"a run has sweep.processes={sweep.processes}, a GPU "
+                          "each", f"give sweep.slurm.gpus={sweep.processes}, or 0 for CPUs")  # fmt: skip
     try:
         partitions = read_partitions()
     except ConfigError as error:

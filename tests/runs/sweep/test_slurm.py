@@ -99,6 +99,7 @@ def test_without_slurm_it_says_so(stand_in: StandIn, prepared: tuple, monkeypatc
         (["sweep.slurm.minutes=90"], r"sweep\.slurm\.minutes=90: jobs in partition h800 end"),
         (["data.path=/", "cluster.shared_roots=[/shared]"], r"sweep\.dir=.*: lies below none of cluster\.shared_roots"),
         ([], r"data\.path=corpus: is not there"),
+        (["sweep.processes=4"], r"sweep\.slurm\.gpus=1: a run has sweep\.processes=4"),
     ],
 )
 def test_wrong_jobs_are_refused_before_any_is_submitted(
