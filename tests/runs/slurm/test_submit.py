@@ -99,7 +99,6 @@ def test_a_chain_that_is_refused_halfway_is_taken_back(
         (["run.dir=/dev/shm/runs"], r"run\.dir=/dev/shm/runs: lies below none of cluster\.shared_roots"),
         (["run.dir=/dev/shm/runs", "cluster.shared_roots=[]"], r"run\.dir=/dev/shm/runs: other nodes do not see it"),
         (["model.top_k=9"], r"model\.top_k=9"),
-        (["run.init_from=/not/there"], r"run\.init_from=/not/there: "),
         (["model.vocab_size=200"], r"model\.vocab_size=200: the tokenizer has 257 tokens"),
         (["stage.phases.0.sources=[{path: /not/there}]"], r"stage\.phases\[0\]\.sources\[0\]\.path=/not/there: is not"),
         (["stage.token_scale=1000", "data.strict_epochs=true"], r"data\.path=.*: is read \d+ times over"),
@@ -124,8 +123,11 @@ def test_what_is_no_corpus_is_refused(slurm: Path, tmp_path: Path) -> None:
         prepare(tmp_path, f"data.path={tmp_path}/bin")
 
 
-def test_weights_may_come_of_the_job_before(slurm: Path, tmp_path: Path) -> None:
-    prepare(tmp_path, f"run.init_from={tmp_path}/runs/other", chain=Chain(after="7"))
+def test_missing_weights_may_come_of_the_job_before_alone(slurm: Path, tmp_path: Path) -> None:
+    weights = f"run.init_from={tmp_path}/runs/other"
+    prepare(tmp_path, weights, chain=Chain(after="7"))
+    with pytest.raises(ConfigError, match=r"run\.init_from=.*: holds no complete checkpoint"):
+        prepare(tmp_path, weights)
 
 
 def test_a_limit_below_a_checkpoint_interval_is_refused(slurm: Path, tmp_path: Path) -> None:
