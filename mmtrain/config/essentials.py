@@ -46,10 +46,12 @@ def check_essentials(values: Mapping[str, Any], given: Sequence[Given], program:
     options = [_typed(one) for one in given if one.option not in missing and one.option != "stage"]
     options = [f"+stage={one.value}" for one in given if one.option == "stage"] + options
     processes = 1 << (processes_at_hand(gpus).bit_length() - 1)  # batches of the stages are powers of two
-    if not any(one.option in _SIZES for one in given):
+    submits = Path(program.split()[-1]).stem == "submit"  # a job: this machine's processes say nothing of it
+    if not submits and not any(one.option in _SIZES for one in given):
         options += sizes(build(StageConfig, stage, "stage"), processes, gpus > 0)
     options += [f"{name}={added[name]}" for name in missing]
-    line = " ".join([f"torchrun --nproc-per-node {processes}", under_torchrun(program), *map(shlex.quote, options)])
+    starter = "python" if submits else f"torchrun --nproc-per-node {processes}"
+    line = " ".join([starter, under_torchrun(program), *map(shlex.quote, options)])
     prepare = "" if corpora or "data.path" not in missing else (
         f" (python launch/prepare.py --input TEXTS/ --output {added['data.path']} makes the corpus)"
     )  # fmt: skip

@@ -72,6 +72,12 @@ def test_a_prepared_corpus_is_taken_and_the_program_is_the_one_that_was_called(t
                    "data.path=corpora/old run.name=quickstart")  # fmt: skip
 
 
+def test_a_job_is_not_started_by_torchrun_nor_cut_down_to_this_machine(told) -> None:
+    fix = told("stage=pretrain", "data.path=b", program="launch/submit.py").fix
+    assert fix == "for example python launch/submit.py +stage=pretrain data.path=b run.name=pretrain"
+    assert told("data.path=b", program="mmtrain submit").fix.startswith("for example python -m mmtrain submit ")
+
+
 def test_gpus_without_torch(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     for visible, count in (("", 0), ("-1", 0), ("0", 1), ("0,1,2", 3), ("1,-1,2", 1)):

@@ -60,18 +60,18 @@ class Job:
 
         wait(f"{count} steps", there)
 
-    def hasten(self) -> None:
+    def hasten(self, index: int = 0) -> None:
         """Let a job that is back in the queue start soon: Slurm would wait for two minutes.
 
         Not at once, as slurmd refuses a job that it is still clearing away, and no node may be doing that.
         """
-        waits = self.state() == "PENDING" and self.fact("Reason") == "BeginTime"
+        waits = self.state(index) == "PENDING" and self.fact("Reason", index) == "BeginTime"
         if not waits:
             self._waits_since = None
         elif self._waits_since is None:
             self._waits_since = time.monotonic()
         elif time.monotonic() - self._waits_since > SETTLE_SECONDS and nodes_are_idle():
-            slurm("scontrol", "update", f"JobId={self.ids[0]}", "StartTime=now")
+            slurm("scontrol", "update", f"JobId={self.ids[index]}", "StartTime=now")
             self._waits_since = None
 
     def wait_for_restart(self, count: int = 1) -> None:
@@ -81,7 +81,7 @@ class Job:
         ends = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", state}
 
         def ended() -> bool:
-            self.hasten()
+            self.hasten(index)
             return self.state(index) in ends
 
         wait(state, ended)

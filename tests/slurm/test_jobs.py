@@ -82,23 +82,39 @@ def test_a_chain_goes_on_when_its_first_job_runs_out_of_time(corpus: Path, tmp_p
     assert [row["step"] for row in steps(job.run)] == list(range(1, len(steps(job.run)) + 1))
 
 
-def failing_launch(tmp_path: Path) -> Path:
-    """The folder of programs, with a run that loses a rank at once."""
+def stand_in(tmp_path: Path, program: str = "sys.exit(3)") -> Path:
+    """The folder of programs, with a run that only ends, by default as if it had lost a rank."""
     launch = tmp_path / "launch"
     launch.mkdir()
     (launch / "slurm").symlink_to(ROOT / "launch/slurm")
-    (launch / "pretrain.py").write_text("import sys\nsys.exit(3)\n")
+    (launch / "pretrain.py").write_text(f"import os, sys\n{program}\n")
     return launch
 
 
 def test_two_restarts_without_a_new_checkpoint_stop_a_chain(corpus: Path, tmp_path: Path) -> None:
-    job = submit(corpus, tmp_path, "r", NO_TEST, chain=Chain(2), launch=failing_launch(tmp_path))
+    job = submit(corpus, tmp_path, "r", NO_TEST, chain=Chain(2), launch=stand_in(tmp_path))
     job.wait_for("FAILED")
     assert "2 restarts in a row brought no new checkpoint" in job.log and job.fact("Restarts") == "2"
     job.wait_for("CANCELLED", 1)
 
 
-def test_a_node_that_fails_the_preflight_is_replaced_by_a_spare_one(corpus: Path, tmp_path: Path) -> None:
+def test_a_task_of_an_array_goes_back_into_the_queue_alone(corpus: Path, tmp_path: Path) -> None:
+    ends = (  # the first task has saved and hands over, the second one loses a rank once
+        "again = os.environ.get('SLURM_RESTART_COUNT', '0') != '0'\n"
+        "sys.exit(0 if again else {'1': 143, '2': 3}[os.environ['SLURM_ARRAY_TASK_ID']])"
+    )
+    chain = Chain(2, as_array=True)
+    job = submit(corpus, tmp_path, "two words", NO_TEST, chain=chain, launch=stand_in(tmp_path, ends))
+    job.ids = [f"{job.ids[0]}_{task}" for task in (1, 2)]
+    job.wait_for("COMPLETED")
+    job.wait_for("COMPLETED", 1)
+    assert [job.fact("Restarts", task) for task in (0, 1)] == ["0", "1"]
+    starts = json.loads((job.run / "slurm/restarts.json").read_text())
+    assert [one["ending"] for one in starts] == ["hand_over", "requeue", "finished"]
+
+
+def failing_node(tmp_path: Path) -> str:
+    """The option with which n1 fails the pre-flight."""
     fault = tmp_path / "fault"
     fault.mkdir()
     (fault / "sitecustomize.py").write_text(  # n1 dies whenever a rank of the pre-flight measures there
@@ -106,8 +122,19 @@ def test_a_node_that_fails_the_preflight_is_replaced_by_a_spare_one(corpus: Path
         "if socket.gethostname() == 'n1' and 'mmtrain.health.preflight.worker' in ' '.join(sys.orig_argv):\n"
         "    os._exit(1)\n"
     )
+    return f"cluster.setup=['export PYTHONPATH={fault}']"
+
+
+def test_a_job_without_spare_nodes_comes_back_without_the_node_that_fails(corpus: Path, tmp_path: Path) -> None:
+    job = submit(corpus, tmp_path, "r", "cluster.nodes=1", "parallel.ep=1", "run.max_steps=2", failing_node(tmp_path))
+    job.wait_for("COMPLETED")
+    assert "the job goes back into the queue without n1" in job.log and job.fact("ExcNodeList") == "n1"
+    assert job.fact("Restarts") == "1" and len(steps(job.run)) == 2
+
+
+def test_a_node_that_fails_the_preflight_is_replaced_by_a_spare_one(corpus: Path, tmp_path: Path) -> None:
     job = submit(corpus, tmp_path, "r", "cluster.nodes=1", "cluster.spare_nodes=1", "parallel.ep=1", "run.max_steps=2",
-                 f"cluster.setup=['export PYTHONPATH={fault}']")  # fmt: skip
+                 failing_node(tmp_path))  # fmt: skip
     job.wait_for("COMPLETED")
     assert "pre-flight: n1 is left out: rank 0 left no report" in job.log
     assert len(steps(job.run)) == 2 and "layout  1 process" in job.log

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmtrain.scaling.points import read_points
+from tests.dist.runs import ROOT
 from tests.dist.test_sweep import sweep
 from tests.slurm.jobs import slurm, wait
 
@@ -19,7 +20,9 @@ RUNS = ("softmax-a-4.096K", "lightning-a-4.096K")
 def test_runs_are_jobs_and_the_same_command_collects_them(corpus: Path, tmp_path: Path) -> None:
     sizes = "sweep.sizes=[{name: a, layers: 2, hidden: 16, ffn: 16}]"
     given = (sizes, "sweep.architectures=[softmax,lightning]", "sweep.tokens=[4Ki]", "sweep.fit=false",
-             "sweep.runner=slurm", "sweep.slurm={gpus: 0, cpus: 1, minutes: 5, partition: debug}")  # fmt: skip
+             "sweep.runner=slurm",
+             f"cluster.shared_roots=[{tmp_path},{corpus},{ROOT}]",
+             "sweep.slurm={gpus: 0, cpus: 1, minutes: 5, partition: debug}")  # fmt: skip
     begun = sweep(tmp_path, corpus, *given)
     assert begun.returncode == 0, begun.stderr
     jobs = json.loads((tmp_path / "tiny_cpu/jobs.json").read_text())

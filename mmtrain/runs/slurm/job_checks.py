@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
 from mmtrain.runs.slurm.partitions import check_partition, read_partitions
 from mmtrain.runs.slurm.shared_files import check_shared
+from mmtrain.train.source_tokenizers import named_sources
 
 _STEPS = 100  # of the run's last ones, whose median tells how long a step takes
 
@@ -55,14 +57,29 @@ def _step_seconds(config: PretrainConfig) -> float | None:
 
 def shared_notes(config: PretrainConfig, launch: Path) -> list[str]:
     """Check every folder that the nodes of a job read or write."""
-    paths = {"run.dir": config.run.dir, "launch": str(launch.resolve())}
-    paths |= {f"data.sources[{i}].path" if config.data.sources else "data.path": one.path
-              for i, one in enumerate(config.data.all_sources)}  # fmt: skip
+    written = {"run.dir": config.run.dir}
     if config.cluster.log_folder:
-        paths["cluster.log_folder"] = config.cluster.log_folder
+        written["cluster.log_folder"] = config.cluster.log_folder
+    return shared_lines(written | read_paths(config, launch), config.cluster.shared_roots)
+
+
+def read_paths(config: PretrainConfig, launch: Path) -> dict[str, str]:
+    """Return every folder that a run reads, by the option that names it."""
+    paths = {"launch": str(launch.resolve())}
+    paths |= {option: source.path for option, source in named_sources(config.data, config.stage.phases)}
     if config.run.init_from:
         paths["run.init_from"] = config.run.init_from
+    return paths
+
+
+def shared_lines(paths: Mapping[str, str], roots: Sequence[str]) -> list[str]:
+    """Return a line on each folder, or refuse one that other nodes cannot see, and a corpus that is not there.
+
+    Args:
+        paths: by the option that names each.
+        roots: `cluster.shared_roots`.
+    """
     for option, path in paths.items():
-        if option.startswith("data.") and not Path(path).exists():
+        if option.startswith(("data.", "stage.")) and not Path(path).exists():
             raise ConfigError(option, path, "is not there", "prepare a corpus with launch/prepare.py")
-    return [check_shared(option, path, config.cluster.shared_roots) for option, path in paths.items()]
+    return [check_shared(option, path, roots) for option, path in paths.items()]

@@ -78,9 +78,9 @@ class JobScript:
             "--requeue",
             f"--signal=B:USR1@{cluster.signal_seconds}" if cluster.signal_seconds else "",
             f"--array=1-{self.links}%1" if self.link is None else "",
-            *cluster.sbatch,
         ]
-        return [f"#SBATCH {option}" for option in options if option]
+        quoted = [shlex.quote(option) for option in options if option]  # names and folders may have spaces
+        return [f"#SBATCH {option}" for option in [*quoted, *cluster.sbatch]]
 
     def _settings(self) -> list[str]:
         cluster = self.cluster

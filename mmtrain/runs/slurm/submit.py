@@ -22,9 +22,12 @@ from mmtrain.runs.slurm.job import job_folder
 from mmtrain.runs.slurm.job_checks import interval_notes, partition_notes, shared_notes
 from mmtrain.runs.slurm.render import JobScript
 from mmtrain.runs.slurm.shared_files import check_room
+from mmtrain.train.epochs import tokens_by_phase
+from mmtrain.train.inputs import RunInputs
 from mmtrain.train.plan_run import PlannedRun, plan_run
 from mmtrain.train.plan_table import plan_lines
-from mmtrain.train.resume import recorded_cp
+from mmtrain.train.preference_checks import check_preference
+from mmtrain.train.resume import decide_start, recorded_cp
 
 SCRIPT = "job.sbatch"
 
@@ -102,16 +105,33 @@ def prepare_job(
                           "give the memory of one of its GPUs in GiB")  # fmt: skip
     planned = plan_run(config, world, device, recorded_cp(config))
     planned.memory.check()
-    RunFolder(config).resume_from(lambda line: None)  # refuses a run that is there already
+    check_preference(config)
+    folder = RunFolder(config)
+    if chain.after is None:
+        decide_start(config, folder)  # refuses a run that is there already, and weights that do not fit
+    else:
+        folder.resume_from(lambda line: None)  # the job before may yet write the weights that it starts from
     notes = [*partition_notes(config, ask_slurm), *interval_notes(config), *shared_notes(config, launch)]
-    notes.append(check_room(config))
-    folder = job_folder(config).absolute()
-    script = JobScript(cluster, f"mmtrain-{config.run.name}", launch.resolve(), configs.resolve(), Path.cwd(), folder,
+    notes += [check_room(config), *_text_notes(planned)]
+    logs = job_folder(config).absolute()
+    script = JobScript(cluster, f"mmtrain-{config.run.name}", launch.resolve(), configs.resolve(), Path.cwd(), logs,
                        tuple(arguments), None if chain.as_array else 1, chain.length,
                        Path(sys.executable).parent)  # fmt: skip
     count = 1 if chain.as_array else chain.length
     scripts = (script,) if chain.as_array else tuple(replace(script, link=i + 1) for i in range(count))
-    return PreparedJob(planned, scripts, chain, folder, tuple(notes))
+    return PreparedJob(planned, scripts, chain, logs, tuple(notes))
+
+
+def _text_notes(planned: PlannedRun) -> list[str]:
+    """Refuse corpora that the run could not read, or would read too often: not after the job's time in the queue.
+
+    Raises:
+        ConfigError, DataError: the first of them.
+    """
+    config = planned.config
+    inputs = RunInputs(config.data, planned.phases, config.model.vocab_size)
+    inputs.check_epochs(tokens_by_phase(planned.plan, config.run.max_steps))
+    return [*inputs.notes, *inputs.check_images(config.model)]
 
 
 def submit_job(prepared: PreparedJob) -> list[str]:

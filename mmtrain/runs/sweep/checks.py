@@ -52,7 +52,7 @@ def check_fit(sweep: SweepConfig, runs: Sequence[SweepRun]) -> None:
 
 def check_runs(
     sweep: SweepConfig, runs: Sequence[SweepRun], slot: Slot, config_dir: Path, note: Callable[[str], None]
-) -> None:
+) -> list[PretrainConfig]:
     """Refuse runs that cannot finish: options that contradict each other, too little memory, too little text.
 
     Args:
@@ -61,6 +61,9 @@ def check_runs(
         slot: what a run has of this machine.
         config_dir: the folder of YAML groups.
         note: is told, in a line, what takes its time or was not checked.
+
+    Returns:
+        the options of a run for each choice of corpora.
 
     Raises:
         ConfigError: the first of them, with the run's name.
@@ -77,6 +80,7 @@ def check_runs(
             note("no data.path was given: whether there is enough text was not checked")
             continue
         _named(run, lambda planned=planned: _check_text(planned, note))  # type: ignore[misc]
+    return [planned.config for _, planned in most.values()]
 
 
 def _distinct(runs: Sequence[SweepRun]) -> list[SweepRun]:

@@ -70,7 +70,8 @@ def _by_option(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _differences(before: Any, now: Any, path: str = "sweep") -> list[str]:
-    """Name the options whose values differ, with both."""
+    """Name the options whose values differ, with both; sizes and variants by their names."""
+    before, now = _by_name(before), _by_name(now)
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for key in dict.fromkeys([*before, *now]):
@@ -78,6 +79,12 @@ def _differences(before: Any, now: Any, path: str = "sweep") -> list[str]:
             found += _differences(before.get(key, "(absent)"), now.get(key, "(absent)"), inner)
         return found
     return [] if before == now else [f"{path} was {_brief(before)} and is {_brief(now)}"]
+
+
+def _by_name(value: Any) -> Any:
+    """Return a list of records that have names as a dict of them; anything else as it is."""
+    named = isinstance(value, list) and value and all(isinstance(one, dict) and "name" in one for one in value)
+    return {one["name"]: one for one in value} if named else value
 
 
 def _brief(value: Any) -> str:

@@ -21,7 +21,7 @@ from mmtrain.runs.sweep.plan import SweepPlan
 from mmtrain.runs.sweep.points import save_points
 from mmtrain.runs.sweep.runner import LocalRunner
 from mmtrain.runs.sweep.slots import Slot, local_slots
-from mmtrain.runs.sweep.slurm import submit_runs
+from mmtrain.runs.sweep.slurm import check_jobs, submit_runs
 from mmtrain.runs.sweep.state import Kind, SweepFolder, read_states
 from mmtrain.runs.sweep.timing import time_sizes
 
@@ -68,7 +68,9 @@ def run_sweep(launcher: Path, config_dir: Path, overrides: Sequence[str], option
     definition = definition_of(request, runs)
     check_definition(folder.definition, definition)
     slots = _slots(request)
-    check_runs(sweep, runs, slots[0], config_dir, _note)
+    configs = check_runs(sweep, runs, slots[0], config_dir, _note)
+    if sweep.runner == "slurm" and not options.plan:
+        check_jobs(launcher, sweep, folder, configs)
     if options.timing:
         time_sizes(launcher, sweep, folder, runs, slots[0], _note)
     if options.plan:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.checkpoint.durable import write_text
+from mmtrain.config import ClusterConfig, PretrainConfig
 from mmtrain.config.sweep import SlurmConfig, SweepConfig
 from mmtrain.errors import ConfigError
 from mmtrain.output import say
+from mmtrain.runs.slurm.job_checks import read_paths, shared_lines
+from mmtrain.runs.slurm.partitions import check_partition, read_partitions
 from mmtrain.runs.sweep.grid import SweepRun
 from mmtrain.runs.sweep.job import RunJob
 from mmtrain.runs.sweep.process import place_of, run_command
@@ -19,6 +22,37 @@ from mmtrain.runs.sweep.state import SweepFolder
 JOBS = "jobs.json"
 MOST_TIMEOUTS = 1000  # of a job, each of which queues it again
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "FINISHED", "INTERRUPTED")
+
+
+def check_jobs(launcher: Path, sweep: SweepConfig, folder: SweepFolder, configs: Sequence[PretrainConfig]) -> None:
+    """Refuse jobs that the partition cannot run or that have too few GPUs, and folders that nodes do not share.
+
+    Args:
+        launcher: launch/pretrain.py.
+        sweep: its options.
+        folder: of the sweep.
+        configs: of runs, one for each choice of corpora.
+
+    Raises:
+        ConfigError: the first of them, or there is no Slurm here.
+    """
+    if 0 < sweep.slurm.gpus < sweep.processes:
+        raise ConfigError("sweep.slurm.gpus", sweep.slurm.gpus, f"a run has sweep.processes={sweep.processes}, a GPU "
+                          "each", f"give sweep.slurm.gpus={sweep.processes}, or 0 for CPUs")  # fmt: skip
+    try:
+        partitions = read_partitions()
+    except ConfigError as error:
+        raise ConfigError("sweep.runner", sweep.runner, f"no Slurm here ({error.problem})",
+                          "submit from a node with sbatch, or give sweep.runner=local") from error  # fmt: skip
+    job = ClusterConfig(partition=sweep.slurm.partition, time_limit=str(sweep.slurm.minutes))
+    try:
+        check_partition(job, partitions)
+    except ConfigError as error:
+        option = {"partition": "partition", "time_limit": "minutes"}[error.option.removeprefix("cluster.")]
+        raise ConfigError(f"sweep.slurm.{option}", error.value, error.problem, error.fix) from error
+    for config in configs:
+        paths = {"sweep.dir": str(folder.path.parent)} | read_paths(config, launcher.parent)
+        shared_lines(paths, config.cluster.shared_roots)
 
 
 def submit_runs(

@@ -42,6 +42,12 @@ def test_scripts_are_the_golden_ones(case: str) -> None:
     assert rendered(case) == (GOLDEN / f"{case}.sbatch").read_text()
 
 
+def test_sbatch_reads_names_and_folders_with_spaces() -> None:
+    text = replace(script("cpu"), name="mmtrain-my run", folder=Path("/shared/my runs/slurm")).render()
+    assert "\n#SBATCH '--job-name=mmtrain-my run'\n" in text
+    assert "\n#SBATCH '--output=/shared/my runs/slurm/job-%j.out'\n" in text
+
+
 def test_a_template_without_a_block_is_refused(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     one = replace(script("cpu"), launch=tmp_path)

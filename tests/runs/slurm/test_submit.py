@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mmdata.errors import DataError
 from mmtrain.errors import ConfigError
 from mmtrain.runs.slurm.partitions import parse_partitions
 from mmtrain.runs.slurm.shared_files import check_room, check_shared, file_system
 from mmtrain.runs.slurm.submit import SINGLE, Chain, PreparedJob, prepare_job, submit_job
-from tests.dist.runs import SMALL, environment
+from tests.dist.runs import SMALL, environment, make_corpus
 
 ROOT = Path(__file__).resolve().parents[3]
 SINFO = "debug*|1:00:00|1\ndebug*|1:00:00|3\nlong|infinite|2\n"
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("text"))
+
+
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def slurm(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Programs of Slurm that note how they were called; the third job is refused where REFUSE is set."""
+    shutil.copytree(corpus, tmp_path / "corpus")
     folder = tmp_path / "bin"
     folder.mkdir()
     scripts = {
@@ -40,7 +48,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(folder: Path, *more: str) -> list[str]:
-    (folder / "corpus").mkdir(exist_ok=True)
     return [*SMALL, "cluster=slurm_cpu", f"cluster.shared_roots=[{folder},{ROOT}]", f"data.path={folder}/corpus",
             f"run.dir={folder}/runs", "run.name=r", *more]  # fmt: skip
 
@@ -92,6 +99,9 @@ def test_a_chain_that_is_refused_halfway_is_taken_back(
         (["run.dir=/dev/shm/runs"], r"run\.dir=/dev/shm/runs: lies below none of cluster\.shared_roots"),
         (["run.dir=/dev/shm/runs", "cluster.shared_roots=[]"], r"run\.dir=/dev/shm/runs: other nodes do not see it"),
         (["model.top_k=9"], r"model\.top_k=9"),
+        (["model.vocab_size=200"], r"model\.vocab_size=200: the tokenizer has 257 tokens"),
+        (["stage.phases.0.sources=[{path: /not/there}]"], r"stage\.phases\[0\]\.sources\[0\]\.path=/not/there: is not"),
+        (["stage.token_scale=1000", "data.strict_epochs=true"], r"data\.path=.*: is read \d+ times over"),
     ],
 )
 def test_wrong_jobs_are_refused(slurm: Path, tmp_path: Path, more: list[str], line: str) -> None:
@@ -106,6 +116,18 @@ def test_wrong_jobs_are_refused(slurm: Path, tmp_path: Path, more: list[str], li
 def test_wrong_chains_are_refused(slurm: Path, tmp_path: Path, chain: Chain, line: str) -> None:
     with pytest.raises(ConfigError, match=line):
         prepare(tmp_path, chain=chain)
+
+
+def test_what_is_no_corpus_is_refused(slurm: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"bin/manifest\.json is missing"):
+        prepare(tmp_path, f"data.path={tmp_path}/bin")
+
+
+def test_missing_weights_may_come_of_the_job_before_alone(slurm: Path, tmp_path: Path) -> None:
+    weights = f"run.init_from={tmp_path}/runs/other"
+    prepare(tmp_path, weights, chain=Chain(after="7"))
+    with pytest.raises(ConfigError, match=r"run\.init_from=.*: holds no complete checkpoint"):
+        prepare(tmp_path, weights)
 
 
 def test_a_limit_below_a_checkpoint_interval_is_refused(slurm: Path, tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ def test_another_sweep_of_the_name_is_refused(stand_in: StandIn, corpus: Path) -
         stand_in.run(f"data.path={corpus}", "sweep.lr=[0.001]")
     with pytest.raises(ConfigError, match=r"optim.beta2 was \(absent\) and is 0.9"):
         stand_in.run(f"data.path={corpus}", "optim.beta2=0.9")
+    with pytest.raises(
+        ConfigError, match=r"sweep: sweep\.sizes\.b\.ffn was 16 and is 32, sweep\.sizes\.c was .* is \(absent\)"
+    ):
+        stand_in.run(f"data.path={corpus}", "sweep.sizes=[{name: a, layers: 8, hidden: 16, ffn: 16}, "
+                     "{name: b, layers: 16, hidden: 16, ffn: 32}]")  # fmt: skip
     assert stand_in.run(f"data.path={corpus}", "sweep.runs_at_once=1", "sweep.flops_per_second=1e9") == 0
 
 

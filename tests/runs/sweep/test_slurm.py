@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
 from mmtrain.runs.sweep.command import read_request
 from mmtrain.runs.sweep.grid import SweepRun, grid_runs
 from mmtrain.runs.sweep.job import RunJob
 from mmtrain.runs.sweep.process import place_of
-from mmtrain.runs.sweep.slurm import read_jobs, submit_runs
+from mmtrain.runs.sweep.slurm import check_jobs, read_jobs, submit_runs
 from mmtrain.runs.sweep.state import Kind, SweepFolder, read_states
-from tests.runs.sweep.stand_in import CONFIGS, StandIn
+from tests.runs.sweep.stand_in import CONFIGS, ROOT, StandIn
 
 submitit = pytest.importorskip("submitit")
 
@@ -84,9 +85,37 @@ def test_the_job_is_not_taken_for_a_step_of_slurm(
 
 def test_without_slurm_it_says_so(stand_in: StandIn, prepared: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    request = read_request(stand_in.arguments("data.path=corpus", "sweep.runner=slurm"), True, CONFIGS)
     with pytest.raises(ConfigError, match=r"sweep.runner=slurm: no Slurm here"):
-        request = read_request(stand_in.arguments("data.path=corpus", "sweep.runner=slurm"), True, CONFIGS)
+        check_jobs(stand_in.launcher, request.sweep, SweepFolder(request.sweep), [])
+    with pytest.raises(ConfigError, match=r"sweep.runner=slurm: no Slurm here"):
         submit_runs(stand_in.launcher, request.sweep, SweepFolder(request.sweep), [])
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["sweep.slurm.partition=h801"], r"sweep\.slurm\.partition=h801: .*did you mean 'h800'\?"),
+        (["sweep.slurm.minutes=90"], r"sweep\.slurm\.minutes=90: jobs in partition h800 end"),
+        (["data.path=/", "cluster.shared_roots=[/shared]"], r"sweep\.dir=.*: lies below none of cluster\.shared_roots"),
+        ([], r"data\.path=corpus: is not there"),
+        (["sweep.processes=4"], r"sweep\.slurm\.gpus=1: a run has sweep\.processes=4"),
+    ],
+)
+def test_wrong_jobs_are_refused_before_any_is_submitted(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], line: str
+) -> None:
+    for name, text in (("sinfo", "echo 'h800*|1:00:00|4'"), ("sbatch", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    given = ["data.path=corpus", "sweep.runner=slurm", "sweep.slurm.minutes=60",
+             f"cluster.shared_roots=[{stand_in.place},{ROOT}]", *more]  # fmt: skip
+    request = read_request(stand_in.arguments(*given), True, CONFIGS)
+    run = grid_runs(request, CONFIGS)[0]
+    config = compose([*run.overrides, "run.name=r"], CONFIGS)
+    with pytest.raises(ConfigError, match=line):
+        check_jobs(stand_in.launcher, request.sweep, SweepFolder(request.sweep), [config])
 
 
 def test_what_sbatch_refuses_is_told_in_its_words(
