@@ -16,28 +16,42 @@ from mmtrain.train.source_tokenizers import named_sources
 _STEPS = 100  # of the run's last ones, whose median tells how long a step takes
 
 
-def partition_notes(config: PretrainConfig, ask_slurm: bool) -> list[str]:
-    """Refuse a job that its partition cannot run; without `ask_slurm` a Slurm that does not answer is no obstacle."""
+def time_notes(config: PretrainConfig, ask_slurm: bool) -> list[str]:
+    """Refuse a job that its partition cannot run, or that would end before its first checkpoint.
+
+    Args:
+        config: of the run and its job.
+        ask_slurm: false: a Slurm that does not answer is no obstacle.
+    """
     try:
         partitions = read_partitions()
     except ConfigError as error:
         if ask_slurm:
             raise
-        return [f"note: partition and limits were not checked: {error.problem}"]
+        unchecked = f"note: partition and limits were not checked: {error.problem}"
+        return [unchecked, *_interval_notes(config, config.cluster.limit_seconds)]
     chosen = check_partition(config.cluster, partitions)
-    return [f"partition {chosen.name}: {chosen.nodes} nodes, {config.cluster.nodes} and "
-            f"{config.cluster.spare_nodes} spare asked for"]  # fmt: skip
+    said = (f"partition {chosen.name}: {chosen.nodes} nodes, {config.cluster.nodes} and "
+            f"{config.cluster.spare_nodes} spare asked for")  # fmt: skip
+    limit = chosen.usual if config.cluster.time_limit is None else config.cluster.limit_seconds
+    return [said, *_interval_notes(config, limit)]
 
 
-def interval_notes(config: PretrainConfig) -> list[str]:
-    """Refuse a job that is shorter than the time between two checkpoints, where the run's own steps tell that time."""
-    limit, interval, step = config.cluster.limit_seconds, config.checkpoint.interval, _step_seconds(config)
+def _interval_notes(config: PretrainConfig, limit: int | None) -> list[str]:
+    """Refuse a job that is shorter than the time between two checkpoints, where the run's own steps tell that time.
+
+    Args:
+        limit: seconds of the job; None for no limit.
+    """
+    interval, step = config.checkpoint.interval, _step_seconds(config)
     if limit is None or not interval:
         return []
     if step is None:
         return ["note: how long a step takes is not known yet; a job should last for several checkpoint.interval"]
     if limit - config.cluster.signal_seconds < interval * step:
-        raise ConfigError("cluster.time_limit", config.cluster.time_limit, "is shorter than one checkpoint.interval: "
+        given = config.cluster.time_limit
+        whose = "" if given is not None else f"the partition's {limit / 60:g} minutes: "
+        raise ConfigError("cluster.time_limit", given, f"{whose}is shorter than one checkpoint.interval: "
                           f"{interval} steps of {step:.3g} s, beside the {config.cluster.signal_seconds} s for saving",
                           "give a longer limit, or a smaller checkpoint.interval")  # fmt: skip
     return [f"a checkpoint every {interval * step / 60:.3g} minutes ({interval} steps of {step:.3g} s)"]

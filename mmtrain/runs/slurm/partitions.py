@@ -21,12 +21,14 @@ class Partition:
         name: as `--partition` takes it.
         is_default: whether jobs without a partition go there.
         limit: longest time of a job in seconds; None for no limit.
+        usual: time of a job that asks for none, in seconds; None for no limit.
         nodes: how many it has, those that are down too.
     """
 
     name: str
     is_default: bool
     limit: int | None
+    usual: int | None
     nodes: int
 
 
@@ -41,7 +43,7 @@ def read_partitions() -> list[Partition]:
             raise ConfigError("cluster.scheduler", "slurm", f"there is no {program} on the PATH here",
                               "submit from a login node of the cluster, or look at the job with --dry-run")  # fmt: skip
     try:
-        done = subprocess.run(["sinfo", "--noheader", "--format=%P|%l|%D"], capture_output=True, text=True,
+        done = subprocess.run(["sinfo", "--noheader", "--format=%P|%l|%L|%D"], capture_output=True, text=True,
                               timeout=SINFO_SECONDS, check=False)  # fmt: skip
         said = done.stderr.strip() if done.returncode else ""
     except subprocess.TimeoutExpired:
@@ -52,14 +54,19 @@ def read_partitions() -> list[Partition]:
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Read lines such as ``debug*|1:00:00|2``; one partition may have several, of nodes in several states."""
+    """Read lines such as ``debug*|1:00:00|n/a|2``; one partition may have several, of nodes in several states."""
     found: dict[str, Partition] = {}
     for line in text.splitlines():
-        name, limit, nodes = line.split("|")
+        name, longest, usual, nodes = line.split("|")
         plain, before = name.rstrip("*"), found.get(name.rstrip("*"))
-        seconds = None if limit in ("infinite", "n/a") else parse_time_limit(limit)
-        found[plain] = Partition(plain, name.endswith("*"), seconds, int(nodes) + (before.nodes if before else 0))
+        count, limit = int(nodes) + (before.nodes if before else 0), _seconds(longest)
+        # Without a usual time of its own a partition gives its longest.
+        found[plain] = Partition(plain, name.endswith("*"), limit, limit if usual == "n/a" else _seconds(usual), count)
     return list(found.values())
+
+
+def _seconds(text: str) -> int | None:
+    return None if text in ("infinite", "n/a") else parse_time_limit(text)
 
 
 def check_partition(cluster: ClusterConfig, partitions: list[Partition]) -> Partition:

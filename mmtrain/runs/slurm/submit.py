@@ -19,7 +19,7 @@ from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.config.cli import compose
 from mmtrain.errors import ConfigError
 from mmtrain.runs.slurm.job import job_folder
-from mmtrain.runs.slurm.job_checks import interval_notes, partition_notes, shared_notes
+from mmtrain.runs.slurm.job_checks import shared_notes, time_notes
 from mmtrain.runs.slurm.render import JobScript
 from mmtrain.runs.slurm.shared_files import check_room
 from mmtrain.train.epochs import tokens_by_phase
@@ -111,7 +111,7 @@ def prepare_job(
         decide_start(config, folder)  # refuses a run that is there already, and weights that do not fit
     else:
         folder.resume_from(lambda line: None)  # the job before may yet write the weights that it starts from
-    notes = [*partition_notes(config, ask_slurm), *interval_notes(config), *shared_notes(config, launch)]
+    notes = [*time_notes(config, ask_slurm), *shared_notes(config, launch)]
     notes += [check_room(config), *_text_notes(planned)]
     logs = job_folder(config).absolute()
     script = JobScript(cluster, f"mmtrain-{config.run.name}", launch.resolve(), configs.resolve(), Path.cwd(), logs,

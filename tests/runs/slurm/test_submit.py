@@ -19,7 +19,7 @@ from mmtrain.runs.slurm.submit import SINGLE, Chain, PreparedJob, prepare_job, s
 from tests.dist.runs import SMALL, environment, make_corpus
 
 ROOT = Path(__file__).resolve().parents[3]
-SINFO = "debug*|1:00:00|1\ndebug*|1:00:00|3\nlong|infinite|2\n"
+SINFO = "debug*|1:00:00|n/a|1\ndebug*|1:00:00|n/a|3\nlong|infinite|20:00|2\n"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,9 @@ def test_a_limit_below_a_checkpoint_interval_is_refused(slurm: Path, tmp_path: P
     assert any("every 33.3 minutes" in line for line in prepare(tmp_path, "cluster.time_limit='50:00'").notes)
     with pytest.raises(ConfigError, match=r"cluster\.time_limit=10:00: is shorter than one checkpoint\.interval"):
         prepare(tmp_path, limit)
+    prepare(tmp_path, "cluster.time_limit=null")  # an hour
+    with pytest.raises(ConfigError, match=r"time_limit=None: the partition's 20 minutes: is shorter than one"):
+        prepare(tmp_path, "cluster.partition=long", "cluster.time_limit=null")
 
 
 def test_a_run_that_is_there_is_not_begun_again(slurm: Path, tmp_path: Path) -> None:
@@ -178,8 +181,8 @@ def test_there_has_to_be_room_for_two_checkpoints(slurm: Path, tmp_path: Path) -
 
 def test_partitions_are_read() -> None:
     debug, long = parse_partitions(SINFO)
-    assert (debug.name, debug.is_default, debug.limit, debug.nodes) == ("debug", True, 3600, 4)
-    assert (long.name, long.is_default, long.limit, long.nodes) == ("long", False, None, 2)
+    assert (debug.name, debug.is_default, debug.limit, debug.usual, debug.nodes) == ("debug", True, 3600, 3600, 4)
+    assert (long.name, long.is_default, long.limit, long.usual, long.nodes) == ("long", False, None, 1200, 2)
 
 
 def test_the_command_shows_and_refuses(slurm: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_without_slurm_it_says_so(stand_in: StandIn, prepared: tuple, monkeypatc
 def test_wrong_jobs_are_refused_before_any_is_submitted(
     stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], line: str
 ) -> None:
-    for name, text in (("sinfo", "echo 'h800*|1:00:00|4'"), ("sbatch", "exit 1")):
+    for name, text in (("sinfo", "echo 'h800*|1:00:00|n/a|4'"), ("sbatch", "exit 1")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
