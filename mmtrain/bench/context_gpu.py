@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from mmtrain.bench.context_lightning import measure_lightning
+from mmtrain.bench.context_moving import measure_moving
 from mmtrain.bench.context_planning import measure_planning
 from mmtrain.bench.context_report import Bench
 from mmtrain.bench.context_softmax import TABLES, Heads, measure_softmax
@@ -49,7 +50,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line; `--smoke` makes everything tiny."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="planning,softmax,lightning,step,softmax_long", help="parts, in this order")
+    parser.add_argument(
+        "--only", default="planning,softmax,lightning,moving,step,softmax_long", help="parts, in this order"
+    )
     parser.add_argument("--softmax-tokens", type=numbers, default="8192,65536", help="tokens a GPU")
     parser.add_argument("--long-tokens", type=numbers, default="131072", help="tokens a GPU of softmax_long")
     parser.add_argument("--tables", default=",".join(TABLES), help="of the part softmax")
@@ -86,6 +89,7 @@ def parts(
         "planning": lambda: measure_planning(bench, rows, ranks, repeats),
         "softmax": lambda: measure_softmax(bench, "softmax", heads, options.softmax_tokens, tables),
         "lightning": lambda: measure_lightning(bench, layer, dtype, options.lightning_tokens, options.trace),
+        "moving": lambda: measure_moving(bench, layer.hidden_size, dtype, options.lightning_tokens),
         "step": lambda: measure_step(
             bench,
             model,

@@ -31,6 +31,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     "planning": {"row": "row", "cp": "cp", "table": "table", "chunks": "chunks a rank", "plan_ms": "table ms",
                  "cut_ms": "cut ms", "tails_ms": "tails ms", "total_ms": "together ms", "longest_ms": "longest ms",
                  "balance": "balance", "worst": "95th percentile", "note": "note"},
+    "moving": {"tokens": "tokens a GPU", "table": "table", "chunks": "chunks a rank", "moved": "moved", **TIMES,
+               "both_ms": "together ms", **REST},
     "step": {"tokens": "tokens a row", "documents": "documents", "table": "table", "step_s": "step s",
              "gpu_s": "GPU-seconds", "tokens_s": "tokens/s a GPU", "balance": "balance", "of_zigzag": "x zigzag",
              "loss": "loss", "predicted_gib": "predicted GiB", "reserved_gib": "reserved GiB", **REST},

@@ -11,7 +11,7 @@ import torch
 from mmtrain.bench.context_rows import MIXTURES, first_tokens, mixture, short_documents
 from tests.dist.pool import Pool
 
-PARTS = "planning,softmax,lightning,step,softmax_long"
+PARTS = "planning,softmax,lightning,moving,step,softmax_long"
 
 
 def measure(out: str, only: str) -> None:
