@@ -35,8 +35,8 @@ class ParallelConfig:
             of experts should have thousands of rows for each of a rank's experts.
         lightning_head_groups: groups of heads that a lightning layer works on one after the other, and of tokens after
             its norm; between forward and backward its attention's output alone waits, and backward holds one group's
-            projection, SiLU and their gradients in place of all heads'. Costs the projection and the attention once
-            more. They divide the heads that a rank of `tp` has.
+            projection, SiLU and their gradients in place of all heads'. Costs the layer's mixer once more, but for its
+            output projection. They divide the heads that a rank of `tp` has.
         reshard_after_forward: free gathered parameters between forward and backward (ZeRO-3), or keep them until the
             step's last backward, so that they are gathered once a step (ZeRO-2, or 1 without the next). ZeRO-1 of data
             parallelism alone runs without FSDP2's hooks, for much less work of the host. ``auto`` keeps them where that

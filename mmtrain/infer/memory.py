@@ -9,6 +9,7 @@ from torch import nn
 
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.dtensor_params import local_tensor
+from mmtrain.parallel.memory.system import meminfo_bytes
 
 _GIB = 1 << 30
 
@@ -47,13 +48,8 @@ def free_bytes(device: torch.device) -> int | None:
     """Return the bytes that can be allocated on a device; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    except OSError:
-        found = None
-    if found is not None:
-        return int(found) * 1024
+    if (found := meminfo_bytes("MemAvailable")) is not None:
+        return found
     names = getattr(os, "sysconf_names", {})
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in names else None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -13,10 +12,8 @@ from mmtrain.config.process_env import read_processes
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.memory.host import HostMemory, host_memory
 from mmtrain.parallel.memory.predict import GIB
+from mmtrain.parallel.memory.system import host_bytes
 from mmtrain.parallel.memory.workload import Workload
-
-LIMIT = Path("/sys/fs/cgroup/memory.max")
-"""What a container may use, in bytes, or ``max``."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ class PhaseHostMemory:
             device: of this process.
         """
         copies, known = config.checkpoint.asynchronous, config.cluster.host_memory_gib
-        host_bytes = known * GIB if known is not None else memory_here() if device.type == "cuda" else None
+        there = known * GIB if known is not None else host_bytes() if device.type == "cuda" else None
         needs = [host_memory(work, copies) for work in works]
-        return PhaseHostMemory(names, works, needs, _ranks_of_a_host(config, works), host_bytes, copies)
+        return PhaseHostMemory(names, works, needs, _ranks_of_a_host(config, works), there, copies)
 
     def check(self) -> None:
         """Refuse phases whose ranks need more than a host has.
@@ -81,25 +78,12 @@ class PhaseHostMemory:
         work, need, fewer = self.works[i], self.needs[i], "take more hosts"
         if need.checkpoint:
             fewer += f", or give checkpoint.asynchronous=false ({need.checkpoint / GIB:.1f} GiB a rank less)"
-        for number in range(work.model.num_layers - 1, 0, -1):
+        for number in range(work.model.num_layers - 1, 0, -1) if need.block_inputs else ():
             parallel = replace(work.parallel, offload_block_inputs=number)
-            need = host_memory(replace(work, parallel=parallel), self.copies_checkpoints)
-            if work.parallel.offload_block_inputs and need.whole * self.ranks <= (self.host_bytes or 0.0):
+            less = host_memory(replace(work, parallel=parallel), self.copies_checkpoints)
+            if less.whole * self.ranks <= (self.host_bytes or 0.0):
                 return f"give parallel.offload_block_inputs={number}, or {fewer}"
         return fewer
-
-
-def memory_here() -> float | None:
-    """Return the bytes of this host that its processes may use together; None where the system does not say."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemTotal:")]
-        limit = LIMIT.read_text(encoding="ascii").strip()
-        found += [float(limit)] if limit.isdigit() else []
-    except OSError:
-        pass
-    return min(found, default=None)
 
 
 def _ranks_of_a_host(config: PretrainConfig, works: Sequence[Workload]) -> int:

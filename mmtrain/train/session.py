@@ -108,9 +108,10 @@ class Session:
         Returns a line on each choice.
         """
         parallel = self.laid.parallel
-        lines = self.model.tune(parallel.micro_batch_rows * self._lengths[0] // (parallel.tp * parallel.cp))
-        recompute, longest = parallel.activation_checkpoint == "block", max(self._lengths)
-        planned = plans.build(self.model.module, self.context, self.dtype, longest, recompute)
+        rows, seq_len = parallel.micro_batch_rows, max(self._lengths)
+        lines = self.model.tune(rows * self._lengths[0] // (parallel.tp * parallel.cp))
+        recompute = parallel.activation_checkpoint == "block"
+        planned = plans.build(self.model.module, self.context, self.dtype, seq_len, recompute, rows)
         return [*lines, *([planned] if planned else [])]
 
     def close(self) -> float:

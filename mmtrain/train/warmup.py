@@ -20,7 +20,13 @@ class AttentionPlans:
         self._known: dict[tuple[Any, ...], set[int]] = {}  # by the shape of heads, lengths
 
     def build(
-        self, model: HybridLM, context: ParallelContext, dtype: torch.dtype, seq_len: int, recompute: bool
+        self,
+        model: HybridLM,
+        context: ParallelContext,
+        dtype: torch.dtype,
+        seq_len: int,
+        recompute: bool,
+        rows: int = 1,
     ) -> str | None:
         """Build those for every length that documents of rows of `seq_len` tokens can have on a rank.
 
@@ -28,6 +34,7 @@ class AttentionPlans:
 
         Args:
             recompute: whether blocks are computed again in backward, as activation checkpointing does.
+            rows: of a micro-batch, whose tokens the ranks of cp share.
 
         Returns:
             What was done, for the log; None if there was nothing to do.
@@ -37,7 +44,7 @@ class AttentionPlans:
         began, config, tp = time.perf_counter(), model.config, context.layout.tp
         heads = config.num_heads // tp, max(1, config.num_kv_heads // tp), config.head_dim  # fewer ones are replicated
         known = self._known.setdefault((*heads, dtype, recompute), set())
-        longest = seq_len // context.layout.cp  # more of a document does not lie on one rank
+        longest = min(seq_len, rows * seq_len // context.layout.cp)  # more of a document does not lie on one rank
         built = build_plans(*heads, dtype, context.device, longest, recompute=recompute, known=known)
         known.update(built)
         if recompute:  # those of a forward pass alone are among them

@@ -21,13 +21,13 @@ def context(tp: int = 1, cp: int = 1) -> SimpleNamespace:
 
 
 def plan(
-    monkeypatch: pytest.MonkeyPatch, pattern: str, tp: int = 1, recompute: bool = False, cp: int = 1
+    monkeypatch: pytest.MonkeyPatch, pattern: str, tp: int = 1, recompute: bool = False, cp: int = 1, rows: int = 1
 ) -> tuple[list, Any]:
     """Arguments of every call for plans, and what was said."""
     calls: list[Any] = []
     monkeypatch.setattr(warm, "build_plans", lambda *args, **options: calls.append((*args, options)) or [9, 8, 7])
     model = meta_model(small_config(num_heads=4, num_kv_heads=2, layer_pattern=pattern))
-    return calls, warm.AttentionPlans().build(model, context(tp, cp), torch.bfloat16, 8192, recompute)
+    return calls, warm.AttentionPlans().build(model, context(tp, cp), torch.bfloat16, 8192, recompute, rows)
 
 
 @pytest.mark.parametrize(("tp", "heads", "kv_heads"), [(1, 4, 2), (2, 2, 1), (4, 1, 1)])
@@ -42,6 +42,9 @@ def test_a_rank_plans_for_its_heads(tp: int, heads: int, kv_heads: int, monkeypa
 def test_a_rank_plans_for_the_part_of_a_document_that_it_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
     ((*_, longest, _),), _ = plan(monkeypatch, "LLLS", cp=4)
     assert longest == 8192 // 4
+    for rows, expected in ((2, 8192 // 2), (8, 8192)):  # of a row that fits a rank's share of the micro-batch, all
+        ((*_, longest, _),), _ = plan(monkeypatch, "LLLS", cp=4, rows=rows)
+        assert longest == expected
 
 
 def test_a_stage_without_softmax_attention_plans_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

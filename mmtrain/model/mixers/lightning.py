@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmkernels.norm_gate import norm_gate
 from mmtrain.config import ModelConfig
+from mmtrain.model.gradient_sum import gradient_sum_of
 from mmtrain.model.initial import Xavier, XavierQKV
 from mmtrain.model.linear import Linear
 from mmtrain.model.mixers.attention import AttentionCall, LocalAttention
@@ -116,7 +117,9 @@ class LightningAttention(nn.Module):
         o_TI = torch.cat([_again(self._attend_group, x_TD, packing, group) for group in groups], dim=-1)
         chunk = max(1, -(-x_TD.shape[0] // self.head_groups))
         chunks = zip(x_TD.split(chunk), o_TI.split(chunk), strict=True)
-        return torch.cat([_again(self._finish_chunk, x_CD, o_CI) for x_CD, o_CI in chunks])
+        # torch's own product saves its input before it computes: backward need not compute it again.
+        spares = gradient_sum_of(self.out_proj.weight) is None
+        return torch.cat([_again(self._finish_chunk, x_CD, o_CI, early_stop=spares) for x_CD, o_CI in chunks])
 
     def _attend_group(self, x_TD: Tensor, packing: Packing, heads: slice) -> Tensor:
         """Return the attention's output of some heads, [T, J K]."""
@@ -129,10 +132,13 @@ class LightningAttention(nn.Module):
         return self._finish(o_CI, self.output_gate(x_CD))
 
 
-def _again(function: Callable[..., Tensor], *args: object) -> Tensor:
+def _again(function: Callable[..., Tensor], *args: object, early_stop: bool = False) -> Tensor:
     """Call a function that keeps its arguments alone, and is computed again in backward.
 
-    To its end: what is saved last here is saved by an autograd function when all is computed, so that stopping there
-    would spare nothing, and torch 2.11 lost the exception that stops it where CUDA memory was traced.
+    Args:
+        function: what is called.
+        args: its arguments.
+        early_stop: compute it again no further than to what is saved last. Where an autograd function of ours saves
+            that, all is computed by then; and torch 2.11 lost the exception that stops it where CUDA memory was traced.
     """
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, early_stop=False)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, early_stop=early_stop)
