@@ -4,17 +4,26 @@ Triton's interpreter does not know Gluon. Layouts mean nothing here; what is asy
 memory when a wait says so and holds NaN until then; a product is computed when it is waited for, and its operands must
 still be what they were when it was asked for; shared memory that was written is not read by a product before a fence.
 Races between threads are not seen.
+
+Warps with roles of their own (`warp_specialize`) are threads of which one runs at a time, until it waits at a barrier.
+What a barrier stands for comes when its phase is complete, and not before: tiles that the copy engine brings hold NaN
+until then.
 """
 
 from __future__ import annotations
 
+import threading
 import types
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
+from triton.experimental.gluon import language as gl
+
+LAYOUTS = "BlockedLayout", "SliceLayout", "DotOperandLayout", "NVMMADistributedLayout", "SwizzledSharedLayout"
 
 
 class Pointer:
@@ -22,6 +31,10 @@ class Pointer:
 
     def __init__(self, memory: Tensor, offset: Tensor) -> None:
         self.memory, self.offset = memory, offset
+
+    @property
+    def dtype(self) -> Any:
+        return types.SimpleNamespace(element_ty=self.memory.dtype)
 
     @classmethod
     def to(cls, x: Tensor) -> Pointer:
@@ -68,6 +81,70 @@ class Shared:
         self.unfenced.add(self.data.data_ptr())
 
 
+class Crew:
+    """Threads that stand for warps with roles: the one that holds the lock runs."""
+
+    PATIENCE = 20.0  # seconds that nothing happens, after which it is a deadlock
+
+    def __init__(self) -> None:
+        self.turn = threading.Condition()
+        self.errors: list[BaseException] = []
+
+    def run(self, roles: list[tuple[Callable, tuple]]) -> None:
+        threads = [threading.Thread(target=self._play, args=role, daemon=True) for role in roles]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+
+    def _play(self, function: Callable, args: tuple) -> None:
+        with self.turn:
+            try:
+                function(*args)
+            except BaseException as error:
+                self.errors.append(error)
+            self.turn.notify_all()
+
+    def wait_for(self, ready: Callable[[], bool]) -> None:
+        done = self.turn.wait_for(lambda: ready() or bool(self.errors), self.PATIENCE)
+        assert not self.errors, "another warp failed"
+        assert done, "all warps wait"
+
+
+class Barrier:
+    """A barrier in shared memory: phases, each of which waits for arrivals and for bytes."""
+
+    def __init__(self) -> None:
+        self.count = self.missing = self.bytes = self.phase = 0
+        self.coming: list[tuple[Shared, Tensor]] = []
+
+    def index(self, index: Any) -> Barrier:
+        assert int(index) == 0
+        return self
+
+    def arrive(self, crew: Crew, arrivals: int = 1, expected: int = 0, came: int = 0) -> None:
+        self.missing -= arrivals
+        self.bytes += expected - came
+        assert self.missing >= 0, "more arrivals than the barrier waits for"
+        if self.missing == 0 and self.bytes == 0:
+            for target, values in self.coming:
+                target.data.copy_(values)
+            self.coming, self.missing, self.phase = [], self.count, self.phase + 1
+            crew.turn.notify_all()
+
+
+class Barriers:
+    """A list of them."""
+
+    def __init__(self, count: int) -> None:
+        self.made = [Barrier() for _ in range(count)]
+
+    def index(self, index: Any) -> Barrier:
+        return self.made[int(index)]
+
+
 class Product:
     """One product under way."""
 
@@ -92,22 +169,56 @@ class Product:
 class Machine:
     """What a program calls: the functions of ``gl``, ``tl`` and Hopper that our kernels use."""
 
-    def __init__(self, program: int) -> None:
-        self.program = program
+    def __init__(self, program: int, programs: int) -> None:
+        self.program, self.programs = program, programs
         self.copies: list[tuple[Shared, Tensor, Tensor]] = []
         self.groups: deque[list[tuple[Shared, Tensor, Tensor]]] = deque()
-        self.products: deque[Product] = deque()
+        self._products: dict[int, deque[Product]] = {}  # by thread
         self.unfenced: set[int] = set()
+        self.crew = Crew()
 
-    def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
+    @property
+    def products(self) -> deque[Product]:
+        """Those under way of the warps that ask."""
+        return self._products.setdefault(threading.get_ident(), deque())
+
+    def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared | Barriers:
+        if layout == "barriers":
+            return Barriers(shape[0])
         return Shared(torch.full(shape, float("nan"), dtype=dtype), self.unfenced)
 
     def copy_async(self, target: Shared, source: Pointer, mask: Any) -> None:
         mask = torch.as_tensor(mask).expand_as(target.data)
-        assert all(target.data.data_ptr() != x.data.data_ptr() for p in self.products for x in (p.a, p.b)
-                   if isinstance(x, Shared)), "a copy into what a product reads"  # fmt: skip
+        self.check_free(target)
         self.copies.append((target, source.load(mask), mask))
         target.data[mask] = float("nan")
+
+    def check_free(self, target: Shared) -> None:
+        """No product under way reads it."""
+        products = [product for queue in self._products.values() for product in queue]
+        assert all(target.data.data_ptr() != x.data.data_ptr() for p in products for x in (p.a, p.b)
+                   if isinstance(x, Shared)), "a copy into what a product reads"  # fmt: skip
+
+    def copy_tile(self, desc: Any, at: list[Any], barrier: Barrier, target: Shared) -> None:
+        """A tile by the copy engine: zeros outside of the tensor."""
+        self.check_free(target)
+        (row, column), (rows, columns) = (int(x) for x in at), desc.block_shape
+        assert column * desc.base.element_size() % 16 == 0, "the copy engine wants columns at 16 bytes"
+        whole = torch.as_strided(desc.base.detach(), desc.shape, desc.strides)
+        values = torch.zeros(rows, columns, dtype=target.data.dtype)
+        low, high = max(row, 0), min(row + rows, desc.shape[0])
+        wide = min(columns, desc.shape[1] - column)
+        if high > low:
+            values[low - row : high - row, :wide] = whole[low:high, column : column + wide]
+        target.data.fill_(float("nan"))
+        barrier.coming.append((target, values))
+        barrier.arrive(self.crew, 0, came=values.numel() * values.element_size())
+
+    def init_barrier(self, barrier: Barrier, count: int) -> None:
+        barrier.count = barrier.missing = count
+
+    def wait_barrier(self, barrier: Barrier, phase: Any) -> None:
+        self.crew.wait_for(lambda: barrier.phase % 2 != int(phase))
 
     def commit_group(self) -> None:
         self.groups.append(self.copies)
@@ -139,12 +250,17 @@ class Machine:
         wide = torch.as_tensor
         return types.SimpleNamespace(
             program_id=lambda axis: self.program,
+            num_programs=lambda axis: self.programs,
+            warp_specialize=lambda roles, *sizes: self.crew.run(roles),
+            constexpr=lambda x: x,
             arange=lambda lo, hi, layout=None: torch.arange(lo, hi),
             zeros=lambda shape, dtype, layout=None: torch.zeros(shape, dtype=dtype),
             where=lambda c, a, b: torch.where(wide(c), wide(a), wide(b)),
             minimum=lambda a, b: torch.minimum(wide(a), wide(b)),
             maximum=lambda a, b: torch.maximum(wide(a), wide(b)),
             max=lambda x, axis: x.amax(axis),
+            sum=lambda x, axis: x.sum(axis),
+            log2=lambda x: torch.log2(wide(x)),
             exp2=lambda x: torch.exp2(wide(x).float()),
             cast=lambda x, dtype: wide(x).to(dtype),
             load=lambda pointer, mask=None, other=0: pointer.load(mask, other),
@@ -154,7 +270,7 @@ class Machine:
             static_range=range,
             range=lambda *a, **k: range(*a),
             NVMMASharedLayout=types.SimpleNamespace(get_default_for=lambda *a: None),
-            **dict.fromkeys(("BlockedLayout", "SliceLayout", "DotOperandLayout", "NVMMADistributedLayout"), _nothing),
+            **dict.fromkeys(LAYOUTS, _nothing),
             bfloat16=torch.bfloat16, float16=torch.float16, float32=torch.float32,
             int32=torch.int32, int64=torch.int64,
         )  # fmt: skip
@@ -168,10 +284,17 @@ class Machine:
             "copy_async": self.copy_async,
             "async_copy": types.SimpleNamespace(commit_group=self.commit_group, wait_group=self.wait_group),
             "fence_async_shared": self.fence,
+            "mbarrier": types.SimpleNamespace(
+                MBarrierLayout=lambda: "barriers",
+                init=lambda barrier, count: self.init_barrier(barrier, count),
+                expect=lambda barrier, size: barrier.arrive(self.crew, 1, expected=int(size)),
+                arrive=lambda barrier: barrier.arrive(self.crew),
+                wait=self.wait_barrier,
+            ),
+            "tma": types.SimpleNamespace(async_copy_global_to_shared=self.copy_tile),
             "warpgroup_mma": self.mma,
             "warpgroup_mma_wait": self.mma_wait,
             "_INTERPRETED": True,
-            "LOG2E": 1.4426950408889634,
         }
 
 
@@ -188,6 +311,8 @@ def as_python(function: Any, names: dict[str, Any], done: dict[int, Callable]) -
         for name, value in plain.__globals__.items():
             if name in names:
                 own[name] = names[name]
+            elif isinstance(value, (gl.constexpr, tl.constexpr)):
+                own[name] = value.value
             elif hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):
                 own[name] = as_python(value, names, done)
         return made
@@ -201,10 +326,10 @@ class Simulated:
         self.kernel, self.launches = kernel, 0
 
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        def launch(*args: Any, num_warps: int, **constants: Any) -> None:
+        def launch(*args: Any, num_warps: int, maxnreg: int = 0, **constants: Any) -> None:
             self.launches += 1
             for program in range(grid[0]):
                 pointers = [Pointer.to(x) if isinstance(x, Tensor) else x for x in args]
-                as_python(self.kernel, Machine(program).globals(), {})(*pointers, **constants)
+                as_python(self.kernel, Machine(program, grid[0]).globals(), {})(*pointers, **constants)
 
         return launch

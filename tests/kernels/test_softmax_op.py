@@ -289,7 +289,8 @@ BAD: list[tuple[str, str, dict[str, Any]]] = [
     ("cu_seqlens", "never decreasing", {"cu_seqlens": torch.tensor([0, 7, 6]), "lengths": None}),
     ("lengths", "those of cu_seqlens", {"lengths": [3, 3]}),
     ("lengths", "those of cu_seqlens", {"lengths": [6]}),
-    ("backend", "auto, cudnn, flash, torch", {"backend": "fast"}),
+    ("backend", "auto, hopper, cudnn, flash, torch", {"backend": "fast"}),
+    ("q_THD", "what backend='hopper' takes", {"backend": "hopper"}),
     ("q_THD", "what backend='cudnn' takes", {"backend": "cudnn"}),
     ("q_THD", "what backend='flash' takes", {"backend": "flash"}),
 ]

@@ -13,19 +13,21 @@ from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
 from mmkernels.softmax import eager, full_block
-from mmkernels.softmax.backends import cpu, cudnn
+from mmkernels.softmax.backends import cpu, cudnn, hopper
+from mmkernels.softmax.hopper.tiles import Documents
 
-BACKENDS = ("auto", "cudnn", "flash", "torch")
+BACKENDS = ("auto", "hopper", "cudnn", "flash", "torch")
 LONG = 2048
-"""Tokens from which on a document goes through cuDNN by itself, with backend="auto"."""
+"""Tokens from which on a document goes through cuDNN by itself, with backend="auto", if not to our kernels."""
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 CUDNN_MAX_WIDTH = 128
 CUDNN_LEAST_KEYS = 2
 FLASH_MAX_WIDTH = 256
+HOPPER_WIDTHS = (64, 128)
 
 
 class Block(Protocol):
-    """A backend that computes one block: ``cpu``, ``cudnn``, ``eager`` or :class:`FullBlock`."""
+    """A backend that computes one block: ``cpu``, ``cudnn``, ``eager``, ``hopper`` or :class:`FullBlock`."""
 
     def forward(self, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """Output [T, H, D] and log-sum-exp [H, T]."""
@@ -45,12 +47,14 @@ class Piece(NamedTuple):
         block: what computes them, as one document; None for documents that FlashAttention-2 takes together.
         cu_seqlens: offsets of those documents from the piece's first token, int32; None for one document.
         longest: the longest of them.
+        documents: documents that our kernels for Hopper take together; else None.
     """
 
     tokens: slice
     block: Block | None
     cu_seqlens: Tensor | None = None
     longest: int = 0
+    documents: Documents | None = None
 
 
 class FullBlock:
@@ -74,6 +78,8 @@ def block_for(q_THD: Tensor, k_SGD: Tensor, causal: bool = True) -> Block:
     """The backend for one block of these queries and keys."""
     if q_THD.shape[0] == 0 or k_SGD.shape[0] == 0:
         return eager
+    if hopper_fits(q_THD):
+        return hopper
     if q_THD.device.type == "cpu":
         return cpu
     if not causal and flash_fits(q_THD):
@@ -89,6 +95,9 @@ def pieces_of(backend: str, q_THD: Tensor, cu_seqlens: Tensor, lengths: Sequence
     Raises:
         KernelArgumentError: the backend is unknown, or cannot take this row.
     """
+    if backend in ("auto", "hopper") and hopper_fits(q_THD):
+        rows = Documents(tuple(lengths), tuple(lengths), True, q_THD.device)
+        return [Piece(slice(0, q_THD.shape[0]), None, documents=rows)] if sum(lengths) else []
     least = _least_for_block(backend, q_THD)
     block = block_for(q_THD, q_THD)
     if backend == "torch" and q_THD.is_cuda:
@@ -121,11 +130,22 @@ def _least_for_block(backend: str, q_THD: Tensor) -> float:
         if flash_fits(q_THD):
             return max(LONG, CUDNN_LEAST_KEYS) if cudnn_fits(q_THD) else torch.inf
         return 1
-    for name, fits in (("cudnn", cudnn_fits), ("flash", flash_fits)):
+    for name, fits in (("hopper", hopper_fits), ("cudnn", cudnn_fits), ("flash", flash_fits)):
         if backend == name and not fits(q_THD):
             got = f"{q_THD.dtype} heads of {q_THD.shape[2]} on {q_THD.device}"
             raise KernelArgumentError("q_THD", got, f"what backend={name!r} takes: see kernels/mmkernels/softmax")
     return {"flash": torch.inf, "cudnn": CUDNN_LEAST_KEYS, "torch": 1}[backend]
+
+
+def hopper_fits(q_THD: Tensor) -> bool:
+    """Whether our kernels for Hopper take documents and blocks of this: bfloat16 heads of 64 or 128."""
+    return (
+        q_THD.is_cuda
+        and q_THD.dtype == torch.bfloat16
+        and q_THD.shape[2] in HOPPER_WIDTHS
+        and torch.cuda.get_device_capability(q_THD.device) == (9, 0)
+        and hopper.is_available()
+    )
 
 
 def cudnn_fits(q_THD: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from mmkernels.softmax.backends import cudnn, flash
+from mmkernels.softmax.backends import cudnn, flash, hopper
 from mmkernels.softmax.backends.cudnn_buckets import bucket, lse_past_end, view_or_pad
 from mmkernels.softmax.dispatch import Piece
 
@@ -50,6 +50,8 @@ def packed_gradients(
 def _forward(piece: Piece, qkv: list[Tensor], scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp of a piece, from q, k and v of the row."""
     start, stop = piece.tokens.start, piece.tokens.stop
+    if piece.documents is not None:
+        return hopper.forward_documents(*(x[start:stop] for x in qkv), piece.documents, scale)
     if piece.block is None:
         return flash.forward(*(x[start:stop] for x in qkv), piece.cu_seqlens, piece.longest, scale)
     rows = bucket(stop - start) if piece.block is cudnn else stop - start
@@ -60,6 +62,9 @@ def _forward(piece: Piece, qkv: list[Tensor], scale: float) -> tuple[Tensor, Ten
 def _backward(piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a piece, from do, q, k, v and o of the row."""
     start, stop = piece.tokens.start, piece.tokens.stop
+    if piece.documents is not None:
+        rows = (x[start:stop] for x in tensors)
+        return hopper.backward_documents(*rows, lse_HT[:, start:stop], piece.documents, scale)
     if piece.block is None:
         do, q, k, v, o = (x[start:stop] for x in tensors)
         return flash.backward(do, q, k, v, o, lse_HT[:, start:stop], piece.cu_seqlens, piece.longest, scale)

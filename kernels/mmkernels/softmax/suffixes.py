@@ -1,8 +1,9 @@
 """Causal attention of the last tokens of each of several documents, whose keys are all at hand, in one call.
 
 The mask is aligned at the bottom right: the last query of a document sees all of its keys, the one before it all but
-one. FlashAttention-2 does all documents at once, where it takes the tensors; elsewhere, and for a piece of one long
-document on Hopper, a document is a block without a mask and a causal one, which are joined.
+one. Our kernels for Hopper, or FlashAttention-2, do all documents at once, where they take the tensors; elsewhere, and
+for a piece of one long document where cuDNN is the fastest, a document is a block without a mask and a causal one,
+which are joined.
 
 Legend: T queries and S keys of all documents, H heads, G key/value heads, D head width, N documents.
 """
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
 from mmkernels.softmax.api import softmax_backward, softmax_forward, softmax_merge, tokens_outermost
-from mmkernels.softmax.backends import flash
+from mmkernels.softmax.backends import flash, hopper
 from mmkernels.softmax.checks import check_qkv, check_results
-from mmkernels.softmax.dispatch import LONG, cudnn_fits, flash_fits
+from mmkernels.softmax.dispatch import LONG, cudnn_fits, flash_fits, hopper_fits
+from mmkernels.softmax.hopper.tiles import Documents
 
 _INDEXED = (1 << 31) - 1  # elements of keys that cuDNN is given: whether it counts more in 64 bits is not known
 
@@ -60,6 +62,11 @@ class Suffixes:
         """Queries and keys of all."""
         return sum(self.queries), sum(self.keys)
 
+    @cached_property
+    def for_hopper(self) -> Documents:
+        """What our kernels for Hopper take, with lists on the device that are made once."""
+        return Documents(self.queries, self.keys, True, self.cu_queries.device)
+
     def slices(self) -> Iterator[tuple[slice, slice, slice]]:
         """Queries of each document, its keys that all of them see, and those that are causal."""
         query = key = 0
@@ -89,6 +96,9 @@ def softmax_suffix_forward(
     """
     _check(q_THD, k_SGD, v_SGD, documents)
     q_THD, k_SGD, v_SGD = (tokens_outermost(x.detach()) for x in (q_THD, k_SGD, v_SGD))
+    if hopper_fits(q_THD) and documents.queries:
+        scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+        return hopper.forward_documents(q_THD, k_SGD, v_SGD, documents.for_hopper, scale)
     if flash_fits(q_THD) and documents.queries and not _pays_alone(q_THD, k_SGD, documents):
         (queries, keys), scale = documents.longest, q_THD.shape[2] ** -0.5 if scale is None else scale
         cu_queries, cu_keys = documents.cu_queries, documents.cu_keys
@@ -153,6 +163,10 @@ def softmax_suffix_backward(
     _check(q_THD, k_SGD, v_SGD, documents)
     check_results(do_THD, q_THD, o_THD, lse_HT)
     do_THD, q_THD, k_SGD, v_SGD, o_THD = (tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_SGD, v_SGD, o_THD))
+    if hopper_fits(q_THD) and documents.queries:
+        scale = q_THD.shape[2] ** -0.5 if scale is None else scale
+        rows = do_THD, q_THD, k_SGD, v_SGD, o_THD
+        return hopper.backward_documents(*rows, lse_HT, documents.for_hopper, scale)
     if flash_fits(q_THD) and documents.queries:
         (queries, keys), scale = documents.longest, q_THD.shape[2] ** -0.5 if scale is None else scale
         cu_queries, cu_keys = documents.cu_queries, documents.cu_keys

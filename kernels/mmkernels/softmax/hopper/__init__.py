@@ -1,0 +1,1 @@
+"""Packed softmax attention for Hopper GPUs, in Gluon."""

@@ -1,0 +1,136 @@
+"""Packed softmax attention for Hopper, without one: its programs run as Python (`gluon_simulator.py`)."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmkernels.softmax.naive import naive_softmax_block
+from tests.kernels.gluon_simulator import Simulated
+
+launch = pytest.importorskip("mmkernels.softmax.hopper.launch")
+tiles = pytest.importorskip("mmkernels.softmax.hopper.tiles")
+CPU = torch.device("cpu")
+KERNELS = ("softmax_hopper_forward", "softmax_hopper_query_gradients", "softmax_hopper_key_gradients")
+BOUND = 1e-2  # bfloat16 probabilities and their gradients, by norm
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Simulated]:
+    """Launches on this CPU go to the simulator, of a machine with three multiprocessors."""
+    kernels = {name: Simulated(getattr(launch, name)) for name in KERNELS}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(launch, name, kernel)
+    monkeypatch.setattr(launch, "_processors", lambda device: 3)
+    return kernels
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def exact(inputs: list[Tensor], documents: Any) -> list[Tensor]:
+    """Output, log-sum-exp and gradients in float64, document by document."""
+    *qkv, do = (x.double() for x in inputs)
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    found, scale = [], leaves[0].shape[2] ** -0.5
+    starts = zip(accumulate(documents.queries, initial=0), accumulate(documents.keys, initial=0), strict=True)
+    for (query, key), queries, keys in zip(starts, documents.queries, documents.keys, strict=False):
+        q, k, v = leaves[0][query : query + queries], *(x[key : key + keys] for x in leaves[1:])
+        if documents.causal:  # the queries are the last tokens: those before them get queries of zero
+            q = torch.cat([q.new_zeros(keys - queries, *q.shape[1:]), q])
+        o, lse = naive_softmax_block(q, k, v, documents.causal, scale)
+        found.append((o[len(o) - queries :], lse[:, len(o) - queries :]))
+    o, lse = torch.cat([o for o, _ in found]), torch.cat([lse for _, lse in found], dim=1)
+    return [o.detach(), lse.detach(), *torch.autograd.grad(o, leaves, do)]
+
+
+def check(
+    queries: tuple[int, ...], keys: tuple[int, ...] | None = None, causal: bool = True, heads: tuple[int, int] = (4, 2),
+    width: int = 64,
+) -> None:  # fmt: skip
+    documents = tiles.Documents(queries, keys or queries, causal, CPU)
+    tokens, rows = sum(documents.queries), sum(documents.keys)
+    wide = draw(tokens, heads[0] + 1, width, seed=0)  # q as a projection of more than it gives it
+    inputs = [
+        wide[:, : heads[0]],
+        *(draw(rows, heads[1], width, seed=s) for s in (1, 2)),
+        draw(tokens, heads[0], width, seed=3),
+    ]
+    q, k, v, do = inputs
+    scale = width**-0.5
+    o, lse = launch.forward(q, k, v, documents, scale)
+    got = [o, lse, *launch.backward(do, q, k, v, o, lse, documents, scale)]
+    for name, x, wanted in zip(("o", "lse", "dq", "dk", "dv"), got, exact(inputs, documents), strict=True):
+        error = (x.double() - wanted).norm()
+        assert torch.isfinite(x).all() and error <= BOUND * (wanted.norm() + 0.1 * wanted.numel() ** 0.5), (name, error)
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 128, 129, 200])
+def test_one_document(tokens: int, simulated: dict[str, Simulated]) -> None:
+    check((tokens,))
+    assert [kernel.launches for kernel in simulated.values()] == [1, 1, 1]
+
+
+def test_documents_of_many_lengths() -> None:
+    check((5, 0, 64, 1, 130, 63, 2, 0, 1))
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (3, 1), (2, 2), (4, 1), (8, 2)])
+def test_heads(heads: tuple[int, int]) -> None:
+    check((70, 130), heads=heads)
+
+
+def test_heads_of_128() -> None:
+    check((150, 3), width=128)
+
+
+def test_last_tokens_of_documents() -> None:
+    check((1, 64, 30, 130), (200, 100, 30, 131))
+
+
+def test_all_keys_are_seen() -> None:
+    check((70, 1, 130), (5, 140, 129), causal=False)
+    check((3,), (300,), causal=False)
+
+
+def test_units_share_the_heads_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.splits_of(2, 6, 1) == 2 and launch.splits_of(1, 8, 132) == 8 and launch.splits_of(10**6, 8, 132) == 1
+    for each in (1, 100):
+        monkeypatch.setattr(launch, "UNITS_A_PROCESSOR", each)
+        check((260, 7), heads=(8, 1))
+
+
+def test_tensors_that_tiles_cannot_be_copied_from() -> None:
+    documents = tiles.Documents((40,), (40,), True, CPU)
+    q, k, v = (draw(40, 2, 66, seed=s)[:, :, 1:65] for s in range(3))
+    o, _ = launch.forward(q, k, v, documents, 0.125)
+    assert torch.equal(o, launch.forward(*(x.contiguous() for x in (q, k, v)), documents, 0.125)[0])
+
+
+def test_other_documents_are_left_alone() -> None:
+    """Neither what a neighbour says nor how large it is changes a document; its tiles are its own."""
+    q, k, v, do = (draw(300, heads, 64, seed=s) for s, heads in enumerate((2, 1, 1, 2)))
+    documents = tiles.Documents((100, 137, 63), (100, 137, 63), True, CPU)
+
+    def run() -> list[Tensor]:
+        o, lse = launch.forward(q, k, v, documents, 0.125)
+        return [o, lse.t(), *launch.backward(do, q, k, v, o, lse, documents, 0.125)]
+
+    before = run()
+    for x in (q, k, v, do):
+        x[100:237] = 3.0 * x[100:237].flip(0)
+    for old, new in zip(before, run(), strict=True):
+        assert torch.equal(old[:100], new[:100]) and torch.equal(old[237:], new[237:])
+        assert not torch.equal(old[100:237], new[100:237])
+
+
+def test_a_row_without_tokens() -> None:
+    documents = tiles.Documents((), (), True, CPU)
+    q, k = torch.empty(0, 2, 64, dtype=torch.bfloat16), torch.empty(0, 1, 64, dtype=torch.bfloat16)
+    o, lse = launch.forward(q, k, k, documents, 1.0)
+    assert [x.shape[0] for x in launch.backward(q, q, k, k, o, lse, documents, 1.0)] == [0, 0, 0]
