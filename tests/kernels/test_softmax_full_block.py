@@ -89,7 +89,10 @@ def test_only_blocks_without_a_mask_are_shared(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (77, 200), (1024, 1536), (1300, 1100), (2100, 1), (1, 5000)])
-def test_any_sizes_on_the_gpu(queries: int, keys: int, dtype: torch.dtype) -> None:
+def test_any_sizes_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, dtype: torch.dtype
+) -> None:  # fmt: skip
+    monkeypatch.setattr(dispatch, "LONG_BLOCK", 1024)
     q, do, far = (draw(queries, 8, 64, seed=seed, dtype=dtype) for seed in (1, 2, 3))
     kv = draw(keys, 2, 2, 64, seed=4, dtype=dtype)  # keys and values beside each other, as they travel
     k, v = kv[:, 0], kv[:, 1]

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmkernels.softmax.naive import naive_softmax_block
+from mmkernels.softmax import Suffixes, dispatch, softmax_attention, softmax_suffix_backward, softmax_suffix_forward
+from mmkernels.softmax.backends import cpu, cudnn
+from mmkernels.softmax.naive import naive_softmax_attention, naive_softmax_block
 from tests.kernels.gluon_simulator import Simulated
 
 launch = pytest.importorskip("mmkernels.softmax.hopper.launch")
@@ -134,3 +136,42 @@ def test_a_row_without_tokens() -> None:
     q, k = torch.empty(0, 2, 64, dtype=torch.bfloat16), torch.empty(0, 1, 64, dtype=torch.bfloat16)
     o, lse = launch.forward(q, k, k, documents, 1.0)
     assert [x.shape[0] for x in launch.backward(q, q, k, k, o, lse, documents, 1.0)] == [0, 0, 0]
+
+
+def test_long_documents_go_through_cudnn_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the row is one call; here torch's kernel for CPUs stands for cuDNN."""
+    monkeypatch.setattr(dispatch, "hopper_fits", lambda q: True)
+    monkeypatch.setattr(dispatch, "cudnn_fits", lambda q: True)
+    monkeypatch.setattr(dispatch, "LONG_BACKWARD", 130)
+    alone: list[int] = []
+
+    def backward(do: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        alone.append(len(q))
+        return cpu.backward(do, q, *rest)
+
+    monkeypatch.setattr(cudnn, "backward", backward)
+    for lengths, wanted in (((140, 20, 0, 150, 7), [192, 192]), ((200,), [256]), ((100, 20), [])):
+        alone.clear()
+        q, k, v, do = (draw(sum(lengths), n, 64, seed=s).requires_grad_() for s, n in enumerate((4, 2, 2, 4)))
+        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        o = softmax_attention(q, k, v, cu_seqlens, lengths)
+        got = torch.autograd.grad(o, (q, k, v), do.detach())
+        exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+        want = torch.autograd.grad(naive_softmax_attention(*exact, cu_seqlens, 0.125)[0], exact, do.detach().double())
+        assert alone == wanted  # lengths rounded up to few
+        for x, y in zip(got, want, strict=True):
+            assert (x - y).norm() <= BOUND * y.norm()
+
+
+def test_suffixes(monkeypatch: pytest.MonkeyPatch, simulated: dict[str, Simulated]) -> None:
+    monkeypatch.setattr(dispatch, "hopper_fits", lambda q: True)
+    monkeypatch.setattr("mmkernels.softmax.suffixes.hopper_fits", lambda q: True)
+    cu_queries, cu_keys = (torch.tensor(x, dtype=torch.int32) for x in ([0, 20, 21], [0, 90, 95]))
+    documents = Suffixes((20, 1), (90, 5), cu_queries, cu_keys)
+    q, k, v, do = (draw(n, heads, 64, seed=s) for s, (n, heads) in enumerate(((21, 4), (95, 2), (95, 2), (21, 4))))
+    o, lse = softmax_suffix_forward(q, k, v, documents)
+    got = [o, lse, *softmax_suffix_backward(do, q, k, v, o, lse, documents)]
+    want = exact([q, k, v, do], tiles.Documents((20, 1), (90, 5), True, CPU))
+    for x, y in zip(got, want, strict=True):
+        assert (x - y).norm() <= BOUND * y.norm()
+    assert [kernel.launches for kernel in simulated.values()] == [1, 1, 1]

@@ -327,18 +327,33 @@ LONG_AND_SHORT = [1, 300, 0, 64, 129, 2, 500, 128, 127, 1]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["auto", "cudnn", "flash", "torch"])
+@pytest.mark.parametrize("backend", ["auto", "hopper", "cudnn", "flash", "torch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("heads", "groups", "width"), [(8, 2, 64), (4, 4, 128), (16, 2, 128), (4, 1, 72)])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(8, 2, 64), (4, 4, 128), (16, 2, 128), (4, 1, 72), (6, 2, 128)])
 def test_packed_rows_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch, heads: int, groups: int, width: int, dtype: torch.dtype, backend: str
 ) -> None:
     monkeypatch.setattr(dispatch, "LONG", 128)
+    monkeypatch.setattr(dispatch, "LONG_BACKWARD", 128)
+    if backend == "hopper" and not dispatch.hopper_fits(torch.empty(1, heads, width, dtype=dtype, device=DEVICE)):
+        pytest.skip("our kernels for Hopper do not take it")
     for lengths in (LONG_AND_SHORT, [700], [1], [0, 90, 3]):
         leaves, do = inputs(sum(lengths), heads, groups, width, dtype)
         results = softmax_attention_with_lse(*leaves, offsets(lengths), lengths, backend=backend)
         exact = exact_results(leaves, do, lengths, width**-0.5)
         assert_documents_close(with_gradients(results, leaves, do), exact, lengths, BOUND[dtype])
+
+
+@pytest.mark.gpu
+def test_ours_on_hopper_give_the_same_bits_twice() -> None:
+    lengths = [3000, 1, 700, 5000]
+    leaves, do = inputs(sum(lengths), 8, 2, 128, torch.bfloat16)
+    if not dispatch.hopper_fits(leaves[0]):
+        pytest.skip("no Hopper GPU")
+    once, again = (
+        with_gradients(softmax_attention_with_lse(*leaves, offsets(lengths), lengths), leaves, do) for _ in range(2)
+    )
+    assert all(torch.equal(once[name], again[name]) for name in once)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ Legend: T queries, S keys, H heads, G key/value heads, D head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,14 @@ from mmkernels.softmax.hopper.tiles import Documents
 BACKENDS = ("auto", "hopper", "cudnn", "flash", "torch")
 LONG = 2048
 """Tokens from which on a document goes through cuDNN by itself, with backend="auto", if not to our kernels."""
+LONG_BACKWARD = 16384
+"""Tokens from which on a document's backward goes through cuDNN where our kernels take the rest.
+
+On an H200 cuDNN reaches 541 TFLOP/s backward with 32K tokens and ours 458; with 8K 512 and 482, but every length that
+cuDNN meets for the first time costs the host 55 ms, in which the GPU idles.
+"""
+LONG_BLOCK = 4096
+"""Queries and keys from which on most of a block without a mask is cuDNN's in backward, likewise."""
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 CUDNN_MAX_WIDTH = 128
 CUDNN_LEAST_KEYS = 2
@@ -48,6 +57,8 @@ class Piece(NamedTuple):
         cu_seqlens: offsets of those documents from the piece's first token, int32; None for one document.
         longest: the longest of them.
         documents: documents that our kernels for Hopper take together; else None.
+        alone: tokens of those of them whose backward is one call of cuDNN each.
+        others: the rest of them.
     """
 
     tokens: slice
@@ -55,14 +66,21 @@ class Piece(NamedTuple):
     cu_seqlens: Tensor | None = None
     longest: int = 0
     documents: Documents | None = None
+    alone: tuple[slice, ...] = ()
+    others: Documents | None = None
 
 
 class FullBlock:
-    """Any sizes of queries and keys, all of which see each other: cuDNN, where it takes them, and FlashAttention-2."""
+    """Any sizes of queries and keys, all of which see each other: cuDNN, where it pays, and a kernel for any size.
+
+    That is ours on Hopper, which does all of the forward, and FlashAttention-2 elsewhere.
+    """
 
     @staticmethod
     def forward(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """Output [T, H, D] and log-sum-exp [H, T]."""
+        if hopper_fits(q_THD):
+            return hopper.full_forward(q_THD, k_SGD, v_SGD, scale)
         return full_block.forward(q_THD, k_SGD, v_SGD, cudnn_fits(q_THD), scale)
 
     @staticmethod
@@ -71,19 +89,23 @@ class FullBlock:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """dq, dk and dv."""
-        return full_block.backward(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, cudnn_fits(q_THD), scale)
+        given = do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT
+        if hopper_fits(q_THD):
+            long = min(q_THD.shape[0], k_SGD.shape[0]) >= LONG_BLOCK
+            return full_block.backward(*given, long and cudnn_fits(q_THD), scale, hopper.full_backward)
+        return full_block.backward(*given, cudnn_fits(q_THD), scale)
 
 
 def block_for(q_THD: Tensor, k_SGD: Tensor, causal: bool = True) -> Block:
     """The backend for one block of these queries and keys."""
     if q_THD.shape[0] == 0 or k_SGD.shape[0] == 0:
         return eager
-    if hopper_fits(q_THD):
-        return hopper
     if q_THD.device.type == "cpu":
         return cpu
-    if not causal and flash_fits(q_THD):
+    if not causal and (hopper_fits(q_THD) or flash_fits(q_THD)):
         return FullBlock
+    if hopper_fits(q_THD):
+        return hopper
     return cudnn if cudnn_fits(q_THD) and k_SGD.shape[0] >= CUDNN_LEAST_KEYS else eager
 
 
@@ -96,8 +118,7 @@ def pieces_of(backend: str, q_THD: Tensor, cu_seqlens: Tensor, lengths: Sequence
         KernelArgumentError: the backend is unknown, or cannot take this row.
     """
     if backend in ("auto", "hopper") and hopper_fits(q_THD):
-        rows = Documents(tuple(lengths), tuple(lengths), True, q_THD.device)
-        return [Piece(slice(0, q_THD.shape[0]), None, documents=rows)] if sum(lengths) else []
+        return [_for_hopper(q_THD, tuple(lengths), backend == "auto")] if sum(lengths) else []
     least = _least_for_block(backend, q_THD)
     block = block_for(q_THD, q_THD)
     if backend == "torch" and q_THD.is_cuda:
@@ -115,6 +136,19 @@ def pieces_of(backend: str, q_THD: Tensor, cu_seqlens: Tensor, lengths: Sequence
     if sum(lengths[first:]):
         pieces.append(_together(slice(start, q_THD.shape[0]), cu_seqlens, lengths, first, len(lengths)))
     return pieces
+
+
+def _for_hopper(q_THD: Tensor, lengths: tuple[int, ...], cudnn_may: bool) -> Piece:
+    """The whole row."""
+    row = slice(0, q_THD.shape[0])
+    documents = Documents(lengths, lengths, True, q_THD.device)
+    long = [i for i, length in enumerate(lengths) if length >= LONG_BACKWARD]
+    if not long or not cudnn_may or not cudnn_fits(q_THD):
+        return Piece(row, None, documents=documents, others=documents)
+    starts = list(accumulate(lengths, initial=0))
+    alone = tuple(slice(starts[i], starts[i + 1]) for i in long)
+    others = Documents(lengths, lengths, True, q_THD.device, frozenset(long))
+    return Piece(row, None, documents=documents, alone=alone, others=others)
 
 
 def _together(tokens: slice, cu_seqlens: Tensor, lengths: Sequence[int], first: int, last: int) -> Piece:

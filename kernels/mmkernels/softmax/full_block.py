@@ -9,6 +9,8 @@ Legend: T queries, S keys, H heads, G key/value heads, D head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -44,20 +46,21 @@ def forward(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, dense: bool, scale: flo
 
 def backward(
     do_THD: Tensor, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, o_THD: Tensor, lse_HT: Tensor, dense: bool,
-    scale: float,
+    scale: float, any_size: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dq, dk and dv; the probabilities are ``exp(score - lse)`` with the lse given."""
+    """dq, dk and dv; the probabilities are ``exp(score - lse)`` with the lse given. `any_size` takes what is over."""
+    any_size = any_size or flash.full_backward
     queries, keys = round_part(q_THD.shape[0], dense), round_part(k_SGD.shape[0], dense)
     if not queries or not keys:
-        return flash.full_backward(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, scale)
+        return any_size(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, scale)
     do, q, o, lse = do_THD[:queries], q_THD[:queries], o_THD[:queries], lse_HT[:, :queries]
     dq, dk, dv = cudnn.backward(do, q, k_SGD[:keys], v_SGD[:keys], o, lse, False, scale)
     if keys < k_SGD.shape[0]:
-        dq_rest, dk_rest, dv_rest = flash.full_backward(do, q, k_SGD[keys:], v_SGD[keys:], o, lse, scale)
+        dq_rest, dk_rest, dv_rest = any_size(do, q, k_SGD[keys:], v_SGD[keys:], o, lse, scale)
         dq, dk, dv = dq + dq_rest, torch.cat([dk, dk_rest]), torch.cat([dv, dv_rest])
     if queries < q_THD.shape[0]:
         do, q, o, lse = do_THD[queries:], q_THD[queries:], o_THD[queries:], lse_HT[:, queries:]
-        dq_rest, dk_rest, dv_rest = flash.full_backward(do, q, k_SGD, v_SGD, o, lse, scale)
+        dq_rest, dk_rest, dv_rest = any_size(do, q, k_SGD, v_SGD, o, lse, scale)
         dq, dk, dv = torch.cat([dq, dq_rest]), dk + dk_rest, dv + dv_rest
     return dq, dk, dv
 

@@ -51,7 +51,7 @@ def _forward(piece: Piece, qkv: list[Tensor], scale: float) -> tuple[Tensor, Ten
     """Output and log-sum-exp of a piece, from q, k and v of the row."""
     start, stop = piece.tokens.start, piece.tokens.stop
     if piece.documents is not None:
-        return hopper.forward_documents(*(x[start:stop] for x in qkv), piece.documents, scale)
+        return hopper.forward_documents(*qkv, piece.documents, scale)
     if piece.block is None:
         return flash.forward(*(x[start:stop] for x in qkv), piece.cu_seqlens, piece.longest, scale)
     rows = bucket(stop - start) if piece.block is cudnn else stop - start
@@ -62,9 +62,8 @@ def _forward(piece: Piece, qkv: list[Tensor], scale: float) -> tuple[Tensor, Ten
 def _backward(piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of a piece, from do, q, k, v and o of the row."""
     start, stop = piece.tokens.start, piece.tokens.stop
-    if piece.documents is not None:
-        rows = (x[start:stop] for x in tensors)
-        return hopper.backward_documents(*rows, lse_HT[:, start:stop], piece.documents, scale)
+    if piece.others is not None:
+        return _hopper_backward(piece, tensors, lse_HT, scale)
     if piece.block is None:
         do, q, k, v, o = (x[start:stop] for x in tensors)
         return flash.backward(do, q, k, v, o, lse_HT[:, start:stop], piece.cu_seqlens, piece.longest, scale)
@@ -73,6 +72,20 @@ def _backward(piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float)
     lse = lse_past_end(lse_HT, start, stop - start, rows)
     dq, dk, dv = piece.block.backward(do, q, k, v, o, lse, True, scale)
     return dq[: stop - start], dk[: stop - start], dv[: stop - start]
+
+
+def _hopper_backward(
+    piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the row, whose longest documents go through cuDNN."""
+    alone = [(tokens, _backward(Piece(tokens, cudnn), tensors, lse_HT, scale)) for tokens in piece.alone]
+    if [tokens for tokens, _ in alone] == [piece.tokens]:
+        return alone[0][1]
+    grads = hopper.backward_documents(*tensors, lse_HT, piece.others, scale)
+    for tokens, parts in alone:
+        for whole, part in zip(grads, parts, strict=True):
+            whole[tokens] = part
+    return grads
 
 
 def _join(parts: list[Tensor], dim: int = 0) -> Tensor:

@@ -55,5 +55,17 @@ def backward(
     return backward_documents(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, _block(q_THD, k_SGD, causal), scale)
 
 
+def full_forward(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """One block in which every query sees every key, as :func:`forward_documents`."""
+    return forward(q_THD, k_SGD, v_SGD, False, scale)
+
+
+def full_backward(
+    do_THD: Tensor, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, o_THD: Tensor, lse_HT: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one block in which every query sees every key."""
+    return backward(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, False, scale)
+
+
 def _block(q_THD: Tensor, k_SGD: Tensor, causal: bool) -> Documents:
     return Documents((q_THD.shape[0],), (k_SGD.shape[0],), causal, q_THD.device)

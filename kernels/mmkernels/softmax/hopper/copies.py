@@ -51,7 +51,7 @@ def copy_for_queries(
             first, end, key, shift, keys = read_query_tile(tiles, unit // PAIRS)
             head = unit % PAIRS * HEADS
             group = head // GROUP
-            blocks, whole = key_blocks(first, end, shift, keys, ROWS, BN)
+            blocks, _whole = key_blocks(first, end, shift, keys, ROWS, BN)
             mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
             ready = q_ready.index(0)
             mbarrier.expect(ready, 2 * TENSORS * BM * D * ELEMENT)
@@ -85,7 +85,7 @@ def copy_for_keys(
         unit = unit_at(turn, units)
         if unit < units:
             key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * SPLITS))
-            first, blocks, partly = query_blocks(key, key_end, document, query, query_end, shift, BM, 2 * BN)
+            first, blocks, _partly = query_blocks(key, key_end, document, query, query_end, shift, BM, 2 * BN)
             part = unit % (G * SPLITS)
             group = part // SPLITS
             mbarrier.wait(kv_free.index(0), (turn & 1) ^ 1)

@@ -61,7 +61,7 @@ def compute(
     for turn in range(0, turns(units)):
         unit = unit_at(turn, units)
         if unit < units:
-            first, end, key, shift, keys = read_query_tile(tiles, unit // PAIRS)
+            first, end, _key, shift, keys = read_query_tile(tiles, unit // PAIRS)
             head = unit % PAIRS * HEADS + (c if HEADS == 2 else 0)
             blocks, whole = key_blocks(first, end, shift, keys, ROWS, BN)
             first += 0 if HEADS == 2 else c * BM

@@ -6,7 +6,7 @@ number i in its tensor sees the keys of its document up to number ``i + shift``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,12 +28,14 @@ class Documents:
         keys: of each; with a causal mask at least its queries, which are its last tokens.
         causal: whether a query sees keys up to its own token, or all.
         device: of the lists.
+        left_out: documents whose tiles are left out, by number.
     """
 
     queries: tuple[int, ...]
     keys: tuple[int, ...]
     causal: bool
     device: torch.device
+    left_out: frozenset[int] = frozenset()
 
     def query_tiles(self, heads: int) -> Tensor:
         """Tiles of 64 queries, if units have two heads, or of 128, int32 [N, 5], on the device.
@@ -51,15 +53,15 @@ class Documents:
 
     @cached_property
     def _pairs(self) -> Tensor:
-        return self._upload(query_tiles(self.queries, self.keys, self.causal, BLOCK_QUERIES))
+        return self._upload(query_tiles(self.queries, self.keys, self.causal, BLOCK_QUERIES, self.left_out))
 
     @cached_property
     def _singles(self) -> Tensor:
-        return self._upload(query_tiles(self.queries, self.keys, self.causal, 2 * BLOCK_QUERIES))
+        return self._upload(query_tiles(self.queries, self.keys, self.causal, 2 * BLOCK_QUERIES, self.left_out))
 
     @cached_property
     def _keys(self) -> Tensor:
-        return self._upload(key_tiles(self.queries, self.keys, self.causal))
+        return self._upload(key_tiles(self.queries, self.keys, self.causal, self.left_out))
 
     def _upload(self, tiles: np.ndarray) -> Tensor:
         found = torch.from_numpy(tiles)
@@ -67,18 +69,20 @@ class Documents:
         return found.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else found
 
 
-def query_tiles(queries: Sequence[int], keys: Sequence[int], causal: bool, rows: int) -> np.ndarray:
+def query_tiles(
+    queries: Sequence[int], keys: Sequence[int], causal: bool, rows: int, left_out: Collection[int] = ()
+) -> np.ndarray:
     """Those of :meth:`Documents.query_tiles`, of `rows` queries."""
-    document = _cut(queries, rows)
+    document = _cut(queries, rows, left_out)
     query, key, queries_N, keys_N = _documents(queries, keys, document)
     first, shift, end = query + _places(document) * rows, _shift(query, queries_N, keys_N, causal), query + queries_N
     seen = np.minimum(np.minimum(first + rows, end) + shift, keys_N)
     return _most_first([first, end, key, shift, keys_N], -(-seen // BLOCK_KEYS))
 
 
-def key_tiles(queries: Sequence[int], keys: Sequence[int], causal: bool) -> np.ndarray:
+def key_tiles(queries: Sequence[int], keys: Sequence[int], causal: bool, left_out: Collection[int] = ()) -> np.ndarray:
     """Those of :meth:`Documents.key_tiles`."""
-    document = _cut(keys, BLOCK_KEYS)
+    document = _cut(keys, BLOCK_KEYS, left_out)
     query, key, queries_N, keys_N = _documents(queries, keys, document)
     at = _places(document) * BLOCK_KEYS
     shift, end = _shift(query, queries_N, keys_N, causal), query + queries_N
@@ -86,9 +90,11 @@ def key_tiles(queries: Sequence[int], keys: Sequence[int], causal: bool) -> np.n
     return _most_first([key + at, key + keys_N, key, query, end, shift], -(-seeing // BLOCK_QUERIES))
 
 
-def _cut(lengths: Sequence[int], rows: int) -> np.ndarray:
+def _cut(lengths: Sequence[int], rows: int, left_out: Collection[int]) -> np.ndarray:
     """The document of each tile."""
-    return np.repeat(np.arange(len(lengths)), -(-np.asarray(lengths, dtype=np.int64) // rows))
+    tiles = -(-np.asarray(lengths, dtype=np.int64) // rows)
+    tiles[list(left_out)] = 0
+    return np.repeat(np.arange(len(lengths)), tiles)
 
 
 def _places(document: np.ndarray) -> np.ndarray:
