@@ -14,7 +14,7 @@ COMMUNICATION, PRODUCTS, OPTIMIZER = "communication", "matrix products", "optimi
 KINDS: dict[str, tuple[str, ...]] = {
     COMMUNICATION: ("nccl", "meet_kernel", "take_kernel"),
     # The next two come before the others: names of CUTLASS's templates hold "copy" and "permute" too.
-    "softmax attention": ("flash", "fmha", "cudnn_generated", "softmax_merge", "paged_"),
+    "softmax attention": ("flash", "fmha", "cudnn_generated", "softmax_", "paged_"),
     PRODUCTS: ("gemm", "cutlass", "nvjet", "cublas", "splitk", "xmma", "_mm_", "int8_"),
     "loss": ("cross_entropy",),
     "embedding": ("embedding", "radixsort"),

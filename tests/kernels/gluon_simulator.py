@@ -291,7 +291,7 @@ class Machine:
                 arrive=lambda barrier: barrier.arrive(self.crew),
                 wait=self.wait_barrier,
             ),
-            "tma": types.SimpleNamespace(async_copy_global_to_shared=self.copy_tile),
+            "copy_tile": self.copy_tile,
             "warpgroup_mma": self.mma,
             "warpgroup_mma_wait": self.mma_wait,
             "_INTERPRETED": True,

@@ -7,14 +7,18 @@ driver without a device into Triton and turns every launch into a compilation, o
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -48,13 +52,26 @@ def install() -> None:
         made = {
             "kernel": f"{self.fn.__module__}.{self.fn.__name__}",
             "shared": kernel.metadata.shared,
+            "hash": kernel.hash,
             "wide_loads": len(WIDE_LOAD.findall(kernel.asm["ptx"])),
+            "serialised": ".hopper." in self.fn.__module__ and serialised(kernel.asm["ptx"]),
         }
         print(json.dumps(made), flush=True)
         return kernel
 
     JITFunction.run = compile_only
     triton_support.check_device = lambda name, x: None
+
+
+def serialised(ptx: str) -> bool:
+    """Whether the assembler makes each product wait for the one before: it says so, and does as it likes."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as source:
+        source.write(ptx)
+        source.flush()
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", source.name, "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return "are serialized" in done.stdout + done.stderr
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -101,9 +118,24 @@ def attention(
 
 
 def hopper() -> Iterator[Tensor]:
-    """Lightning attention by the kernels for Hopper: half of all the time."""
+    """Attention of both kinds by the kernels for Hopper: half of all the time."""
+    softmax_on_hopper()
     slopes, documents = lightning_sizes()
     yield from attention(TOKENS, HEADS, WIDTH, slopes, documents, (9, 0))
+
+
+def softmax_on_hopper() -> None:
+    """Heads in pairs and alone, and rows of several lengths, for which nothing must be compiled again."""
+    from mmkernels.softmax.hopper import launch
+    from mmkernels.softmax.hopper.tiles import Documents
+
+    launch._processors = lambda device: 132
+    for heads, kv_heads, width in ((8, 2, 128), (3, 1, 64)):
+        for lengths in ((2048, 1), (1,), (96,), (160_000, 40_000)):
+            documents = Documents(lengths, lengths, True, torch.device("cpu"))
+            q, k = (torch.zeros(sum(lengths), n, width, dtype=torch.bfloat16) for n in (heads, kv_heads))
+            o, lse = launch.forward(q, k, k, documents, 0.1)
+            launch.backward(q, q, k, k, o, lse, documents, 0.1)
 
 
 def lightning_sizes() -> tuple[Tensor, Tensor]:

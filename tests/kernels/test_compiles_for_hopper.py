@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,20 @@ def test_every_kernel_compiles(compiled: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 def test_shared_memory(compiled: list[dict[str, Any]]) -> None:
     assert [made for made in compiled if made["shared"] > SHARED_BYTES] == []
+
+
+@pytest.mark.slow
+def test_products_overlap(compiled: list[dict[str, Any]]) -> None:
+    """Else a kernel for Hopper runs at half its speed, and nobody is told."""
+    assert [made["kernel"] for made in compiled if made["serialised"]] == []
+
+
+@pytest.mark.slow
+def test_rows_of_other_lengths_compile_nothing_new(compiled: list[dict[str, Any]]) -> None:
+    """Softmax attention for two shapes of heads; gradients of keys once more, for parts in float32."""
+    made = Counter(made["hash"] for made in compiled if "softmax.hopper" in made["kernel"])
+    kernels = Counter(kernel for kernel, _ in {(x["kernel"], x["hash"]) for x in compiled if x["hash"] in made})
+    assert sorted(kernels.values()) == [2, 2, 4]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from tests.kernels.gluon_simulator import Simulated
 launch = pytest.importorskip("mmkernels.softmax.hopper.launch")
 tiles = pytest.importorskip("mmkernels.softmax.hopper.tiles")
 CPU = torch.device("cpu")
-KERNELS = ("softmax_hopper_forward", "softmax_hopper_query_gradients", "softmax_hopper_key_gradients")
+KERNELS = ("softmax_hopper_kernel", "softmax_hopper_dq_kernel", "softmax_hopper_dkv_kernel")
 BOUND = 1e-2  # bfloat16 probabilities and their gradients, by norm
 
 

@@ -21,6 +21,8 @@ from mmkernels.softmax.hopper.units import (
     unit_at,
 )
 
+# Triton 3.9 renamed it, and left a stub under the old name.
+copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 ELEMENT: gl.constexpr = gl.constexpr(2)  # bytes
 
 
@@ -30,7 +32,7 @@ def copy_block(desc, row, column, ready, free, target, count, BN: gl.constexpr, 
     stage, phase = count % STAGES, (count // STAGES) & 1
     mbarrier.wait(free.index(stage), phase ^ 1)
     mbarrier.expect(ready.index(stage), BN * D * ELEMENT)
-    tma.async_copy_global_to_shared(desc, [row, column], ready.index(stage), target.index(stage))
+    copy_tile(desc, [row, column], ready.index(stage), target.index(stage))
 
 
 @gluon.jit
@@ -58,9 +60,9 @@ def copy_for_queries(
             for c in gl.static_range(2):
                 row = first + (0 if HEADS == 2 else c * BM)
                 mine = head + (c if HEADS == 2 else 0)
-                tma.async_copy_global_to_shared(q_desc, [row, mine * q_head], ready, q_s.index(c))
+                copy_tile(q_desc, [row, mine * q_head], ready, q_s.index(c))
                 if BACKWARD:
-                    tma.async_copy_global_to_shared(do_desc, [row, mine * do_head], ready, do_s.index(c))
+                    copy_tile(do_desc, [row, mine * do_head], ready, do_s.index(c))
             for n in range(0, blocks):
                 row = key + (blocks - 1 - n) * BN
                 copy_block(k_desc, row, group * k_head, k_ready, k_free, k_s, count, BN, D, STAGES)
@@ -70,7 +72,7 @@ def copy_for_queries(
 
 @gluon.jit
 def copy_for_keys(
-    descriptors, strides, stats, tiles, shared, units, T, G: gl.constexpr, GROUP: gl.constexpr, SPLITS: gl.constexpr,
+    descriptors, strides, stats, tiles, shared, units, T, splits, G: gl.constexpr, GROUP: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Fetch each unit's keys and values, then the queries of one head after another, and what belongs to these."""
@@ -78,24 +80,24 @@ def copy_for_keys(
     q_head, do_head, k_head, v_head = strides
     lse_ptr, delta_ptr = stats
     q_s, do_s, lse_s, delta_s, k_s, v_s, kv_ready, kv_free, q_ready, q_free, do_ready, do_free = shared
-    HEADS: gl.constexpr = GROUP // SPLITS
+    heads = GROUP // splits
     count = 0
     at_M = gl.arange(0, BM, layout=gl.BlockedLayout([BM // 32], [32], [1], [0]))
     for turn in range(0, turns(units)):
         unit = unit_at(turn, units)
         if unit < units:
-            key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * SPLITS))
+            key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * splits))
             first, blocks, _partly = query_blocks(key, key_end, document, query, query_end, shift, BM, 2 * BN)
-            part = unit % (G * SPLITS)
-            group = part // SPLITS
+            part = unit % (G * splits)
+            group = part // splits
             mbarrier.wait(kv_free.index(0), (turn & 1) ^ 1)
             ready = kv_ready.index(0)
             mbarrier.expect(ready, 4 * BN * D * ELEMENT)
             for c in gl.static_range(2):
-                tma.async_copy_global_to_shared(k_desc, [key + c * BN, group * k_head], ready, k_s.index(c))
-                tma.async_copy_global_to_shared(v_desc, [key + c * BN, group * v_head], ready, v_s.index(c))
-            for h in range(0, HEADS):
-                head = part * HEADS + h
+                copy_tile(k_desc, [key + c * BN, group * k_head], ready, k_s.index(c))
+                copy_tile(v_desc, [key + c * BN, group * v_head], ready, v_s.index(c))
+            for h in range(0, heads):
+                head = part * heads + h
                 at = gl.cast(head, gl.int64) * T
                 for n in range(0, blocks):
                     row_M = first + n * BM + at_M

@@ -119,8 +119,8 @@ def compute(
             gl.store(at, gl.convert_layout(o.to(gl.bfloat16), STORE_LAYOUT), mask=(o_row < end)[:, None])
 
 
-@gluon.jit
-def softmax_hopper_forward(
+@gluon.jit(do_not_specialize=["units", "T"])
+def softmax_hopper_kernel(
     q_desc, k_desc, v_desc, tiles, o_ptr, lse_ptr, units, scale, T, q_head, k_head, v_head, o_token, o_head,
     PAIRS: gl.constexpr, GROUP: gl.constexpr, HEADS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr,
     STAGES: gl.constexpr,

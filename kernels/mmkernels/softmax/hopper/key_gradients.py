@@ -2,7 +2,7 @@
 
 A unit of work is 128 keys of one key/value head, 64 to each warpgroup, whose gradients stay in registers while the
 queries that see them go by, of all heads that read it. Scores are transposed, [keys, queries], so that probabilities
-and their gradients are operands of the next products as they lie in registers. Where that makes too few units, SPLITS
+and their gradients are operands of the next products as they lie in registers. Where that makes too few units, several
 of them share the heads, and each writes its part in float32.
 
 Legend: BM queries of a step, BN keys of a warpgroup, D head width; S keys, G key/value heads.
@@ -50,7 +50,7 @@ def add_block(
 
 @gluon.jit
 def compute(
-    c: gl.constexpr, tiles, shared, out, units, scale, S, G: gl.constexpr, GROUP: gl.constexpr, SPLITS: gl.constexpr,
+    c: gl.constexpr, tiles, shared, out, units, scale, S, splits, G: gl.constexpr, GROUP: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """What warpgroup c does."""
@@ -59,21 +59,21 @@ def compute(
     P_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BM, 16])
     KV_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     STORE_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    HEADS: gl.constexpr = GROUP // SPLITS
+    heads = GROUP // splits
     count = 0
     mine = (q_s, do_s, lse_s, delta_s, k_s.index(c), v_s.index(c), q_ready, q_free, do_ready, do_free)
     for turn in range(0, turns(units)):
         unit = unit_at(turn, units)
         if unit < units:
-            key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * SPLITS))
+            key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * splits))
             first, blocks, partly = query_blocks(key, key_end, document, query, query_end, shift, BM, 2 * BN)
-            part = unit % (G * SPLITS)
+            part = unit % (G * splits)
             key += c * BN
             dk = gl.zeros([BN, D], gl.float32, KV_LAYOUT)
             dv = gl.zeros([BN, D], gl.float32, KV_LAYOUT)
             at_N = key - document + gl.arange(0, BN, layout=gl.SliceLayout(1, P_LAYOUT))
             mbarrier.wait(kv_ready.index(0), turn & 1)
-            for _h in range(0, HEADS):
+            for _h in range(0, heads):
                 for n in range(0, blocks):
                     dk, dv = add_block(
                         mine, dk, dv, at_N, first + n * BM, key_end - document - 1, shift, n < partly, count,
@@ -83,21 +83,21 @@ def compute(
             mbarrier.arrive(kv_free.index(0))
             row_N = key + gl.arange(0, BN, layout=gl.SliceLayout(1, STORE_LAYOUT))
             column = gl.arange(0, D, layout=gl.SliceLayout(0, STORE_LAYOUT))
-            row = gl.cast(part % SPLITS, gl.int64) * S + row_N
-            at = (row * G + part // SPLITS)[:, None] * D + column[None, :]
+            row = gl.cast(part % splits, gl.int64) * S + row_N
+            at = (row * G + part // splits)[:, None] * D + column[None, :]
             number = dk_ptr.dtype.element_ty
             gl.store(dv_ptr + at, gl.convert_layout(dv.to(number), STORE_LAYOUT), mask=(row_N < key_end)[:, None])
             dk = (dk * scale).to(number)
             gl.store(dk_ptr + at, gl.convert_layout(dk, STORE_LAYOUT), mask=(row_N < key_end)[:, None])
 
 
-@gluon.jit
-def softmax_hopper_key_gradients(
-    q_desc, do_desc, k_desc, v_desc, tiles, lse_ptr, delta_ptr, dk_ptr, dv_ptr, units, scale, T, S, q_head, do_head,
-    k_head, v_head, G: gl.constexpr, GROUP: gl.constexpr, SPLITS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+@gluon.jit(do_not_specialize=["units", "T", "S", "splits"])
+def softmax_hopper_dkv_kernel(
+    q_desc, do_desc, k_desc, v_desc, tiles, lse_ptr, delta_ptr, dk_ptr, dv_ptr, units, scale, T, S, splits, q_head,
+    do_head, k_head, v_head, G: gl.constexpr, GROUP: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
     D: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Write dk and dv [SPLITS, S, G, D] of all units."""
+    """Write dk and dv [splits, S, G, D] of all units."""
     q_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BM, D], q_desc.layout)
     do_s = gl.allocate_shared_memory(gl.bfloat16, [STAGES, BM, D], do_desc.layout)
     lse_s = gl.allocate_shared_memory(gl.float32, [STAGES, BM], gl.SwizzledSharedLayout(1, 1, 1, [0]))
@@ -110,9 +110,9 @@ def softmax_hopper_key_gradients(
     descriptors, strides = (q_desc, do_desc, k_desc, v_desc), (q_head, do_head, k_head, v_head)
     out, stats = (dk_ptr, dv_ptr), (lse_ptr, delta_ptr)
     gl.warp_specialize([
-        (compute, (gl.constexpr(0), tiles, shared, out, units, scale, S, G, GROUP, SPLITS, BM, BN, D, STAGES)),
-        (compute, (gl.constexpr(1), tiles, shared, out, units, scale, S, G, GROUP, SPLITS, BM, BN, D, STAGES)),
+        (compute, (gl.constexpr(0), tiles, shared, out, units, scale, S, splits, G, GROUP, BM, BN, D, STAGES)),
+        (compute, (gl.constexpr(1), tiles, shared, out, units, scale, S, splits, G, GROUP, BM, BN, D, STAGES)),
         (copy_for_keys, (
-            descriptors, strides, stats, tiles, shared, units, T, G, GROUP, SPLITS, BM, BN, D, STAGES
+            descriptors, strides, stats, tiles, shared, units, T, splits, G, GROUP, BM, BN, D, STAGES
         )),
     ], [4, 1], [240, 24])  # fmt: skip

@@ -12,9 +12,9 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from mmkernels.softmax.hopper.forward import softmax_hopper_forward
-from mmkernels.softmax.hopper.key_gradients import softmax_hopper_key_gradients
-from mmkernels.softmax.hopper.query_gradients import softmax_hopper_query_gradients
+from mmkernels.softmax.hopper.forward import softmax_hopper_kernel
+from mmkernels.softmax.hopper.key_gradients import softmax_hopper_dkv_kernel
+from mmkernels.softmax.hopper.query_gradients import softmax_hopper_dq_kernel
 from mmkernels.softmax.hopper.tiles import BLOCK_KEYS, BLOCK_QUERIES, Documents
 
 STAGES = {64: 4, 128: 2}
@@ -34,7 +34,7 @@ def forward(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, documents: Documents, s
     lse_HT = torch.empty(q_THD.shape[1], q_THD.shape[0], dtype=torch.float32, device=q_THD.device)
     grid, tiles, shape = _query_units(q_THD, k_SGD, documents)
     if grid:
-        softmax_hopper_forward[grid](
+        softmax_hopper_kernel[grid](
             _descriptor(q_THD, BLOCK_QUERIES), *(_descriptor(x, BLOCK_KEYS) for x in (k_SGD, v_SGD)), tiles, o_THD,
             lse_HT, tiles.shape[0] * shape["PAIRS"], scale, q_THD.shape[0],
             *(x.stride(1) for x in (q_THD, k_SGD, v_SGD)), *o_THD.stride()[:2], **shape, **LAUNCH,
@@ -61,7 +61,7 @@ def _query_gradients(
     delta_HT = torch.empty_like(lse_HT)
     grid, tiles, shape = _query_units(q_THD, k_SGD, documents)
     if grid:
-        softmax_hopper_query_gradients[grid](
+        softmax_hopper_dq_kernel[grid](
             *(_descriptor(x, BLOCK_QUERIES) for x in (q_THD, do_THD)),
             *(_descriptor(x, BLOCK_KEYS) for x in (k_SGD, v_SGD)), tiles, o_THD, lse_HT, delta_HT, dq_THD,
             tiles.shape[0] * shape["PAIRS"], scale, q_THD.shape[0], *(x.stride(1) for x in inputs), *o_THD.stride()[:2],
@@ -83,10 +83,11 @@ def _key_gradients(
     dkv_2XSGD = torch.empty(2, splits, keys, kv_heads, width, dtype=number, device=q_THD.device)
     if units and q_THD.shape[0]:
         half = BLOCK_KEYS // 2
-        softmax_hopper_key_gradients[(min(units, processors),)](
+        softmax_hopper_dkv_kernel[(min(units, processors),)](
             *(_descriptor(x, BLOCK_QUERIES) for x in (q_THD, do_THD)), *(_descriptor(x, half) for x in (k_SGD, v_SGD)),
-            tiles, lse_HT, delta_HT, *dkv_2XSGD, units, scale, q_THD.shape[0], keys, *(x.stride(1) for x in inputs),
-            G=kv_heads, GROUP=group, SPLITS=splits, BM=BLOCK_QUERIES, BN=half, D=width, STAGES=STEPS_AHEAD, **LAUNCH,
+            tiles, lse_HT, delta_HT, *dkv_2XSGD, units, scale, q_THD.shape[0], keys, splits,
+            *(x.stride(1) for x in inputs),
+            G=kv_heads, GROUP=group, BM=BLOCK_QUERIES, BN=half, D=width, STAGES=STEPS_AHEAD, **LAUNCH,
         )  # fmt: skip
     dk_SGD, dv_SGD = dkv_2XSGD[:, 0] if splits == 1 else dkv_2XSGD.sum(1).to(k_SGD.dtype)
     return dk_SGD, dv_SGD

@@ -89,8 +89,8 @@ def compute(
             )
 
 
-@gluon.jit
-def softmax_hopper_query_gradients(
+@gluon.jit(do_not_specialize=["units", "T"])
+def softmax_hopper_dq_kernel(
     q_desc, do_desc, k_desc, v_desc, tiles, o_ptr, lse_ptr, delta_ptr, dq_ptr, units, scale, T, q_head, do_head, k_head,
     v_head, o_token, o_head, PAIRS: gl.constexpr, GROUP: gl.constexpr, HEADS: gl.constexpr, BM: gl.constexpr,
     BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
