@@ -20,7 +20,10 @@ def check_preference(config: PretrainConfig) -> None:
     if preference is None:
         return
     phase, vision = config.stage.phases[0], config.model.vision
-    require(vision is None or vision.contrastive is None, "model.vision.contrastive", config.model.name,
+    require(config.run.init_eyes is None, "run.init_eyes", config.run.init_eyes, "preference training measures a model "
+            "by the weights that it starts from, which are one checkpoint", "give run.init_from alone")  # fmt: skip
+    contrastive = None if vision is None else vision.contrastive
+    require(contrastive is None, "model.vision.contrastive", contrastive,
             "preference pairs have no captions to tell apart", "give model.vision.contrastive=null")  # fmt: skip
     if preference.patience is not None:
         for option, value in (("log.valid_interval", config.log.valid_interval),
