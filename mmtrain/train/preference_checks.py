@@ -68,6 +68,17 @@ def preference_lines(config: PretrainConfig, inputs: RunInputs) -> list[str]:
     return lines
 
 
+def unused_pairs_lines(inputs: RunInputs) -> list[str]:
+    """Return a warning for each corpus of preference pairs of a run that trains on next tokens."""
+    counts = ((f"{option}={path}", count_pairs(split)[0]) for option, path, split in inputs.training_splits())
+    told = "are preference pairs, and this stage learns both answers as text, the rejected one too"
+    return [
+        f"warning: {corpus}: {pairs:,} documents {told}; give stage.preference={{beta: 0.1}}"
+        for corpus, pairs in counts
+        if pairs
+    ]
+
+
 def count_pairs(split: Split) -> tuple[int, int]:
     """Return the preference pairs among a split's documents, and its other documents."""
     if not isinstance(split.corpus, ImageCorpus):
