@@ -127,7 +127,7 @@ def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine]
         elif options.interactive:
             sizes = EngineOptions(max_running=min(request.samples, 16))
         else:
-            if opened.ranks.rank == 0 and (options.image or options.chat):
+            if opened.ranks.rank == 0 and (options.image or options.chat or prompts.asks_for_images(request.prompt)):
                 seen = prompts.prompt(request.prompt, options.image or [], "--image", turn=options.chat)
             tokens = prompt_ids(tokenizer, request.prompt) if seen is None else seen.tokens
             sizes = options_for(request, len(tokens))
