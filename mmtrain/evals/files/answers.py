@@ -17,7 +17,7 @@ def normalise(text: str) -> str:
 
     Lower case; ASCII punctuation is deleted, then the words a, an and the; white space is one space between words, and
     none around. A number keeps its digits and loses its point: 3.5 and 35 would be one answer, so that a point or comma
-    between two digits stays. What would leave nothing is not deleted: the answer A, a choice's letter, is not the answer
+    between two digits stays. What would leave nothing is not deleted: A, the letter of a choice, is not the answer
     The, nor none at all.
     """
     text = text.lower()
