@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +127,15 @@ def test_wrong_input_is_refused_in_a_line(case: str, made: SeeingRun, capsys: Ca
     assert main_of("generate")([str(made.run), *(places.get(one, one) for one in arguments), *GREEDY]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
+
+
+def test_a_line_with_a_placeholder_is_told_and_the_next_one_continued(
+    made: SeeingRun, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is <image>\nso\n"))
+    assert main_of("generate")([str(made.run), "--interactive", *GREEDY]) == 0
+    error = capsys.readouterr().err
+    assert "error: --interactive=" in error and "1 placeholders and 0 images" in error and "1 continuations" in error
 
 
 def test_a_model_without_eyes_takes_no_image(made: SeeingRun, capsys: Capture, tmp_path: Path) -> None:
