@@ -16,7 +16,7 @@ from torch import Tensor
 from mmdata.errors import DataError
 from mmdata.images.grid import TileRules
 from mmdata.prepare.skips import Skip
-from mmdata.prepare_images.encode import FoundImage, SampleEncoder
+from mmdata.prepare_images.encode import EncodedDocument, FoundImage, SampleEncoder
 from mmdata.prepare_images.records import Record
 from mmdata.prepare_images.template import Template
 from mmdata.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ def _caption_vectors(model: ContrastiveModel, captions: Sequence[list[int]]) -> 
         yield model.embed_captions(tokens_C, [len(caption) for caption in row])
 
 
-def _whole(document: Any) -> Any:
+def _whole(document: EncodedDocument | Skip) -> EncodedDocument:
     if isinstance(document, Skip):
         raise DataError(f"{document.where}: {document.reason}")
     return document
