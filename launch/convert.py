@@ -82,6 +82,8 @@ def run(options: argparse.Namespace) -> str:
             f"note: RoPE rotates {model.rotary_dim} of {model.head_dim} dimensions, which transformers may "
             "not know of this model: rows of q_proj and k_proj are reordered so that it computes the same"
         )
+    if model.vision is not None and model.vision.contrastive is not None:
+        notes.append("note: the maps of the contrastive loss are left out: the format has no place for them")
     if target.port and not options.no_trial:
         notes.append(_trial(model, target, options))
     for note in notes:

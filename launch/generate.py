@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mmtrain.infer.engine import Engine
     from mmtrain.infer.prompts_file import PromptLine
     from mmtrain.infer.request import Request
-    from mmtrain.vision.prompts import SeenPrompt
+    from mmtrain.vision.prompts import ImagePrompts, SeenPrompt
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -127,19 +127,20 @@ def serve(options: argparse.Namespace, request: Request, lines: list[PromptLine]
         elif options.interactive:
             sizes = EngineOptions(max_running=min(request.samples, 16))
         else:
-            if opened.ranks.rank == 0 and (options.image or options.chat):
+            if opened.ranks.rank == 0 and (options.image or options.chat or prompts.asks_for_images(request.prompt)):
                 seen = prompts.prompt(request.prompt, options.image or [], "--image", turn=options.chat)
             tokens = prompt_ids(tokenizer, request.prompt) if seen is None else seen.tokens
             sizes = options_for(request, len(tokens))
         done = opened.run(
-            engine_options(options, sizes), lambda engine: write(options, engine, tokenizer, request, asked, seen)
+            engine_options(options, sizes),
+            lambda engine: write(options, engine, tokenizer, request, asked, seen, prompts),
         )
         return None if done is None else f"{opened.checkpoint.path} on {opened.place}: {done}"
 
 
 def write(
     options: argparse.Namespace, engine: Engine, tokenizer: Tokenizer, request: Request, asked: AskedLines,
-    seen: SeenPrompt | None,
+    seen: SeenPrompt | None, prompts: ImagePrompts,
 ) -> str:  # fmt: skip
     """Write what was asked for; returns a line that sums it up.
 
@@ -155,7 +156,7 @@ def write(
         with output(options.out) as out:
             return write_batch(engine, asked, out)
     if options.interactive:
-        return converse(engine, tokenizer, request, sys.stdin, sys.stdout)
+        return converse(engine, tokenizer, request, sys.stdin, sys.stdout, prompts)
     return str(write_request(engine, tokenizer, request, sys.stdout, seen))
 
 

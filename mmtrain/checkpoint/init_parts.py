@@ -21,6 +21,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.model.frozen import check_named, is_frozen
 
 OPTION = "run.init_parts"
+EYES_OPTION, EYES = "run.init_eyes", ("encoder",)
 _OF_TEXT_WIDTH = ("encoder.projector.", "encoder.newline_D")
 _BESIDE_SHAPES = ("num_heads", "activation", "norm_eps")
 
@@ -37,13 +38,19 @@ class TakenParts(NamedTuple):
     anew: tuple[str, ...]
 
 
-def taken_parts(checkpoint: Path, model: nn.Module, parts: Sequence[str]) -> TakenParts:
+def taken_parts(checkpoint: Path, model: nn.Module, parts: Sequence[str], option: str = "run.init_from") -> TakenParts:
     """Return what a model takes from a checkpoint by patterns.
+
+    Args:
+        checkpoint: that they are taken from.
+        model: that takes them; it may be a meta one.
+        parts: patterns.
+        option: that named the checkpoint.
 
     Raises:
         ConfigError: a part is in one of both alone, or has shapes that do not fit.
     """
-    metadata = metadata_of("run.init_from", checkpoint)
+    metadata = metadata_of(option, checkpoint)
     here = {name: tuple(one.shape) for kind in (model.named_parameters(), model.named_buffers()) for name, one in kind}
     here = {name: shape for name, shape in here.items() if is_frozen(name, parts)}
     stored = (key.removeprefix("model.") for key in metadata.state_dict_metadata if key.startswith("model."))
@@ -80,6 +87,33 @@ def check_parts(checkpoint: Path, model: ModelConfig, parts: Sequence[str]) -> l
     if taken.anew:
         lines.append("run.init_parts: projector and newline begin anew: they have the width of another text model")
     return lines
+
+
+def check_eyes(checkpoint: Path, model: ModelConfig) -> list[str]:
+    """Refuse a checkpoint whose eyes a model cannot take (`run.init_eyes`), and return lines on what it takes.
+
+    Raises:
+        ConfigError: the checkpoint has no eyes, or others.
+    """
+    if read_meta(checkpoint)["config"]["model"].get("vision") is None:
+        raise ConfigError(EYES_OPTION, checkpoint, "holds a model of text alone", "give a run of a model with eyes")
+    lines = check_same_eyes(EYES_OPTION, checkpoint, model, heads=False)
+    taken = taken_parts(checkpoint, meta_model(model), EYES, EYES_OPTION)
+    return [*lines, *eyes_lines(checkpoint, len(taken.names), taken.anew)]
+
+
+def eyes_lines(source: Path, tensors: int, anew: Sequence[str]) -> list[str]:
+    """Return lines on eyes that a run takes from a checkpoint or a folder.
+
+    Args:
+        source: that they are in.
+        tensors: parameters that are taken.
+        anew: those that begin anew.
+    """
+    line = f"{EYES_OPTION}={source}: {tensors:,} tensors of the eyes; AdamW's moments begin at 0"
+    return (
+        [line, f"{EYES_OPTION}: projector and newline begin anew: it has none for this text model"] if anew else [line]
+    )
 
 
 def check_same_eyes(option: str, checkpoint: Path, model: ModelConfig, *, heads: bool = True) -> list[str]:

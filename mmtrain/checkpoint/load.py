@@ -30,7 +30,11 @@ EYES = "encoder.", "contrastive."
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, parts: Sequence[str] = ()
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    parts: Sequence[str] = (),
+    option: str = "run.init_from",
 ) -> None:
     """Read weights, and optimizer state where an optimizer is given, into the sharded model. Collective.
 
@@ -47,11 +51,12 @@ def load_checkpoint(
         optimizer: of the model; None reads weights alone.
         parts: patterns of what is read (`run.init_parts`), without an optimizer; the rest stays as it is. Empty reads
             all.
+        option: that named the checkpoint, where there is no optimizer.
 
     Raises:
         ConfigError: the checkpoint is damaged, or its optimizer's state is not in the form that this version writes.
     """
-    option = "run.init_from" if optimizer is None else "run.resume"
+    option = option if optimizer is None else "run.resume"
     metadata = metadata_of(option, path)
     known = metadata.state_dict_metadata
     optional = {name for name, _ in model.named_buffers() if f"model.{name}" not in known}
@@ -60,7 +65,7 @@ def load_checkpoint(
     if optimizer is None:
         weights = get_model_state_dict(model)
         if parts:
-            optional = weights.keys() - taken_parts(path, model, parts).names
+            optional = weights.keys() - taken_parts(path, model, parts, option).names
         wanted = _without(weights, optional)
         positions = StoredPositions(metadata, wanted)
         load_shards(option, path, metadata, {"model": positions.in_place_of(wanted)})

@@ -31,12 +31,15 @@ class Start:
         resume: the checkpoint that the run goes on from; None for a run from its first step.
         weights: the checkpoint of another run whose weights a run from its first step takes; None for initial ones.
         parts: patterns of what is taken of these weights; empty takes all.
+        eyes: the checkpoint or Hugging Face folder whose eyes a run from its first step takes; None takes those of
+            `weights`, or initial ones.
         notes: lines that tell what was decided.
     """
 
     resume: Path | None = None
     weights: Path | None = None
     parts: tuple[str, ...] = ()
+    eyes: Path | None = None
     notes: tuple[str, ...] = ()
 
 

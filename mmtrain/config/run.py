@@ -181,6 +181,10 @@ class RunConfig:
         init_parts: parts of the model that are taken from there, named as those of `optim.frozen`: [encoder] takes the
             eyes alone; all others, and AdamW's moments, begin anew. Projector and newline begin anew too if the text
             models' widths differ. [] takes all.
+        init_eyes: what a model with eyes takes these from, in place of `init_from`: a run or a checkpoint, or a Hugging
+            Face folder of MiniMax-VL-01, of CLIP, or of LLaVA with CLIP's vision tower. Projector and newline begin
+            anew where the text models' widths differ, and of a folder that is not MiniMax-VL-01's; AdamW's moments
+            begin anew, of the text too.
         change_schedule: let a run that is resumed go on with another schedule than its checkpoint's: the phase at work
             may get other tokens, batches and learning rates, later phases may become anything.
         max_steps: stop after this many steps in all, for trials; null runs the stage to its end.
@@ -195,6 +199,7 @@ class RunConfig:
     init_from: str | None = field(default=None, metadata=FREE_ON_RESUME)
     init_optimizer: bool = field(default=True, metadata=FREE_ON_RESUME)
     init_parts: list[str] = field(default_factory=list, metadata=FREE_ON_RESUME)
+    init_eyes: str | None = field(default=None, metadata=FREE_ON_RESUME)
     change_schedule: bool = field(default=False, metadata=FREE_ON_RESUME)
     max_steps: int | None = field(
         default=None, metadata={**FREE_ON_RESUME, **at_least(1, fix="null runs the stage to its end")}

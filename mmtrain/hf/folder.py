@@ -85,14 +85,14 @@ def open_folder(option: str, path: str | Path) -> HFFolder:
 
 
 def _open(path: Path) -> HFFolder:
-    config = _json(path / CONFIG)
+    config = read_json(path / CONFIG)
     try:
         told = read_model_config(config)
     except BadFile as error:
         raise BadFile(f"{CONFIG} {error}") from None
     except OverflowError:
         raise BadFile(f"{CONFIG} holds a number that is beyond a float") from None
-    places = _tensors(path)
+    places = tensor_places(path)
     stacked = is_stacked(places)
     try:
         _check_shapes(places, FolderNames(told.model, stacked))
@@ -101,7 +101,13 @@ def _open(path: Path) -> HFFolder:
     return HFFolder(path, told.model, stacked, told.reordered, places, config)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a folder's config.json or index.
+
+    Raises:
+        BadFile: it is none, or larger than such a file can be.
+        OSError: it cannot be read.
+    """
     if (size := path.stat().st_size) > _MOST_JSON[path.name]:
         raise BadFile(f"{path.name} has {size:,} bytes, {_MOST_JSON[path.name]:,} are allowed")
     try:
@@ -110,14 +116,19 @@ def _json(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path.name} {error}") from None
 
 
-def _tensors(path: Path) -> dict[str, tuple[Path, Entry]]:
-    """Return the place of every tensor: of the files that an index names, or of all that there are without one."""
+def tensor_places(path: Path) -> dict[str, tuple[Path, Entry]]:
+    """Return the place of every tensor: of the files that an index names, or of all that there are without one.
+
+    Raises:
+        BadFile: a file is missing or broken, or the index says something else.
+        OSError: one cannot be read.
+    """
     if not (path / INDEX).exists():
         names = [ONE_FILE] if (path / ONE_FILE).exists() else sorted(file.name for file in path.glob("*.safetensors"))
         if not names:
             raise BadFile(f"holds no {ONE_FILE} (weights that are pickled, *.bin, are not read: they could run code)")
         return _merge(_headers(path, names))
-    index = _json(path / INDEX).get("weight_map")
+    index = read_json(path / INDEX).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise BadFile(f"{INDEX} has no weight_map")
     for tensor, name in index.items():

@@ -17,6 +17,9 @@ from mmtrain.hf.vision_naming import LANGUAGE_MODEL, holds_no_weights_of_ours, v
 ENCODER = "encoder."
 """Of :class:`~mmtrain.vision.model.VisionLanguageModel`, what the names of its eyes' parameters begin with."""
 
+CONTRASTIVE = "contrastive."
+"""What the names of a contrastive loss's parameters begin with (`mmtrain.vision.contrastive_model`)."""
+
 
 @dataclass(frozen=True)
 class FolderNames:
@@ -49,7 +52,9 @@ class FolderNames:
         return [replace(piece, name=LANGUAGE_MODEL + piece.name) for piece in text]
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every parameter of the whole model by its name, in order, without any memory for it.
+        """Return the shape of every parameter that a folder holds by its name, in order, without any memory for it.
+
+        They are the whole model's, but for the maps of a contrastive loss: the format has no place for them.
 
         Raises:
             ConfigError: the format has no layers of a kind that the model has.
@@ -57,7 +62,8 @@ class FolderNames:
         shapes = parameter_shapes(self.model)
         if self.model.vision is None:
             return shapes
-        return {name: tuple(parameter.shape) for name, parameter in meta_model(self.model).named_parameters()}
+        every = ((name, tuple(parameter.shape)) for name, parameter in meta_model(self.model).named_parameters())
+        return {name: shape for name, shape in every if not name.startswith(CONTRASTIVE)}
 
     def file_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a folder must hold, by name."""

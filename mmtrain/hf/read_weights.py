@@ -6,7 +6,8 @@ beside its own parameters and the pages of one file that it looks at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -46,15 +47,24 @@ def load_folder(option: str, folder: HFFolder, module: nn.Module) -> None:
     Raises:
         ConfigError: a file cannot be read any more; on all ranks alike.
     """
+    read_on_all(option, folder.path, lambda: _load(folder, module.config, dict(module.named_parameters())))
+
+
+def read_on_all(option: str, path: Path, read: Callable[[], None]) -> None:
+    """Read a folder's weights without a graph. Collective where there are ranks: if one fails, all raise.
+
+    Raises:
+        ConfigError: a file cannot be read any more; on all ranks alike.
+    """
     problem = None
     try:
         with torch.no_grad():
-            _load(folder, module.config, dict(module.named_parameters()))
+            read()
     except (OSError, ValueError, RuntimeError) as error:
         problem = brief(error)
     for rank, told in enumerate(_told_by_ranks(problem)):
         if told is not None:
-            raise ConfigError(option, folder.path, f"cannot be read: {told} (rank {rank})", "give a whole folder")
+            raise ConfigError(option, path, f"cannot be read: {told} (rank {rank})", "give a whole folder")
 
 
 def _told_by_ranks(problem: str | None) -> list[str | None]:

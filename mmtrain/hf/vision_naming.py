@@ -18,7 +18,8 @@ from mmtrain.config import ModelConfig
 from mmtrain.hf.naming import Piece, file_shapes
 
 LANGUAGE_MODEL = "language_model."
-_TOWER = "vision_tower.vision_model"
+TOWER = "vision_tower.vision_model."
+"""What the names of the vision tower's tensors begin with."""
 _LAYER = re.compile(r"vision_tower\.layers\.(\d+)\.(.+)")
 _EMBEDDINGS = {
     "vision_tower.embedding.class_W": "class_embedding",
@@ -28,7 +29,7 @@ _EMBEDDINGS = {
 _PROJECTIONS = {"attention.qkv_3WW": "weight", "attention.qkv_bias_3W": "bias"}
 _ROOMS = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attention.out_proj": "self_attn.out_proj",
           "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # fmt: skip
-_NO_WEIGHTS = re.compile(rf"{re.escape(_TOWER)}\.(post_layernorm\.(weight|bias)|embeddings\.position_ids)")
+_NO_WEIGHTS = re.compile(rf"{re.escape(TOWER)}(post_layernorm\.(weight|bias)|embeddings\.position_ids)")
 
 
 def vision_pieces_of(parameter: str, shape: Sequence[int], patch_size: int) -> list[Piece]:
@@ -43,15 +44,15 @@ def vision_pieces_of(parameter: str, shape: Sequence[int], patch_size: int) -> l
     if parameter in _EMBEDDINGS:
         is_patch = parameter.endswith("patch_WX")
         there = (shape[0], 3, patch_size, patch_size) if is_patch else shape  # a convolution's weight
-        return [Piece(f"{_TOWER}.embeddings.{_EMBEDDINGS[parameter]}", there)]
+        return [Piece(f"{TOWER}embeddings.{_EMBEDDINGS[parameter]}", there)]
     if parameter == "newline_D":
         return [Piece("image_newline", shape)]
     found = _LAYER.fullmatch(parameter)
     if found is None:
-        names = {"projector.": "multi_modal_projector.", "vision_tower.pre_norm.": f"{_TOWER}.pre_layrnorm."}
+        names = {"projector.": "multi_modal_projector.", "vision_tower.pre_norm.": f"{TOWER}pre_layrnorm."}
         ours = next(name for name in names if parameter.startswith(name))
         return [Piece(names[ours] + parameter.removeprefix(ours), shape)]
-    layer, rest = f"{_TOWER}.encoder.layers.{found[1]}", found[2]
+    layer, rest = f"{TOWER}encoder.layers.{found[1]}", found[2]
     if rest in _PROJECTIONS:
         names_qkv = [f"{layer}.self_attn.{letter}_proj.{_PROJECTIONS[rest]}" for letter in "qkv"]
         return [Piece(name, shape[1:], (i,)) for i, name in enumerate(names_qkv)]

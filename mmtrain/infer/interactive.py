@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import OutOfDeviceMemory, is_user_error
@@ -13,8 +13,13 @@ from mmtrain.infer.engine import Engine
 from mmtrain.infer.request import Request
 from mmtrain.infer.write import write_request
 
+if TYPE_CHECKING:
+    from mmtrain.vision.prompts import ImagePrompts
 
-def converse(engine: Engine, tokenizer: Tokenizer, request: Request, lines: Iterable[str], out: TextIO) -> str:
+
+def converse(
+    engine: Engine, tokenizer: Tokenizer, request: Request, lines: Iterable[str], out: TextIO, prompts: ImagePrompts
+) -> str:
     """Continue every line that comes, until there are no more; returns a line that sums them up.
 
     An empty line is passed over. One that cannot be continued is told on standard error, and the next one waited for.
@@ -25,6 +30,7 @@ def converse(engine: Engine, tokenizer: Tokenizer, request: Request, lines: Iter
         request: what is wanted of each.
         lines: with or without their newline.
         out: where the text goes.
+        prompts: of the model; a placeholder wants an image, and a line has none.
     """
     terminal = out.isatty()
     _ask(terminal)
@@ -32,6 +38,8 @@ def converse(engine: Engine, tokenizer: Tokenizer, request: Request, lines: Iter
         prompt = line.rstrip("\r\n")
         if prompt:
             try:
+                if prompts.asks_for_images(prompt):
+                    prompts.prompt(prompt, [], "--interactive")  # raises what is wrong
                 write_request(engine, tokenizer, replace(request, prompt=prompt), out)
             except ValueError as error:
                 if not is_user_error(error) or isinstance(error, OutOfDeviceMemory):

@@ -64,9 +64,10 @@ class PromptLine:
             ConfigError: an image cannot be used, or images and placeholders are not as many.
         """
         images = self.fields.get("images", [])
-        if "prompt" not in self.fields or not (images or chat):
+        prompt = self.fields.get("prompt")
+        if prompt is None or not (images or chat or prompts.asks_for_images(prompt)):
             return None
-        return prompts.prompt(self.fields["prompt"], images, "images", self.folder, chat)
+        return prompts.prompt(prompt, images, "images", self.folder, chat)
 
     def request(
         self, tokenizer: Tokenizer, default: Request, tokens: tuple[int, ...] | None = None

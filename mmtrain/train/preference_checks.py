@@ -20,7 +20,10 @@ def check_preference(config: PretrainConfig) -> None:
     if preference is None:
         return
     phase, vision = config.stage.phases[0], config.model.vision
-    require(vision is None or vision.contrastive is None, "model.vision.contrastive", config.model.name,
+    require(config.run.init_eyes is None, "run.init_eyes", config.run.init_eyes, "preference training measures a model "
+            "by the weights that it starts from, which are one checkpoint", "give run.init_from alone")  # fmt: skip
+    contrastive = None if vision is None else vision.contrastive
+    require(contrastive is None, "model.vision.contrastive", contrastive,
             "preference pairs have no captions to tell apart", "give model.vision.contrastive=null")  # fmt: skip
     if preference.patience is not None:
         for option, value in (("log.valid_interval", config.log.valid_interval),
@@ -63,6 +66,17 @@ def preference_lines(config: PretrainConfig, inputs: RunInputs) -> list[str]:
         lines.append(f"warning: model.capacity_factor={config.model.capacity_factor:g}: steps drop tokens of experts "
                      "where the reference dropped none; null drops none")  # fmt: skip
     return lines
+
+
+def unused_pairs_lines(inputs: RunInputs) -> list[str]:
+    """Return a warning for each corpus of preference pairs of a run that trains on next tokens."""
+    counts = ((f"{option}={path}", count_pairs(split)[0]) for option, path, split in inputs.training_splits())
+    told = "are preference pairs, and this stage learns both answers as text, the rejected one too"
+    return [
+        f"warning: {corpus}: {pairs:,} documents {told}; give stage.preference={{beta: 0.1}}"
+        for corpus, pairs in counts
+        if pairs
+    ]
 
 
 def count_pairs(split: Split) -> tuple[int, int]:

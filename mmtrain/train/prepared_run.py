@@ -21,7 +21,7 @@ from mmtrain.train.device import keep_freed_memory
 from mmtrain.train.epochs import tokens_by_phase
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.plan_run import PlannedRun, plan_run
-from mmtrain.train.preference_checks import check_preference, preference_lines
+from mmtrain.train.preference_checks import check_preference, preference_lines, unused_pairs_lines
 from mmtrain.train.reference_weights import Reference, find_reference
 from mmtrain.train.resume import (
     check_corpora,
@@ -163,5 +163,7 @@ def prepare_run(planned: PlannedRun, note: Callable[[str], None]) -> PreparedRun
     if config.stage.preference is not None:
         notes += preference_lines(config, inputs)
         find_reference(config, inputs, start, folder.path)
+    else:
+        notes += unused_pairs_lines(inputs)
     notes += layout_lines(start, planned.layouts[first_phase].layout, config.parallel.global_router)
     return PreparedRun(planned, folder, start, inputs, needles, tuple(notes), first_phase)

@@ -13,7 +13,7 @@ from mmdata.tokenizer_identity import BYTES, identity_of_path
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY, check_same_corpora, check_same_tokenizer
 from mmtrain.checkpoint.damage import damage_of
-from mmtrain.checkpoint.init_parts import check_parts, check_same_eyes
+from mmtrain.checkpoint.init_parts import EYES_OPTION, check_eyes, check_parts, check_same_eyes, eyes_lines
 from mmtrain.checkpoint.listing import find_checkpoint
 from mmtrain.checkpoint.load import check_same_model, is_text_alone
 from mmtrain.checkpoint.progress import Progress, read_meta
@@ -24,6 +24,7 @@ from mmtrain.config import DataConfig, OptimConfig, ParallelConfig, PhaseConfig,
 from mmtrain.config.option_marks import FREE_ON_RESUME, LAYOUT, is_marked
 from mmtrain.config.schema import build
 from mmtrain.errors import ConfigError
+from mmtrain.hf.eyes_folder import open_eyes
 from mmtrain.hf.folder import check_folder, is_hf_folder, open_folder, tokenizer_is_bytes
 from mmtrain.hf.hf_config import RELEASED_EPS
 from mmtrain.log.console import count_text
@@ -51,24 +52,32 @@ def verified_start(config: PretrainConfig, folder: RunFolder) -> Start:
     known: dict[Path, str] = {}
     while True:
         start = on_main(lambda: decide_start(config, folder, lambda path: known.get(path) or damage_of(path)))
-        chosen = start.resume or start.weights
-        if chosen is None or is_hf_folder(chosen):  # a folder's index, sizes and shapes were checked
-            return start
-        if not on_main(partial(has_checksums, chosen)):
-            return _noted(start, f"warning: {chosen} is of before checksums: damage within its tensors is not seen")
-        if not config.checkpoint.verify:
-            return start
-        began = time.perf_counter()
-        damage = damage_of_tensors(chosen)
-        if damage is None:
-            took = time.perf_counter() - began
-            size = on_main(partial(size_of, chosen))
-            return _noted(start, f"verified {chosen}: {size / 1e9:.3g} GB in {took:.1f} s")
-        known[chosen] = damage
+        lines: list[str] = []
+        for chosen in (start.resume or start.weights, start.eyes):
+            if chosen is None or is_hf_folder(chosen):  # a folder's index, sizes and shapes were checked
+                continue
+            damage, line = _read_all(chosen, config.checkpoint.verify)
+            lines += line
+            if damage is not None:
+                known[chosen] = damage
+                break
+        else:
+            return dataclasses.replace(start, notes=(*start.notes, *lines))
 
 
-def _noted(start: Start, line: str) -> Start:
-    return dataclasses.replace(start, notes=(*start.notes, line))
+def _read_all(checkpoint: Path, verify: bool) -> tuple[str | None, list[str]]:
+    """Return what is damaged of a checkpoint's tensors, None for nothing, and lines on how it was found. Collective."""
+    if not on_main(partial(has_checksums, checkpoint)):
+        return None, [f"warning: {checkpoint} is of before checksums: damage within its tensors is not seen"]
+    if not verify:
+        return None, []
+    began = time.perf_counter()
+    damage = damage_of_tensors(checkpoint)
+    if damage is not None:
+        return damage, []
+    took = time.perf_counter() - began
+    size = on_main(partial(size_of, checkpoint))
+    return None, [f"verified {checkpoint}: {size / 1e9:.3g} GB in {took:.1f} s"]
 
 
 def decide_start(config: PretrainConfig, folder: RunFolder, check: Callable[[Path], str | None] = damage_of) -> Start:
@@ -87,26 +96,60 @@ def decide_start(config: PretrainConfig, folder: RunFolder, check: Callable[[Pat
     notes: list[str] = []
     checkpoint = folder.resume_from(notes.append, check)
     if checkpoint is None:
-        weights = config.run.init_from
-        if weights is None:
-            return Start(notes=tuple(notes))
-        if is_hf_folder(weights):
-            return _start_from_folder(config, Path(weights))
-        found, parts = find_checkpoint("run.init_from", weights, notes.append, check), config.run.init_parts
-        if parts:
-            notes += check_parts(found, config.model, parts)
-        else:
-            check_same_model("run.init_from", found, config.model)
-            notes += check_same_eyes("run.init_from", found, config.model)
-            if config.model.vision is not None and is_text_alone(found):
-                size = count_text(sum(count_vision_parameters(config.model).values()))
-                notes.append(f"run.init_from={found}: a model of text; the eyes, {size} parameters, begin anew by "
-                             f"run.seed={config.run.seed}")  # fmt: skip
-        return Start(weights=found, parts=tuple(parts), notes=tuple(notes))
+        return _with_eyes(config, _start_anew(config, notes, check), check)
     check_same_model("run.resume", checkpoint, config.model)
     if changed := compare_with_checkpoint(config, checkpoint):
         notes.append(changed)
     return Start(resume=checkpoint, notes=tuple(notes))
+
+
+def _start_anew(config: PretrainConfig, notes: list[str], check: Callable[[Path], str | None]) -> Start:
+    """Choose the weights of a run from its first step (`run.init_from`).
+
+    Raises:
+        ConfigError: they are damaged, or of another model.
+    """
+    weights = config.run.init_from
+    if weights is None:
+        return Start(notes=tuple(notes))
+    if is_hf_folder(weights):
+        return _start_from_folder(config, Path(weights))
+    found, parts = find_checkpoint("run.init_from", weights, notes.append, check), config.run.init_parts
+    if parts:
+        notes += check_parts(found, config.model, parts)
+    else:
+        check_same_model("run.init_from", found, config.model)
+        notes += check_same_eyes("run.init_from", found, config.model)
+        if config.model.vision is not None and config.run.init_eyes is None and is_text_alone(found):
+            size = count_text(sum(count_vision_parameters(config.model).values()))
+            notes.append(f"run.init_from={found}: a model of text; the eyes, {size} parameters, begin anew by "
+                         f"run.seed={config.run.seed}")  # fmt: skip
+    return Start(weights=found, parts=tuple(parts), notes=tuple(notes))
+
+
+def _with_eyes(config: PretrainConfig, start: Start, check: Callable[[Path], str | None]) -> Start:
+    """Add the eyes that a run from its first step takes from elsewhere (`run.init_eyes`), if any.
+
+    Raises:
+        ConfigError: there are none, they are damaged or others than the model's, or the model has none.
+    """
+    path, model = config.run.init_eyes, config.model
+    if path is None:
+        return start
+    if model.vision is None:
+        raise ConfigError(EYES_OPTION, path, f"model={model.name} has no eyes", "leave it out, or give a model with "
+                          "eyes, for example model=vl_3b")  # fmt: skip
+    if not is_hf_folder(path):
+        notes: list[str] = []
+        found = find_checkpoint(EYES_OPTION, path, notes.append, check)
+        notes += check_eyes(found, model)
+    else:
+        found, folder = Path(path), open_eyes(EYES_OPTION, path, model)
+        notes = eyes_lines(found, len(folder.taken), folder.anew)
+        if folder.tile != model.vision.tile_size:
+            notes.append(f"model.vision.tile_size={model.vision.tile_size}: position embeddings of tiles of "
+                         f"{folder.tile} are interpolated")  # fmt: skip
+    return dataclasses.replace(start, eyes=found, notes=(*start.notes, *notes))
 
 
 def recorded_cp(config: PretrainConfig) -> list[int | None]:
@@ -213,12 +256,12 @@ def _start_from_folder(config: PretrainConfig, path: Path) -> Start:
     """
     if config.run.init_parts:
         raise ConfigError("run.init_parts", config.run.init_parts, f"run.init_from={path} is a Hugging Face folder, "
-                          "which is taken as a whole", "leave run.init_parts out")  # fmt: skip
+                          "which is taken as a whole", "leave run.init_parts out, or give run.init_eyes")  # fmt: skip
     folder = check_folder("run.init_from", path, config.model)
     notes = [
         f"run.init_from={path}: {len(folder.places):,} tensors of a Hugging Face folder; AdamW's moments begin at 0"
     ]
-    if folder.model.vision is None and config.model.vision is not None:
+    if folder.model.vision is None and config.model.vision is not None and config.run.init_eyes is None:
         notes.append("the folder is of text alone: the eyes begin from run.seed")
     first, base = config.stage.phases[0].rope_base, folder.model.rope_base
     if first < base:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mmtrain.build import meta_model
+from mmtrain.checkpoint.init_parts import EYES, EYES_OPTION
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.config import PretrainConfig
 from mmtrain.errors import ConfigError
+from mmtrain.hf.eyes_folder import load_eyes, open_eyes
 from mmtrain.hf.folder import check_folder, is_hf_folder
 from mmtrain.hf.read_weights import load_folder
 from mmtrain.model.frozen import freeze
@@ -95,6 +97,22 @@ class Session:
             load_folder("run.init_from", folder, self.model.module)
         else:
             load_checkpoint(checkpoint, self.model.module, self.optimizer if with_optimizer else None, parts)
+        self._check_finite(checkpoint)
+
+    def load_eyes(self, source: Path) -> None:
+        """Read the eyes of another checkpoint, of any layout, or of a Hugging Face folder (`run.init_eyes`).
+
+        Raises:
+            ConfigError: they are damaged, or not finite.
+        """
+        module = self.model.module
+        if is_hf_folder(source):
+            load_eyes(EYES_OPTION, open_eyes(EYES_OPTION, source, module.config), module)
+        else:
+            load_checkpoint(source, module, None, EYES, EYES_OPTION)
+        self._check_finite(source)
+
+    def _check_finite(self, checkpoint: Path) -> None:
         if not self.model.weights_are_finite():
             raise ConfigError("checkpoint", checkpoint, "holds weights that are infinite or not numbers",
                               "take an earlier one: run.resume=RUN/checkpoints/step-N")  # fmt: skip

@@ -100,10 +100,13 @@ class Trainer(BetweenSteps):
             self.origin = f"resumed from {self.start.resume} after step {progress.step:,}"
             return progress
         if self.start.weights is not None:
-            parts = self.start.parts
-            moments = self.config.run.init_optimizer and not parts and not is_hf_folder(self.start.weights)
+            parts, alone = self.start.parts, self.start.eyes is None
+            moments = self.config.run.init_optimizer and alone and not parts and not is_hf_folder(self.start.weights)
             self.session.load(self.start.weights, moments, parts)
             self.origin = f"{', '.join(parts) or 'weights'}{' and moments' if moments else ''} of {self.start.weights}"
+        if self.start.eyes is not None:
+            self.session.load_eyes(self.start.eyes)
+            self.origin += f", eyes of {self.start.eyes}"
         return Progress()
 
     def _go_on_from(self, checkpoint: Path) -> Progress:

@@ -1,11 +1,13 @@
 """The model that trains a vision transformer from nothing: captions of images, and which caption is whose.
 
 Legend: T tokens (all rows of a micro-batch, flattened), C tokens of captions, D width of the language model, N tiles,
-Q tokens of a tile, F width of the vision transformer, P pairs of an image and its caption, S pixels of a tile's side.
+Q tokens of a tile, F width of the vision transformer, P pairs of an image and its caption, S pixels of a tile's side,
+E width of the space that images and captions share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import ClassVar
@@ -92,13 +94,31 @@ class ContrastiveModel(VisionLanguageModel):
         h_TD = self.norm(h_TD)
         rows = len(tokens_T)
         ce_sum = self.token_loss(h_TD[:rows], local(self.lm_head.weight), labels_T, self.config.loss_chunk_tokens)
-        ends = torch.tensor([rows + end - 1 for end in accumulate(shown.lengths)], dtype=torch.int64)
-        text_PD = h_TD.index_select(0, to_device(ends, device))
+        text_PD = h_TD.index_select(0, to_device(_ends(shown.lengths) + rows, device))
         image_PF = sight.pooled_NF.index_select(0, to_device(shown.tile_P, device))
         found = self.contrastive(image_PF, text_PD, self._most_pairs(packing.row_tokens))
         aux_loss = total_aux_loss(router, torch.zeros_like(ce_sum))
         aux_loss = aux_loss + self.config.vision.contrastive.weight * found.loss
         return LossOutput(ce_sum, aux_loss, router, dict(zip(FIGURES, found, strict=True)))
+
+    def embed_images(self, tiles_N3SS: Tensor) -> Tensor:
+        """Unit vectors [N, E] of images of one tile each, as the contrastive loss has them.
+
+        Args:
+            tiles_N3SS: uint8.
+        """
+        return self.contrastive.embed_images(_pooled(self.encoder.features(tiles_N3SS)))
+
+    def embed_captions(self, tokens_C: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Unit vectors [P, E] of captions, each a document of its own, as the contrastive loss has them.
+
+        Args:
+            tokens_C: of one caption after the other, the end of its document last.
+            lengths: tokens of each.
+        """
+        device = tokens_C.device
+        h_CD = self.final_states(tokens_C, Packing.from_lengths(list(lengths), device))
+        return self.contrastive.embed_texts(h_CD.index_select(0, to_device(_ends(lengths), device)))
 
     def _see(self, images: ImageInputs | None, device: torch.device) -> _Sight:
         """Look at all images on this rank; at a black tile if there are none.
@@ -115,8 +135,18 @@ class ContrastiveModel(VisionLanguageModel):
         x_NQF = self.encoder.features(tiles_N3SS)
         at_J = images.at_J if layouts else torch.empty(0, dtype=torch.int64)
         given = GivenEmbeddings(to_device(at_J, device), self.encoder.embeddings(x_NQF, layouts))
-        return _Sight(x_NQF[:, 1:].mean(1), given)
+        return _Sight(_pooled(x_NQF), given)
 
     def _most_pairs(self, tokens: int) -> int:
         """The most pairs in so many tokens: an image has a line of patches and a newline, its caption one token."""
         return max(1, tokens // (self.config.vision.patches + 2))
+
+
+def _pooled(x_NQF: Tensor) -> Tensor:
+    """Mean features [N, F] of each tile's patches, without the class token, which comes first."""
+    return x_NQF[:, 1:].mean(1)
+
+
+def _ends(lengths: Sequence[int]) -> Tensor:
+    """Places of the last tokens of documents that lie one after the other, int64."""
+    return torch.tensor([end - 1 for end in accumulate(lengths)], dtype=torch.int64)

@@ -82,6 +82,10 @@ class ImagePrompts:
         after = self.template.assistant.partition("{}")[2]
         return after if after.strip() else after + self.template.user.partition("{}")[0].rstrip()
 
+    def asks_for_images(self, text: str) -> bool:
+        """Tell whether a text has a placeholder that a model with eyes wants an image for."""
+        return self._vision is not None and self.template.placeholder in text
+
     def answer_of(self, text: str) -> str:
         """Return the answer in a continuation: what comes before the text that the template puts after one."""
         after = self.template.assistant.partition("{}")[2]

@@ -28,7 +28,8 @@ FREE = {
     "log.gradient_fingerprints", "log.line_interval", "log.plot", "log.tensorboard", "log.valid_interval", "log.wandb",
     "log.wandb_project", "optim.max_skipped", "parallel.activation_checkpoint", "parallel.cuda_graphs",
     "parallel.offload_block_inputs", "parallel.reshard_after_forward",
-    "run.change_schedule", "run.dir", "run.init_from", "run.init_optimizer", "run.init_parts", "run.max_steps",
+    "run.change_schedule", "run.dir", "run.init_eyes", "run.init_from", "run.init_optimizer", "run.init_parts",
+    "run.max_steps",
     "run.name", "run.plan", "run.plan_processes", "run.resume", "stage.preference.patience",
 }  # fmt: skip
 BOUND = {

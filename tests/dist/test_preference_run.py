@@ -189,3 +189,14 @@ def test_what_cannot_be_learned_from_is_refused(made: tuple[Path, Path], tmp_pat
         assert refusal(config).startswith(told)
     with pytest.raises(ConfigError, match="above 0"):
         preference(made, "run.name=n", beta=0)
+    line = refusal(preference(made, "run.name=n", f"run.init_eyes={folder}/other"))
+    assert line.startswith("run.init_eyes=") and "which are one checkpoint" in line
+
+
+def test_pairs_in_a_stage_of_next_tokens_are_warned_of(made: tuple[Path, Path]) -> None:
+    corpus, folder = made
+    told = f"warning: data.path={corpus}: 72 documents are preference pairs, and this stage learns both answers as text"
+    plain = prepare_run(plan_launch(configuration(corpus, folder, "run.name=n")), lambda line: None)
+    assert sum(told in line for line in plain.notes) == 1
+    paired = prepare_run(plan_launch(preference(made, "run.name=n")), lambda line: None)
+    assert not any("as text" in line for line in paired.notes)

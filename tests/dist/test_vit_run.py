@@ -22,6 +22,8 @@ from mmtrain.train.resume import decide_start
 from tests.data.images.made import prepared, write_images, write_records
 from tests.dist.runs import SMALL, pretrain
 from tests.dist.warm import ROOT
+from tests.hf.test_eyes_folder import clip_folder
+from tests.vision.small import small_vl_model
 
 EYES = [
     "model=tiny_vit", "model.num_experts=0", "model.vision.image_token=1", "model.vision.tile_size=16",
@@ -113,6 +115,51 @@ def test_a_larger_text_model_takes_the_eyes_alone(corpora: dict[int, Path], trai
     assert all(torch.equal(after[name], before[name]) for name in PARTS)
     assert "projector and newline begin anew" in (run / "log.txt").read_text()
     assert "contrastive_loss" not in json.dumps(read_metrics(run))
+
+
+def test_text_of_one_run_and_eyes_of_another(corpora: dict[int, Path], trained: Path, tmp_path: Path) -> None:
+    """On two ranks, which share the weights: text of the first run, the eyes of the second, all moments anew."""
+    still = "stage.phases.0.lr=[{kind: constant, tokens: 512, end: 0.0}]"
+    alone = "model.vision.contrastive=null"
+    text = train(tmp_path, "text", corpora[16], "run.max_steps=1", "run.seed=7", "parallel.micro_batch_rows=2", alone)
+    run = train(tmp_path, "both", corpora[16], f"run.init_from={text}", f"run.init_eyes={trained}", "run.max_steps=1",
+                still, alone, processes=2)  # fmt: skip
+    names = "lm_head.weight", "layers.1.mixer.o_proj.weight"
+    eyes = (*PARTS, POSITIONS, "encoder.projector.linear_1.weight", "encoder.newline_D")
+    after = weights(run, *names, *eyes)
+    assert all(torch.equal(after[name], value) for name, value in weights(text, *names).items())
+    assert all(torch.equal(after[name], value) for name, value in weights(trained, *eyes).items())
+    log = (run / "log.txt").read_text()
+    assert f"weights of {text}" in log and f"eyes of {trained}" in log and "begin anew" not in log
+
+
+def test_a_pipeline_s_first_stage_takes_the_eyes_of_a_folder(corpora: dict[int, Path], tmp_path: Path) -> None:
+    source = small_vl_model(dict(activation="quick_gelu", tile_size=16, patch_size=8, hidden_size=16, num_layers=2,
+                                 num_heads=2, ffn_hidden_size=24)).float()  # fmt: skip
+    folder = clip_folder(source, tmp_path / "clip")
+    overrides = [f"run.init_eyes={folder}", "model.vision.activation=quick_gelu", "model.vision.contrastive=null",
+                 "parallel.pp=2", "parallel.micro_batch_rows=1", "run.max_steps=1",
+                 "stage.phases.0.lr=[{kind: constant, tokens: 512, end: 0.0}]"]  # fmt: skip
+    run = train(tmp_path, "piped", corpora[16], *overrides, processes=2)
+    theirs = dict(source.named_parameters())
+    assert all(torch.equal(value, theirs[name]) for name, value in weights(run, *PARTS, POSITIONS).items())
+    assert "projector and newline begin anew" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("model.vision.num_layers=3", "model.vision.num_layers=3: run.init_eyes=.* holds eyes with 2"),
+        ("model.vision=null", "run.init_eyes=.*: model=tiny_vit has no eyes"),
+        ("run.init_eyes=nothing", "run.init_eyes=nothing: "),
+    ],
+)  # fmt: skip
+def test_eyes_that_do_not_fit_are_refused(trained: Path, tmp_path: Path, option: str, line: str) -> None:
+    given = [f"run.init_eyes={trained}", *FIXED, *EYES, "run.name=no", f"run.dir={tmp_path}", "data.path=c"]
+    given = [one for one in given if option != "model.vision=null" or not one.startswith("model.vision")]
+    config = compose([*given, option], ROOT / "configs")
+    with pytest.raises(ConfigError, match=line):
+        decide_start(config, RunFolder(config))
 
 
 @pytest.mark.parametrize(

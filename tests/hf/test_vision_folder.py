@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmdata.images.grid import lay_image
 from mmtrain.build import build_model
+from mmtrain.config import ContrastiveConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.export import PREPROCESSOR
 from mmtrain.hf.folder import check_folder, open_folder
@@ -32,11 +33,12 @@ CASES = {
     "shared, class token": dict(num_experts=4, shared_ffn_hidden_size=24,
                                 vision=dict(keep_class_token=True, unused_layers=1, grids=[])),
 }  # fmt: skip
+OTHERS = {"contrastive": dict(vision=dict(contrastive=ContrastiveConfig(size=8)))}
 
 
 def seeing(case: str = "dense", seed: int = 3) -> nn.Module:
     """A model of a case in fp32, none of whose vectors is constant."""
-    return small_vl_model(seed=seed, **CASES[case]).float()
+    return small_vl_model(seed=seed, **(CASES | OTHERS)[case]).float()
 
 
 def into(folder: Path, model: nn.Module) -> dict[str, Tensor]:
@@ -103,6 +105,18 @@ def test_another_model_is_refused(changes: dict, words: str, tmp_path: Path) -> 
     with pytest.raises(ConfigError) as caught:
         check_folder("run.init_from", folder, here)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_maps_of_a_contrastive_loss_are_left_out(tmp_path: Path) -> None:
+    """A run of the stage that trains the vision transformer is exported, and its folder starts the stages after it."""
+    model = seeing("contrastive")
+    folder = write(model, tmp_path / "m", "minimax")
+    assert set(files(folder)) == set(files(write(seeing(), tmp_path / "plain", "minimax")))
+    plain = replace(model.config, vision=replace(model.config.vision, contrastive=None))
+    whole = {name: value for name, value in model.named_parameters() if not name.startswith("contrastive.")}
+    fresh = build_model(plain, seed=99)
+    load_folder("x", check_folder("x", folder, plain), fresh)
+    same(dict(fresh.named_parameters()), whole)
 
 
 def test_other_grids_are_the_same_model(tmp_path: Path) -> None:

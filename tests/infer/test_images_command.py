@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +107,8 @@ WRONG = {
     "no image": (["--image", "BROKEN", "--prompt", "x"], "not an image"),
     "placeholder": (["--image", "IMAGE", "--prompt", "<image> <image>"], "2 placeholders and 1 images"),
     "too many": (["--image", "IMAGE", "--image", "IMAGE", "--prompt", "<image>"], "1 placeholders and 2 images"),
+    "none": (["--prompt", "<image> so"], "1 placeholders and 0 images"),
+    "none in a file": (["--prompts", "NONE"], "1 placeholders and 0 images"),
     "turns": (["--image", "IMAGE", "--prompt", "x", "--user", "U"], "--user=U: has no effect without --chat"),
     "turn": (["--image", "IMAGE", "--prompt", "x", "--user", "U", "--chat"], "--user='U': needs {} once"),
     "interactive": (["--image", "IMAGE", "--interactive"], "has no effect with --interactive"),
@@ -116,12 +120,22 @@ WRONG = {
 def test_wrong_input_is_refused_in_a_line(case: str, made: SeeingRun, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     (tmp_path / "tokens.jsonl").write_text('{"tokens": [1], "images": ["a.png"]}\n')
-    places = {"IMAGE": str(made.drawn / questions(made)[0]["image"]), "BROKEN": str(tmp_path / "broken.png"),
-              "TOKENS": str(tmp_path / "tokens.jsonl")}  # fmt: skip
+    (tmp_path / "none.jsonl").write_text('{"prompt": "what is <image>"}\n')
+    places = {"IMAGE": str(made.drawn / questions(made)[0]["image"])}
+    places |= {name.upper(): str(path) for name, path in ((path.stem, path) for path in tmp_path.iterdir())}
     arguments, words = WRONG[case]
     assert main_of("generate")([str(made.run), *(places.get(one, one) for one in arguments), *GREEDY]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1, error
+
+
+def test_a_line_with_a_placeholder_is_told_and_the_next_one_continued(
+    made: SeeingRun, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is <image>\nso\n"))
+    assert main_of("generate")([str(made.run), "--interactive", *GREEDY]) == 0
+    error = capsys.readouterr().err
+    assert "error: --interactive=" in error and "1 placeholders and 0 images" in error and "1 continuations" in error
 
 
 def test_a_model_without_eyes_takes_no_image(made: SeeingRun, capsys: Capture, tmp_path: Path) -> None:
@@ -131,6 +145,7 @@ def test_a_model_without_eyes_takes_no_image(made: SeeingRun, capsys: Capture, t
     image = str(made.drawn / questions(made)[0]["image"])
     assert main_of("generate")([str(tmp_path / "run"), "--image", image, "--prompt", "x", *GREEDY]) == 2
     assert "the model has no eyes" in capsys.readouterr().err
+    assert main_of("generate")([str(tmp_path / "run"), "--prompt", "<image>", *GREEDY]) == 0  # letters, to a text model
 
 
 def test_questions_are_evaluated_into_a_table_by_kind(made: SeeingRun, capsys: Capture, tmp_path: Path) -> None:

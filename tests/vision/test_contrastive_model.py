@@ -70,6 +70,9 @@ def apart(model: ContrastiveModel, tokens_T: Tensor, packing: Packing, given: Pa
     tiles = [given.images.tiles_N3SS[tile][None] for tile in given.pairs.tile_P.tolist()]
     image_PF = torch.cat([model.encoder.features(tile)[:, 1:].mean(1) for tile in tiles])
     head = model.train().contrastive
+    caption_PE = model.embed_captions(torch.cat(captions), given.pairs.lengths)
+    torch.testing.assert_close(model.embed_images(torch.cat(tiles)), head.embed_images(image_PF), rtol=1e-12, atol=0)
+    torch.testing.assert_close(caption_PE, head.embed_texts(text_PD), rtol=1e-12, atol=1e-14)
     found = contrastive_loss(head.embed_images(image_PF), head.embed_texts(text_PD), head.scale, 4, OneRank())
     return plain.ce_sum, found.loss
 

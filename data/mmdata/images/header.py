@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 1 << 26  # 192 MiB as RGB; below the 89M from which on Pillow itself warns
+MAX_SIDE = 1 << 20  # resizing takes 32 bytes a pixel of a side, whatever the other one: 2 GB of one of 64M
 REASONS = (
-    "missing", "unreadable", "not an image", "too many pixels", "truncated", "broken", "broken header", "size changed",
-    "floating-point pixels",
+    "missing", "unreadable", "not an image", "too many pixels", "too long", "truncated", "broken", "broken header",
+    "size changed", "floating-point pixels",
 )  # fmt: skip
 """Why an image is a bad one, in the few words that they are counted by."""
 
@@ -62,7 +63,8 @@ def open_image(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[Image.Im
         max_pixels: width x height at most.
 
     Raises:
-        BadImage: it is no image of a format that is read, its header is broken, or it has more pixels.
+        BadImage: it is no image of a format that is read, its header is broken, it has more pixels, or a side of more
+            than MAX_SIDE.
     """
     from PIL import Image
 
@@ -71,6 +73,8 @@ def open_image(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[Image.Im
         width, height = image.size
         if width * height > max_pixels:
             raise BadImage("too many pixels")
+        if max(width, height) > MAX_SIDE:
+            raise BadImage("too long")
         turn = _turn(image)
     except Exception as error:  # Pillow's readers raise a dozen types
         raise BadImage(reason_of(error, "broken header")) from None

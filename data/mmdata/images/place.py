@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,8 +63,10 @@ def open_section(path: str | Path, begin: int = 0, size: int | None = None) -> i
     """Open a part of a file, or all of it.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is none: a pipe would be waited for, for ever.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     file = open(path, "rb", buffering=0)  # noqa: SIM115 (closed with the section)
     whole = os.fstat(file.fileno()).st_size
     section = Section(file, begin, whole - begin if size is None else size)  # type: ignore[arg-type]

@@ -17,12 +17,16 @@ def normalise(text: str) -> str:
 
     Lower case; ASCII punctuation is deleted, then the words a, an and the; white space is one space between words, and
     none around. A number keeps its digits and loses its point: 3.5 and 35 would be one answer, so that a point or comma
-    between two digits stays.
+    between two digits stays. What would leave nothing is not deleted: A, the letter of a choice, is not the answer
+    The, nor none at all.
     """
     text = text.lower()
     kept = re.sub(r"(?<=\d)([.,])(?=\d)", lambda found: {".": "\0", ",": "\1"}[found[1]], text)
     kept = kept.translate(_PUNCTUATION).replace("\0", ".").replace("\1", ",")
-    return " ".join(_ARTICLES.sub(" ", kept).split())
+    for left in (_ARTICLES.sub(" ", kept), kept, text):
+        if words := left.split():
+            return " ".join(words)
+    return ""
 
 
 def exact_match(answer: str, references: Sequence[str]) -> bool:

@@ -76,8 +76,8 @@ def ask(model: HybridLM, tokenizer: Tokenizer, request: AskRequest, before: Hybr
     margins = [log_prob_margins(one, rules, pairs, token) for one in seers]
     right = answer_lines(*(score(questions, given) for given in answers))
     preferred = preference_lines(*(preference_scores(pairs, found) for found in margins))
-    yield from (_told(line, "right") for line in right)
-    yield from (_told(line, "of pairs prefer the right answer") for line in preferred)
+    yield from (told(line, "right") for line in right)
+    yield from (told(line, "of pairs prefer the right answer") for line in preferred)
     page = answers_page(f"{request.title}: answers", right, preferred, questions, answers[0], request.pictures)
     try:
         request.page.write_text(page, encoding="utf-8")
@@ -96,6 +96,7 @@ def _seeing(model: HybridLM, option: str, value: str) -> VisionLanguageModel:
     return model
 
 
-def _told(line: ScoreLine, what: str) -> str:
+def told(line: ScoreLine, what: str) -> str:
+    """Return a line of a table of figures as text; `what` says of what it is a share."""
     before = "" if line.before is None else f", before: {line.before:.1%}"
     return f"{line.kind:<10} {line.share:6.1%} of {line.asked:,} {what} ({line.by_chance}: {line.chance:.1%}{before})"

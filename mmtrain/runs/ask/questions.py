@@ -136,7 +136,7 @@ def read_some(file: Path, fields: Sequence[str], what: str, limit: int | None) -
     Raises:
         DataError: the file is not there or has no record, or a record lacks one of the texts.
     """
-    needed = ", ".join(fields[:-1]) + f" and {fields[-1]}"
+    needed = " and ".join(filter(None, [", ".join(fields[:-1]), fields[-1]]))
     if not file.is_file():
         raise DataError(f"{file} is not there: give a .jsonl file of {needed}, with images")
     records: list[Record] = []
@@ -144,7 +144,8 @@ def read_some(file: Path, fields: Sequence[str], what: str, limit: int | None) -
         if isinstance(record, Skip):
             raise DataError(f"{record.where}: {record.reason}")
         if not all(isinstance(record.value.get(name), str) for name in fields):
-            raise DataError(f"{record.where} is no {what}: it needs {needed}, all texts")
+            texts = "all texts" if len(fields) > 1 else "a text"
+            raise DataError(f"{record.where} is no {what}: it needs {needed}, {texts}")
         records.append(record)
     if not records:
         raise DataError(f"{file} holds no {what}: give a .jsonl file of {needed}, with images")

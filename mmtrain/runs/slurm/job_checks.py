@@ -81,9 +81,8 @@ def read_paths(config: PretrainConfig, launch: Path) -> dict[str, str]:
     """Return every folder that a run reads, by the option that names it."""
     paths = {"launch": str(launch.resolve())}
     paths |= {option: source.path for option, source in named_sources(config.data, config.stage.phases)}
-    if config.run.init_from:
-        paths["run.init_from"] = config.run.init_from
-    return paths
+    starts = {"run.init_from": config.run.init_from, "run.init_eyes": config.run.init_eyes}
+    return paths | {option: path for option, path in starts.items() if path}
 
 
 def shared_lines(paths: Mapping[str, str], roots: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmdata.images.grid import TileRules
-from mmdata.images.header import BadImage, read_header
+from mmdata.images.header import BadImage, read_header, reason_of
 from mmdata.images.pixels import decode_tiles, grey_tiles
 from mmdata.images.place import open_section
 from tests.data.images.made import SMALL, encoded, exif, picture
@@ -130,6 +131,27 @@ def test_a_bomb_is_refused_by_its_header(side, monkeypatch):
     assert reason(bomb(side), size=(side, side)) == "too many pixels"
     assert header(bomb(8192))[:2] == (8192, 8192)  # as many as are allowed
     assert reason(encoded(picture(11, 10)), max_pixels=100) == "too many pixels"
+
+
+def test_an_image_of_an_endless_side_is_refused_though_its_pixels_are_few():
+    longest = encoded(Image.new("1", (1 << 20, 1)))
+    assert header(longest)[:2] == (1 << 20, 1)
+    assert tiles(longest).shape == (1, 3, 16, 16)
+    for size in ((1 << 20) + 1, 1), (1, (1 << 20) + 1):
+        assert reason(encoded(Image.new("1", size)), size=size) == "too long"
+
+
+def pipe(path):
+    os.mkfifo(path)
+    os.open(path, os.O_RDWR)  # else opening it to read would wait for ever, where nothing refuses it
+
+
+@pytest.mark.parametrize("make", [pipe, os.mkdir, lambda path: os.symlink(os.devnull, path)])
+def test_what_is_no_regular_file_is_not_waited_for(make, tmp_path):
+    make(tmp_path / "image.png")
+    with pytest.raises(OSError, match="no regular file") as caught:
+        open_section(tmp_path / "image.png")
+    assert reason_of(caught.value, "broken") == "unreadable"
 
 
 def test_a_section_is_a_file_of_its_own(tmp_path):

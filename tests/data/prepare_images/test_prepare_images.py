@@ -245,7 +245,7 @@ def test_refusals(tmp_path):
 def test_grids():
     assert parse_grids("released") == RELEASED_GRIDS and parse_grids("fixed") == ()
     assert parse_grids("1x1, 2x3") == ((1, 1), (2, 3))
-    for wrong in ("", "1", "0x1", "1x1,", "336x336"):
+    for wrong in ("", "1", "0x1", "1x1,", "336x336", "1x1,2x1, 1x1"):
         with pytest.raises(DataError, match="--grids is"):
             parse_grids(wrong)
 

@@ -17,7 +17,9 @@ from mmtrain.evals.files.answers import anls, edit_distance, exact_match, normal
         ("theatre", "theatre"),
         ("3.5 and 1,000.", "3.5 and 1,000"),
         ("U.S.A.", "usa"),
-        ("the", ""),
+        ("The.", "the"),
+        (" ?! ", "?!"),
+        ("", ""),
     ],
 )
 def test_answers_are_normalised(text: str, wanted: str) -> None:
@@ -27,6 +29,8 @@ def test_answers_are_normalised(text: str, wanted: str) -> None:
 def test_any_right_answer_will_do() -> None:
     assert exact_match("The RED one!", ["blue", "red one"]) and not exact_match("red", ["blue", "red one"])
     assert not exact_match("35", ["3.5"])
+    assert exact_match("A.", ["a"])
+    assert not any(exact_match(answer, ["A"]) for answer in ("", "The", "an", "?", "B"))  # the letter of a choice
 
 
 def plain_distance(one: str, other: str) -> int:

@@ -128,6 +128,8 @@ def test_missing_weights_may_come_of_the_job_before_alone(slurm: Path, tmp_path:
     prepare(tmp_path, weights, chain=Chain(after="7"))
     with pytest.raises(ConfigError, match=r"run\.init_from=.*: holds no complete checkpoint"):
         prepare(tmp_path, weights)
+    with pytest.raises(ConfigError, match=r"run\.init_eyes=/dev/shm/eyes: lies below none of cluster\.shared_roots"):
+        prepare(tmp_path, "run.init_eyes=/dev/shm/eyes", chain=Chain(after="7"))
 
 
 def test_a_limit_below_a_checkpoint_interval_is_refused(slurm: Path, tmp_path: Path) -> None:
