@@ -93,6 +93,7 @@ def test_any_sizes_on_the_gpu(
     monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, dtype: torch.dtype
 ) -> None:  # fmt: skip
     monkeypatch.setattr(dispatch, "LONG_BLOCK", 1024)
+    monkeypatch.setattr(dispatch, "HOPPER_LEAST", 0)
     q, do, far = (draw(queries, 8, 64, seed=seed, dtype=dtype) for seed in (1, 2, 3))
     kv = draw(keys, 2, 2, 64, seed=4, dtype=dtype)  # keys and values beside each other, as they travel
     k, v = kv[:, 0], kv[:, 1]

@@ -142,6 +142,7 @@ def test_long_documents_go_through_cudnn_in_backward(monkeypatch: pytest.MonkeyP
     """The rest of the row is one call; here torch's kernel for CPUs stands for cuDNN."""
     monkeypatch.setattr(dispatch, "hopper_fits", lambda q: True)
     monkeypatch.setattr(dispatch, "cudnn_fits", lambda q: True)
+    monkeypatch.setattr(dispatch, "HOPPER_LEAST", 0)
     monkeypatch.setattr(dispatch, "LONG_BACKWARD", 130)
     alone: list[int] = []
 
@@ -163,9 +164,20 @@ def test_long_documents_go_through_cudnn_in_backward(monkeypatch: pytest.MonkeyP
             assert (x - y).norm() <= BOUND * y.norm()
 
 
+def test_few_tokens_are_one_call_of_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("hopper_fits", "cudnn_fits", "flash_fits"):
+        monkeypatch.setattr(dispatch, name, lambda q: True)
+    cu_seqlens = torch.tensor([0, 3000, 8192], dtype=torch.int32)
+    for heads, ours in ((8, False), (16, True)):
+        q = torch.empty(1, 1, 64, dtype=torch.bfloat16).expand(8192, heads, 64)
+        (piece,) = dispatch.pieces_of("auto", q, cu_seqlens, [3000, 5192])
+        assert piece.block is None and (piece.documents is not None) == ours
+        (piece,) = dispatch.pieces_of("hopper", q, cu_seqlens, [3000, 5192])
+        assert piece.documents is not None
+
+
 def test_suffixes(monkeypatch: pytest.MonkeyPatch, simulated: dict[str, Simulated]) -> None:
-    monkeypatch.setattr(dispatch, "hopper_fits", lambda q: True)
-    monkeypatch.setattr("mmkernels.softmax.suffixes.hopper_fits", lambda q: True)
+    monkeypatch.setattr("mmkernels.softmax.suffixes.hopper_pays", lambda q: True)
     cu_queries, cu_keys = (torch.tensor(x, dtype=torch.int32) for x in ([0, 20, 21], [0, 90, 95]))
     documents = Suffixes((20, 1), (90, 5), cu_queries, cu_keys)
     q, k, v, do = (draw(n, heads, 64, seed=s) for s, (n, heads) in enumerate(((21, 4), (95, 2), (95, 2), (21, 4))))

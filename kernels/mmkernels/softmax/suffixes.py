@@ -21,7 +21,7 @@ from mmkernels.common.errors import KernelArgumentError
 from mmkernels.softmax.api import softmax_backward, softmax_forward, softmax_merge, tokens_outermost
 from mmkernels.softmax.backends import flash, hopper
 from mmkernels.softmax.checks import check_qkv, check_results
-from mmkernels.softmax.dispatch import LONG, cudnn_fits, flash_fits, hopper_fits
+from mmkernels.softmax.dispatch import LONG, cudnn_fits, flash_fits, hopper_pays
 from mmkernels.softmax.hopper.tiles import Documents
 
 _INDEXED = (1 << 31) - 1  # elements of keys that cuDNN is given: whether it counts more in 64 bits is not known
@@ -96,7 +96,7 @@ def softmax_suffix_forward(
     """
     _check(q_THD, k_SGD, v_SGD, documents)
     q_THD, k_SGD, v_SGD = (tokens_outermost(x.detach()) for x in (q_THD, k_SGD, v_SGD))
-    if hopper_fits(q_THD) and documents.queries:
+    if hopper_pays(q_THD) and documents.queries:
         scale = q_THD.shape[2] ** -0.5 if scale is None else scale
         return hopper.forward_documents(q_THD, k_SGD, v_SGD, documents.for_hopper, scale)
     if flash_fits(q_THD) and documents.queries and not _pays_alone(q_THD, k_SGD, documents):
@@ -163,7 +163,7 @@ def softmax_suffix_backward(
     _check(q_THD, k_SGD, v_SGD, documents)
     check_results(do_THD, q_THD, o_THD, lse_HT)
     do_THD, q_THD, k_SGD, v_SGD, o_THD = (tokens_outermost(x.detach()) for x in (do_THD, q_THD, k_SGD, v_SGD, o_THD))
-    if hopper_fits(q_THD) and documents.queries:
+    if hopper_pays(q_THD) and documents.queries:
         scale = q_THD.shape[2] ** -0.5 if scale is None else scale
         rows = do_THD, q_THD, k_SGD, v_SGD, o_THD
         return hopper.backward_documents(*rows, lse_HT, documents.for_hopper, scale)

@@ -43,11 +43,11 @@ class LocalAttention:
 
     def softmax(self, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, packing: Packing) -> Tensor:
         """Return the output of the softmax kernels, [T, H, K]."""
-        pieces = packing.planned(_softmax_pieces, q_THK.dtype, q_THK.shape[2])
+        pieces = packing.planned(_softmax_pieces, q_THK.dtype, *q_THK.shape[1:])
         return softmax_attention(q_THK, k_TGK, v_TGK, packing.cu_seqlens, packing.lengths, pieces=pieces)
 
 
-def _softmax_pieces(packing: Packing, dtype: torch.dtype, width: int) -> list[Piece]:
-    """The calls that a row's attention is cut into, for heads of this type and width."""
-    q_T1K = packing.cu_seqlens.new_empty(1, 1, width, dtype=dtype).expand(sum(packing.lengths), 1, width)
-    return softmax_pieces(q_T1K, packing.cu_seqlens, packing.lengths)
+def _softmax_pieces(packing: Packing, dtype: torch.dtype, heads: int, width: int) -> list[Piece]:
+    """The calls that a row's attention is cut into, for so many heads of this type and width."""
+    q_THK = packing.cu_seqlens.new_empty(1, 1, width, dtype=dtype).expand(sum(packing.lengths), heads, width)
+    return softmax_pieces(q_THK, packing.cu_seqlens, packing.lengths)
