@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,7 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = ONE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / name, shard, (makers[one.name]() for one in shard),
+        write_tensors(folder / name, shard, _ahead([makers[one.name] for one in shard]),
                       lambda part: wrote(len(part)))  # fmt: skip
         weight_map |= {one.name: name for one in shard}
     total = sum(planned.bytes for planned, _ in every)
@@ -152,6 +153,16 @@ def _write_weights(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return Written(len(shards), total, len(every))
+
+
+def _ahead(makers: Sequence[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """Yield what each makes, in order; the next one is made in a thread while the file system takes this one."""
+    with ThreadPoolExecutor(1) as thread:
+        made = thread.submit(makers[0])
+        for make in makers[1:]:
+            now, made = made.result(), thread.submit(make)
+            yield now
+        yield made.result()
 
 
 def _tensors(
