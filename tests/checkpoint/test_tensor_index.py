@@ -184,6 +184,19 @@ def test_parts_of_two_files_and_values_come_where_they_belong(tmp_path: Path) ->
     assert state["optimizer"] == {"lr": 0.5, "betas": (0.9, 0.95), "fused": None}  # a tuple stays one
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", True), ("lr", "0.5"), ("lr", [0.5]), ("betas", 0.9), ("betas", [0.9]), ("betas", [0.9, "x"]), ("fused", 1)],
+)
+def test_a_value_of_another_kind_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    """An option of the optimizer that would train otherwise, or end the run in its first step."""
+    index = deepcopy(GOOD)
+    index["values"] |= {"optimizer.lr": 1, f"optimizer.{name}": value}
+    metadata = metadata_of("o", write(tmp_path, index))
+    with pytest.raises(ConfigError, match=rf"o=.*cannot be read: ValueError: optimizer.{name} is .* there, and "):
+        load_shards("o", tmp_path, metadata, {"optimizer": {"lr": 0.0, "betas": (0.0, 0.0), "fused": True}}, alone=True)
+
+
 @pytest.mark.parametrize("spoil", ["cut", "missing", "empty"])
 def test_a_file_that_is_not_as_the_index_says_is_a_line(tmp_path: Path, spoil: str) -> None:
     save_two_ranks(tmp_path)
