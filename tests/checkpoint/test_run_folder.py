@@ -60,7 +60,13 @@ def test_the_same_start_again_writes_its_steps_again(tmp_path: Path) -> None:
     folder.claim(Start())
     metrics(tmp_path / "r", 1, 2)
     assert folder.claim(Start()) == [] and not (tmp_path / "r/abandoned").exists()
-    assert len(RunFolder(config(tmp_path, "run.resume=auto", "run.seed=5")).claim(Start())) == 1
+    fitted = ["stage.phases.0.parallel={ep: 2}", "parallel.tp=2"]  # as `parallel=auto` lays it out for other processes
+    for options in (fitted, []):
+        assert RunFolder(config(tmp_path, "run.resume=auto", *options)).claim(Start()) == []
+    assert not (tmp_path / "r/abandoned").exists()
+    for option in ("run.seed=5", "stage.phases.0.parallel={aux_loss_over: global_batch}"):
+        assert len(RunFolder(config(tmp_path, "run.resume=auto", option)).claim(Start())) == 1
+        metrics(tmp_path / "r", 1, 2)
 
 
 def test_a_record_that_cannot_be_written_is_a_wrong_folder_for_all_ranks(tmp_path: Path) -> None:
