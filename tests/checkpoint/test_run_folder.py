@@ -84,6 +84,14 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "other", {"model": vars(model) | {"num_experts": 64}})
     with pytest.raises(ConfigError, match=r"model\.num_experts=8: run\.init_from=.* holds a model with 64"):
         check_same_model("run.init_from", other, model)
+    far = checkpoint(tmp_path / "far", {"model": vars(model) | {"num_experts": 64, "hidden_size": 96, "head_dim": 8}})
+    with pytest.raises(ConfigError) as refused:
+        check_same_model("run.resume", far, model)
+    line = str(refused.value)
+    assert line.startswith(f"model.hidden_size={model.hidden_size}: run.resume={far} holds a model with 96; ")
+    assert (
+        f"; model.head_dim 8 there, {model.head_dim} here; model.num_experts 64 there, 8 here; give the values" in line
+    )
 
 
 def test_an_option_that_an_old_record_lacks_counts_as_its_default(tmp_path: Path) -> None:
