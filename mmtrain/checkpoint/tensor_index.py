@@ -33,6 +33,7 @@ from mmtrain.checkpoint.safetensors_file import DTYPES, MOST_DIMENSIONS, NAMES, 
 INDEX = "tensors.json"
 RANK_FILE = re.compile(r"rank-\d{5,}\.safetensors")
 _LARGEST = 4 << 30  # bytes of an index: 40 million parts have less
+_SMALL, _TIMES_THE_FILES = 64 << 20, 16  # bytes of an index of any files, and how often a larger one has their bytes
 _MOST = 1 << 50  # elements of a tensor
 
 
@@ -106,8 +107,9 @@ def read_index(checkpoint: Path) -> Metadata:
         BadIndex: it is not what :func:`write_index` wrote.
     """
     path = checkpoint / INDEX
-    if (size := path.stat().st_size) > _LARGEST:
-        raise BadIndex(f"is larger than an index can be: {size:,} bytes")
+    size = path.stat().st_size
+    if size > _LARGEST or size > max(_SMALL, _TIMES_THE_FILES * _bytes_of_files(checkpoint)):
+        raise BadIndex(f"is larger than an index of these files can be: {size:,} bytes")
     try:
         index = load_json(path.read_bytes())
     except BadFile as error:
@@ -122,6 +124,10 @@ def read_index(checkpoint: Path) -> Metadata:
         places |= found
     _check_files(places.values())
     return Metadata(known, None, places, StorageMeta())
+
+
+def _bytes_of_files(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.iterdir() if RANK_FILE.fullmatch(path.name))
 
 
 def sizes_of(places: Iterable[Place | Value]) -> dict[str, int]:

@@ -155,8 +155,18 @@ def test_parts_are_apart_just_where_no_element_is_in_two_of_them() -> None:
 
 def test_an_index_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_index, "_LARGEST", 100)
-    with pytest.raises(BadIndex, match="larger than an index can be"):
+    with pytest.raises(BadIndex, match="larger than an index of these files can be"):
         read_index(write(tmp_path, GOOD))
+
+
+def test_an_index_of_far_more_bytes_than_its_files_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_index, "_SMALL", 100)
+    size = (write(tmp_path, GOOD) / INDEX).stat().st_size
+    (tmp_path / FILE).write_bytes(bytes(size // 16))
+    with pytest.raises(BadIndex, match="larger than an index of these files can be"):
+        read_index(tmp_path)
+    (tmp_path / SECOND).write_bytes(bytes(1))
+    assert read_index(tmp_path).state_dict_metadata.keys() >= {"model.w"}
 
 
 def save_two_ranks(folder: Path) -> torch.Tensor:
