@@ -69,7 +69,7 @@ def identity_of_file(path: str | Path) -> TokenizerIdentity:
         vocab, added = spec["model"]["vocab"], spec.get("added_tokens") or []
         size = max([len(vocab), *(token["id"] + 1 for token in added)])
         canonical = json.dumps({part: _canonical(part, spec.get(part)) for part in _PARTS}, sort_keys=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is not a usable tokenizer.json ({type(error).__name__}): save it again") from None
     return TokenizerIdentity("json", sha256_file(path), hashlib.sha256(canonical.encode()).hexdigest(), size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from mmtrain.checkpoint.metadata import FILE_NAME, BadMetadata, read_metadata
 from mmtrain.checkpoint.progress import FORMAT, RECORD, read_meta
 from mmtrain.checkpoint.tensor_index import INDEX, BadIndex, read_index, sizes_of
 from mmtrain.checkpoint.verify import changed_file, has_checksums, shards_of
+
+_GROUPS = ("data", "optim", "parallel", "stage")
+_POSITION = ("phase", "row", "phase_tokens")  # of a record that has one of them
+_MOST = 1 << 62  # steps, rows and tokens
 
 
 def damage_of(checkpoint: Path) -> str | None:
@@ -73,9 +78,28 @@ def _other_files(checkpoint: Path, manifest: Manifest) -> str | None:
 
 
 def _is_record(meta: Any) -> bool:
-    if not isinstance(meta, dict) or not isinstance(meta.get("config"), dict):
+    """Whether a record has what every reader of it takes for granted; its options are checked by who builds them."""
+    config = meta.get("config") if isinstance(meta, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         return False
-    return isinstance(meta["config"].get("model"), dict) and all(type(meta.get(n)) is int for n in ("step", "tokens"))
+    groups = all(isinstance(config.get(name, {}), dict) for name in _GROUPS)
+    position = ("step", "tokens", *(_POSITION if any(name in meta for name in _POSITION) else ()))
+    base = meta.get("rope_base", 1)
+    base_is_one = type(base) in (int, float) and 0 < base <= sys.float_info.max
+    return (
+        groups
+        and _phases_fit(config, meta.get("phase", 0))
+        and base_is_one
+        and all(type(meta.get(name)) is int and 0 <= meta[name] < _MOST for name in position)
+    )
+
+
+def _phases_fit(config: dict[str, Any], index: Any) -> bool:
+    """Whether a configuration's phases, if it has any, are groups of options, and the one at work is among them."""
+    phases = config.get("stage", {}).get("phases", [])
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        return False
+    return type(index) is int and 0 <= index < max(1, len(phases))
 
 
 def _damage_of_shards(checkpoint: Path) -> str | None:

@@ -103,7 +103,7 @@ def check_same_model(option: str, checkpoint: Path, model: ModelConfig) -> None:
     option's default.
 
     Raises:
-        ConfigError: naming the first option of the model that differs, or the eyes that one of both lacks; but a run
+        ConfigError: naming every option of the model that differs, or the eyes that one of both lacks; but a run
             with eyes may start from the weights of text (`is_text_alone`).
     """
     recorded = read_meta(checkpoint)["config"]["model"]
@@ -130,13 +130,19 @@ def is_text_alone(checkpoint: Path) -> bool:
 def _check_shapes(
     option: str, checkpoint: Path, path: str, recorded: Mapping[str, Any], now: ModelConfig | VisionConfig
 ) -> None:
-    """Refuse a group of options of which one that shapes weights is not as a checkpoint has it."""
+    """Refuse a group of options of which some that shape weights are not as a checkpoint has them; all are named."""
+    different = []
     for field in marked_fields(type(now), SHAPES_WEIGHTS):
         default = None if field.default is MISSING else field.default
         there, here = recorded.get(field.name, default), getattr(now, field.name)
         if there != here:
-            raise ConfigError(f"{path}.{field.name}", here, f"{option}={checkpoint} holds a model with {there}",
-                              "give that value, or another checkpoint")  # fmt: skip
+            different.append((f"{path}.{field.name}", there, here))
+    if different:
+        (name, there, here), *others = different
+        more = "".join(f"; {other} {then} there, {value} here" for other, then, value in others)
+        fix = "give the values there" if others else "give that value"
+        raise ConfigError(name, here, f"{option}={checkpoint} holds a model with {there}{more}",
+                          f"{fix}, or another checkpoint")  # fmt: skip
 
 
 def _of_frozen(path: Path, moments: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ FORMAT = 3
 tensors lie raw in safetensors files under an index in JSON, where torch's distributed checkpoint wrote pickles.
 """
 
+_LARGEST = 64 << 20  # bytes of a record: the options of a run take some thousands
 FROZEN = "frozen"
 """Entry of the record: patterns of the parameters that were frozen, which have no optimizer state in the checkpoint."""
 
@@ -45,9 +46,15 @@ def read_meta(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not JSON.
+        ValueError: it is not JSON, or larger than a record can be.
     """
-    return json.loads((path / RECORD).read_text(encoding="utf-8"))
+    file = path / RECORD
+    if (size := file.stat().st_size) > _LARGEST:
+        raise ValueError(f"{size:,} bytes")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested beyond reason") from error
 
 
 def read_progress(path: Path) -> Progress | None:

@@ -79,9 +79,11 @@ class PlainLoadPlanner(DefaultLoadPlanner):
     """Torch's planner, for values that are JSON: each takes the type of what stands in its place now."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Put a value of the index where the state has it."""
+        """Put a value of the index where the state has it (ValueError: it is of another kind than what is there)."""
         found = json.load(value)
         name = read_item.dest_index.fqn
+        if not _is_alike(found, self.state_dict[name]):
+            raise ValueError(f"{name} is {str(found)[:40]} there, and {str(self.state_dict[name])[:40]} here")
         if isinstance(self.state_dict[name], tuple):
             found = tuple(found)  # JSON has lists alone
         *path, last = self.mappings[name]
@@ -89,6 +91,18 @@ class PlainLoadPlanner(DefaultLoadPlanner):
         for key in path:
             place = place[key]
         place[last] = found
+
+
+def _is_alike(found: Any, now: Any) -> bool:
+    """Whether a value may take another's place: a number a number's, a list that of one of such values, None any."""
+    if found is None or now is None:
+        return True
+    if isinstance(now, list | tuple):
+        same = isinstance(found, list) and len(found) == len(now)
+        return same and all(map(_is_alike, found, now))
+    if type(now) in (int, float):
+        return type(found) in (int, float)
+    return type(found) is type(now)
 
 
 def _order(place: Place) -> tuple[str, int]:

@@ -14,11 +14,13 @@ from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.durable import write_text
 from mmtrain.checkpoint.listing import all_checkpoints, find_checkpoint, newest_checkpoint, remove_leftovers, step_of
 from mmtrain.checkpoint.lock import BEAT_SECONDS, STALE_SECONDS, RunLock
-from mmtrain.checkpoint.recorded_options import differences, recorded_values
+from mmtrain.checkpoint.recorded_options import NOTHING, differences, recorded_values
 from mmtrain.config import PretrainConfig
+from mmtrain.config.option_marks import LAYOUT, is_marked
 from mmtrain.errors import ConfigError
 
 _CONFIG = "config.json"
+_UNSET = (None, NOTHING)  # of an option in a group that one side does not have
 TOKENIZER = "tokenizer"
 """Folder of the tokenizer, in a run folder and in a checkpoint: what was trained can be read without its corpus."""
 
@@ -142,9 +144,12 @@ class RunFolder:
         return set_aside(self.path, -1, always=(self.path / METRICS).exists())
 
     def _is_recorded(self) -> bool:
-        """Whether the folder's record says what this launch's options say."""
+        """Whether the folder's record says what this launch's options say; the layout may be that of other ranks."""
         try:
             recorded = json.loads((self.path / _CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return not differences(recorded_values(recorded), self.config)
+        return all(
+            is_marked(PretrainConfig, one.option, LAYOUT) or (one.before in _UNSET and one.now in _UNSET)
+            for one in differences(recorded_values(recorded), self.config)
+        )

@@ -2,7 +2,7 @@
 
 Parts are raw bytes of safetensors files, one a rank; values that are no tensors, the options of the optimizer's groups,
 stand in the index itself. It is read as data, and nothing in it is believed before it is checked: names stay within the
-folder, and the parts of a tensor lie within it and have as many elements as it has.
+folder, the parts of a tensor make it up, none twice, and no two parts share bytes of a file.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from mmtrain.checkpoint.boxes import are_apart, spans_are_apart
 from mmtrain.checkpoint.durable import write_text
 from mmtrain.checkpoint.safetensors_file import DTYPES, MOST_DIMENSIONS, NAMES, BadFile, Entry, load_json
 
 INDEX = "tensors.json"
 RANK_FILE = re.compile(r"rank-\d{5,}\.safetensors")
 _LARGEST = 4 << 30  # bytes of an index: 40 million parts have less
+_SMALL, _TIMES_THE_FILES = 64 << 20, 16  # bytes of an index of any files, and how often a larger one has their bytes
 _MOST = 1 << 50  # elements of a tensor
 
 
@@ -105,8 +107,9 @@ def read_index(checkpoint: Path) -> Metadata:
         BadIndex: it is not what :func:`write_index` wrote.
     """
     path = checkpoint / INDEX
-    if (size := path.stat().st_size) > _LARGEST:
-        raise BadIndex(f"is larger than an index can be: {size:,} bytes")
+    size = path.stat().st_size
+    if size > _LARGEST or size > max(_SMALL, _TIMES_THE_FILES * _bytes_of_files(checkpoint)):
+        raise BadIndex(f"is larger than an index of these files can be: {size:,} bytes")
     try:
         index = load_json(path.read_bytes())
     except BadFile as error:
@@ -119,7 +122,12 @@ def read_index(checkpoint: Path) -> Metadata:
     for name, entry in tensors.items():
         known[name], found = _tensor(name, entry)
         places |= found
+    _check_files(places.values())
     return Metadata(known, None, places, StorageMeta())
+
+
+def _bytes_of_files(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.iterdir() if RANK_FILE.fullmatch(path.name))
 
 
 def sizes_of(places: Iterable[Place | Value]) -> dict[str, int]:
@@ -129,6 +137,17 @@ def sizes_of(places: Iterable[Place | Value]) -> dict[str, int]:
         if isinstance(place, Place):
             sizes[place.file] = max(sizes.get(place.file, 0), place.end)
     return sizes
+
+
+def _check_files(places: Iterable[Place | Value]) -> None:
+    """Refuse parts of one file that have bytes in common."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for place in places:
+        if isinstance(place, Place):
+            spans.setdefault(place.file, []).append((place.entry.begin, place.end))
+    for file, found in spans.items():
+        if not spans_are_apart(found):
+            raise BadIndex(f"has parts that overlap in {file}")
 
 
 def _tensor(name: str, entry: Any) -> tuple[TensorStorageMetadata, dict[MetadataIndex, Place]]:
@@ -147,7 +166,8 @@ def _tensor(name: str, entry: Any) -> tuple[TensorStorageMetadata, dict[Metadata
         places[MetadataIndex(name, offsets)] = place
         chunks.append(ChunkStorageMetadata(torch.Size(offsets), sizes))
         elements += math.prod(sizes)
-    if elements != math.prod(shape) or len(places) != len(parts):
+    boxes = ((chunk.offsets, chunk.sizes) for chunk in chunks)
+    if elements != math.prod(shape) or len(places) != len(parts) or not are_apart(boxes):
         raise BadIndex(f"has {name[:120]!r} in parts that are not the whole of it")
     return TensorStorageMetadata(TensorProperties(DTYPES[dtype]), torch.Size(shape), chunks), places
 

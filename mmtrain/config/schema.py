@@ -129,7 +129,10 @@ def _convert_plain(hint: type, value: Any, option: str) -> Any:
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(option, f"{str(value)[:20]}...", "is beyond a float", "give a smaller number") from None
     if hint is float and isinstance(value, str) and re.fullmatch(r"[0-9.eE+-]+(/[0-9.eE+-]+)?", value):
         numerator, _, denominator = value.partition("/")  # YAML reads 1e-4 and 1/64 as text
         try:

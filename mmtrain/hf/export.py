@@ -157,7 +157,7 @@ def _write_weights(
 def _tensors(
     model: ModelConfig, target: Target, dtype: torch.dtype, source: WeightSource | None
 ) -> Iterator[tuple[Planned, Callable[[], Tensor]]]:
-    """Yield every tensor of a folder, and what makes it."""
+    """Yield every tensor of a folder, and what makes it: it holds until the next one is made."""
     names = FolderNames(model, target.stacked)
     shapes, last = names.parameter_shapes(), _Last(source)
     for name, tensors in plan_tensors(model, target, dtype).items():
@@ -175,6 +175,7 @@ class _Last:
 
     def __init__(self, source: WeightSource | None) -> None:
         self._source, self._name, self._value = source, "", torch.empty(0)
+        self._rounded = torch.empty(0)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name != self._name:
@@ -183,6 +184,14 @@ class _Last:
             self._name, self._value = name, self._source.read(name, shape)
             self._check_finite()
         return self._value
+
+    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a value in another dtype, in memory that the next one gets too: fresh pages cost more."""
+        if value.dtype == dtype:
+            return value
+        if self._rounded.dtype != dtype or self._rounded.numel() < value.numel():
+            self._rounded = torch.empty(value.numel(), dtype=dtype)
+        return self._rounded[: value.numel()].view(value.shape).copy_(value)
 
     def _check_finite(self) -> None:
         """Refuse a weight that is no finite bfloat16; a NaN anywhere makes both extremes NaN."""
@@ -198,4 +207,4 @@ def _made(
     value = last.read(name, shape)[piece.at].reshape(piece.shape)
     if piece.is_rotated and reorders:
         value = value[row_order(shape[0] // model.head_dim, model.head_dim, model.rotary_dim)]
-    return value.to(planned.dtype)
+    return last.rounded(value, planned.dtype)

@@ -45,4 +45,6 @@ def make_buffer(model: ModelConfig, name: str) -> Tensor:
         return torch.exp(-s_H11 * i_B1).float()
     if kind == "key_decay":
         return torch.exp(-s_H11 * (BLOCK - i_B1)).float()
-    return torch.exp(-s_H11 * (i_B1 - i_B1.T)).tril()[None].float()
+    kept_HB = torch.exp(-s_H11[:, 0] * torch.arange(BLOCK, dtype=torch.float64)).float()  # by how far j lies before i
+    apart_BB = (i_B1 - i_B1.T).long().clamp(min=0)
+    return kept_HB[:, apart_BB].tril()[None]

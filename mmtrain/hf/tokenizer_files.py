@@ -114,10 +114,10 @@ def _backend(tokenizer: FileTokenizer) -> Any:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """Return a small JSON file's object; an empty one where there is none."""
+    """Return a small JSON file's object; an empty one where there is none, or something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 1 << 20 else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def stage_warnings(
         trained: longest rows that the weights which the run starts from were trained with; None if unknown.
         trained_base: RoPE base that they were trained with; None if unknown.
     """
-    found: list[str] = []
+    found = list(_best_warnings(config))
     base, whose = trained_base or 0.0, "the weights it starts from were trained with"
     longest, before = trained or 0, "the weights it starts from were trained with"
     for i, phase in enumerate(phases):
@@ -57,6 +58,26 @@ def trained_length(record: Mapping[str, Any]) -> int | None:
     except (ConfigError, KeyError, TypeError):
         return None
     return max((phase.seq_len for phase in phases[: position.phase + 1]), default=None) if position.tokens else None
+
+
+def _best_warnings(config: PretrainConfig) -> Iterator[str]:
+    """Tell where `checkpoint.keep_best` finds no held-out loss of most checkpoints; an early stop saves them itself."""
+    options, every = config.checkpoint, config.log.valid_interval
+    preference = config.stage.preference
+    if not (options.keep_best and options.keep and options.interval):
+        return
+    if preference is not None and preference.patience is not None:
+        return
+    wanted = f"give log.valid_interval={options.interval}"
+    if not every or not config.data.valid_rows:
+        option = "log.valid_interval=0" if not every else "data.valid_rows=0"
+        more = "" if config.data.valid_rows else " and data.valid_rows above 0"
+        yield (f"checkpoint.keep_best={options.keep_best}: no held-out loss is measured before the end ({option}), so "
+               f"that none is known to be the best; {wanted}{more}")  # fmt: skip
+    elif options.interval % every:
+        both = math.lcm(options.interval, every)
+        yield (f"checkpoint.keep_best={options.keep_best}: a checkpoint comes every {options.interval} steps and a "
+               f"held-out loss every {every} (log.valid_interval), both only every {both}; {wanted}")  # fmt: skip
 
 
 def _batch_warnings(option: str, phase: PhaseConfig) -> Iterator[str]:

@@ -214,3 +214,37 @@ def test_sizes_are_compared_without_reading_tensors(tmp_path: Path, bytes_: int,
     path = checkpoint(tmp_path / "step-00000003", {"model": {}}, format=2)
     (path / SHARD).write_bytes(bytes(bytes_))
     assert damage_of(path) == f"{path / SHARD} {told}: {bytes_} of {SIZE} bytes"
+
+
+POSITION = {"phase": 0, "row": 3, "phase_tokens": 30}
+NO_RECORDS: dict[str, dict] = {
+    "steps below zero": {"step": -1},
+    "a truth value for steps": {"step": True},
+    "absurdly many tokens": {"tokens": 1 << 70},
+    "a phase that is none": {**POSITION, "phase": 1},
+    "a list for the phase": {**POSITION, "phase": []},
+    "rows without tokens of the phase": {"phase_tokens": None},
+    "a RoPE base in letters": {"rope_base": "high"},
+    "a RoPE base beyond a float": {"rope_base": 10**400},
+    "a RoPE base of zero": {"rope_base": 0.0},
+    "a text for a group of options": {"config": {"model": {}, "data": "x"}},
+    "phases that are no list": {"config": {"model": {}, "stage": {"phases": {}}}},
+    "phases of numbers": {"config": {"model": {}, "stage": {"phases": [1]}}},
+    "no options": {"config": []},
+}
+
+
+@pytest.mark.parametrize("name", NO_RECORDS)
+def test_a_record_that_no_version_wrote_is_damage_even_with_a_manifest_that_fits(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path / "step-00000008", config(tmp_path), 8, format=3, **POSITION)
+    assert damage_of(path) is None
+    (path / "meta.json").write_text(json.dumps(read_meta(path) | NO_RECORDS[name]))
+    manifest.write_manifest(path, 8, {})
+    assert damage_of(path) == f"{path}/meta.json is not a checkpoint's record"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"step": ' + "9" * 5000 + "}", " " * (65 << 20) + "{}"])
+def test_a_record_that_costs_memory_or_the_stack_is_garbage(tmp_path: Path, text: str) -> None:
+    path = checkpoint(tmp_path / "step-00000008", config(tmp_path), 8, format=3)
+    (path / "meta.json").write_text(text)
+    assert damage_of(path) == f"{path}/meta.json is cut short or garbage"

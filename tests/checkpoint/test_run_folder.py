@@ -60,7 +60,13 @@ def test_the_same_start_again_writes_its_steps_again(tmp_path: Path) -> None:
     folder.claim(Start())
     metrics(tmp_path / "r", 1, 2)
     assert folder.claim(Start()) == [] and not (tmp_path / "r/abandoned").exists()
-    assert len(RunFolder(config(tmp_path, "run.resume=auto", "run.seed=5")).claim(Start())) == 1
+    fitted = ["stage.phases.0.parallel={ep: 2}", "parallel.tp=2"]  # as `parallel=auto` lays it out for other processes
+    for options in (fitted, []):
+        assert RunFolder(config(tmp_path, "run.resume=auto", *options)).claim(Start()) == []
+    assert not (tmp_path / "r/abandoned").exists()
+    for option in ("run.seed=5", "stage.phases.0.parallel={aux_loss_over: global_batch}"):
+        assert len(RunFolder(config(tmp_path, "run.resume=auto", option)).claim(Start())) == 1
+        metrics(tmp_path / "r", 1, 2)
 
 
 def test_a_record_that_cannot_be_written_is_a_wrong_folder_for_all_ranks(tmp_path: Path) -> None:
@@ -78,6 +84,14 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "other", {"model": vars(model) | {"num_experts": 64}})
     with pytest.raises(ConfigError, match=r"model\.num_experts=8: run\.init_from=.* holds a model with 64"):
         check_same_model("run.init_from", other, model)
+    far = checkpoint(tmp_path / "far", {"model": vars(model) | {"num_experts": 64, "hidden_size": 96, "head_dim": 8}})
+    with pytest.raises(ConfigError) as refused:
+        check_same_model("run.resume", far, model)
+    line = str(refused.value)
+    assert line.startswith(f"model.hidden_size={model.hidden_size}: run.resume={far} holds a model with 96; ")
+    assert (
+        f"; model.head_dim 8 there, {model.head_dim} here; model.num_experts 64 there, 8 here; give the values" in line
+    )
 
 
 def test_an_option_that_an_old_record_lacks_counts_as_its_default(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from mmtrain.checkpoint import tensor_index
+from mmtrain.checkpoint.boxes import are_apart, spans_are_apart
 from mmtrain.checkpoint.safe_load import load_shards, metadata_of
 from mmtrain.checkpoint.safetensors_file import Entry, Planned, header_of, read_header, write_tensors
 from mmtrain.checkpoint.tensor_index import INDEX, BadIndex, Place, Value, read_index, sizes_of, write_index
@@ -82,6 +84,29 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "another number of dimensions": (part(FILE, 80, [0], [9]), "lies outside of it"),
     "a part that is missing": (changed(parts=[[FILE, 80, [0, 0], [3, 3]]]), "not the whole of it"),
     "a part twice": (changed(parts=[[FILE, 80, [0, 0], [2, 3]]] * 2), "not the whole of it"),
+    "parts that overlap and leave a hole": (
+        changed(parts=[[FILE, 80, [0, 0], [2, 3]], [SECOND, 88, [1, 0], [2, 3]]]),
+        "not the whole of it",
+    ),
+    "parts that overlap in a corner": (
+        changed(
+            parts=[
+                [FILE, 80, [0, 0], [2, 2]],
+                [FILE, 96, [1, 1], [2, 2]],
+                [SECOND, 88, [3, 0], [1, 3]],
+                [SECOND, 100, [0, 2], [1, 1]],
+            ]
+        ),
+        "not the whole of it",
+    ),
+    "bytes that two parts share": (
+        changed(parts=[[FILE, 80, [0, 0], [3, 3]], [FILE, 112, [3, 0], [1, 3]]]),
+        "parts that overlap in rank-00000",
+    ),
+    "bytes that two tensors share": (
+        changed(parts=[[FILE, 72, [0, 0], [3, 3]], [SECOND, 88, [3, 0], [1, 3]]]),
+        "parts that overlap in rank-00000",
+    ),
     "no parts": (changed(parts=[]), "not the whole of it"),
     "a part of three": (changed(parts=[[FILE, 80, [0, 0]]]), "that is none"),
     "an unknown dtype": (changed(dtype="F4"), "unknown dtype"),
@@ -105,10 +130,43 @@ def test_a_hostile_index_is_refused(tmp_path: Path, name: str) -> None:
         metadata_of("run.resume", tmp_path)
 
 
+def test_parts_are_apart_just_where_no_element_is_in_two_of_them() -> None:
+    """Random boxes, beside a count of each element."""
+    draw, found = random.Random(0), set()
+    for _ in range(600):
+        dimensions = draw.randint(1, 3)
+        boxes = [
+            ([draw.randint(0, 3) for _ in range(dimensions)], [draw.choice([0, 1, 1, 1, 2]) for _ in range(dimensions)])
+            for _ in range(draw.randint(0, 4))
+        ]
+        counts = torch.zeros([6] * dimensions)
+        for first, count in boxes:
+            counts[tuple(slice(at, at + size) for at, size in zip(first, count, strict=True))] += 1
+        assert are_apart(boxes) == bool(counts.max() <= 1), boxes
+        spans = [(first[0], first[0] + count[0]) for first, count in boxes]
+        line = torch.zeros(6)
+        for begin, end in spans:
+            line[begin:end] += 1
+        assert spans_are_apart(spans) == bool(line.max() <= 1), spans
+        found.add((dimensions, are_apart(boxes)))
+    assert len(found) == 6
+    assert are_apart([([], [])]) and not are_apart([([], []), ([], [])])
+
+
 def test_an_index_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_index, "_LARGEST", 100)
-    with pytest.raises(BadIndex, match="larger than an index can be"):
+    with pytest.raises(BadIndex, match="larger than an index of these files can be"):
         read_index(write(tmp_path, GOOD))
+
+
+def test_an_index_of_far_more_bytes_than_its_files_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_index, "_SMALL", 100)
+    size = (write(tmp_path, GOOD) / INDEX).stat().st_size
+    (tmp_path / FILE).write_bytes(bytes(size // 16))
+    with pytest.raises(BadIndex, match="larger than an index of these files can be"):
+        read_index(tmp_path)
+    (tmp_path / SECOND).write_bytes(bytes(1))
+    assert read_index(tmp_path).state_dict_metadata.keys() >= {"model.w"}
 
 
 def save_two_ranks(folder: Path) -> torch.Tensor:
@@ -134,6 +192,19 @@ def test_parts_of_two_files_and_values_come_where_they_belong(tmp_path: Path) ->
     load_shards("o", tmp_path, metadata_of("o", tmp_path), state, alone=True)
     assert torch.equal(state["model"]["w"], whole) and state["model"]["n"] == 7
     assert state["optimizer"] == {"lr": 0.5, "betas": (0.9, 0.95), "fused": None}  # a tuple stays one
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", True), ("lr", "0.5"), ("lr", [0.5]), ("betas", 0.9), ("betas", [0.9]), ("betas", [0.9, "x"]), ("fused", 1)],
+)
+def test_a_value_of_another_kind_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    """An option of the optimizer that would train otherwise, or end the run in its first step."""
+    index = deepcopy(GOOD)
+    index["values"] |= {"optimizer.lr": 1, f"optimizer.{name}": value}
+    metadata = metadata_of("o", write(tmp_path, index))
+    with pytest.raises(ConfigError, match=rf"o=.*cannot be read: ValueError: optimizer.{name} is .* there, and "):
+        load_shards("o", tmp_path, metadata, {"optimizer": {"lr": 0.0, "betas": (0.0, 0.0), "fused": True}}, alone=True)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "missing", "empty"])

@@ -182,6 +182,11 @@ def test_numbers_that_yaml_reads_as_text():
     assert (config.optim.eps, config.stage.scale) == (1e-8, 1 / 64)
 
 
+def test_a_number_beyond_a_float_is_told_in_a_line():
+    with pytest.raises(ConfigError, match=r"optim.eps=1000.*\.\.\.: is beyond a float"):
+        load_config(values(optim__eps=10**400))
+
+
 def test_an_option_of_two_types_takes_either_and_names_both_when_neither_fits():
     either = dataclasses.make_dataclass("Either", [("size", int | str)])
     assert build(either, {"size": 4}).size == 4 and build(either, {"size": "auto"}).size == "auto"

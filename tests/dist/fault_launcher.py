@@ -1,13 +1,17 @@
-"""launch/pretrain.py with a fault on one rank: `NAN=step:rank`, a weight that is none, after so many steps; or
-`STALL=seconds:rank`, a file system that takes so long to bring a file to the disk, once a first checkpoint is there.
+"""launch/pretrain.py with a fault on one rank: `NAN=step:rank`, a weight that is none, after so many steps;
+`RAISE=step:rank`, an error of ours; `CRASH=step:rank`, a read where there is no memory; or `STALL=seconds:rank`, a file
+system that takes so long to bring a file to the disk, once a first checkpoint is there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import runpy
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +40,26 @@ def with_nan(step: float) -> None:
     trainer.train_step = poisoned
 
 
+def before_step(number: float, fault: Callable[[], None]) -> None:
+    train_step, begun = trainer.train_step, []
+
+    def faulty(*given: Any, **more: Any) -> Any:
+        begun.append(1)
+        if len(begun) == number:
+            fault()
+        return train_step(*given, **more)
+
+    trainer.train_step = faulty
+
+
+def raise_error() -> None:
+    raise AssertionError("not as it should be")
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
 def with_stall(seconds: float) -> None:
     sync = os.fsync
 
@@ -48,7 +72,12 @@ def with_stall(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    for name, fault in (("NAN", with_nan), ("STALL", with_stall)):
+    for name, fault in (
+        ("NAN", with_nan),
+        ("STALL", with_stall),
+        ("RAISE", partial(before_step, fault=raise_error)),
+        ("CRASH", partial(before_step, fault=crash)),
+    ):
         value, _, rank = os.environ.pop(name, "0:-1").partition(":")
         if read_processes().rank == int(rank):
             fault(float(value))

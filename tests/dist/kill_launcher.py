@@ -1,7 +1,9 @@
 """launch/pretrain.py with a rank that dies by SIGKILL at a moment within a run: `KILL=moment:count:rank`.
 
 The moment is a call of a function, the count-th on that rank; it dies as the call begins, in its middle or at its end.
-Under torchrun it dies in the first attempt only; with `KILL_LAUNCHER` set torchrun dies with it, as a node does.
+With `all` for the rank every rank dies there, as on a host that loses its power.
+Under torchrun it dies in the first attempt only; with `KILL_LAUNCHER=too` torchrun dies with it, as a node does, and
+with `KILL_LAUNCHER=alone` torchrun dies and the rank goes on, at a moment that is the beginning of a call.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ PRETRAIN = str(Path(__file__).resolve().parents[2] / "launch/pretrain.py")
 
 
 def die() -> None:
-    if "KILL_LAUNCHER" in os.environ:
+    launcher = os.environ.get("KILL_LAUNCHER")
+    if launcher is not None:
         os.kill(os.getppid(), signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+    if launcher != "alone":
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def before(call: Callable, *given: Any, **more: Any) -> None:
@@ -66,11 +70,19 @@ MOMENTS: dict[str, tuple[str, str, Callable]] = {
 OF_MAIN = {"an index is written", "a manifest is not written", "a manifest is written", "a checkpoint has its name",
            "an old one is half removed", "old ones are removed"}  # fmt: skip
 """Moments that only the main process has."""
+BOUNDARIES: dict[str, tuple[str, str, Callable]] = {
+    "a boundary begins": ("mmtrain.train.trainer:Trainer", "_cross", before),
+    "a boundary has its checkpoint": ("mmtrain.train.trainer:Trainer", "_change_session", before),
+    "a layout is left": ("mmtrain.train.session:Session", "close", after),
+    "the next layout is loaded": ("mmtrain.train.session:Session", "load", after),
+    "a boundary ends": ("mmtrain.train.trainer:Trainer", "_cross", after),
+}
+"""Moments of a run whose phases have layouts of their own."""
 
 
 def plant(moment: str, count: int) -> None:
     """Put the death into the function of a moment."""
-    place, name, how = MOMENTS[moment]
+    place, name, how = (MOMENTS | BOUNDARIES)[moment]
     module, _, inner = place.partition(":")
     owner = importlib.import_module(module)
     owner = getattr(owner, inner) if inner else owner
@@ -87,7 +99,7 @@ def plant(moment: str, count: int) -> None:
 
 if __name__ == "__main__":
     moment, count, rank = os.environ.pop("KILL").split(":")
-    if rank == os.environ["RANK"] and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+    if rank in ("all", os.environ["RANK"]) and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         plant(moment, int(count))
     sys.argv[0] = PRETRAIN
     runpy.run_path(PRETRAIN, run_name="__main__")

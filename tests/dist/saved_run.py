@@ -31,9 +31,9 @@ class SavedRun:
         return SavedRun(folder, self.options)
 
 
-def save_run(corpus: Path, folder: Path) -> SavedRun:
+def save_run(corpus: Path, folder: Path, *more: str) -> SavedRun:
     """Train three steps on two ranks."""
-    options = [*SMALL, f"data.path={corpus}", "run.name=r", "checkpoint.interval=1", "checkpoint.keep=0"]
+    options = [*SMALL, f"data.path={corpus}", "run.name=r", "checkpoint.interval=1", "checkpoint.keep=0", *more]
     made = SavedRun(folder, options)
     pretrain(*options, f"run.dir={folder}/runs", "run.max_steps=3", processes=2)
     return made

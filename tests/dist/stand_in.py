@@ -63,7 +63,12 @@ def crash() -> None:
     ctypes.string_at(0)
 
 
-FAULTS = {"hang": hang, "hold": hold_interpreter, "crash": crash}
+def receive() -> None:
+    """Call what no other rank calls."""
+    dist.recv(torch.empty(1), src=0, tag=9)
+
+
+FAULTS = {"hang": hang, "receive": receive, "hold": hold_interpreter, "crash": crash}
 
 
 def serve(environment: dict[str, str], log: Path) -> None:

@@ -1,18 +1,26 @@
-"""Faults of one rank: a weight that is no number, and a file system that stalls, for a while or for good."""
+"""Faults of a rank: a weight that is no number, an error, a crash; and of the file system: full, read-only, stalled."""
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, Popen
 
 import pytest
 
 from mmtrain.checkpoint.contents import integrity
-from mmtrain.checkpoint.listing import all_checkpoints
+from mmtrain.checkpoint.listing import all_checkpoints, step_of
 from mmtrain.errors import RankLost
 from mmtrain.log.metrics import read_metrics
-from tests.dist.runs import SMALL, environment
+from tests.dist.runs import ROOT, SMALL, environment
 from tests.dist.warm import run_script
 
 
@@ -35,6 +43,101 @@ def test_a_weight_that_no_row_reads_is_found_at_the_end(corpus: Path, tmp_path: 
     done = run(corpus, tmp_path, {"NAN": "3:1"}, "checkpoint.interval=100")
     assert done.returncode == 4 and "stopped after step 8: the weights hold numbers that are not" in done.stderr
     assert not all_checkpoints(tmp_path / "r/checkpoints")
+
+
+def test_an_error_of_one_rank_is_told_with_its_place(corpus: Path, tmp_path: Path) -> None:
+    done = run(corpus, tmp_path, {"RAISE": "5:1"})
+    assert done.returncode == 1, done.stderr[-3000:]  # of the rank that failed; the others end with 3
+    assert "AssertionError: not as it should be" in done.stderr and "in raise_error" in done.stderr
+    assert all_checkpoints(tmp_path / "r/checkpoints")[0].name == "step-00000002"
+
+
+def test_a_crash_of_one_rank_leaves_its_stacks(corpus: Path, tmp_path: Path) -> None:
+    done = run(corpus, tmp_path, {"CRASH": "5:1"})
+    assert done.returncode == -signal.SIGSEGV, done.stderr[-3000:]
+    assert "Fatal Python error: Segmentation fault" in done.stderr and " in crash" in done.stderr
+    assert all_checkpoints(tmp_path / "r/checkpoints")[0].name == "step-00000002"
+
+
+@contextmanager
+def mounted(*options: str, folder: Path) -> Iterator[Path]:
+    """A file system of its own, where the machine lets us mount one."""
+    folder.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def launched(corpus: Path, folder: Path, said: Path) -> Popen[str]:
+    """A long run that saves often, and tells into a file that is on no disk of its own."""
+    given = [*SMALL, f"data.path={corpus}", f"run.dir={folder}", "run.name=r", "stage.token_scale=1000",
+             "checkpoint.interval=2", "checkpoint.keep=2"]  # fmt: skip
+    command = [sys.executable, "launch/pretrain.py", *given]
+    with said.open("w") as file:
+        return Popen(command, cwd=ROOT, env=environment(), stdout=file, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_line(said: Path, process: Popen[str], text: str) -> None:
+    """Return when a new line has the text."""
+    before, end = said.read_text().count(text), time.monotonic() + 120
+    while said.read_text().count(text) == before:
+        assert process.poll() is None and time.monotonic() < end, text
+        time.sleep(0.05)
+
+
+def check_it_goes_on(run: Path, said: Path, process: Popen[str]) -> None:
+    """Saves work again; a signal ends the run, which has lost no step."""
+    wait_for_line(said, process, "saved ")
+    process.terminate()
+    assert process.wait(120) == 128 + signal.SIGTERM
+    done = [record["step"] for record in read_metrics(run) if "loss" in record]
+    assert done == list(range(1, len(done) + 1))
+    found = all_checkpoints(run / "checkpoints")
+    assert step_of(found[-1]) == done[-1] and all(integrity(path, False)[0] == "whole" for path in found)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [path.name for path in found]
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_run_and_its_checkpoints_until_there_is_room(corpus: Path, tmp_path: Path) -> None:
+    with mounted("-t", "tmpfs", "-o", "size=4m", "tmpfs", folder=tmp_path / "small") as disk:
+        run, said = disk / "r", tmp_path / "said.txt"
+        process = launched(corpus, disk, said)
+        try:
+            for _ in range(2):
+                wait_for_line(said, process, "saved ")
+            with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(4096))
+            wait_for_line(said, process, "could not be written: No space left on device (rank 0); the run goes on")
+            kept = all_checkpoints(run / "checkpoints")
+            assert kept and all(integrity(path, False)[0] == "whole" for path in kept)
+            (disk / "filler").unlink()
+            check_it_goes_on(run, said, process)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_read_only_disk_keeps_the_run_until_it_can_be_written(corpus: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "r", tmp_path / "said.txt"
+    process = launched(corpus, tmp_path, said)
+    try:
+        wait_for_line(said, process, "saved ")
+        with contextlib.ExitStack() as stack:
+            place = str(run / "checkpoints")
+            if subprocess.run(["mount", "--bind", place, place], capture_output=True).returncode:
+                pytest.skip("no file system can be mounted here")
+            stack.callback(subprocess.run, ["umount", "-l", place], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+            wait_for_line(said, process, "could not be written: Read-only file system (rank 0); the run goes on")
+        check_it_goes_on(run, said, process)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_file_system_that_stalls_for_a_while_costs_no_step(corpus: Path, tmp_path: Path) -> None:

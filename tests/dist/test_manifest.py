@@ -21,11 +21,12 @@ from mmtrain.checkpoint.verify import damage_of_tensors, shards_of
 from mmtrain.config import ClusterConfig
 from mmtrain.errors import ConfigError
 from mmtrain.infer.load import open_checkpoint
+from mmtrain.optim.host_kernel import load_host_adam
 from mmtrain.parallel import mesh
 from mmtrain.train.resume import verified_start
 from tests.dist.pool import Pool
 from tests.dist.runs import pretrain
-from tests.dist.saved_run import SavedRun
+from tests.dist.saved_run import SavedRun, save_run
 from tests.dist.test_checkpoint import build
 
 SHARDS = ["rank-00000.safetensors", "rank-00001.safetensors"]
@@ -129,3 +130,26 @@ def test_a_run_goes_on_from_the_last_one_that_is_whole(saved: SavedRun, tmp_path
     assert "passed over a damaged checkpoint" in done.stderr + done.stdout
     for name in SHARDS:  # step 3 again, to the last bit
         assert file_sum(copy.checkpoint(3) / name) == file_sum(saved.checkpoint(3) / name)
+
+
+@pytest.mark.slow
+def test_damaged_moments_of_an_optimizer_in_host_memory_are_seen_too(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="the extra `offload` is not installed")
+    load_host_adam()  # compiles the kernel, if it has to, without a limit of time
+    saved = save_run(corpus, tmp_path / "saved", "optim=cpu_offload", "optim.precision=fp32")
+    copy = saved.copy(tmp_path)
+    newest, before, config = copy.checkpoint(3), copy.checkpoint(2), copy.config()
+    places = json.loads((newest / "tensors.json").read_text())["tensors"]
+    for rank, name in enumerate(SHARDS):
+        moments = [part for tensor, one in places.items() if tensor.endswith(".exp_avg_sq") for part in one["parts"]]
+        assert any(part[0] == name for part in moments), rank
+        for damage in DAMAGES.values():
+            damage(newest / name, before / name)
+            start = verified_start(config, RunFolder(config))
+            (line,) = [note for note in start.notes if note.startswith("passed over")]
+            assert start.resume == before and f"passed over a damaged checkpoint: {newest / name} " in line, line
+            shutil.copy(saved.checkpoint(3) / name, newest / name)
+    flip(newest / SHARDS[0], tmp_path)
+    pretrain(*copy.options, f"run.dir={tmp_path}/runs", "run.resume=auto", "run.max_steps=3", processes=2)
+    for name in SHARDS:
+        assert file_sum(newest / name) == file_sum(saved.checkpoint(3) / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -84,4 +85,7 @@ def test_a_run_ends_before_it_saves_what_a_faulty_device_computed(
     told = {**environment(), "FLIP": "3:1"}  # in step 3, on rank 1
     done = run_script("tests/dist/flip_launcher.py", given, told, 2, timeout=300)
     assert done.returncode == 6, done.stderr[-3000:]
+    host = socket.gethostname()
+    assert f"rank 0 on {host} has other bits in its copy of " in done.stderr  # of two nobody knows which is right
+    assert f"; rank 1 on {host} has other bits" in done.stderr and "take that machine out" in done.stderr
     assert len(all_checkpoints(tmp_path / "r/checkpoints")) == len(options) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from tests.dist.runs import ROOT, SMALL, environment, kill_launch, pretrain, records, steps
 from tests.dist.test_runs import exact
+from tests.dist.warm import run_script
 
 OPTIONS = [*SMALL, "run.name=r", "run.resume=auto", "checkpoint.interval=2", "checkpoint.keep=0"]
 SECONDS = 240
@@ -42,8 +44,8 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(corpus: Path, tmp_path: Path
     place = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d",
              "--rdzv-endpoint", f"127.0.0.1:{meeting.port}",
              "--rdzv-conf", "is_host=0,last_call_timeout=10"]  # fmt: skip
-    first = torchrun(options, more=place, KILL="a step begins:6:1", KILL_LAUNCHER="1")
-    second = torchrun(options, more=place, KILL="a step begins:6:1", KILL_LAUNCHER="1")
+    first = torchrun(options, more=place, KILL="a step begins:6:1", KILL_LAUNCHER="too")
+    second = torchrun(options, more=place, KILL="a step begins:6:1", KILL_LAUNCHER="too")
     try:
         codes = [node.wait(SECONDS) for node in (first, second)]
         assert sorted(codes) == [-9, 0], [node.stdout.read()[-3000:] for node in (first, second)]
@@ -56,3 +58,26 @@ def test_a_run_goes_on_with_the_nodes_that_are_left(corpus: Path, tmp_path: Path
     for mine, theirs in zip(steps(tmp_path / "r"), steps(tmp_path / "whole/r"), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5) and mine["first_row"] == theirs["first_row"]
     assert records(tmp_path / "r")[-1]["val_loss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", ["a step begins:30:0", "all have written:3:1", "a manifest is not written:2:0"])
+def test_ranks_that_a_dead_launcher_has_left_are_no_second_writers(corpus: Path, tmp_path: Path, kill: str) -> None:
+    """They miss it and end; another launch is refused until then, and nothing is lost."""
+    options = [*OPTIONS, "stage.token_scale=40", "checkpoint.interval=8", "checkpoint.keep=2", f"data.path={corpus}",
+               "cluster.timeout_minutes=0.25"]  # fmt: skip
+    pretrain(*options, f"run.dir={tmp_path / 'whole'}", processes=2)
+    more = ["--standalone", "--nproc-per-node", "2"]
+    launched = torchrun([*options, f"run.dir={tmp_path}"], more=more, KILL=kill, KILL_LAUNCHER="alone")
+    assert launched.wait(SECONDS) == -9
+    again = partial(run_script, "launch/pretrain.py", [*options, f"run.dir={tmp_path}"], environment(), 2, SECONDS)
+    while (done := again()).returncode == 2:
+        assert "another launch of this run is at work" in done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = launched.communicate(timeout=SECONDS)[0]
+    assert "torchrun of rank 0 of 2 " in said and "the store it keeps does not answer" in said
+    mine, theirs = (folder / "r" for folder in (tmp_path, tmp_path / "whole"))
+    assert [record["step"] for record in steps(mine)] == [record["step"] for record in steps(theirs)]
+    assert exact(mine) == exact(theirs)
+    names = [sorted(path.name for path in (run / "checkpoints").iterdir()) for run in (mine, theirs)]
+    assert names[0] == names[1]

@@ -129,7 +129,9 @@ def wait_for_steps(run: Path, count: int, process: subprocess.Popen) -> None:
 LONG = ["stage.token_scale=1000", "data.num_workers=1"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGUSR1))]
+)
 def test_a_signal_ends_a_run_after_a_save(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
     options = run_options(corpus, tmp_path, *LONG)
     process = start(*options)

@@ -149,6 +149,17 @@ def test_a_rank_that_hangs_in_python_is_named_with_its_place_and_stacks(tmp_path
 
 
 @pytest.mark.slow
+def test_a_rank_that_hangs_in_a_collective_of_its_own_is_named_with_its_place(tmp_path: Path) -> None:
+    with started(3, tmp_path / "run", partial(StandIn, life=partial(train, stuck=2, how="receive"))) as run:
+        codes = [process.wait(STOP_SECONDS) for process in run.ranks]
+        assert codes == [RankLost.EXIT_CODE] * 3, [run.said(rank) for rank in range(3)]
+        place = rf"rank 2 of 3 \(pid {run.ranks[2].pid} on \S+\) at dist/stand_in\.py:\d+ receive, in \w+; "
+        place += r"ranks 0, 1 at dist/stand_in\.py:\d+ train, in all_reduce; "
+        assert re.search(rf"^warning: no step for \d+ s \(step {WARM}\): {place}", run.said(0), re.M), run.said(0)
+        assert re.search(rf"^error on rank 0: .*step {WARM} did not end: {place}", run.said(0), re.M), run.said(0)
+
+
+@pytest.mark.slow
 def test_a_rank_that_crashes_or_holds_the_interpreter_is_missed(tmp_path: Path) -> None:
     with ExitStack() as stack:
         runs = [stack.enter_context(started(2, tmp_path / how, partial(StandIn, life=partial(train, stuck=1, how=how))))

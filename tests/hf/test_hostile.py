@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mmdata.errors import DataError
+from mmtrain.checkpoint.run_folder import Start
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import open_folder
+from mmtrain.hf.tokenizer_files import TextFiles
+from mmtrain.train.resume import weights_record
 from tests.hf.folders import SHARED, made, write
 
 BIG = 1 << 62
@@ -188,3 +192,11 @@ def test_reordered_rows_of_other_frequencies_are_refused(tmp_path: Path) -> None
     assert "other frequencies" in refusal(folder)
     edit(folder / "config.json", lambda config: config.pop("mmtrain"))
     assert "RoPE of the type 'longrope'" in refusal(folder)
+
+
+def test_other_files_that_cost_the_stack_are_garbage(folder: Path) -> None:
+    for name in ("tokenizer.json", "generation_config.json"):
+        (folder / name).write_text("[" * 100_000)
+    assert TextFiles.of_folder(open_folder("x", folder)).eos is None
+    with pytest.raises(DataError, match=r"tokenizer.json is not a usable tokenizer.json \(RecursionError\)"):
+        weights_record(Start(weights=folder))

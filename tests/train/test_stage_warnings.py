@@ -32,6 +32,27 @@ def test_stages_as_they_are_written_warn_of_nothing(stage: str, scales: list[str
     assert warnings(f"stage={stage}", *scales) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["log.valid_interval=100"], ""),
+        (["log.valid_interval=50"], ""),
+        (["log.valid_interval=0", "checkpoint.keep_best=0"], ""),
+        (["log.valid_interval=0", "checkpoint.keep=0"], ""),
+        ([], "before the end (log.valid_interval=0), so that none is known to be the best; give log.valid_interval="),
+        (["log.valid_interval=10", "data.valid_rows=0"], "(data.valid_rows=0), so that none is known to be the best; "
+         "give log.valid_interval=100 and data.valid_rows above 0"),
+        (["log.valid_interval=200"], "every 100 steps and a held-out loss every 200 (log.valid_interval), both only "
+         "every 200; give log.valid_interval=100"),
+        (["log.valid_interval=30"], "both only every 300"),
+    ],
+)  # fmt: skip
+def test_the_best_are_kept_where_a_loss_is_measured(given: list[str], expected: str) -> None:
+    found = warnings("stage=quickstart", "checkpoint.interval=100", "checkpoint.keep_best=2", *given)
+    assert len(found) == bool(expected) and all(line.startswith("checkpoint.keep_best=2: ") for line in found)
+    assert all(expected in line for line in found)
+
+
 QUICK, LR, BATCH = "stage=quickstart", "stage.phases[0].lr", "stage.phases[0].batch"
 Q_TOKENS = 960 * 1024
 
