@@ -5,7 +5,7 @@ memory when a wait says so and holds NaN until then; a product is computed when 
 still be what they were when it was asked for; shared memory that was written is not read by a product before a fence.
 Races between threads are not seen.
 
-Warps with roles of their own (`warp_specialize`) are threads of which one runs at a time, until it waits at a barrier.
+Warps with roles of their own (`warp_specialize`) are threads of which one runs at a time, until it comes to a barrier.
 What a barrier stands for comes when its phase is complete, and not before: tiles that the copy engine brings hold NaN
 until then.
 """
@@ -106,6 +106,10 @@ class Crew:
             except BaseException as error:
                 self.errors.append(error)
             self.turn.notify_all()
+
+    def give_way(self) -> None:
+        """Let the others run, who may do what they waited for before this thread does anything else."""
+        self.turn.wait(0.001)
 
     def wait_for(self, ready: Callable[[], bool]) -> None:
         done = self.turn.wait_for(lambda: ready() or bool(self.errors), self.PATIENCE)
@@ -217,6 +221,10 @@ class Machine:
     def init_barrier(self, barrier: Barrier, count: int) -> None:
         barrier.count = barrier.missing = count
 
+    def arrive_at(self, barrier: Barrier) -> None:
+        barrier.arrive(self.crew)
+        self.crew.give_way()
+
     def wait_barrier(self, barrier: Barrier, phase: Any) -> None:
         self.crew.wait_for(lambda: barrier.phase % 2 != int(phase))
 
@@ -288,7 +296,7 @@ class Machine:
                 MBarrierLayout=lambda: "barriers",
                 init=lambda barrier, count: self.init_barrier(barrier, count),
                 expect=lambda barrier, size: barrier.arrive(self.crew, 1, expected=int(size)),
-                arrive=lambda barrier: barrier.arrive(self.crew),
+                arrive=self.arrive_at,
                 wait=self.wait_barrier,
             ),
             "copy_tile": self.copy_tile,

@@ -86,8 +86,8 @@ def copy_for_keys(
     for turn in range(0, turns(units)):
         unit = unit_at(turn, units)
         if unit < units:
-            key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * splits))
-            first, blocks, _partly = query_blocks(key, key_end, document, query, query_end, shift, BM, 2 * BN)
+            key, _key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * splits))
+            first, blocks, _partly = query_blocks(key, document, query, query_end, shift, BM, 2 * BN)
             part = unit % (G * splits)
             group = part // splits
             mbarrier.wait(kv_free.index(0), (turn & 1) ^ 1)

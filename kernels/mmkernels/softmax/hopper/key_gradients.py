@@ -20,7 +20,7 @@ from mmkernels.softmax.hopper.units import LOG2E, barriers, query_blocks, read_k
 
 @gluon.jit
 def add_block(
-    shared, dk, dv, at_N, row, last_key, shift, is_masked, count, log_scale, P_LAYOUT: gl.constexpr,
+    shared, dk, dv, at_N, row, shift, is_masked, count, log_scale, P_LAYOUT: gl.constexpr,
     KV_LAYOUT: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Add what a block of queries adds to the gradients of keys, before their scale, and of values."""
@@ -35,7 +35,7 @@ def add_block(
     p = gl.exp2(s * log_scale - lse_s.index(stage).load(gl.SliceLayout(0, P_LAYOUT))[None, :])
     if is_masked:
         row_M = row + gl.arange(0, BM, layout=gl.SliceLayout(0, P_LAYOUT))
-        p = gl.where(at_N[:, None] <= gl.minimum(row_M + shift, last_key)[None, :], p, 0.0)
+        p = gl.where(at_N[:, None] <= (row_M + shift)[None, :], p, 0.0)
     p_dot = gl.convert_layout(p.to(gl.bfloat16), gl.DotOperandLayout(0, KV_LAYOUT, 2))
     dv_sum = warpgroup_mma(p_dot, do_s.index(stage), dv, is_async=True)
     dp = warpgroup_mma_wait(1, deps=[dp])
@@ -66,7 +66,7 @@ def compute(
         unit = unit_at(turn, units)
         if unit < units:
             key, key_end, document, query, query_end, shift = read_key_tile(tiles, unit // (G * splits))
-            first, blocks, partly = query_blocks(key, key_end, document, query, query_end, shift, BM, 2 * BN)
+            first, blocks, partly = query_blocks(key, document, query, query_end, shift, BM, 2 * BN)
             part = unit % (G * splits)
             key += c * BN
             dk = gl.zeros([BN, D], gl.float32, KV_LAYOUT)
@@ -76,7 +76,7 @@ def compute(
             for _h in range(0, heads):
                 for n in range(0, blocks):
                     dk, dv = add_block(
-                        mine, dk, dv, at_N, first + n * BM, key_end - document - 1, shift, n < partly, count,
+                        mine, dk, dv, at_N, first + n * BM, shift, n < partly, count,
                         scale * LOG2E, P_LAYOUT, KV_LAYOUT, BM, BN, STAGES,
                     )  # fmt: skip
                     count += 1

@@ -48,22 +48,23 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v in the dtype of q; sums are in one order, so that the same inputs give the same bits."""
     inputs, lse_HT = [_for_copies(x) for x in (q_THD, do_THD, k_SGD, v_SGD)], lse_HT.contiguous()
-    dq_THD, delta_HT = _query_gradients(inputs, o_THD, lse_HT, documents, scale)
-    return dq_THD, *_key_gradients(inputs, lse_HT, delta_HT, documents, scale)
+    queries = [_descriptor(x, BLOCK_QUERIES) for x in inputs[:2]] if inputs[0].shape[0] else []
+    dq_THD, delta_HT = _query_gradients(inputs, queries, o_THD, lse_HT, documents, scale)
+    return dq_THD, *_key_gradients(inputs, queries, lse_HT, delta_HT, documents, scale)
 
 
 def _query_gradients(
-    inputs: list[Tensor], o_THD: Tensor, lse_HT: Tensor, documents: Documents, scale: float
-) -> tuple[Tensor, Tensor]:
+    inputs: list[Tensor], queries: list[TensorDescriptor], o_THD: Tensor, lse_HT: Tensor, documents: Documents,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient of q, and `delta = do . o` [H, T]; inputs are q, do, k and v."""
-    q_THD, do_THD, k_SGD, v_SGD = inputs
+    q_THD, _, k_SGD, v_SGD = inputs
     dq_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
     delta_HT = torch.empty_like(lse_HT)
     grid, tiles, shape = _query_units(q_THD, k_SGD, documents)
     if grid:
         softmax_hopper_dq_kernel[grid](
-            *(_descriptor(x, BLOCK_QUERIES) for x in (q_THD, do_THD)),
-            *(_descriptor(x, BLOCK_KEYS) for x in (k_SGD, v_SGD)), tiles, o_THD, lse_HT, delta_HT, dq_THD,
+            *queries, *(_descriptor(x, BLOCK_KEYS) for x in (k_SGD, v_SGD)), tiles, o_THD, lse_HT, delta_HT, dq_THD,
             tiles.shape[0] * shape["PAIRS"], scale, q_THD.shape[0], *(x.stride(1) for x in inputs), *o_THD.stride()[:2],
             **shape, **LAUNCH,
         )  # fmt: skip
@@ -71,10 +72,11 @@ def _query_gradients(
 
 
 def _key_gradients(
-    inputs: list[Tensor], lse_HT: Tensor, delta_HT: Tensor, documents: Documents, scale: float
-) -> tuple[Tensor, Tensor]:
+    inputs: list[Tensor], queries: list[TensorDescriptor], lse_HT: Tensor, delta_HT: Tensor, documents: Documents,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of keys and values; inputs are q, do, k and v."""
-    q_THD, do_THD, k_SGD, v_SGD = inputs
+    q_THD, _, k_SGD, v_SGD = inputs
     (keys, kv_heads, width), group = k_SGD.shape, q_THD.shape[1] // k_SGD.shape[1]
     tiles, processors = documents.key_tiles(), _processors(q_THD.device)
     splits = splits_of(tiles.shape[0] * kv_heads, group, processors)
@@ -84,10 +86,9 @@ def _key_gradients(
     if units and q_THD.shape[0]:
         half = BLOCK_KEYS // 2
         softmax_hopper_dkv_kernel[(min(units, processors),)](
-            *(_descriptor(x, BLOCK_QUERIES) for x in (q_THD, do_THD)), *(_descriptor(x, half) for x in (k_SGD, v_SGD)),
-            tiles, lse_HT, delta_HT, *dkv_2XSGD, units, scale, q_THD.shape[0], keys, splits,
-            *(x.stride(1) for x in inputs),
-            G=kv_heads, GROUP=group, BM=BLOCK_QUERIES, BN=half, D=width, STAGES=STEPS_AHEAD, **LAUNCH,
+            *queries, *(_descriptor(x, half) for x in (k_SGD, v_SGD)), tiles, lse_HT, delta_HT, *dkv_2XSGD, units,
+            scale, q_THD.shape[0], keys, splits, *(x.stride(1) for x in inputs), G=kv_heads, GROUP=group, BM=BLOCK_QUERIES,
+            BN=half, D=width, STAGES=STEPS_AHEAD, **LAUNCH,
         )  # fmt: skip
     dk_SGD, dv_SGD = dkv_2XSGD[:, 0] if splits == 1 else dkv_2XSGD.sum(1).to(k_SGD.dtype)
     return dk_SGD, dv_SGD
@@ -102,11 +103,8 @@ def _query_units(
     tiles, pairs = documents.query_tiles(heads_of_a_unit), heads // heads_of_a_unit
     units = tiles.shape[0] * pairs
     shape = {"PAIRS": pairs, "GROUP": group, "HEADS": heads_of_a_unit, "BM": BLOCK_QUERIES, "BN": BLOCK_KEYS}
-    return (
-        (min(units, _processors(q_THD.device)),) if units else None,
-        tiles,
-        {**shape, "D": width, "STAGES": STAGES[width]},
-    )
+    grid = (min(units, _processors(q_THD.device)),) if units else None
+    return grid, tiles, {**shape, "D": width, "STAGES": STAGES[width]}
 
 
 def splits_of(units: int, group: int, processors: int) -> int:

@@ -63,13 +63,16 @@ def key_blocks(first, end, shift, keys, ROWS: gl.constexpr, BN: gl.constexpr):
 
 
 @gluon.jit
-def query_blocks(key, key_end, document, query, query_end, shift, BM: gl.constexpr, KEYS: gl.constexpr):
-    """First query that sees one of KEYS keys, blocks of queries from it on, and how many of these need a mask."""
+def query_blocks(key, document, query, query_end, shift, BM: gl.constexpr, KEYS: gl.constexpr):
+    """First query that sees one of KEYS keys, blocks of queries from it on, and how many of these need a mask.
+
+    Keys past the end of a document need none: nothing of theirs is written.
+    """
     at = key - document
     first = gl.maximum(query, at - shift)
     blocks = (gl.maximum(query_end - first, 0) + BM - 1) // BM
     partly = (gl.maximum(at + KEYS - 1 - shift - first, 0) + BM - 1) // BM
-    return first, blocks, gl.where(key + KEYS > key_end, blocks, gl.minimum(partly, blocks))
+    return first, blocks, partly
 
 
 @gluon.jit
