@@ -87,6 +87,25 @@ def test_heads(heads: tuple[int, int]) -> None:
     check((70, 130), heads=heads)
 
 
+def test_more_blocks_than_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies wait for room that the products before have left."""
+    monkeypatch.setattr(launch, "STAGES", {64: 2})
+    check((700, 300))
+
+
+def test_lists_of_tiles() -> None:
+    """Most work first; a document may be left out, and the others stay where they are."""
+    given = (100, 7), (300, 7), True
+    assert tiles.query_tiles(*given, 64).tolist() == [
+        [0, 100, 0, 200, 300], [64, 100, 0, 200, 300], [100, 107, 300, -100, 7]
+    ]  # fmt: skip
+    assert tiles.key_tiles(*given).tolist() == [
+        [0, 300, 0, 0, 100, 200], [128, 300, 0, 0, 100, 200], [256, 300, 0, 0, 100, 200], [300, 307, 300, 100, 107, -100]
+    ]  # fmt: skip
+    assert tiles.query_tiles(*given, 64, {0}).tolist() == [[100, 107, 300, -100, 7]]
+    assert tiles.key_tiles(*given, {0}).tolist() == [[300, 307, 300, 100, 107, -100]]
+
+
 def test_heads_of_128() -> None:
     check((150, 3), width=128)
 

@@ -87,8 +87,8 @@ def _key_gradients(
         half = BLOCK_KEYS // 2
         softmax_hopper_dkv_kernel[(min(units, processors),)](
             *queries, *(_descriptor(x, half) for x in (k_SGD, v_SGD)), tiles, lse_HT, delta_HT, *dkv_2XSGD, units,
-            scale, q_THD.shape[0], keys, splits, *(x.stride(1) for x in inputs), G=kv_heads, GROUP=group, BM=BLOCK_QUERIES,
-            BN=half, D=width, STAGES=STEPS_AHEAD, **LAUNCH,
+            scale, q_THD.shape[0], keys, splits, *(x.stride(1) for x in inputs), G=kv_heads, GROUP=group,
+            BM=BLOCK_QUERIES, BN=half, D=width, STAGES=STEPS_AHEAD, **LAUNCH,
         )  # fmt: skip
     dk_SGD, dv_SGD = dkv_2XSGD[:, 0] if splits == 1 else dkv_2XSGD.sum(1).to(k_SGD.dtype)
     return dk_SGD, dv_SGD
