@@ -100,7 +100,7 @@ def test_lists_of_tiles() -> None:
         [0, 100, 0, 200, 300], [64, 100, 0, 200, 300], [100, 107, 300, -100, 7]
     ]  # fmt: skip
     assert tiles.key_tiles(*given).tolist() == [
-        [0, 300, 0, 0, 100, 200], [128, 300, 0, 0, 100, 200], [256, 300, 0, 0, 100, 200], [300, 307, 300, 100, 107, -100]
+        *([first, 300, 0, 0, 100, 200] for first in (0, 128, 256)), [300, 307, 300, 100, 107, -100]
     ]  # fmt: skip
     assert tiles.query_tiles(*given, 64, {0}).tolist() == [[100, 107, 300, -100, 7]]
     assert tiles.key_tiles(*given, {0}).tolist() == [[300, 307, 300, 100, 107, -100]]
