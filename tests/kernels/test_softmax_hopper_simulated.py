@@ -120,9 +120,9 @@ def test_all_keys_are_seen() -> None:
 
 
 def test_units_share_the_heads_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch.splits_of(2, 6, 1) == 2 and launch.splits_of(1, 8, 132) == 8 and launch.splits_of(10**6, 8, 132) == 1
-    for each in (1, 100):
-        monkeypatch.setattr(launch, "UNITS_A_PROCESSOR", each)
+    assert [launch.splits_of(units, 6, 4) for units in (1, 3, 7, 8, 1000)] == [6, 6, 3, 1, 1]
+    for enough in (0, 100):
+        monkeypatch.setattr(launch, "ENOUGH_UNITS", enough)
         check((260, 7), heads=(8, 1))
 
 
