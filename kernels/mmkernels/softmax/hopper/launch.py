@@ -26,8 +26,8 @@ LAUNCH = {"num_warps": 4, "maxnreg": 168}
 ENOUGH_UNITS, MANY_UNITS = 2, 4
 """Units a multiprocessor below which the heads of a group are shared out, and those that it gets then at least.
 
-On an H200, 8K tokens in documents of 1,024: with 64:8 heads (3.9 units) 354 TFLOP/s backward, shared 272; with 16:2 heads
-(1.0) 125, shared 258.
+On an H200, 8K tokens in documents of 1,024: with 64:8 heads (3.9 units) 354 TFLOP/s backward, shared 272; with 16:2
+heads (1.0) 125, shared 258.
 """
 
 
