@@ -131,6 +131,10 @@ def test_tensors_that_tiles_cannot_be_copied_from() -> None:
     q, k, v = (draw(40, 2, 66, seed=s)[:, :, 1:65] for s in range(3))
     o, _ = launch.forward(q, k, v, documents, 0.125)
     assert torch.equal(o, launch.forward(*(x.contiguous() for x in (q, k, v)), documents, 0.125)[0])
+    one = draw(1, 2, 64, seed=4).as_strided((1, 2, 64), (1, 64, 1))  # one token, whose stride means nothing
+    lone = tiles.Documents((1,), (1,), True, CPU)
+    o, lse = launch.forward(one, one, one, lone, 0.125)
+    assert torch.equal(o, one) and launch.backward(one, one, one, one, o, lse, lone, 0.125)[2].equal(one)
 
 
 def test_other_documents_are_left_alone() -> None:

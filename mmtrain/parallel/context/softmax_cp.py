@@ -26,8 +26,8 @@ WAYS = ("auto", "allgather", "ring", "varlen")
 SHORT = 2048
 """Tokens of a chunk up to which "auto" computes all in one call.
 
-On two H200s, 64:8 heads of 128, forward and backward TFLOP/s a GPU: chunks of 2,048 495 and 401, by the all-gather way, whose
-many calls wait for the host, 506 and 208; chunks of 8,192 574 and 399, 507 and 439.
+On two H200s, 64:8 heads of 128, forward and backward TFLOP/s a GPU: chunks of 2,048 495 and 401, by the all-gather way,
+whose many calls wait for the host, 506 and 208; chunks of 8,192 574 and 399, 507 and 439.
 """
 BUDGET = 2**30
 """Bytes of the buffers of one group of key/value heads."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from torch import Tensor
 
 from mmkernels.softmax.hopper.tiles import Documents
@@ -29,7 +30,8 @@ def forward_documents(
     """Output [T, H, D] in the dtype of q, and log-sum-exp [H, T], float32."""
     from mmkernels.softmax.hopper import launch  # Triton does not exist wherever torch does
 
-    return launch.forward(q_THD, k_SGD, v_SGD, documents, scale)
+    with torch.cuda.device_of(q_THD):
+        return launch.forward(q_THD, k_SGD, v_SGD, documents, scale)
 
 
 def backward_documents(
@@ -39,7 +41,8 @@ def backward_documents(
     """dq, dk and dv; the probabilities are ``exp(score - lse)`` with the lse given."""
     from mmkernels.softmax.hopper import launch
 
-    return launch.backward(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, documents, scale)
+    with torch.cuda.device_of(q_THD):
+        return launch.backward(do_THD, q_THD, k_SGD, v_SGD, o_THD, lse_HT, documents, scale)
 
 
 def forward(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

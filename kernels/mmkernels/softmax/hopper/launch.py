@@ -120,7 +120,9 @@ def splits_of(units: int, group: int, processors: int) -> int:
 def _for_copies(x_THD: Tensor) -> Tensor:
     """The tensor itself if tiles of it can be copied: it begins at 16 bytes, and so do its rows and heads."""
     fits = x_THD.stride(2) == 1 and (x_THD.stride(0) | x_THD.stride(1)) % 8 == 0 and x_THD.data_ptr() % 16 == 0
-    return x_THD if fits and x_THD.stride(0) >= x_THD.shape[1] * x_THD.stride(1) else x_THD.contiguous()
+    if fits and x_THD.stride(0) >= x_THD.shape[1] * x_THD.stride(1):
+        return x_THD
+    return torch.empty(x_THD.shape, dtype=x_THD.dtype, device=x_THD.device).copy_(x_THD)  # one token has any stride
 
 
 def _descriptor(x_THD: Tensor, rows: int) -> TensorDescriptor:
