@@ -358,6 +358,25 @@ def test_ours_on_hopper_give_the_same_bits_twice() -> None:
 
 
 @pytest.mark.gpu
+def test_rows_of_more_than_2_to_the_31_elements() -> None:
+    """The last document of such a row, against that document alone."""
+    lengths = [2048] * 128 + [700]
+    row = torch.randn(sum(lengths), 64 + 8 + 8, 128, device=DEVICE, dtype=torch.bfloat16)
+    do = torch.randn(sum(lengths), 64, 128, device=DEVICE, dtype=torch.bfloat16)
+    assert do.numel() > 2**31
+
+    def run(first: int, documents: list[int]) -> dict[str, Tensor]:
+        leaves = [x[first:].detach().requires_grad_() for x in row.split([64, 8, 8], dim=1)]
+        results = softmax_attention_with_lse(*leaves, offsets(documents), documents)
+        found = with_gradients(results, leaves, do[first:])
+        return {name: x[:, -700:] if name == "lse" else x[-700:] for name, x in found.items()}
+
+    whole, alone = run(0, lengths), run(2048 * 128, [700])
+    for name, value in alone.items():
+        assert (whole[name].float() - value.float()).norm() <= 4e-3 * value.float().norm(), name
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("width", [20, 160, 256])
 def test_widths_that_cudnn_does_not_take(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setattr(dispatch, "LONG", 128)
