@@ -82,6 +82,10 @@ CASES: dict[str, Case] = {
                                     "model.vocab_size=4096"), seq_len=2**16, micro_batches=1,
                       parallel=RECOMPUTED),
     "410m-recompute": Case("hybrid_410m", parallel=RECOMPUTED),
+    # As many tokens a step as one row of 256K: the optimizer's part is the same, and lengths of rows are compared.
+    "410m-8k-x32": Case("hybrid_410m", micro_batches=32, parallel=RECOMPUTED),
+    "410m-32k-x8": Case("hybrid_410m", seq_len=2**15, micro_batches=8, parallel=RECOMPUTED),
+    "410m-softmax-8k-x32": Case("hybrid_410m", (SOFTMAX_ONLY,), micro_batches=32, parallel=RECOMPUTED),
 }
 # fmt: on
 
