@@ -21,7 +21,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.parallel.memory.predict import MemoryPrediction
 from mmtrain.train.left_out import LeftOut, first_kept
 from mmtrain.train.lr_schedule import lr_at
-from mmtrain.train.phase_layouts import PhaseLayout
+from mmtrain.train.phase_layouts import PhaseLayout, of_each_phase
 from mmtrain.train.warmup_floor import keep_warmup
 
 
@@ -204,13 +204,15 @@ class RunPlan:
         """Plan phases that have a layout each.
 
         Raises:
-            ConfigError: a batch cannot be shared out.
+            ConfigError: a batch cannot be shared out: the first, and in its problem those of the other phases.
         """
+
+        def planned(i: int, phase: PhaseConfig) -> PhasePlan:
+            laid = layouts[i]
+            return PhasePlan(phase, laid.layout.dp, laid.parallel.micro_batch_rows, f"stage.phases[{i}]", laid)
+
         plan = cls([], 1, 1)
-        plan.phases = [
-            PhasePlan(phase, laid.layout.dp, laid.parallel.micro_batch_rows, f"stage.phases[{i}]", laid)
-            for i, (phase, laid) in enumerate(zip(phases, layouts, strict=True))
-        ]
+        plan.phases = of_each_phase(phases, planned)
         return plan
 
     def next(self, progress: Progress) -> RunStep | None:

@@ -6,16 +6,16 @@ from mmtrain.config import PretrainConfig
 from mmtrain.config.checks import require
 from mmtrain.parallel.pipeline.schedule import check_schedule
 from mmtrain.train.curriculum import PhasePlan, RunPlan
+from mmtrain.train.phase_layouts import of_each_phase
 
 
 def check_batches(config: PretrainConfig, plan: RunPlan) -> None:
     """Refuse batches that the layouts of their phases cannot run.
 
     Raises:
-        ConfigError: the first of them.
+        ConfigError: the first of them, and in its problem those of the other phases.
     """
-    for i, phase in enumerate(plan.phases):
-        check_phase_batches(config, phase, i)
+    of_each_phase([one.phase for one in plan.phases], lambda i, _: check_phase_batches(config, plan.phases[i], i))
 
 
 def check_phase_batches(config: PretrainConfig, phase: PhasePlan, index: int) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mmtrain.checkpoint.progress import FROZEN
 from mmtrain.config import ModelConfig, ParallelConfig, PhaseConfig
 from mmtrain.config.parallel import PhaseParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel.layout import Layout, plan_layout
+
+Planned = TypeVar("Planned")
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,27 @@ def plan_phase_layouts(
     Raises:
         ConfigError: the first option that cannot work, and in its problem those of the other phases.
     """
-    made: list[PhaseLayout] = []
+    return of_each_phase(phases, lambda _, phase: lay_out_phase(world, run, model, phase))
+
+
+def of_each_phase(phases: Sequence[PhaseConfig], plan: Callable[[int, PhaseConfig], Planned]) -> list[Planned]:
+    """Return what `plan` makes of each phase and its index; phases that it refuses are told all at once.
+
+    Raises:
+        ConfigError: the first one's error, which names the phase's own option where it has one, and in its problem
+            those of the others.
+    """
+    made: list[Planned] = []
     refused: list[ConfigError] = []
     for i, phase in enumerate(phases):
         try:
-            made.append(lay_out_phase(world, run, model, phase))
+            made.append(plan(i, phase))
         except ConfigError as error:
             refused.append(_of_phase(error, phase, i))
     if not refused:
         return made
-    first, others = refused[0], {f"{one.option}={one.value}: {one.problem}" for one in refused[1:]}
-    others.discard(f"{first.option}={first.value}: {first.problem}")
-    more = "".join(f"; and {one}" for one in sorted(others))
+    first, (_, *others) = refused[0], dict.fromkeys(f"{one.option}={one.value}: {one.problem}" for one in refused)
+    more = "".join(f"; and {one}" for one in others)
     raise ConfigError(first.option, first.value, f"{first.problem}{more}", first.fix)
 
 

@@ -17,6 +17,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.parallel import mesh
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.phase_layouts import PhaseLayout, changes, plan_phase_layouts
+from mmtrain.train.plan_run import plan_run
 from mmtrain.train.session import Session
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -47,6 +48,23 @@ def test_what_cannot_work_is_told_of_all_phases_at_once() -> None:
     assert text.startswith("stage.phases[1].parallel.cp=3: 4 processes = pp 1 x dp ? x cp 3 x tp 1")
     assert "; and stage.phases[2].parallel.tp=5: 4 processes" in text and "\n" not in text
     assert "give stage.phases[1].parallel.cp=" in caught.value.fix
+
+
+def test_batches_that_layouts_cannot_run_are_told_of_all_phases_at_once() -> None:
+    """By rows that processes cannot share out, and by rows that are too few for a pipeline."""
+
+    def refused(*overrides: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            plan_run(config(*overrides), 2, torch.device("cpu"))
+        return str(caught.value)
+
+    odd = refused("parallel.cp=1", "parallel.micro_batch_rows=3")
+    assert odd.startswith("stage.phases[0].batch[0].tokens=262144: 256 rows of 1024 tokens are not a multiple of 6 ")
+    assert "; and stage.phases[1].batch[0].tokens=262144: 64 rows" in odd
+    assert "; and stage.phases[2].batch[0].tokens=262144: 32 rows" in odd
+    few = refused("parallel.pp=2", "stage.batch_scale=1/64")
+    assert few.startswith("stage.phases[1].batch=4096: 1 micro-batches a rank do not fill a pipeline")
+    assert "; and stage.phases[2].batch=8192: 1 micro-batches" in few and "\n" not in odd + few
 
 
 def test_the_run_s_own_option_is_named_once_for_all_phases() -> None:
