@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,7 +284,8 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
     stays.
 
     Raises:
-        ConfigError: naming one option, with its value before and now.
+        ConfigError: naming an option, with its value before and now, and in its problem all others of phases that are
+            trained already.
     """
     recorded = recorded_values(read_meta(checkpoint)["config"])
     different = [one for one in differences(recorded, config) if not is_marked(PretrainConfig, one.option, LAYOUT)]
@@ -301,9 +302,13 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
     inside = [one for one in different if not one.option.endswith(("stage.name", "].name"))]
     progress = checkpoint_position(checkpoint)
     phase, consumed = progress.phase, progress.phase_tokens
-    if (fixed := _trained_already(old, new, phase, consumed)) is not None:
-        named = _as_typed(fixed, inside)
-        raise _refusal(named, checkpoint, _back_or_anew(named) + _reason(fixed, consumed))
+    if fixed := list(_trained_already(old, new, phase, consumed)):
+        typed: dict[str, Difference] = {}
+        for one in fixed:
+            named = _as_typed(one, inside)
+            typed.setdefault(named.option, named)
+        first, *others = typed.values()
+        raise _refusal(first, checkpoint, _back_or_anew(first) + _reason(fixed[0], consumed), others)
     if not config.run.change_schedule:
         one = inside[0]
         raise _refusal(one, checkpoint, f"{_back(one)}, or run.change_schedule=true to change the schedule from step "
@@ -315,8 +320,8 @@ def compare_with_checkpoint(config: PretrainConfig, checkpoint: Path) -> str | N
 
 def _trained_already(
     old: list[dict[str, object]], new: list[dict[str, object]], phase: int, consumed: int
-) -> Difference | None:
-    """Return the first scaled value that differs and may not: of an earlier phase, or of what the present one is."""
+) -> Iterator[Difference]:
+    """Yield the scaled values that differ and may not: of earlier phases, and of what the present one is."""
     for index in range(min(phase + 1, len(old))):
         before, now = old[index], new[index] if index < len(new) else {}
         for name in dict.fromkeys([*before, *now]):
@@ -326,8 +331,7 @@ def _trained_already(
                 later = False  # where its shares change follows from its length
             cut_off = later and name == "tokens" and one.now < consumed
             if one.before != one.now and (not later or cut_off):
-                return one
-    return None
+                yield one
 
 
 def _as_typed(scaled: Difference, typed: Sequence[Difference]) -> Difference:
@@ -340,8 +344,10 @@ def _as_typed(scaled: Difference, typed: Sequence[Difference]) -> Difference:
     return at_place or scale or within or scaled
 
 
-def _refusal(one: Difference, checkpoint: Path, fix: str) -> ConfigError:
-    return ConfigError(one.option, one.now, f"{checkpoint} was trained with {one.before}", fix)
+def _refusal(one: Difference, checkpoint: Path, fix: str, others: Sequence[Difference] = ()) -> ConfigError:
+    more = "".join(f"; and {other.option}={other.now}: with {other.before}" for other in others[:_NAMED])
+    more += f"; and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return ConfigError(one.option, one.now, f"{checkpoint} was trained with {one.before}{more}", fix)
 
 
 def _back(one: Difference) -> str:

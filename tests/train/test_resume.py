@@ -125,6 +125,24 @@ def test_what_the_phase_at_work_is_stays(saved: Path, overrides: list[str], told
     assert "change_schedule=true" not in refusal(saved, *overrides)
 
 
+def test_lengths_and_bases_of_all_trained_phases_are_told_at_once(tmp_path: Path) -> None:
+    """Of a run in the second of its phases; what the third becomes is free."""
+    phase = "{name: %s, seq_len: %d, rope_base: 1e4, tokens: 8192, batch: [{at: 0, tokens: 1024}], " \
+            "lr: [{kind: constant, tokens: 8192, end: 0.01}]}"  # fmt: skip
+    three = f"stage.phases=[{','.join(phase % one for one in (('a', 64), ('b', 128), ('c', 256)))}]"
+    at = {"tokens": 9216, "phase": 1, "row": 8, "phase_tokens": 1024}
+    saved = checkpoint(tmp_path / "a/checkpoints/step-00000009", made(tmp_path, "run.name=a", three), 9, **at)
+    other = [f"stage.phases.{i}.rope_base={i + 2}e6" for i in range(3)]
+    line = refusal(saved, three, CHANGE, *other, "stage.phases.1.seq_len=64")
+    assert line.startswith(
+        f"stage.phases[0].rope_base=2000000.0: {saved} was trained with 10000.0; and stage.phases[1].seq_len=64: with "
+        "128; and stage.phases[1].rope_base=3000000.0: with 10000.0; give that value"
+    )
+    # A scale changes every phase, and is named once.
+    line = refusal(saved, three, CHANGE, "stage.scale=2")
+    assert line.startswith(f"stage.scale=2.0: {saved} was trained with 1.0; give that value")
+
+
 def test_the_weights_of_a_mixture_stay(tmp_path: Path) -> None:
     mixture = "stage.phases.0.sources=[{path: x, weight: %s}, {path: y}]"
     path = tmp_path / "a/checkpoints/step-00000005"
