@@ -72,6 +72,19 @@ def test_equal_layouts(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
+def test_all_axes_at_once_train_as_one_process(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CP x TP x EP x ETP x PP, each of two, on eight processes."""
+    every = " ".join(f"parallel.{axis}=2" for axis in ("cp", "tp", "ep", "etp", "pp"))
+    layouts = ["--layout", "1", "--layout", f"8 {every} parallel.activation_checkpoint=block"]
+    options = [f"data.path={corpus}", "model.ffn_hidden_size=32"]
+    assert compare(*options, *layouts, "--steps", "1", "--keep", str(tmp_path / "kept")) == 0
+    assert ": equal" in capsys.readouterr().out
+    assert "cp_balance" in (tmp_path / "kept" / "layout1" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
 def test_different_runs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(f"data.path={corpus}", "--layout", "1", "--layout", "1 run.seed=5", "--steps", "1") == 1
     text = capsys.readouterr().out
