@@ -13,7 +13,7 @@ from mmtrain.parallel.mesh import World
 from mmtrain.train.cp_choice import choose_cp
 from mmtrain.train.curriculum import RunPlan, scaled_phases
 from mmtrain.train.layout_choice import fit_layouts
-from mmtrain.train.phase_batches import check_batches
+from mmtrain.train.phase_batches import plan_batches
 from mmtrain.train.phase_frozen import check_phases_frozen, frozen_lines, frozen_parts
 from mmtrain.train.phase_layouts import PhaseLayout, plan_phase_layouts
 from mmtrain.train.phase_memory import PhaseMemory
@@ -81,8 +81,8 @@ def plan_run(config: PretrainConfig, world: int, device: torch.device, kept: Seq
     phases = scaled_phases(config.stage)
     layouts = plan_phase_layouts(world, config.parallel, config.model, phases)
     pairs = zip(layouts, phases, strict=True)
-    plan = RunPlan.laid_out(phases, [replace(laid, frozen=frozen_parts(config.optim, one)) for laid, one in pairs])
-    check_batches(config, plan)
+    layouts = [replace(laid, frozen=frozen_parts(config.optim, one)) for laid, one in pairs]
+    plan = plan_batches(config, phases, layouts)
     balance_phases(config, plan, device)
     lines = fitted + choices + whole + frozen_lines(config, phases)
     return PlannedRun(config, phases, plan, PhaseMemory.of(config, plan, device), lines)

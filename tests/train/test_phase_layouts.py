@@ -62,6 +62,11 @@ def test_batches_that_layouts_cannot_run_are_told_of_all_phases_at_once() -> Non
     assert odd.startswith("stage.phases[0].batch[0].tokens=262144: 256 rows of 1024 tokens are not a multiple of 6 ")
     assert "; and stage.phases[1].batch[0].tokens=262144: 64 rows" in odd
     assert "; and stage.phases[2].batch[0].tokens=262144: 32 rows" in odd
+    assert odd.endswith("; all phases run with stage.batch_scale=15/16 or stage.batch_scale=9/8")
+    for scale in ("15/16", "9/8"):
+        plan = plan_run(config("parallel.cp=1", "parallel.micro_batch_rows=3", f"stage.batch_scale={scale}"), 2,
+                        torch.device("cpu")).plan  # fmt: skip
+        assert all(rows % 6 == 0 for phase in plan.phases for rows in phase.rows)
     few = refused("parallel.pp=2", "stage.batch_scale=1/64")
     assert few.startswith("stage.phases[1].batch=4096: 1 micro-batches a rank do not fill a pipeline")
     assert "; and stage.phases[2].batch=8192: 1 micro-batches" in few and "\n" not in odd + few
