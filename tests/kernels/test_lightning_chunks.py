@@ -19,6 +19,7 @@ ROWS = {
     "an edge": (8, 4, 12),
     "spans all but one": (3, 20, 1),
     "of prime lengths": (13, 11),
+    "tiles of a chunk": (101, 1, 58, 120),
 }
 SLOPES = torch.tensor([1.0, 0.004, 0.0])
 
