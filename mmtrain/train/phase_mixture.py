@@ -172,7 +172,8 @@ def _supply(
 
 def _no_documents(option: str, bucket: BucketConfig, named: Sequence[tuple[str, SourceConfig]]) -> ConfigError:
     where = ", ".join(dict.fromkeys(source.path for _, source in named))
-    problem = f"no training document of {where} is of bucket {bucket.name} (below {bucket.below or 'any length'})"
+    lengths = f"below {bucket.below} tokens" if bucket.below else "the longest documents"
+    problem = f"no training document of {where} is of bucket {bucket.name} ({lengths})"
     fix = "give a source that has such documents, share=0, or buckets=[] for documents as they come"
     return ConfigError(option, f"{bucket.share:g}", problem, fix)
 

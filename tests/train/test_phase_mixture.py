@@ -160,6 +160,7 @@ def test_buckets_without_documents_are_refused_for_all_phases_at_once(corpora: d
         RunInputs(data, [*stage_of(), phase("more", 9, buckets=buckets(0, 0, 1))], VOCAB)
     told = str(refused.value)
     assert told.startswith("stage.phases[2].buckets[2].share=0.4: no training document of ") and "\n" not in told
+    assert "is of bucket long (the longest documents); stage" in told
     assert "; stage.phases[3].buckets[2].share=1: no training document" in told
     only = [SourceConfig(corpora["books"], buckets=["long"]), SourceConfig(corpora["web"], buckets=["short", "medium"])]
     mixture = RunInputs(data_of(corpora), [phase("a", 9, buckets=buckets(1, 1, 2), sources=only)], VOCAB)
