@@ -45,12 +45,12 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt; an empty one is the end of the document before.
 
     Raises:
-        ConfigError: the prompt is not empty, but has no token.
+        ConfigError: the prompt is not empty, but has no token; or it is not UTF-8.
         DataError: the tokenizer has no tokens for it.
     """
     if not prompt:
         return [tokenizer.eod_id]
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(_checked_text(prompt))
     if not ids:
         raise ConfigError("--prompt", repr(prompt)[:60], "the tokenizer makes no token of it", "give other text")
     return ids
@@ -70,7 +70,7 @@ def _read(option: str, name: str, stream: BinaryIO) -> str:
 
 
 def _checked_text(text: str) -> str:
-    """Refuse bytes of the command line that are not UTF-8; Python hands them over as lone surrogates."""
+    """Refuse bytes of the command line or a terminal that are not UTF-8: Python hands them over as lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

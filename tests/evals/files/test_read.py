@@ -46,6 +46,10 @@ BAD_LINES = {
     '{"question": "q", "choices": ["a", "b"], "answer": true}': r'line 2 has no "answer"',
     '{"question": "q", "choices": ["a", "b"], "answer": "C"}': r'line 2 has no "answer"',
     '{"question": "q", "choices": ["a", "b"]}': r'line 2 has no "answer"',
+    '{"question": "q", "choices": ["a", " "], "answer": 0}': r'line 2 has no list "choices"',
+    r'{"question": "\\\ud83d\ude00\ud83d", "choices": ["a", "b"], "answer": 0}': r"no JSON \(\\ud83d is half of a char",
+    f'{{"question": "q", "choices": ["a", "b"], "answer": {"9" * 5000}}}': "no JSON .a number has too many digits",
+    "[" * 100_000: "line 2 is no JSON .nested too deeply",
 }
 
 
@@ -54,6 +58,11 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     good = json.dumps({"question": "q", "choices": ["x", "y"], "answer": 0})
     with pytest.raises(ConfigError, match=BAD_LINES[line]):
         read_choices(write(tmp_path / "q.jsonl", f"{good}\n{line}\n{good}\n"), "--f")
+
+
+def test_whole_characters_of_two_escapes_and_escaped_backslashes_are_read(tmp_path: Path) -> None:
+    line = r'{"question": "\\ud800 \ud83d\ude00", "choices": ["a", "b"], "answer": 0}'
+    assert read_choices(write(tmp_path / "q.jsonl", line), "--f")[0].context == "\\ud800 \U0001f600"
 
 
 def test_files_that_are_missing_empty_or_no_text_are_refused(tmp_path: Path) -> None:
