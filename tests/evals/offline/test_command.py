@@ -52,6 +52,7 @@ WRONG = {
     "--tasks needle --lengths 4": r"--lengths=4: must lie in \[16, 4,194,304\]",
     "--tasks needle --lengths 4Ki,4096": "--lengths=4Ki,4096: names one twice",
     "--tasks needle --lengths 4Ki --samples 0": "--samples=0: must be at least 1",
+    "--tasks needle --lengths 4Ki --samples 99999999999": "--samples=99999999999: must be at least 1, and 1,000,000 at",
     "--tasks needle --lengths 4Ki --seed -1": "--seed=-1: must be at least 0",
     "--tasks needle --lengths 4Ki --depths 0,2": r"--depths=2.0: must lie in \[0, 1\]",
     "--tasks needle --lengths 4Ki --depths a": "--depths=a: is no list of numbers",

@@ -219,6 +219,9 @@ def test_longer_samples_are_refused_by_name_or_left_out_and_counted(run: Path, t
     request = EvalRequest(("longbench_v2",), files=files, max_length=400, leave_out_longer=True)
     figures = evaluate(run, request, Guesser(), tmp_path / "out")["files"]["longbench_v2"]
     assert (figures["questions"], figures["left_out"]) == (1, 1)
+    request = EvalRequest(("longbench_v2",), files=files, max_length=5, leave_out_longer=True)
+    with pytest.raises(ConfigError, match="--max-length=5: leaves all 2 samples out"):
+        evaluation(run, request)
 
 
 def test_what_cannot_be_run_is_refused_before_the_weights_are_read(run: Path, corpus: Path, tmp_path: Path) -> None:
