@@ -128,8 +128,9 @@ class Fields:
             Refusal: the first of them.
         """
         for name in self._left:
-            message = f"{name[:60]!r} is no parameter of this endpoint; {nearest(name[:60], self._known)}"
-            raise Refusal(400, message, name[:60], "unknown_parameter")
+            name = name[:60].encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair could not be sent
+            message = f"{name!r} is no parameter of this endpoint; {nearest(name, self._known)}"
+            raise Refusal(400, message, name, "unknown_parameter")
 
 
 def is_list_of_ids(value: Any) -> bool:
