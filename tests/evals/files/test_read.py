@@ -163,3 +163,28 @@ def test_squad_and_hotpotqa_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=r"is not laid out|holds no question"):
             reader(write(tmp_path / "bad.json", made), "--s")
+
+
+HOTPOTQA = {"question": "Q", "answer": "yes", "context": [["T", ["a."]]]}
+
+
+@pytest.mark.parametrize("value", [5, None, ["x"]])
+@pytest.mark.parametrize("name", ["question", "context", "answer"])
+def test_what_is_no_text_in_squad_or_hotpotqa_is_refused_when_it_is_read(tmp_path: Path, name: str, value: Any) -> None:
+    made = squad()
+    paragraph = made["data"][0]["paragraphs"][0]
+    of_name = {"context": paragraph, "question": paragraph["qas"][0], "answer": paragraph["qas"][0]["answers"][0]}
+    of_name[name]["text" if name == "answer" else name] = value
+    with pytest.raises(ConfigError, match="is not laid out as SQuAD's file"):
+        read_squad(write(tmp_path / "s.json", made), "--s")
+    with pytest.raises(ConfigError, match="is not laid out as HotpotQA's file"):
+        read_hotpotqa(write(tmp_path / "h.json", [{**HOTPOTQA, name: value}]), "--h")
+
+
+def test_answers_that_any_text_holds_are_passed_over(tmp_path: Path) -> None:
+    made = squad()
+    made["data"][0]["paragraphs"][0]["qas"][0]["answers"] += [{"text": ""}, {"text": " "}]
+    (one,) = read_squad(write(tmp_path / "s.json", made), "--s").questions
+    assert one.answers == ("Ann", "Bo")
+    found = read_hotpotqa(write(tmp_path / "h.json", [HOTPOTQA, {**HOTPOTQA, "answer": " "}]), "--h")
+    assert [one.answers for one in found.questions] == [("yes",)]
