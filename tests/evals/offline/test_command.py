@@ -65,6 +65,7 @@ WRONG = {
     "--tasks qa_1 --lengths 4Ki": "--squad-file=None: is needed for qa_1",
     "--tasks mtob_ek --mtob-folder . --mtob-book no": "--mtob-book=no: is neither a book of MTOB nor a file",
     "--tasks needle --lengths 4Ki --leave-out-longer": "--leave-out-longer=true: says nothing without a length",
+    "--tasks needle --lengths 4Ki --assistant \udcff{}": r"--assistant='\\udcff{}': is not UTF-8 text",
     "--lengths 4Ki": "the following arguments are required: --tasks",
 }
 
