@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtrain.command_line import Parser, exit_code
+from mmtrain.config.telling import told_once
 from mmtrain.infer.command import add_engine_options, add_image_options
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
     options = parse(argv)
     told = "stopped: the same command goes on where it was"
-    return exit_code(lambda: run(options), lambda: print(told, file=sys.stderr, flush=True))
+    return exit_code(lambda: told_once(lambda: run(options)), lambda: print(told, file=sys.stderr, flush=True))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # characters that the terminal's encoding does not have
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is told, and the next one waited for
     # After Ctrl-C the shell's prompt gets a line of its own.
     return exit_code(
         lambda: told_once(lambda: run(options)), lambda: print(flush=True) if sys.stdout.isatty() else None

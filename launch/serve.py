@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmtrain.command_line import Parser, exit_code
+from mmtrain.config.telling import told_once
 from mmtrain.infer.command import add_engine_options
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ def run(options: argparse.Namespace) -> int:
         # torchrun tells all ranks to end; the first one lets the others go when its requests are done.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-        return serve(options, bounds, key, None)
+        try:
+            return serve(options, bounds, key, None)
+        except Exception:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to finish
+            raise
     with bind(options.host, options.port) as bound:
         if key is None and not is_loopback(options.host):
             print(f"warning: whoever reaches {options.host} can use the model, as there is no authentication: give "
@@ -122,7 +127,7 @@ def answer(
 def main(argv: list[str] | None = None) -> int:
     """Serve; returns the exit code."""
     options = parse(argv)
-    return exit_code(lambda: run(options))
+    return exit_code(lambda: told_once(lambda: run(options)))
 
 
 if __name__ == "__main__":

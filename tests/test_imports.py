@@ -33,7 +33,7 @@ MAY_IMPORT = {
 LAYERS = Layers(
     "mmtrain",
     order=[
-        ["errors", "output"],
+        ["errors", "json_text", "output"],
         ["command_line", "config"],
         ["model"],
         ["vision"],
@@ -57,6 +57,7 @@ LAYERS = Layers(
             "config",
             "command_line",
             "output",
+            "json_text",
             "errors",
         ]
     },

@@ -47,24 +47,23 @@ def tell(line: str, same_everywhere: bool = False, processes: Processes | None =
         _print(f"error on rank {rank}: {line}")
 
 
-def told_once(command: Callable[[], None]) -> int | None:
+def told_once(command: Callable[[], int | None]) -> int | None:
     """Run a command that several processes may run together; a user's mistake is told once, as :func:`tell` does.
 
     A process that is alone raises it, as :func:`mmtrain.command_line.exit_code` expects.
 
     Returns:
-        The exit code of such a mistake; None if there was none.
+        The exit code of such a mistake, or else what the command returned.
     """
     processes = None
     try:
         processes = read_processes()
-        command()
+        return command()
     except Exception as error:
         if not is_user_error(error) or (processes is not None and processes.world_size == 1):
             raise
         tell(str(error), processes=processes)
         return getattr(error, "exit_code", 2)
-    return None
 
 
 def _print(line: str) -> None:

@@ -113,6 +113,7 @@ def write_batch(engine: Engine, asked: AskedLines, out: TextIO) -> str:
 
 def _write_some(engine: Engine, asked: AskedLines, places: range, out: TextIO) -> None:
     """Serve some of the lines, and write theirs."""
+    takes_all = (getattr(out, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"  # or escapes
     done: dict[int, Generation] = {}
     place_of: dict[int, int] = {}
     written = 0
@@ -123,7 +124,7 @@ def _write_some(engine: Engine, asked: AskedLines, places: range, out: TextIO) -
         while written in done:
             place = places[written]
             record = _record(asked.lines[place], asked.requests[place], done.pop(written))
-            out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            out.write(json.dumps(record, ensure_ascii=not takes_all) + "\n")
             out.flush()
             written += 1
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 from mmtrain.errors import ConfigError
 from mmtrain.infer.device import check_device_name
 from mmtrain.infer.layout import RankLayout
-from mmtrain.infer.request import Request, check_rope_base
+from mmtrain.infer.request import Request, check_rope_base, checked_text
 from mmtrain.infer.sampling import Sampling
 from mmtrain.infer.serving.options import EngineOptions
 
@@ -59,7 +59,7 @@ def add_engine_options(parser: argparse.ArgumentParser, at_once: str, most: int 
 
 
 def check_engine_options(options: argparse.Namespace) -> None:
-    """Refuse a layout, a device, a RoPE base or sizes that make no sense, and a checkpoint that is not there.
+    """Refuse a layout, a device, a RoPE base, sizes or texts that make no sense, and a checkpoint that is not there.
 
     Raises:
         ConfigError: the first that does not.
@@ -69,6 +69,9 @@ def check_engine_options(options: argparse.Namespace) -> None:
     if options.rope_base is not None:
         check_rope_base(options.rope_base)
     engine_options(options, EngineOptions()).validate()
+    for name in ("user", "assistant", "name"):  # of the launchers that have them
+        if (text := getattr(options, name, None)) is not None:
+            checked_text(text, f"--{name}")
     if not options.checkpoint.exists():
         raise ConfigError("checkpoint", options.checkpoint, "no such folder", "give a run folder or a checkpoint")
 
@@ -85,6 +88,8 @@ def check_options(options: argparse.Namespace) -> Request:
     request = Request("", options.tokens, sampling, options.samples, options.seed, options.ignore_eod,
                       not (options.no_echo or options.interactive), tuple(options.stop or ()))  # fmt: skip
     request.validate()
+    for stop in request.stop:
+        checked_text(stop, "--stop")
     check_engine_options(options)
     _check_images(options)
     if options.prompts is None:

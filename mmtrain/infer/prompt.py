@@ -8,6 +8,7 @@ from typing import BinaryIO, TextIO
 
 from mmdata.tokenizer import Tokenizer
 from mmtrain.errors import ConfigError
+from mmtrain.infer.request import checked_text
 
 LIMIT = 64 << 20  # bytes of a prompt: all of it is held in memory, and every later token looks back at it
 
@@ -27,7 +28,7 @@ def read_prompt(text: str | None, file: str | None, stdin: TextIO | None) -> str
         ConfigError: there is no prompt, it cannot be read, is too long, or is not UTF-8.
     """
     if text is not None and text != "-":
-        return _checked_text(text)
+        return checked_text(text)
     if file is not None and file != "-":
         try:
             with Path(file).open("rb") as stream:
@@ -45,12 +46,12 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt; an empty one is the end of the document before.
 
     Raises:
-        ConfigError: the prompt is not empty, but has no token.
+        ConfigError: the prompt is not empty, but has no token; or it is not UTF-8.
         DataError: the tokenizer has no tokens for it.
     """
     if not prompt:
         return [tokenizer.eod_id]
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(checked_text(prompt))
     if not ids:
         raise ConfigError("--prompt", repr(prompt)[:60], "the tokenizer makes no token of it", "give other text")
     return ids
@@ -67,13 +68,3 @@ def _read(option: str, name: str, stream: BinaryIO) -> str:
         problem = f"is not UTF-8 text (byte 0x{data[error.start]:02x} at {error.start:,})"
         raise ConfigError(option, name, problem, "save it as UTF-8") from None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-
-
-def _checked_text(text: str) -> str:
-    """Refuse bytes of the command line that are not UTF-8; Python hands them over as lone surrogates."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ConfigError("--prompt", repr(text)[:60], f"is not UTF-8 text (at character {error.start:,})",
-                          "give it in UTF-8, or in a file with --prompt-file") from None  # fmt: skip
-    return text

@@ -13,6 +13,7 @@ from mmtrain.errors import ConfigError, nearest
 from mmtrain.infer.prompt import prompt_ids
 from mmtrain.infer.request import Request
 from mmtrain.infer.serving.generation import GenerationRequest
+from mmtrain.json_text import parse_json
 
 if TYPE_CHECKING:
     from mmtrain.vision.prompts import ImagePrompts, SeenPrompt
@@ -105,7 +106,7 @@ def read_prompts(file: str) -> list[PromptLine]:
         ConfigError: it cannot be read, has no prompt, or a line is not what it should be.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")  # a text may hold other ends of lines
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("--prompts", file, f"cannot be read ({error})", "give a JSON lines file in UTF-8") from None
     found = [_line(file, number, text) for number, text in enumerate(lines, 1) if text.strip()]
@@ -117,9 +118,10 @@ def read_prompts(file: str) -> list[PromptLine]:
 def _line(file: str, number: int, text: str) -> PromptLine:
     where = f"{file}, line {number}"
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ConfigError("--prompts", where, "is no JSON", 'give lines such as {"prompt": "Once"}') from None
+        fields = parse_json(text)
+    except json.JSONDecodeError as error:
+        problem = f"is no JSON ({error.msg})"
+        raise ConfigError("--prompts", where, problem, 'give lines such as {"prompt": "Once"}') from None
     if not isinstance(fields, dict) or ("prompt" in fields) == ("tokens" in fields):
         raise ConfigError("--prompts", where, "needs either prompt or tokens", 'for example {"prompt": "Once"}')
     for name, value in fields.items():

@@ -63,3 +63,17 @@ def check_rope_base(rope_base: float) -> None:
     """
     if not 1 < rope_base < math.inf:
         raise ConfigError("--rope-base", rope_base, "must be above 1", "leave it out, or give for example 10000")
+
+
+def checked_text(text: str, option: str = "--prompt") -> str:
+    """Return a text of the command line or a terminal; bytes that are not UTF-8 come to Python as lone surrogates.
+
+    Raises:
+        ConfigError: it has such bytes, so that nothing could be made of it.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        fix = "give it in UTF-8" + (", or in a file with --prompt-file" if option == "--prompt" else "")
+        raise ConfigError(option, repr(text)[:60], f"is not UTF-8 text (at character {error.start:,})", fix) from None
+    return text

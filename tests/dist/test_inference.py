@@ -312,3 +312,20 @@ def test_the_command_writes_on_one_rank(tmp_path: Path) -> None:
     assert code == 0 and [json.loads(line)["text"] for line in out.splitlines()] == [TEXT[1:], "€"]
     code, out, told = generate(tmp_path / "run", "--prompt", "n")
     assert (code, out) == (2, "") and "error: --tp=1: 2 processes were started" in told
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "said"),
+    [
+        ("eval", "--tasks nedle --lengths 512", "error: --tasks=nedle: is no task; did you mean 'needle'?"),
+        ("serve", "--port 70000", "error: --port=70000: must lie in 0 to 65535; 0 takes a free one"),
+    ],
+)
+def test_a_mistake_is_told_once_by_all_ranks(tmp_path: Path, script: str, options: str, said: str) -> None:
+    if script == "serve":
+        pytest.importorskip("uvicorn")
+        pytest.importorskip("starlette")
+    arguments = [str(tmp_path), *options.split(), "--tp", "2", "--device", "cpu"]
+    done = run_script(f"launch/{script}.py", arguments, environment(), 2, timeout=120)
+    told = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert (done.returncode, done.stdout, told) == (2, "", [said])

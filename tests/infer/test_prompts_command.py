@@ -49,6 +49,24 @@ def test_a_line_comes_out_for_each_prompt_in_order(run: Path, main: Main, capsys
     assert capsys.readouterr().out == out.read_text(encoding="utf-8")
 
 
+def test_texts_may_hold_other_ends_of_lines(run: Path, main: Main, capsys: Capture, tmp_path: Path) -> None:
+    text = "a\u2028b\x85c\x1cn"
+    file = Path(prompts(tmp_path, {"prompt": text}))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as Windows begins a file
+    assert main([str(run), "--prompts", str(file), "--greedy", "--quiet"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["prompt_tokens"], made["text"]) == (len(text.encode()), TEXT[1:])
+
+
+def test_lines_are_json_whatever_the_output_takes(run: Path, main: Main, tmp_path: Path) -> None:
+    file, out = prompts(tmp_path, {"prompt": "n"}), io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
+        assert main([str(run), "--prompts", file, "--greedy", "--quiet"]) == 0
+        sys.stdout.flush()
+        assert json.loads(out.getvalue())["text"] == TEXT[1:]
+
+
 def test_seeds_count_up_with_the_lines_and_may_be_given(run: Path, main: Main, capsys: Capture, tmp_path: Path) -> None:
     file = prompts(tmp_path, {"prompt": "n"}, {"prompt": "n"}, {"prompt": "n", "seed": 5}, {"prompt": "n", "top_k": 1})
     arguments = ["--prompts", file, "--temperature", "20", "--seed", "5", "--ignore-eod", "--tokens", "8", "--quiet"]
@@ -71,6 +89,10 @@ WRONG = {
     '{"tokens": [300]}': "line 1, tokens 300: is no id",
     '{"prompt": "a"}\n{"prompt": "a", "temperature": -1}': "line 2, --temperature -1: must be",
     '{"prompt": "a", "max_tokens": 0}': "line 1, max_tokens 0: must be at least 1",
+    r'{"prompt": "a\ud800"}': r"line 1: is no JSON (\ud800 is half of a character)",
+    r'{"prompt": "a", "id": "\udc00"}': r"is no JSON (\udc00 is half of a character)",
+    f'{{"prompt": "a", "seed": {"9" * 5000}}}': "is no JSON (a number has too many digits)",
+    "[" * 100_000: "is no JSON (nested too deeply)",
 }
 
 
@@ -129,6 +151,15 @@ def test_lines_are_continued_as_they_come(
     assert main([str(run), "--interactive", "--greedy"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{TEXT[1:]}\n{TEXT[3:]}\n" and "2 continuations" in err
+
+
+def test_a_line_that_is_no_utf_8_is_told_and_the_next_one_continued(
+    run: Path, main: Main, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\nn\n"), encoding="utf-8"))
+    assert main([str(run), "--interactive", "--greedy", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{TEXT[1:]}\n" and err.count("\n") == 1 and "is not UTF-8 text" in err
 
 
 def test_a_stop_and_half_precision(run: Path, main: Main, capsys: Capture) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmdata.tokenizer import Tokenizer
+from mmtrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,32 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 
 def choice_rows(tokenizer: Tokenizer, question: Question) -> list[tuple[np.ndarray, int]]:
-    """Return a row for each choice, int64, and how many of its last tokens are the choice's."""
-    pairs = (encode_pair(tokenizer, question.context, choice) for choice in question.choices)
-    return [(np.array([*before, *after], dtype=np.int64), len(after)) for before, after in pairs]
+    """Return a row for each choice, int64, and how many of its last tokens are scored.
+
+    All are scored from the same place on: where the tokens of the context alone end, or before it, where a tokenizer
+    joins the end of the context and the beginning of a choice. "(" and "A" are one token of some; cut behind the
+    context's tokens, nothing of such a choice would be scored, and nothing is likelier than anything.
+
+    Raises:
+        ConfigError: the tokenizer makes no token of a choice.
+    """
+    context = question.context.rstrip()
+    spaces, before = question.context[len(context) :], tokenizer.encode(context)
+    rows = [tokenizer.encode(context + spaces + choice) for choice in question.choices]
+    first = min(_alike(before, row) for row in rows)
+    if not first:  # the first token of a row follows the end of the document before
+        rows, first = [[tokenizer.eod_id, *row] for row in rows], 1
+    for row, choice in zip(rows, question.choices, strict=True):
+        if len(row) == first:
+            raise ConfigError("choices", f"{choice!r} of {question.name}", "the tokenizer makes no token of it",
+                              "mend it, or take it out")  # fmt: skip
+    return [(np.array(row, dtype=np.int64), len(row) - first) for row in rows]
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens with which both begin."""
+    least = min(len(one), len(other))
+    return next((place for place in range(least) if one[place] != other[place]), least)
 
 
 def score_choices(log_probs_C: np.ndarray, choices: Sequence[str], answer: int) -> ChoiceScore:

@@ -31,7 +31,7 @@ def read_choices(path: Path, option: str) -> list[Question]:
         if (
             not isinstance(choices, list)
             or len(choices) < 2
-            or not all(isinstance(one, str) and one for one in choices)
+            or not all(isinstance(one, str) and one.strip() for one in choices)
         ):
             raise damaged(option, path, place, 'has no list "choices" of two texts or more')
         answer = answer_number(record.get("answer"), choices)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.errors import ConfigError
+from mmtrain.json_text import parse_json
 
 
 def read_text(path: Path, option: str) -> str:
@@ -31,7 +32,7 @@ def read_json(path: Path, option: str) -> Any:
         ConfigError: it cannot be read, or is no JSON; the line is named.
     """
     try:
-        return json.loads(read_text(path, option))
+        return parse_json(read_text(path, option))
     except json.JSONDecodeError as error:
         raise ConfigError(option, path, f"is no JSON: {error.msg} in line {error.lineno}",
                           "download or save it again") from None  # fmt: skip
@@ -47,7 +48,7 @@ def read_jsonl(path: Path, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except json.JSONDecodeError as error:
             raise damaged(option, path, f"line {number}", f"is no JSON ({error.msg})") from None
         if not isinstance(record, dict):

@@ -26,6 +26,7 @@ ALL_GROUPS = {**GROUPS, "needles": NEEDLE_KINDS}
 """Names that stand for several tasks; `needles` are the kinds of `evals.needles`, as training scores them."""
 QUESTION_TASKS = ("qa_1", "qa_2")
 LEAST, MOST = 16, 2**22
+MOST_SAMPLES = 10**6  # of a task and length: all are listed before the first is made
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ class EvalRequest:
         Raises:
             ConfigError: a number is out of range, lengths are missing, or a file is not there.
         """
-        if self.samples < 1:
-            raise ConfigError("--samples", self.samples, "must be at least 1", "give 10 or more")
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise ConfigError("--samples", self.samples, f"must be at least 1, and {MOST_SAMPLES:,} at most",
+                              "give for example 50")  # fmt: skip
         if self.answer_tokens < 1:
             raise ConfigError("--answer-tokens", self.answer_tokens, "must be at least 1", "leave it out for 32")
         if self.seed < 0:

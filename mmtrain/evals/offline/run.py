@@ -93,7 +93,7 @@ def longest_of(units: Sequence[Unit], request: EvalRequest) -> int:
     Samples of files are made for it, one after the other: a tokenizer reads a text many times faster than a model.
 
     Raises:
-        ConfigError: one of a file is longer than is allowed; it is named.
+        ConfigError: one of a file is longer than is allowed; it is named. Or all are left out, as they are.
     """
     longest = 0
     for unit in units:
@@ -101,6 +101,9 @@ def longest_of(units: Sequence[Unit], request: EvalRequest) -> int:
             longest = max(longest, unit.length)
         elif _left_out(unit, work := unit.prepare(), request) is None:
             longest = max(longest, work.tokens)
+    if not longest and request.max_length is not None:
+        problem = f"leaves all {len(units):,} samples out"
+        raise ConfigError("--max-length", f"{request.max_length:,}", problem, "give more")
     return longest
 
 

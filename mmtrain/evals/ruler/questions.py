@@ -5,7 +5,7 @@ RULER downloads both; here the user has the file (`--squad-file`, `--hotpotqa-fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,11 @@ def _squad(made: Any) -> QuestionSet:
     documents: dict[str, int] = {}
     questions = []
     for article in made["data"]:
-        own = [documents.setdefault(one["context"], len(documents)) for one in article["paragraphs"]]
+        own = [documents.setdefault(_text(one["context"]), len(documents)) for one in article["paragraphs"]]
         for paragraph, number in zip(article["paragraphs"], own, strict=True):
             for one in paragraph["qas"]:
-                answers = tuple(dict.fromkeys(answer["text"] for answer in one["answers"]))
-                if answers:
-                    questions.append(Asked(one["question"], answers, (number,), tuple(own)))
+                if answers := _answers(answer["text"] for answer in one["answers"]):
+                    questions.append(Asked(_text(one["question"]), answers, (number,), tuple(own)))
     return QuestionSet(questions, list(documents))
 
 
@@ -132,5 +131,17 @@ def _hotpotqa(made: Any) -> QuestionSet:
     for one in made:
         texts = (f"{title}\n{''.join(sentences)}" for title, sentences in one["context"])
         own = tuple(dict.fromkeys(documents.setdefault(text, len(documents)) for text in texts))
-        questions.append(Asked(one["question"], (one["answer"],), own))
+        if answers := _answers([one["answer"]]):
+            questions.append(Asked(_text(one["question"]), answers, own))
     return QuestionSet(questions, list(documents))
+
+
+def _answers(given: Iterable[Any]) -> tuple[str, ...]:
+    """Right answers, each once. One without a character would be found in whatever a model says."""
+    return tuple(dict.fromkeys(answer for answer in map(_text, given) if answer.strip()))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("is no text")
+    return value

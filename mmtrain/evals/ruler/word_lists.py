@@ -118,6 +118,8 @@ def frequent_words(kit: Kit, length: int, depth: float, rng: np.random.Generator
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _counts(middle, len(words)) @ sizes <= room else (low, middle)
+    while not _apart(_counts(low, len(words))):  # a longer text, of few words, may have them level again
+        low -= 1
     order = rng.permutation(np.repeat(np.arange(len(words)), _counts(low, len(words))))
     text = spelt.joined(order)
     spare = np.resize(kit.ids(_DOTS), room - len(text))

@@ -62,6 +62,7 @@ def is_loopback(host: str) -> bool:
 
 
 def model_name(checkpoint: Path) -> str:
-    """Return what clients call a checkpoint: its run's name, or its folder's."""
+    """Return what clients call a checkpoint: its run's name, or its folder's, in UTF-8 whatever it is on disk."""
     folder = checkpoint.resolve()
-    return folder.parents[1].name if folder.parent.name == "checkpoints" else folder.name
+    name = folder.parents[1].name if folder.parent.name == "checkpoints" else folder.name
+    return name.encode("utf-8", "replace").decode()

@@ -46,6 +46,10 @@ BAD_LINES = {
     '{"question": "q", "choices": ["a", "b"], "answer": true}': r'line 2 has no "answer"',
     '{"question": "q", "choices": ["a", "b"], "answer": "C"}': r'line 2 has no "answer"',
     '{"question": "q", "choices": ["a", "b"]}': r'line 2 has no "answer"',
+    '{"question": "q", "choices": ["a", " "], "answer": 0}': r'line 2 has no list "choices"',
+    r'{"question": "\\\ud83d\ude00\ud83d", "choices": ["a", "b"], "answer": 0}': r"no JSON \(\\ud83d is half of a char",
+    f'{{"question": "q", "choices": ["a", "b"], "answer": {"9" * 5000}}}': "no JSON .a number has too many digits",
+    "[" * 100_000: "line 2 is no JSON .nested too deeply",
 }
 
 
@@ -54,6 +58,11 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     good = json.dumps({"question": "q", "choices": ["x", "y"], "answer": 0})
     with pytest.raises(ConfigError, match=BAD_LINES[line]):
         read_choices(write(tmp_path / "q.jsonl", f"{good}\n{line}\n{good}\n"), "--f")
+
+
+def test_whole_characters_of_two_escapes_and_escaped_backslashes_are_read(tmp_path: Path) -> None:
+    line = r'{"question": "\\ud800 \ud83d\ude00", "choices": ["a", "b"], "answer": 0}'
+    assert read_choices(write(tmp_path / "q.jsonl", line), "--f")[0].context == "\\ud800 \U0001f600"
 
 
 def test_files_that_are_missing_empty_or_no_text_are_refused(tmp_path: Path) -> None:
@@ -154,3 +163,28 @@ def test_squad_and_hotpotqa_are_read(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=r"is not laid out|holds no question"):
             reader(write(tmp_path / "bad.json", made), "--s")
+
+
+HOTPOTQA = {"question": "Q", "answer": "yes", "context": [["T", ["a."]]]}
+
+
+@pytest.mark.parametrize("value", [5, None, ["x"]])
+@pytest.mark.parametrize("name", ["question", "context", "answer"])
+def test_what_is_no_text_in_squad_or_hotpotqa_is_refused_when_it_is_read(tmp_path: Path, name: str, value: Any) -> None:
+    made = squad()
+    paragraph = made["data"][0]["paragraphs"][0]
+    of_name = {"context": paragraph, "question": paragraph["qas"][0], "answer": paragraph["qas"][0]["answers"][0]}
+    of_name[name]["text" if name == "answer" else name] = value
+    with pytest.raises(ConfigError, match="is not laid out as SQuAD's file"):
+        read_squad(write(tmp_path / "s.json", made), "--s")
+    with pytest.raises(ConfigError, match="is not laid out as HotpotQA's file"):
+        read_hotpotqa(write(tmp_path / "h.json", [{**HOTPOTQA, name: value}]), "--h")
+
+
+def test_answers_that_any_text_holds_are_passed_over(tmp_path: Path) -> None:
+    made = squad()
+    made["data"][0]["paragraphs"][0]["qas"][0]["answers"] += [{"text": ""}, {"text": " "}]
+    (one,) = read_squad(write(tmp_path / "s.json", made), "--s").questions
+    assert one.answers == ("Ann", "Bo")
+    found = read_hotpotqa(write(tmp_path / "h.json", [HOTPOTQA, {**HOTPOTQA, "answer": " "}]), "--h")
+    assert [one.answers for one in found.questions] == [("yes",)]

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from mmtrain.errors import ConfigError
 from mmtrain.evals.files.choices import Question, choice_rows, encode_pair, score_choices
 from mmtrain.evals.files.chrf import chrf
 from tests.evals.text import TOKENIZER
@@ -32,6 +33,45 @@ def test_a_choice_is_what_follows_its_context() -> None:
     assert encode_pair(TOKENIZER, "", "c") == ([TOKENIZER.eod_id], [99])
     (one, two) = choice_rows(TOKENIZER, Question("n", "ab", (" c", " de"), 0))
     assert one[0].tolist() == [97, 98, 32, 99] and (one[1], two[1]) == (2, 3)
+    (one, two) = choice_rows(TOKENIZER, Question("n", "ab ", ("c", "de"), 0))
+    assert one[0].tolist() == [97, 98, 32, 99] and (one[1], two[1]) == (2, 3)
+    (one, two) = choice_rows(TOKENIZER, Question("n", " ", ("c", "de"), 0))
+    assert one[0].tolist() == [TOKENIZER.eod_id, 32, 99] and (one[1], two[1]) == (2, 3)
+
+
+class Joining:
+    """A tokenizer of bytes that joins some pairs, as byte-pair encodings do."""
+
+    eod_id = 256
+    pairs = {"(A": 300, "(B": 301, "q ": 302}  # noqa: RUF012
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        while text:
+            joined = self.pairs.get(text[:2])
+            ids.append(ord(text[0]) if joined is None else joined)
+            text = text[1 if joined is None else 2 :]
+        return ids
+
+
+def test_choices_that_join_the_end_of_their_context_are_scored_from_the_same_place() -> None:
+    rows = choice_rows(Joining(), Question("n", "x(", ("A", "B", "C"), 0))
+    assert [(row.tolist(), scored) for row, scored in rows] == [
+        ([120, 300], 1), ([120, 301], 1), ([120, 40, 67], 2)
+    ]  # fmt: skip
+    rows = choice_rows(Joining(), Question("n", "q", (" a", "b"), 0))  # no token is left of the context
+    assert [(row.tolist(), scored) for row, scored in rows] == [([256, 302, 97], 2), ([256, 113, 98], 2)]
+
+
+def test_a_choice_without_a_token_is_refused() -> None:
+    class Deaf(Joining):
+        pairs = {}  # noqa: RUF012
+
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text.replace("b", ""))
+
+    with pytest.raises(ConfigError, match="'b' of line 3: the tokenizer makes no token of it"):
+        choice_rows(Deaf(), Question("line 3", "q", ("a", "b"), 0))
 
 
 @pytest.mark.parametrize(

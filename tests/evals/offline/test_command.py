@@ -52,6 +52,7 @@ WRONG = {
     "--tasks needle --lengths 4": r"--lengths=4: must lie in \[16, 4,194,304\]",
     "--tasks needle --lengths 4Ki,4096": "--lengths=4Ki,4096: names one twice",
     "--tasks needle --lengths 4Ki --samples 0": "--samples=0: must be at least 1",
+    "--tasks needle --lengths 4Ki --samples 99999999999": "--samples=99999999999: must be at least 1, and 1,000,000 at",
     "--tasks needle --lengths 4Ki --seed -1": "--seed=-1: must be at least 0",
     "--tasks needle --lengths 4Ki --depths 0,2": r"--depths=2.0: must lie in \[0, 1\]",
     "--tasks needle --lengths 4Ki --depths a": "--depths=a: is no list of numbers",
@@ -64,6 +65,7 @@ WRONG = {
     "--tasks qa_1 --lengths 4Ki": "--squad-file=None: is needed for qa_1",
     "--tasks mtob_ek --mtob-folder . --mtob-book no": "--mtob-book=no: is neither a book of MTOB nor a file",
     "--tasks needle --lengths 4Ki --leave-out-longer": "--leave-out-longer=true: says nothing without a length",
+    "--tasks needle --lengths 4Ki --assistant \udcff{}": r"--assistant='\\udcff{}': is not UTF-8 text",
     "--lengths 4Ki": "the following arguments are required: --tasks",
 }
 

@@ -14,12 +14,14 @@ import pytest
 from mmdata.tokenizer_identity import TokenizerIdentity
 from mmtrain.errors import ConfigError
 from mmtrain.evals.answering import Answerer
+from mmtrain.evals.offline.checkpoint import identity
 from mmtrain.evals.offline.evaluation import Evaluation
 from mmtrain.evals.offline.progress import Progress
 from mmtrain.evals.offline.request import EvalRequest
 from mmtrain.evals.offline.run import SampleLog, run_units
 from mmtrain.evals.offline.table import headline, tables
 from mmtrain.evals.offline.units import Unit, Work
+from mmtrain.evals.offline.write import name_of
 from tests.evals.answerers import Bigrams, Copier, Guesser, Score
 from tests.evals.files.test_read import LONGBENCH, mtob, squad, write
 from tests.evals.text import TOKENIZER
@@ -111,6 +113,21 @@ def test_a_file_that_was_changed_is_asked_again(run: Path, tmp_path: Path) -> No
     path.write_text(path.read_text().replace("q3", "Q3"))
     evaluate(run, request, again, tmp_path / "out")
     assert (first.calls, again.calls) == (10, 2)
+
+
+@pytest.mark.parametrize("place", [0, 1, 1 << 20, 5 << 20, -1])
+def test_exports_of_one_architecture_in_folders_of_one_name_are_two_checkpoints(tmp_path: Path, place: int) -> None:
+    """Neither takes over what the other has answered: the names of their files differ."""
+    names = []
+    for run, weight in (("a", 0), ("b", 1), ("c", 0)):
+        folder = tmp_path / run / "hf"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        weights = np.zeros(6 << 20, np.uint8)
+        weights[place : place + (1 << 17) if place >= 0 else None] = weight  # as a small tensor
+        weights.tofile(folder / "model.safetensors")
+        names.append(name_of(EvalRequest(("vt",), (4096,)), identity(folder, CONFIG, 257), {}))
+    assert names[0] == names[2] != names[1]
 
 
 def test_each_answer_has_its_own_room_within_a_batch(tmp_path: Path) -> None:
@@ -219,6 +236,9 @@ def test_longer_samples_are_refused_by_name_or_left_out_and_counted(run: Path, t
     request = EvalRequest(("longbench_v2",), files=files, max_length=400, leave_out_longer=True)
     figures = evaluate(run, request, Guesser(), tmp_path / "out")["files"]["longbench_v2"]
     assert (figures["questions"], figures["left_out"]) == (1, 1)
+    request = EvalRequest(("longbench_v2",), files=files, max_length=5, leave_out_longer=True)
+    with pytest.raises(ConfigError, match="--max-length=5: leaves all 2 samples out"):
+        evaluation(run, request)
 
 
 def test_what_cannot_be_run_is_refused_before_the_weights_are_read(run: Path, corpus: Path, tmp_path: Path) -> None:

@@ -178,6 +178,14 @@ def test_frequent_words_are_the_second_to_fourth_of_a_zeta_distribution(kit: Kit
     )
 
 
+def test_the_frequent_words_are_never_level_with_the_next_one(kit: Kit) -> None:
+    for length in range(440, 1200):
+        prompt = make(kit, "fwe", length)
+        (ids,) = Copier().generate([prompt.tokens_T], [prompt.max_tokens])
+        assert share_found(TOKENIZER.decode(ids), prompt.answers) == 100, length
+        assert len(prompt.tokens_T) + prompt.max_tokens == length
+
+
 def test_words_that_are_drawn_differ() -> None:
     rng = np.random.default_rng(0)
     for draw in (

@@ -102,6 +102,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
     ({"temprature": 0}, "temprature", "did you mean 'temperature'"),
     ({"messages": [], "prompt": "a"}, "messages", "no parameter"),
+    ({"a\ud800": 1}, "a\\ud800", "no parameter"),
     ({"model": 5}, "model", "must be text"),
 ]
 

@@ -114,6 +114,7 @@ WRONG = {
     "--port http": "argument --port: invalid int value",
     "--host 256.1.1.1": "--host=256.1.1.1 port 8000: cannot be served on",
     "--name ": "--name='': is empty",
+    "--name a\udcff": r"--name='a\udcff': is not UTF-8 text (at character 1)",
     "--max-length 1": "--max-length=1: must be at least 2",
     "--max-queue -1": "--max-queue=-1: must be at least 0",
     "--max-body-mib 0": "--max-body-mib=0.0: must lie above 0",
