@@ -17,7 +17,6 @@ from tests.dist.warm import run_script
 
 STEPS, SAVES, CROSSED, SEEDED = 16, 7, 3, 8  # steps of the run, its saves but the last, boundaries in it, and draws
 REMOVING = {"an old one is half removed", "old ones are removed"}  # this run keeps all of its checkpoints
-QUICK = {"a layout is left"}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,8 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("moment", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in BOUNDARIES])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", BOUNDARIES)
 def test_a_kill_at_each_moment_of_a_boundary(whole: Path, corpus: Path, tmp_path: Path, moment: str) -> None:
     draw = random.Random(moment)
     check(whole, corpus, tmp_path, [f"{moment}:{draw.randint(1, CROSSED)}:{draw.choice(['0', '1', 'all'])}"])

@@ -30,7 +30,7 @@ def run(corpus: Path, folder: Path, fault: dict[str, str], *options: str) -> Com
     return run_script("tests/dist/fault_launcher.py", given, {**environment(), **fault}, 2, timeout=300)
 
 
-@pytest.mark.parametrize("step", [3, 4])  # a step before a save, and just before one
+@pytest.mark.parametrize("step", [3, pytest.param(4, marks=pytest.mark.slow)])  # before a save, and just before one
 def test_a_weight_of_one_rank_that_is_no_number_is_never_saved(corpus: Path, tmp_path: Path, step: int) -> None:
     done = run(corpus, tmp_path, {"NAN": f"{step}:1"})
     assert done.returncode == 4, done.stderr[-3000:]

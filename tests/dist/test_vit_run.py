@@ -92,7 +92,8 @@ def test_a_resumed_run_is_the_same_run(corpora: dict[int, Path], trained: Path, 
     assert all(torch.equal(ours[name], theirs[name]) for name in names)
 
 
-@pytest.mark.parametrize("moments", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [True, False])
 def test_a_larger_tile_begins_with_interpolated_positions(
     corpora: dict[int, Path], trained: Path, tmp_path: Path, moments: bool
 ) -> None:
