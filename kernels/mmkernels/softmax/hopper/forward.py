@@ -18,9 +18,8 @@ from mmkernels.softmax.hopper.units import (
     LN2,
     LOG2E,
     barriers,
-    key_blocks,
     masked,
-    read_query_tile,
+    query_unit,
     turns,
     unit_at,
 )
@@ -68,17 +67,13 @@ def compute(
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     STORE_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    ROWS: gl.constexpr = BM * (3 - HEADS)
     none = gl.zeros([BM, BN], gl.float32, S_LAYOUT)
     count = 0
     mine = (q_s.index(c), k_s, v_s, k_ready, k_free, v_ready, v_free)
     for turn in range(0, turns(units)):
         unit = unit_at(turn, units)
         if unit < units:
-            first, end, _key, shift, keys = read_query_tile(tiles, unit // PAIRS)
-            head = unit % PAIRS * HEADS + (c if HEADS == 2 else 0)
-            blocks, whole = key_blocks(first, end, shift, keys, ROWS, BN)
-            first += 0 if HEADS == 2 else c * BM
+            head, first, end, shift, keys, blocks, whole = query_unit(c, tiles, unit, PAIRS, HEADS, BM, BN)
             row = first + gl.arange(0, BM, layout=gl.SliceLayout(1, S_LAYOUT))
             mbarrier.wait(q_ready.index(0), turn & 1)
             stage, phase = count % STAGES, (count // STAGES) & 1

@@ -13,7 +13,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from mmkernels.softmax.hopper.copies import copy_for_queries
-from mmkernels.softmax.hopper.units import LOG2E, barriers, key_blocks, masked, read_query_tile, turns, unit_at
+from mmkernels.softmax.hopper.units import LOG2E, barriers, masked, query_unit, turns, unit_at
 
 
 @gluon.jit
@@ -54,17 +54,13 @@ def compute(
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16])
     Q_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     STORE_LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    ROWS: gl.constexpr = BM * (3 - HEADS)
     count = 0
     mine = (q_s.index(c), do_s.index(c), k_s, v_s, k_ready, k_free, v_ready, v_free)
     column = gl.arange(0, D, layout=gl.SliceLayout(0, STORE_LAYOUT))
     for turn in range(0, turns(units)):
         unit = unit_at(turn, units)
         if unit < units:
-            first, end, _key, shift, keys = read_query_tile(tiles, unit // PAIRS)
-            head = unit % PAIRS * HEADS + (c if HEADS == 2 else 0)
-            blocks, whole = key_blocks(first, end, shift, keys, ROWS, BN)
-            first += 0 if HEADS == 2 else c * BM
+            head, first, end, shift, keys, blocks, whole = query_unit(c, tiles, unit, PAIRS, HEADS, BM, BN)
             row = first + gl.arange(0, BM, layout=gl.SliceLayout(1, S_LAYOUT))
             wide_row = first + gl.arange(0, BM, layout=gl.SliceLayout(1, STORE_LAYOUT))
             o_at = o_ptr + head * o_head + gl.cast(wide_row, gl.int64)[:, None] * o_token + column[None, :]

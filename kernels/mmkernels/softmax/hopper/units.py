@@ -63,6 +63,21 @@ def key_blocks(first, end, shift, keys, ROWS: gl.constexpr, BN: gl.constexpr):
 
 
 @gluon.jit
+def query_unit(
+    c: gl.constexpr, tiles, unit, PAIRS: gl.constexpr, HEADS: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr
+):
+    """Warpgroup c's part of a unit: head, first query, end of its document's, shift, keys, and both of `key_blocks`.
+
+    Two HEADS have a warpgroup each; of one head, a warpgroup has half of the queries, and the blocks of both.
+    """
+    first, end, _key, shift, keys = read_query_tile(tiles, unit // PAIRS)
+    blocks, whole = key_blocks(first, end, shift, keys, BM * (3 - HEADS), BN)
+    head = unit % PAIRS * HEADS + (c if HEADS == 2 else 0)
+    first += 0 if HEADS == 2 else c * BM
+    return head, first, end, shift, keys, blocks, whole
+
+
+@gluon.jit
 def query_blocks(key, document, query, query_end, shift, BM: gl.constexpr, KEYS: gl.constexpr):
     """First query that sees one of KEYS keys, blocks of queries from it on, and how many of these need a mask.
 
