@@ -176,10 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures")
     parser.add_argument("--smoke", action="store_true", help="steps of a tiny model on CPUs")
     parser.add_argument("--model", default="hybrid_410m", help="of the steps: a file of configs/model")
+    parser.add_argument("--seq-len", type=int, default=SEQ_LEN, help="tokens of a row of the steps")
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    model, seq_len = model_of("tiny_vl" if options.smoke else options.model), 1024 if options.smoke else SEQ_LEN
+    model, seq_len = model_of("tiny_vl" if options.smoke else options.model), 1024 if options.smoke else options.seq_len
     context = mesh.start(ClusterConfig(device="cpu" if options.smoke else "cuda"))
     note = Notes(options.out / "vision.json", context.is_main)
     if not options.smoke:

@@ -3,6 +3,10 @@
 Weights and moments change in the optimizer's step alone, so that their copy has the time of a forward and a backward
 pass: on a GPU it runs on a stream of its own into pinned memory, on a host in the thread that writes the checkpoint.
 Buffers, which a step changes sooner, and small tensors are copied at once.
+
+A GPU's link takes longer than a step for a large state: 22 GB of a model of 1.8B parameters take 0.4 s, its step 0.19.
+What fits into the GPU's free memory is copied there first, at a hundred times that speed, and goes to the host from
+there while the next steps run.
 """
 
 from __future__ import annotations
@@ -15,7 +19,10 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from mmtrain.checkpoint.device_memory import DeviceMemory, free_bytes, take
+
 _SMALL = 1 << 16  # bytes: the copy of such a tensor takes no longer than its start
+_ALIGNMENT = 16  # bytes
 
 
 class StagingBuffer:
@@ -30,24 +37,27 @@ class StagingBuffer:
         self._buffer, self._pinned = torch.empty(0, dtype=torch.uint8), False
         self._later: list[tuple[Tensor, Tensor]] = []
         self._sources: list[Tensor] = []
-        self._event: torch.cuda.Event | None = None
+        self._held: DeviceMemory | None = None
+        self._unread: torch.cuda.Event | None = None  # until it, sources on the device may not change
+        self._event: torch.cuda.Event | None = None  # of the whole copy
         self._host_done = threading.Event()
         self.tensors: list[Tensor] = []
 
     def start(self, tensors: Sequence[Tensor], at_once: Sequence[bool]) -> None:
-        """Begin to copy; nothing of an earlier copy is in use any more.
+        """Begin to copy; nothing of an earlier copy is in use any more, finished or not.
 
         Args:
             tensors: wider dtypes first, contiguous or not.
             at_once: of each tensor, whether it may change before :meth:`wait` is called.
         """
+        self._let_go()
         self.reserve(sum(tensor.nbytes for tensor in tensors))
         self.tensors, begin = [], 0
         for tensor in tensors:
             flat = self._buffer[begin : begin + tensor.nbytes].view(tensor.dtype)
             self.tensors.append(flat.view(tensor.shape))
             begin += tensor.nbytes
-        self._later, self._event = [], None
+        self._later, self._event, self._unread = [], None, None
         self._host_done.clear()
         on_device = []
         for source, copy, now in zip(tensors, self.tensors, at_once, strict=True):
@@ -62,12 +72,32 @@ class StagingBuffer:
 
     def _start_on_device(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         assert self._stream is not None
+        first = self._hold(pairs)
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
-            for source, copy in pairs:
+            for source, copy in pairs[:first]:
+                copy.copy_(source, non_blocking=True)
+            self._unread = self._stream.record_event()
+            for source, copy in pairs[first:]:
                 copy.copy_(source, non_blocking=True)
             self._event = self._stream.record_event()
         self._sources = [source for source, _ in pairs]  # their memory is not given away before they are read
+
+    def _hold(self, pairs: list[tuple[Tensor, Tensor]]) -> int:
+        """Put copies on the device into the place of the last sources, as many as it has room for; where they begin."""
+        device = pairs[0][0].device
+        first = first_held([source.nbytes for source, _ in pairs], free_bytes(device))
+        self._held = (
+            take(device, sum(held_bytes(source.nbytes) for source, _ in pairs[first:])) if pairs[first:] else None
+        )
+        if self._held is None:
+            return len(pairs)
+        begin = 0
+        for i, (source, copy) in enumerate(pairs[first:], first):
+            held = self._held.bytes_N[begin : begin + source.nbytes].view(source.dtype).view(source.shape)
+            pairs[i] = held.copy_(source), copy
+            begin += held_bytes(source.nbytes)
+        return first
 
     def finish(self) -> list[Tensor]:
         """Return the copies when they are whole; for the thread that writes them."""
@@ -78,14 +108,21 @@ class StagingBuffer:
             self._host_done.set()
         if self._event is not None:
             self._event.synchronize()
-        self._later, self._sources = [], []
+        self._let_go()
         return self.tensors
+
+    def _let_go(self) -> None:
+        """Forget the sources; nothing reads them any more."""
+        self._later, self._sources = [], []
+        if self._held is not None:
+            self._held.free()
+            self._held = None
 
     def wait(self) -> None:
         """Let the tensors change from here on: what changes them on the device comes after the copy, in order."""
         self._host_done.wait()
-        if self._event is not None:
-            torch.cuda.current_stream().wait_event(self._event)
+        if self._unread is not None:
+            torch.cuda.current_stream().wait_event(self._unread)
 
     def reserve(self, size: int) -> None:
         """Have memory for so many bytes, pinned for a GPU, which takes its time. No copy is in use."""
@@ -98,9 +135,23 @@ class StagingBuffer:
 
     def release(self) -> None:
         """Give the memory back; no copy is in use."""
+        self._let_go()
         if self._pinned:
             torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())
         self._buffer, self._pinned, self.tensors = torch.empty(0, dtype=torch.uint8), False, []
+
+
+def held_bytes(size: int) -> int:
+    """Bytes that a tensor takes of a device's memory: it begins where any dtype can."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def first_held(sizes: Sequence[int], room: int) -> int:
+    """Return from which tensor on all fit into so many bytes of a device; their number if not even the last does."""
+    first = len(sizes)
+    while first and (room := room - held_bytes(sizes[first - 1])) >= 0:
+        first -= 1
+    return first
 
 
 def _host_memory(size: int) -> Tensor:

@@ -28,8 +28,8 @@ LINEAR = [*BACKENDS, "dequantise"]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 KERNEL_BFLOAT16 = 4e-3 if DEVICE == "cuda" else 8e-3  # the interpreter cuts bits off where a GPU rounds
 # Tokens, outputs, inputs: each launch shape, K split and not, widths that are no multiple of any block.
-CASES = [(1, 70, 300), (1, 8, 33), (1, 130, 1100), (16, 64, 128), (17, 70, 300), (17, 130, 1100), (70, 70, 300),
-         (150, 140, 200)]  # fmt: skip
+CASES = [(1, 70, 300), (1, 8, 33), (1, 130, 1100), (2, 70, 300), (2, 8, 33), (2, 130, 1100), (16, 64, 128),
+         (17, 70, 300), (17, 130, 1100), (70, 70, 300), (150, 140, 200)]  # fmt: skip
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -80,10 +80,11 @@ def test_float64_on_the_paths_of_torch() -> None:
         assert error(int8_linear(x, weight, backend=backend), x @ exact(weight).T) < 1e-14
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("backend", LINEAR)
 @pytest.mark.parametrize("grouped", [False, True])
-def test_parts_of_a_weight_give_the_parts_of_the_whole(grouped: bool, backend: str) -> None:
-    x, weight = draw(5, 384), weight_of(96, 384, grouped=grouped)
+def test_parts_of_a_weight_give_the_parts_of_the_whole(grouped: bool, backend: str, tokens: int) -> None:
+    x, weight = draw(tokens, 384), weight_of(96, 384, grouped=grouped)
     whole = x.double() @ exact(weight).T
     some = int8_linear(x, rows(weight, slice(32, 80)), backend=backend)
     assert error(some, whole[:, 32:80]) < 2e-6

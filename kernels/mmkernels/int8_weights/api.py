@@ -44,10 +44,11 @@ def int8_linear(x_TD: Tensor, weight_ED: Int8Weight, *, backend: str = "auto") -
         return naive_int8_linear(x_TD, weight_ED)
     many = backend == "dequantise"
     if use_triton("triton" if many else backend, "x_TD", x_TD, others=OTHERS_LINEAR):
-        from mmkernels.int8_weights.launch import dequantised_product, triton_product
+        from mmkernels.int8_weights.launch import dequantised_product, row_product, triton_product
 
-        many = many or (backend == "auto" and x_TD.shape[0] >= DEQUANTISE_FROM)
-        return dequantised_product(x_TD, weight_ED) if many else triton_product(x_TD, weight_ED)
+        if many or (backend == "auto" and x_TD.shape[0] >= DEQUANTISE_FROM):
+            return dequantised_product(x_TD, weight_ED)
+        return (row_product if x_TD.shape[0] == 1 else triton_product)(x_TD, weight_ED)
     return eager.int8_linear(x_TD, weight_ED)
 
 

@@ -1,7 +1,9 @@
-"""Triton kernel of products with int8 weights: one for a weight of all rows, and for experts with a weight each.
+"""Triton kernels of products with int8 weights: one for a weight of all rows, and for experts with a weight each; one
+for a single row.
 
-Legend: M rows of x, N outputs, K inputs, E experts. A program makes BLOCK_M rows of BLOCK_N outputs. The weight is the
-left operand of `tl.dot`, so that few rows, as of a decode step, take the narrow side of the tensor cores' products.
+Legend: M rows of x, N outputs, K inputs, G groups of columns, E experts. A program makes BLOCK_M rows of BLOCK_N
+outputs. The weight is the left operand of `tl.dot`, so that few rows, as of a decode step, take the narrow side of the
+tensor cores' products.
 """
 
 from __future__ import annotations
@@ -87,6 +89,58 @@ def int8_product_kernel(
         acc_NM *= tl.load(scale_row, mask=n_read, other=0.0)[:, None]
     out = y_ptr + (tl.cast(split, tl.int64) * count + m[None, :]) * N + n[:, None]
     tl.store(out, acc_NM.to(y_ptr.dtype.element_ty), mask=n_read[:, None] & m_read[None, :])
+
+
+@triton.jit(do_not_specialize=["outputs"])
+def int8_row_kernel(
+    x_ptr,
+    values_ptr,
+    scale_ptr,
+    y_ptr,
+    outputs,
+    stride_n,
+    stride_scale_n,
+    K: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """y[n] = sum over k of x[k] values[n, k] scale[n, k // GROUP], for one row of x, without tensor cores.
+
+    Grid: (ceil(outputs / BLOCK_N),). GROUP is 0 for a scale a row; else it divides BLOCK_K.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n_read, n = n < outputs, n.to(tl.int64)
+    w_row, scale_row = values_ptr + n * stride_n, scale_ptr + n * stride_scale_n
+    acc_NK = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    # Told here, the stages are of all loads: a launch's are of those alone that tensor cores wait for.
+    for begin in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        k = begin + tl.arange(0, BLOCK_K)
+        w_NK = tl.load(w_row[:, None] + k[None, :], mask=n_read[:, None] & (k < K)[None, :], other=0)
+        x_K = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+        product_NK = _floats(w_NK) * x_K[None, :]
+        if GROUP > 0:
+            g = begin // GROUP + tl.arange(0, BLOCK_K // GROUP)
+            read = n_read[:, None] & (g * GROUP < K)[None, :]
+            scale_NG = tl.load(scale_row[:, None] + g[None, :], mask=read, other=0.0)
+            product_NGK = product_NK.reshape(BLOCK_N, BLOCK_K // GROUP, GROUP) * scale_NG[:, :, None]
+            product_NK = product_NGK.reshape(BLOCK_N, BLOCK_K)
+        acc_NK += product_NK
+    y_N = tl.sum(acc_NK, 1)
+    if GROUP == 0:
+        y_N *= tl.load(scale_row, mask=n_read, other=0.0)
+    tl.store(y_ptr + n, y_N.to(y_ptr.dtype.element_ty), mask=n_read)
+
+
+@triton.jit
+def _floats(w):
+    """int8 as fp32: the number 2^23 + 128 + w has w + 128 in its last bits.
+
+    These operations in place of a conversion: 14.3 us in place of 16.6 for 4,096 x 11,264 on an H200.
+    """
+    shifted = (w.to(tl.uint8, bitcast=True) ^ 0x80).to(tl.uint32)
+    return (shifted | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0
 
 
 @triton.jit

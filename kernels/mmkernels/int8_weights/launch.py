@@ -13,7 +13,12 @@ from torch import Tensor
 
 from mmkernels.int8_weights import eager
 from mmkernels.int8_weights.int8_weight import GROUP, Int8Weight, rows
-from mmkernels.int8_weights.kernels import int8_dequantise_kernel, int8_join_kernel, int8_product_kernel
+from mmkernels.int8_weights.kernels import (
+    int8_dequantise_kernel,
+    int8_join_kernel,
+    int8_product_kernel,
+    int8_row_kernel,
+)
 
 
 class Shape(NamedTuple):
@@ -41,6 +46,8 @@ PROGRAMS = 2
 """Programs a multiprocessor for which K is split, where outputs alone give fewer."""
 LEAST_STEPS = 4
 """Blocks of K that a split has at least: fewer do not fill the pipeline of loads."""
+ROW = 8, 512, 2, 4
+"""Outputs, inputs, warps and loads under way of a program that multiplies one row: the best of 80 tried on an H200."""
 _JOINED = 1024  # elements that a program adds up the parts of
 _DEQUANTISED = 8, 1024  # rows and columns that a program turns into floats: 64 elements a thread, by 16 bytes
 _INTERPRETED_PROCESSORS = 4
@@ -86,6 +93,20 @@ def triton_product(
     if splits > 1:
         int8_join_kernel[(triton.cdiv(y_MN.numel(), _JOINED),)](into, y_MN, y_MN.numel(), SPLITS=splits, BLOCK=_JOINED)
     return y_MN
+
+
+def row_product(x_1K: Tensor, weight_NK: Int8Weight) -> Tensor:
+    """``x W^T``, [1, N] in the dtype of x, for one row of x [1, K]: each weight is multiplied where it is loaded."""
+    values, scale = weight_NK
+    (outputs, inputs), (block_n, block_k, warps, stages) = values.shape, ROW
+    y_1N = torch.empty(1, outputs, dtype=x_1K.dtype, device=x_1K.device)
+    if outputs:
+        int8_row_kernel[(triton.cdiv(outputs, block_n),)](
+            x_1K, values, scale, y_1N, outputs, values.stride(0), scale.stride(0), K=inputs,
+            GROUP=GROUP if scale.shape[1] > 1 else 0, BLOCK_N=block_n, BLOCK_K=block_k, STAGES=stages,
+            num_warps=warps,
+        )  # fmt: skip
+    return y_1N
 
 
 def dequantised_product(x_MK: Tensor, weight_NK: Int8Weight) -> Tensor:
