@@ -21,12 +21,14 @@ SHARED_BYTES = 232448
 """What one program may have on an H100."""
 # Kernels that stream rows or states: anything narrower than 16 bytes costs them their bandwidth.
 STREAMING = [
+    "common.weight_sums.norm_weight_sums_kernel",
     "cross_entropy.kernels.cross_entropy_gradient_kernel",
     "cross_entropy.kernels.cross_entropy_statistics_kernel",
     "embedding.kernels.embedding_add_rows_kernel",
     "int8_weights.kernels.int8_dequantise_kernel",
     "int8_weights.kernels.int8_join_kernel",
     "int8_weights.kernels.int8_product_kernel",
+    "int8_weights.kernels.int8_row_kernel",
     "lightning.triton.decode_kernel.lightning_decode_kernel",
     "moe.permute.kernels.unpermute_gather_kernel",
     "moe.permute.kernels.permute_kernel",

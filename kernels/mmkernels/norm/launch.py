@@ -17,6 +17,7 @@ from mmkernels.common.launch_shapes import (
     shape,
     stages,
 )
+from mmkernels.common.weight_sums import weight_gradient
 from mmkernels.norm import kernels
 
 FORWARD_STAGES, BACKWARD_STAGES = 3, 3
@@ -61,4 +62,4 @@ def backward(
                 STAGES=stages(BACKWARD_STAGES, inputs, h_TD), maxnreg=BACKWARD_REGISTERS,
                 **shape(width, BACKWARD_COLUMNS),
             )  # fmt: skip
-    return dx_TD, dy_TD, dweight_PD.sum(0).to(weight_D.dtype)
+    return dx_TD, dy_TD, weight_gradient(dweight_PD, weight_D.dtype)

@@ -17,6 +17,7 @@ from mmkernels.common.launch_shapes import (
     shape,
     stages,
 )
+from mmkernels.common.weight_sums import weight_gradient
 from mmkernels.norm_gate import kernels
 
 FORWARD_STAGES, BACKWARD_STAGES = 2, 3
@@ -90,4 +91,4 @@ def backward(
                 GIVEN=dot_T is not None, STAGES=stages(BACKWARD_STAGES, 3, o_TI),
                 maxnreg=BACKWARD_REGISTERS, **shape(width, BACKWARD_COLUMNS),
             )  # fmt: skip
-    return do_TI, dgate_TI, dweight_PI.sum(0).to(weight_I.dtype)
+    return do_TI, dgate_TI, weight_gradient(dweight_PI, weight_I.dtype)
