@@ -78,6 +78,8 @@ CASES: dict[str, Case] = {
     "410m-softmax-recompute": Case("hybrid_410m", (SOFTMAX_ONLY,), parallel=RECOMPUTED),
     "410m-softmax-32k": Case("hybrid_410m", (SOFTMAX_ONLY,), seq_len=2**15, micro_batches=1, parallel=RECOMPUTED),
     "410m-softmax-256k": Case("hybrid_410m", (SOFTMAX_ONLY,), seq_len=2**18, micro_batches=1, parallel=RECOMPUTED),
+    "410m-softmax-512k": Case("hybrid_410m", (SOFTMAX_ONLY,), seq_len=2**19, micro_batches=1, parallel=RECOMPUTED),
+    "410m-softmax-1m": Case("hybrid_410m", (SOFTMAX_ONLY,), seq_len=2**20, micro_batches=1, parallel=RECOMPUTED),
     "7b-mixers": Case("hybrid_7b", ("model.num_layers=4", "model.layer_pattern=L", "model.ffn_hidden_size=512",
                                     "model.vocab_size=4096"), seq_len=2**16, micro_batches=1,
                       parallel=RECOMPUTED),
