@@ -25,14 +25,14 @@ from mmtrain.infer.serving.admission import check_request_size, look_once
 from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.document_images import check_images
-from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress
+from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, TopTokens
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.metrics import EngineMetrics, Occupancy
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.reading import read_by_context, reading_requests
 from mmtrain.infer.serving.runner import PathResult, Runner
-from mmtrain.infer.serving.sampler import Choice, Sampler
+from mmtrain.infer.serving.sampler import Sampler
 from mmtrain.infer.serving.scheduler import Scheduler, Step
 from mmtrain.infer.serving.scoring import note_scores
 from mmtrain.infer.serving.stop import StopText
@@ -321,15 +321,15 @@ class Engine:
         if not result.documents:
             return []
         choices = self._sampler.choose(result.documents, result.logits_NV)
-        return [self._add(*pair) for pair in zip(result.documents, choices, strict=True)]
+        return [self._add(*each) for each in zip(result.documents, *choices, strict=True)]
 
-    def _add(self, document: Document, choice: Choice) -> Progress:
+    def _add(self, document: Document, token: int, logprob: float | None, top: TopTokens | None) -> Progress:
         """Let a document go on by a token, or end."""
-        added, text, finish = document.add(choice.token, choice.logprob, self._eod_id, choice.top)
+        added, text, finish = document.add(token, logprob, self._eod_id, top)
         self.metrics.generated_tokens += added
         self.metrics.finished += finish is not None
         made = None if finish is None else self._end(document, finish)
-        return Progress(document.id, choice.token if added else None, text, made)
+        return Progress(document.id, token if added else None, text, made)
 
     def _end(self, document: Document, finish: Finish) -> Generation:
         self._scheduler.release(document)
