@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from unittest import mock
@@ -85,3 +87,13 @@ def test_a_step_that_its_caller_changes_does_not_change_the_next() -> None:
         engine.step()
     engine._scheduler.schedule().decode.clear()
     assert len(engine._scheduler.schedule().decode) == 1
+
+
+def test_documents_that_have_ended_are_let_go() -> None:
+    engine = Engine(served_model(), options=replace(SMALL, cuda_graphs=True))
+    number = engine.submit(request(text_of(5), 4))
+    document = weakref.ref(engine._documents[number])
+    while engine.at_work:
+        engine.step()
+    gc.collect()
+    assert document() is None
