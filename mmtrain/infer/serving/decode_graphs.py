@@ -50,7 +50,6 @@ class DecodeGraphs:
         self._held = [0] * most  # how many of each row's pages are in the table
         self._graphs: GraphStore[tuple[int, int], Tensor] = GraphStore(device)
 
-    @torch.no_grad()
     def run(self, documents: Sequence[Document]) -> Tensor:
         """Take documents one token further, on the current stream.
 
@@ -101,6 +100,7 @@ class DecodeGraphs:
     def _sent_apart(self, numbers: list[int]) -> Tensor:
         return to_device(torch.from_numpy(np.array(numbers, dtype=np.int64)), self._memory.device)
 
+    @torch.no_grad()
     def _forward(self, size: int, width: int) -> Tensor:
         tokens_N, keys_N, slots_N = self._staging.there[: 3 * _row(size)].view(3, -1)[:, :size]
         batch = DocumentBatch.padded(keys_N, slots_N, self._table_NM[:size, :width], self._memory.shape)

@@ -33,17 +33,15 @@ class Largest:
         Args:
             logits_NV: any floating dtype, on any device.
         """
-        count, dtype = len(logits_NV), logits_NV.dtype
-        found = torch.empty(count + 2, dtype=torch.int64, device=logits_NV.device)
-        extremes = found[count:].view(dtype)
-        torch.aminmax(logits_NV, out=(extremes[0], extremes[1]))  # a NaN anywhere is in both
+        count, dtype, device = logits_NV.shape[0], logits_NV.dtype, logits_NV.device
+        found = torch.empty(count + 2, dtype=torch.int64, device=device)
+        least, most = found[count:].view(dtype)[:2]
+        torch.aminmax(logits_NV, out=(least, most))  # a NaN anywhere is in both
         torch.argmax(logits_NV[:, : self._vocab_size], 1, out=found[:count])
         self._ranks.of_first(found[:count])
-        here = self._on_host(found)
-        return here[:count].tolist(), all(map(math.isfinite, here[count:].view(dtype)[:2].tolist()))
-
-    def _on_host(self, found: Tensor) -> Tensor:
-        """Wait for numbers; the next ones overwrite them."""
-        if len(self._here) < len(found):
-            self._here = torch.empty(len(found), dtype=torch.int64, pin_memory=found.device.type == "cuda")
-        return self._here[: len(found)].copy_(found)
+        if self._here.shape[0] < count + 2:
+            self._here = torch.empty(count + 2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        here = self._here[: count + 2]
+        ids, extremes = here[:count], here[count:].view(dtype)[:2]
+        here.copy_(found)  # the host waits here; what it does after, the device waits for
+        return ids.tolist(), all(map(math.isfinite, extremes.tolist()))
