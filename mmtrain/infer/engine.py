@@ -25,7 +25,7 @@ from mmtrain.infer.serving.admission import check_request_size, look_once
 from mmtrain.infer.serving.device_memory import take_memory
 from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.document_images import check_images
-from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress, TopTokens
+from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, Progress
 from mmtrain.infer.serving.memory_plan import MemoryPlan
 from mmtrain.infer.serving.metrics import EngineMetrics, Occupancy
 from mmtrain.infer.serving.options import EngineOptions
@@ -315,21 +315,21 @@ class Engine:
         return self._documents[number]
 
     def _take(self, result: PathResult) -> list[Progress]:
-        """Note what a path gave: scores of prompts, and the next tokens."""
+        """Note what a path gave: scores of prompts, and the next tokens, with which documents go on or end."""
         if result.scores is not None:
             note_scores(result.scored, result.scores)
         if not result.documents:
             return []
         choices = self._sampler.choose(result.documents, result.logits_NV)
-        return [self._add(*each) for each in zip(result.documents, *choices, strict=True)]
-
-    def _add(self, document: Document, token: int, logprob: float | None, top: TopTokens | None) -> Progress:
-        """Let a document go on by a token, or end."""
-        added, text, finish = document.add(token, logprob, self._eod_id, top)
+        news, added, eod_id = list[Progress](), 0, self._eod_id
+        for document, token, logprob, top in zip(result.documents, *choices, strict=True):
+            belongs, text, finish = document.add(token, logprob, eod_id, top)
+            made = None if finish is None else self._end(document, finish)
+            self.metrics.finished += finish is not None
+            added += belongs
+            news.append(Progress(document.id, token if belongs else None, text, made))
         self.metrics.generated_tokens += added
-        self.metrics.finished += finish is not None
-        made = None if finish is None else self._end(document, finish)
-        return Progress(document.id, token if added else None, text, made)
+        return news
 
     def _end(self, document: Document, finish: Finish) -> Generation:
         self._scheduler.release(document)

@@ -85,7 +85,7 @@ class DecodeGraphs:
     def _load(self, documents: Sequence[Document], size: int, places: list[int], numbers: list[int]) -> None:
         """Write the documents, places without one, and new entries of the table to where graphs read them.
 
-        All goes in one copy; the rows of documents that came take another.
+        All goes in one copy; where many entries are new, as where a long document came, they take another.
         """
         empty, few = _row(size) - len(documents), len(places) <= self.sizes[-1]
         sent = [document.tokens[-1] for document in documents] + [0] * empty
