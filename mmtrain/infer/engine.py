@@ -32,7 +32,7 @@ from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.reading import read_by_context, reading_requests
 from mmtrain.infer.serving.runner import PathResult, Runner
-from mmtrain.infer.serving.sampler import Choice, Sampler
+from mmtrain.infer.serving.sampler import Sampler
 from mmtrain.infer.serving.scheduler import Scheduler, Step
 from mmtrain.infer.serving.scoring import note_scores
 from mmtrain.infer.serving.stop import StopText
@@ -315,21 +315,21 @@ class Engine:
         return self._documents[number]
 
     def _take(self, result: PathResult) -> list[Progress]:
-        """Note what a path gave: scores of prompts, and the next tokens."""
+        """Note what a path gave: scores of prompts, and the next tokens, with which documents go on or end."""
         if result.scores is not None:
             note_scores(result.scored, result.scores)
         if not result.documents:
             return []
         choices = self._sampler.choose(result.documents, result.logits_NV)
-        return [self._add(*pair) for pair in zip(result.documents, choices, strict=True)]
-
-    def _add(self, document: Document, choice: Choice) -> Progress:
-        """Let a document go on by a token, or end."""
-        added, text, finish = document.add(choice.token, choice.logprob, self._eod_id, choice.top)
+        news, added, eod_id = list[Progress](), 0, self._eod_id
+        for document, token, logprob, top in zip(result.documents, *choices, strict=True):
+            belongs, text, finish = document.add(token, logprob, eod_id, top)
+            made = None if finish is None else self._end(document, finish)
+            self.metrics.finished += finish is not None
+            added += belongs
+            news.append(Progress(document.id, token if belongs else None, text, made))
         self.metrics.generated_tokens += added
-        self.metrics.finished += finish is not None
-        made = None if finish is None else self._end(document, finish)
-        return Progress(document.id, choice.token if added else None, text, made)
+        return news
 
     def _end(self, document: Document, finish: Finish) -> Generation:
         self._scheduler.release(document)

@@ -13,7 +13,7 @@ from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
-from mmtrain.infer.serving.sampler import Choice, Sampler
+from mmtrain.infer.serving.sampler import Choices, Sampler
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.packed_seq import Packing
 from tests.model.small import draw_tokens, small_model
@@ -59,7 +59,7 @@ def seen_logits() -> Iterator[dict[tuple[int, ...], Tensor]]:
     seen: dict[tuple[int, ...], Tensor] = {}
     choose = Sampler.choose
 
-    def spy(self: Sampler, documents: list[Document], logits_NV: Tensor) -> list[Choice]:
+    def spy(self: Sampler, documents: list[Document], logits_NV: Tensor) -> Choices:
         for document, logits_V in zip(documents, logits_NV, strict=True):
             seen[tuple(document.tokens)] = logits_V.clone()
         return choose(self, documents, logits_NV)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -14,6 +18,7 @@ from mmtrain.infer.serving import decode_graphs
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, ladder, widths
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.mixed_graphs import MixedGraphs
+from mmtrain.infer.serving.staging import Staging
 from tests.infer.served import (
     MODELS,
     SMALL,
@@ -31,6 +36,25 @@ from tests.model.small import small_model
 
 PADDED = replace(SMALL, cuda_graphs=True)
 LENGTHS = (1, 9, 4, 17, 30)
+
+
+@contextmanager
+def sizes_sent() -> Iterator[tuple[list[int], list[int]]]:
+    """Collects how many numbers go to the device in the copy of each step, and in copies of their own."""
+    at_once: list[int] = []
+    apart: list[int] = []
+    send = Staging.send
+
+    def note(self: Staging, numbers: list[int]) -> None:
+        at_once.append(len(numbers))
+        send(self, numbers)
+
+    def note_apart(x: torch.Tensor, device: object) -> torch.Tensor:
+        apart.append(len(x))
+        return x
+
+    with mock.patch.object(Staging, "send", note), mock.patch.object(decode_graphs, "to_device", note_apart):
+        yield at_once, apart
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -153,21 +177,62 @@ def test_documents_are_given_in_their_order() -> None:
     assert max(map(len, seen)) == 3
 
 
-def test_only_rows_whose_pages_changed_are_written_again() -> None:
+def test_a_step_sends_its_numbers_and_new_pages_in_one_copy() -> None:
     engine = Engine(served_model(), options=PADDED)  # pages of 4 tokens
-    widths_sent = []
-
-    def note(x: torch.Tensor, device: object) -> torch.Tensor:
-        widths_sent.append(len(x))
-        return x
-
     for length in (4, 6):  # the first token of a decode step is the 5th and the 7th: pages change at the 9th
         engine.submit(request(text_of(length), 12))
-    with mock.patch.object(decode_graphs, "to_device", note):
+    with sizes_sent() as (at_once, apart):
         for _ in range(7):
             engine.step()
-    numbers, row = 3 * 2, 1  # of two documents; the number of a row, before its pages
-    assert widths_sent == [numbers + 2 * (row + 2), numbers, numbers + row + 3, numbers, numbers + row + 3, numbers]
+    numbers, entry = 3 * 2, 2  # of two documents; a place in the table and the page there
+    assert at_once == [numbers + 4 * entry, numbers, numbers + entry, numbers, numbers + entry, numbers]
+    assert not apart
+
+
+def test_whole_rows_of_documents_that_came_are_sent_apart() -> None:
+    model = served_model("softmax")
+    engine = Engine(model, options=replace(PADDED, max_running=1))
+    with sizes_sent() as (at_once, apart):
+        made = engine.generate([request(text_of(9), 6)])[0]
+    assert made.tokens == greedy(model, text_of(9), 6)
+    assert apart == [2 * 3] and set(at_once) == {6, 8}  # three numbers, each with one beside it; an entry more
+
+
+def test_graphs_read_what_documents_have_whoever_came_or_went_before() -> None:
+    engine = Engine(served_model("softmax"), options=replace(PADDED, memory_bytes=1 << 17))  # 32 pages
+    documents: list[Document] = []
+    run, forward = DecodeGraphs.run, DecodeGraphs._forward
+    seen = Counter()
+
+    def note(self: DecodeGraphs, given: list[Document]) -> object:
+        documents[:] = given
+        return run(self, given)
+
+    def check(self: DecodeGraphs, size: int, width: int) -> object:
+        numbers_3N, count = self._staging.there[: 3 * (size + size % 2)].view(3, -1)[:, :size], len(documents)
+        want = [[document.tokens[-1], len(document.tokens), document.slot] for document in documents]
+        assert numbers_3N.T.tolist() == want + [[0, 0, -1]] * (size - count)
+        for row, document in enumerate(documents):
+            assert self._table_NM[row, : len(document.pages)].tolist() == list(document.pages)
+        seen[size] += 1
+        return forward(self, size, width)
+
+    draw = random.Random(0)
+    with (
+        mock.patch.object(DecodeGraphs, "run", note),
+        mock.patch.object(DecodeGraphs, "_forward", check),
+        mock.patch.object(MixedGraphs, "takes", return_value=False),
+    ):
+        numbers: list[int] = []
+        for _ in range(300):
+            if len(numbers) < 12 and draw.random() < 0.3:
+                numbers.append(engine.submit(request(text_of(draw.randint(1, 30)), draw.randint(1, 40))))
+            if numbers and draw.random() < 0.4:
+                number = draw.choice(numbers)
+                draw.choice((engine.pause, engine.resume, engine.resume, engine.cancel))(number)
+            engine.step()
+            numbers = [number for number in numbers if number in engine._documents]
+    assert len(seen) > 3 and engine.metrics.cancelled and engine.metrics.finished and engine.metrics.preempted
 
 
 def test_documents_that_move_up_keep_their_own_pages() -> None:

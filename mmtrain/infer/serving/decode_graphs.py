@@ -22,6 +22,7 @@ from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.graph_store import GraphStore
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.infer.serving.staging import Staging
 from mmtrain.model.mixers.batch_cache import DocumentBatch
 from mmtrain.model.model import HybridLM
 from mmtrain.model.packed_seq import to_device
@@ -42,13 +43,13 @@ class DecodeGraphs:
     def __init__(self, model: HybridLM, memory: CacheMemory) -> None:
         self._model, self._memory = model, memory
         self.sizes, self.widths = ladder(memory.plan.running), widths(memory.plan.pages)
-        pages, device = memory.plan.pages, memory.device
-        self._numbers_3N = torch.zeros(3, self.sizes[-1], dtype=torch.int64, device=device)  # tokens, keys, slots
-        self._table_NM = torch.zeros(self.sizes[-1], pages, dtype=torch.int64, device=device)
-        self._written: list[tuple[array[int] | None, int]] = [(None, 0)] * self.sizes[-1]  # pages of the table's rows
+        most, pages, device = self.sizes[-1], memory.plan.pages, memory.device
+        self._staging = Staging(3 * _row(most) + 2 * most, device)  # of the documents, and an entry of the table each
+        self._table_NM = torch.zeros(most, pages, dtype=torch.int64, device=device)
+        self._pages: list[array[int] | None] = [None] * most  # of the table's rows
+        self._held = [0] * most  # how many of each row's pages are in the table
         self._graphs: GraphStore[tuple[int, int], Tensor] = GraphStore(device)
 
-    @torch.no_grad()
     def run(self, documents: Sequence[Document]) -> Tensor:
         """Take documents one token further, on the current stream.
 
@@ -58,47 +59,58 @@ class DecodeGraphs:
         Returns:
             Logits of the documents in their order, [N, V], overwritten by the next step of their size.
         """
-        count = len(documents)
-        pages = max((len(document.pages) for document in documents), default=0)
-        shape = self.sizes[bisect_left(self.sizes, count)], self.widths[bisect_left(self.widths, pages)]
-        self._load(documents, shape[0])
+        pages, count = [document.pages for document in documents], len(documents)
+        held = list(map(len, pages))
+        shape = self.sizes[bisect_left(self.sizes, count)], self.widths[bisect_left(self.widths, max(held, default=0))]
+        self._load(documents, shape[0], *self._new_entries(pages, held))
+        self._pages[:count], self._held[:count] = pages, held
         return self._graphs.run(shape, lambda: self._forward(*shape))[:count]
 
-    def _load(self, documents: Sequence[Document], size: int) -> None:
-        """Write the documents, and places without one, to where graphs read them: in one copy to the device.
+    def _new_entries(self, pages: list[array[int]], held: list[int]) -> tuple[list[int], list[int]]:
+        """Find what the table lacks of the documents' pages: places in it, laid row after row, and the pages there.
 
-        Of pages it has the rows that are not there yet. A running document's pages only grow, once in `page_tokens`
-        steps, so that most steps write the numbers alone.
+        A running document's pages only grow, once in `page_tokens` steps: most steps find nothing.
         """
-        rows = [n for n, document in enumerate(documents) if not self._holds(n, document.pages)]
-        width = max((len(documents[n].pages) for n in rows), default=0)
-        sent = np.zeros(3 * size + len(rows) * (1 + width), dtype=np.int64)
-        numbers_3N, table_CM = sent[: 3 * size].reshape(3, size), sent[3 * size + len(rows) :].reshape(-1, width or 1)
-        numbers_3N[2] = -1
-        numbers_3N[0, : len(documents)] = [document.tokens[-1] for document in documents]
-        numbers_3N[1, : len(documents)] = [len(document.tokens) for document in documents]
-        numbers_3N[2, : len(documents)] = [document.slot for document in documents]
-        sent[3 * size : 3 * size + len(rows)] = rows
-        for row_M, n in zip(table_CM, rows, strict=False):
-            row_M[: len(documents[n].pages)] = np.asarray(documents[n].pages, dtype=np.int64)
-        given = to_device(torch.from_numpy(sent), self._memory.device)
-        self._numbers_3N[:, :size].copy_(given[: 3 * size].view(3, size))
-        if width:
-            index_C, given_CM = given[3 * size :].split((len(rows), len(rows) * width))
-            self._table_NM[:, :width].index_copy_(0, index_C, given_CM.view(-1, width))
-        for n in rows:
-            self._written[n] = documents[n].pages, len(documents[n].pages)
+        places: list[int] = []
+        numbers: list[int] = []
+        count, width = len(pages), self._table_NM.shape[1]
+        if pages == self._pages[:count] and held == self._held[:count]:
+            return places, numbers
+        for row in range(count):
+            first = self._held[row] if pages[row] is self._pages[row] else 0
+            places += range(row * width + first, row * width + held[row])
+            numbers += pages[row][first:]
+        return places, numbers
 
-    def _holds(self, row: int, pages: array[int]) -> bool:
-        """Whether a row of the table has these pages: the same list, no longer than when it was written."""
-        written, count = self._written[row]
-        return written is pages and count == len(pages)
+    def _load(self, documents: Sequence[Document], size: int, places: list[int], numbers: list[int]) -> None:
+        """Write the documents, places without one, and new entries of the table to where graphs read them.
 
+        All goes in one copy; where many entries are new, as where a long document came, they take another.
+        """
+        empty, few = _row(size) - len(documents), len(places) <= self.sizes[-1]
+        sent = [document.tokens[-1] for document in documents] + [0] * empty
+        sent += [len(document.tokens) for document in documents] + [0] * empty
+        sent += [document.slot for document in documents] + [-1] * empty
+        self._staging.send(sent + places + numbers if few else sent)
+        if places:
+            given = self._staging.there[len(sent) :] if few else self._sent_apart(places + numbers)
+            index_E, numbers_E = given[: 2 * len(places)].view(2, -1)
+            self._table_NM.view(-1).index_copy_(0, index_E, numbers_E)
+
+    def _sent_apart(self, numbers: list[int]) -> Tensor:
+        return to_device(torch.from_numpy(np.array(numbers, dtype=np.int64)), self._memory.device)
+
+    @torch.no_grad()
     def _forward(self, size: int, width: int) -> Tensor:
-        tokens_N, keys_N, slots_N = self._numbers_3N[:, :size]
+        tokens_N, keys_N, slots_N = self._staging.there[: 3 * _row(size)].view(3, -1)[:, :size]
         batch = DocumentBatch.padded(keys_N, slots_N, self._table_NM[:size, :width], self._memory.shape)
         h_ND = self._model.final_states(tokens_N, batch.packing, self._memory.view(batch))
         return self._model.lm_head(h_ND)
+
+
+def _row(size: int) -> int:
+    """Numbers that a row of so many is padded to, so that each begins at a multiple of 16 bytes, as kernels like it."""
+    return size + size % 2
 
 
 def ladder(most: int) -> list[int]:

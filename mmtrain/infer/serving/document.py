@@ -120,13 +120,15 @@ class Document:
         made.tokens.append(token)
         if logprob is not None and request.logprobs:
             made.logprobs.append(logprob)
-        text = "" if self.text is None else self.text.push(token)
-        made.text += text
         full = len(made.tokens) == request.max_tokens
+        finish = Finish.LENGTH if full else None
+        if self.text is None:
+            return True, "", finish
+        text = self.text.push(token)
+        made.text += text
         if full:
             text += self._last_text()
-        finish = self._stopped_or(Finish.LENGTH if full else None)
-        return True, text, finish
+        return True, text, self._stopped_or(finish)
 
     def _last_text(self) -> str:
         rest = "" if self.text is None else self.text.finish()

@@ -6,7 +6,7 @@ row, J tokens of images among them, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -124,6 +124,11 @@ def shows_image(chunk: Chunk) -> bool:
     document, count = chunk
     seen = document.images
     return seen is not None and len(seen.between(document.computed, document.computed + count)[0]) > 0
+
+
+def show_images(chunks: Iterable[Chunk]) -> bool:
+    """Tell whether any token of any of the chunks is an image's."""
+    return any(chunk[0].images is not None and shows_image(chunk) for chunk in chunks)
 
 
 def given_of(

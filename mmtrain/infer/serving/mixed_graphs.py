@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import ladder, widths
-from mmtrain.infer.serving.document_images import shows_image
+from mmtrain.infer.serving.document_images import show_images
 from mmtrain.infer.serving.graph_store import GraphStore
 from mmtrain.infer.serving.scheduler import Chunk, Step
 from mmtrain.model.mixers.mixed_batch import MixedBatch
@@ -69,9 +69,9 @@ class MixedGraphs:
 
     def takes(self, step: Step) -> bool:
         """Tell whether a step has pieces, all of them are short enough, and none of its tokens is an image's."""
-        if any(map(shows_image, (*step.decode, *step.prefill))):
-            return False
         if not 0 < len(step.prefill) < PLACES[-1] or sum(count for _, count in step.prefill) > LEVELS[-1]:
+            return False
+        if show_images(step.decode) or show_images(step.prefill):
             return False
         shape = self._shape(step)
         if (shape.decodes + shape.tokens) * shape.width > MOST_ENTRIES:

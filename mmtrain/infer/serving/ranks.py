@@ -53,7 +53,7 @@ class Ranks:
         return check()
 
     def of_first(self, x: Tensor) -> Tensor:
-        """Return, in its place, what rank 0 has of a tensor on the device of the model."""
+        """Write what rank 0 has of a tensor, on the device of the model, over it, and return it."""
         return x
 
     def tell(self, words: Any) -> Any:
@@ -103,7 +103,7 @@ class ManyRanks(Ranks):
         return cast(T, made)
 
     def of_first(self, x: Tensor) -> Tensor:
-        """Return, in its place, what rank 0 has of a tensor on the device of the model."""
+        """Write what rank 0 has of a tensor, on the device of the model, over it, and return it."""
         dist.broadcast(x, 0)
         return x
 

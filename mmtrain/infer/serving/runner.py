@@ -24,7 +24,7 @@ from mmtrain.infer.memory import is_out_of_memory
 from mmtrain.infer.serving.cache_memory import CacheMemory
 from mmtrain.infer.serving.decode_graphs import DecodeGraphs, records_decode
 from mmtrain.infer.serving.document import Document
-from mmtrain.infer.serving.document_images import given_of, shows_image
+from mmtrain.infer.serving.document_images import given_of, show_images
 from mmtrain.infer.serving.mixed_graphs import MixedGraphs
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.ranks import ALONE, Ranks
@@ -152,11 +152,7 @@ class Runner:
 
     def _paths(self, step: Step) -> list[tuple[torch.cuda.Stream | None, list[Chunk], Path]]:
         """What a step runs: the stream of each pass, and its documents' pieces."""
-        if (
-            self._mixed is not None
-            and self._mixed.takes(step)
-            and not any(map(shows_image, (*step.decode, *step.prefill)))
-        ):
+        if self._mixed is not None and self._mixed.takes(step):
             return [(self._decode, [*step.decode, *step.prefill], lambda _: self._mixed_pass(step))]
         decode = self._pass if self._graphs is None else self._decode_pass
         return [(self._decode, step.decode, decode), (self._prefill, step.prefill, self._pass)]
@@ -193,7 +189,7 @@ class Runner:
         The last token of a prompt has no score.
         """
         assert self._graphs is not None
-        if any(map(shows_image, chunks)):
+        if show_images(chunks):
             return self._pass(chunks)
         documents = [chunk.document for chunk in chunks]
         return PathResult(documents, self._graphs.run(documents), [], None)

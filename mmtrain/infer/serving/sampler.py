@@ -5,6 +5,7 @@ Legend: N documents, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,20 +15,24 @@ from mmtrain.errors import ConfigError
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.draw import draw_tokens, penalise_repetition
 from mmtrain.infer.serving.generation import TopTokens
+from mmtrain.infer.serving.largest import Largest
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 from mmtrain.infer.serving.scoring import token_logprobs, top_tokens
 from mmtrain.model.packed_seq import to_device
 
 
-class Choice(NamedTuple):
-    """The token that follows a document, its log-probability by the model itself, and the likeliest tokens.
+class Choices(NamedTuple):
+    """The tokens that follow documents, in their order, and what the requests want to know of them.
 
-    The latter two are None where the request does not want them.
+    Attributes:
+        tokens: ids.
+        logprobs: their log-probabilities by the model itself; None where no request wants any.
+        top: the likeliest tokens in the place of each; None likewise.
     """
 
-    token: int
-    logprob: float | None
-    top: TopTokens | None = None
+    tokens: list[int]
+    logprobs: Sequence[float | None]
+    top: Sequence[TopTokens | None]
 
 
 class Sampler:
@@ -41,9 +46,10 @@ class Sampler:
 
     def __init__(self, vocab_size: int, eod_id: int | None, ranks: Ranks = ALONE) -> None:
         self._vocab_size, self._eod_id, self._ranks = vocab_size, eod_id, ranks
+        self._largest = Largest(vocab_size, ranks)
 
     @torch.no_grad()
-    def choose(self, documents: list[Document], logits_NV: Tensor) -> list[Choice]:
+    def choose(self, documents: list[Document], logits_NV: Tensor) -> Choices:
         """Choose a token for each document; its own random numbers go on by one.
 
         Args:
@@ -53,21 +59,19 @@ class Sampler:
         Raises:
             ConfigError: they are not finite numbers.
         """
-        finite = torch.isfinite(torch.stack(logits_NV.aminmax())).all()  # a NaN anywhere is in both extremes
-        if all(map(self._takes_largest, documents)):  # the host waits once, for both
-            chosen_N = self._ranks.of_first(logits_NV[:, : self._vocab_size].argmax(1))
-            *tokens, is_finite = torch.cat((chosen_N, finite[None])).tolist()
-            _check(is_finite)
-            return [Choice(token, None) for token in tokens]
-        _check(bool(finite))
+        nothing = [None] * len(documents)
+        if all(map(self._takes_largest, documents)):
+            tokens, are_finite = self._largest.find(logits_NV)
+            _check(are_finite)
+            return Choices(tokens, nothing, nothing)
+        _check(bool(torch.isfinite(torch.stack(logits_NV.aminmax())).all()))  # a NaN anywhere is in both extremes
         tokens_N = self._ranks.of_first(self._draw(documents, logits_NV))
         tokens = tokens_N.tolist()
         if not any(document.request.logprobs for document in documents):
-            return [Choice(token, None) for token in tokens]
+            return Choices(tokens, nothing, nothing)
         logprobs = token_logprobs(logits_NV, tokens_N).tolist()
         top = max(document.request.top_logprobs for document in documents)
-        likeliest = top_tokens(logits_NV, top, self._vocab_size) or [None] * len(documents)
-        return [Choice(*parts) for parts in zip(tokens, logprobs, likeliest, strict=True)]
+        return Choices(tokens, logprobs, top_tokens(logits_NV, top, self._vocab_size) or nothing)
 
     def _takes_largest(self, document: Document) -> bool:
         """Whether a document is followed by the id of its largest logit as the model gives it, and nothing else."""

@@ -16,6 +16,7 @@ from mmtrain.infer.serving.document import Document, Status
 from mmtrain.infer.serving.metrics import EngineMetrics
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.infer.serving.prefix_cache import KeptPrefix, PrefixCache
+from mmtrain.infer.serving.standing import Standing
 
 
 class Chunk(NamedTuple):
@@ -51,16 +52,21 @@ class Scheduler:
         self.running: list[Document] = []
         self.prefixes = PrefixCache(memory) if memory.plan.kept else None
         self._memory, self._options, self._metrics = memory, options, metrics
+        self._plan_anew()
 
     def schedule(self) -> Step:
         """Choose a step, and give its documents their pages; it is empty if nothing waits or runs."""
-        decode, preempted = self._decode_chunks()
         prefill: list[Chunk] = []
-        budget = self._options.prefill_tokens
-        for document in self.running:
-            if document.remaining > 1 and budget:
-                prefill.append(Chunk(document, self._piece(document, budget)))
-                budget -= prefill[-1].count
+        budget, preempted = self._options.prefill_tokens, False
+        if not self._standing.holds(self.running):
+            self._decode, preempted = self._decode_chunks()
+            alike = len(self._decode) == len(self.running)
+            self._standing = Standing(self.running if alike else (), self._memory.plan)
+            for document in self.running:
+                if document.remaining > 1 and budget:
+                    prefill.append(Chunk(document, self._piece(document, budget)))
+                    budget -= prefill[-1].count
+        decode = list(self._decode)
         while self.waiting and budget and not preempted and self._begin(self.waiting[0]):
             document = self.waiting.popleft()
             self.running.append(document)
@@ -72,6 +78,7 @@ class Scheduler:
     def release(self, document: Document) -> None:
         """Take a document from wherever it is, and all that it holds from it."""
         if document.status == Status.RUNNING:
+            self._plan_anew()
             self.running.remove(document)
             self._memory.pages.release(document.pages)
             assert document.slot is not None
@@ -100,6 +107,10 @@ class Scheduler:
             tokens = document.tokens[: document.computed]
             assert document.slot is not None
             self.prefixes.keep(tokens, document.slot, document.pages, document.prompt_images)
+
+    def _plan_anew(self) -> None:
+        """Forget the last decode step that was planned: the next is another."""
+        self._standing, self._decode = Standing((), self._memory.plan), list[Chunk]()
 
     def _decode_chunks(self) -> tuple[list[Chunk], bool]:
         """Documents that lack one token, each with a page for it, and whether one had to give its memory up."""
