@@ -4,8 +4,13 @@
 `torchrun --nproc-per-node N -m mmtrain.bench.checkpoint --model proxy_100m --out DIR`, on CPUs or GPUs. Figures are
 those of the slowest rank and go to DIR/checkpoint.json as they come. Steps are of random tokens.
 
+- *save*: as a run saves, through a copy on the host whose memory is there before, waited for. Plain copies of the same
+  files are made in turns with saves, so that both find the disk in the same state; what was written before is removed,
+  and the removal on the disk, before either begins.
 - *stall*: what a save holds the steps up by: its start, the wait before the next update, and giving it its name.
-- *steps after*: median of the steps after its start, over that of steps without any save.
+- *sum*: of the steps after its start without the stall, in percent of as many steps alone: the median of those right
+  before and those right after.
+- *resume*: from an empty model to the end of its first step; a process' start and imports are not in it.
 - The page cache holds what was written, so loads and copies read from memory unless the bytes exceed it.
 """
 
@@ -18,13 +23,15 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import xxhash
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from mmtrain.bench.context_step import packed_row
@@ -35,7 +42,8 @@ from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.manifest import file_sum, is_shard
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
-from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save
+from mmtrain.checkpoint.safetensors_file import BLOCK
+from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save, most_bytes
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.config.cli import compose
@@ -53,13 +61,17 @@ class Training:
 
     def __init__(self, context: mesh.ParallelContext, model: str, tokens: int) -> None:
         given = ["stage=quickstart", f"model={model}", "data.path=none", "run.name=bench"]
-        self.context, config = context, compose(given, CONFIGS).model
-        self.config = config
-        dtype = compute_dtype("auto", context.device)
-        self.model = apply_parallel(meta_model(config), context, ParallelConfig(), dtype)
+        self.context, self.config = context, compose(given, CONFIGS).model
+        self.row = packed_row([tokens], self.config.vocab_size, context.rank)
+        self.build()
+
+    def build(self) -> None:
+        """Begin anew: the first weights, and an optimizer without moments."""
+        self.model = self.optimizer = None  # the memory of the ones before goes first
+        dtype = compute_dtype("auto", self.context.device)
+        self.model = apply_parallel(meta_model(self.config), self.context, ParallelConfig(), dtype)
         self.model.initialise(0)
         self.optimizer = build_optimizer(self.model.module, OptimConfig())
-        self.row = packed_row([tokens], config.vocab_size, context.rank)
         self.writer = RankWriter()
 
     def step(self, saving: PendingSave | None = None) -> float:
@@ -70,9 +82,31 @@ class Training:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    def steps(self, count: int) -> float:
-        """Median seconds of so many steps."""
-        return statistics.median(self.step() for _ in range(count))
+    def steps(self, count: int, saving: PendingSave | None = None) -> tuple[list[float], float]:
+        """Train steps, beside a save if there is one, which gets its name between two of them as in a run.
+
+        Returns their seconds without waits for the save, and the seconds of these waits.
+        """
+        took, waits, named = [], [0.0], saving is None
+
+        def waited(call: Callable[[], object]) -> None:
+            began = time.perf_counter()
+            call()
+            waits.append(time.perf_counter() - began)
+
+        if saving is not None:
+            let_go = saving.let_go
+            saving.let_go = lambda: waited(let_go)
+        for _ in range(count):
+            before = sum(waits)
+            took.append(self.step(saving) - (sum(waits) - before))
+            (writing,) = slowest([float(saving is not None and saving.is_writing)], self.context.device)
+            if saving is not None and not writing and not named:
+                waited(saving.finish)
+                named = True
+        if saving is not None and not named:
+            saving.finish()
+        return took, sum(waits)
 
     def state(self) -> dict[str, Any]:
         """Weights and moments as torch's checkpoint takes them."""
@@ -133,64 +167,115 @@ def read_files(files: list[Path]) -> None:
                 pass
 
 
-def ours_beside(training: Training, folder: Path, copy: StagingBuffer, count: int) -> dict[str, float]:
+def hash_tensors(tensors: Sequence[Tensor]) -> None:
+    """Hash tensors on the host as a save hashes them."""
+    state = xxhash.xxh3_128()
+    for tensor in tensors:
+        for part in tensor.flatten().view(torch.uint8).split(BLOCK):
+            state.update(part.numpy())
+
+
+def ours_beside(training: Training, folder: Path, copy: StagingBuffer, count: int) -> dict[str, Any]:
     """Stall of a save beside the steps, and the steps after it began."""
     began = time.perf_counter()
     pending = training.begin(folder, copy)
     stall = time.perf_counter() - began
-    took, named = [], False
-    for _ in range(count):
-        took.append(training.step(pending))
-        (writing,) = slowest([float(pending.is_writing)], training.context.device)
-        if not writing and not named:
-            began = time.perf_counter()
-            pending.finish()
-            stall, named = stall + time.perf_counter() - began, True
-    if not named:
-        pending.finish()
-    return {"stall_s": stall, "step_s": statistics.median(took), "sum_s": sum(took), "write_s": pending.seconds}
+    took, waited = training.steps(count, pending)
+    return {
+        "stall_s": stall + waited,
+        "step_s": statistics.median(took),
+        "sum_s": sum(took),
+        "write_s": pending.seconds,
+    }
 
 
-def dcp_beside(training: Training, folder: Path, count: int) -> dict[str, float]:
+def dcp_beside(training: Training, folder: Path, count: int) -> dict[str, Any]:
     """The same of `dcp.async_save`, in a thread."""
     group = dist.new_group(backend="gloo")
     began = time.perf_counter()
     future = dcp.async_save(training.state(), checkpoint_id=folder, process_group=group)
     stall = time.perf_counter() - began
-    took = [training.step() for _ in range(count)]
+    took, _ = training.steps(count)
     future.result()
     return {"stall_s": stall, "step_s": statistics.median(took), "sum_s": sum(took)}
 
 
-def measure(training: Training, out: Path, scratch: Path, count: int, repeats: int) -> None:
+def between_steps_alone(training: Training, count: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `run` finds of steps beside a save, and their sum in percent of steps alone, before and after it."""
+    before = sum(training.steps(count)[0])
+    found = run()
+    alone = [before, sum(training.steps(count)[0])]
+    return {**found, "alone_sums_s": alone, "sum_percent": 100 * found["sum_s"] / statistics.median(alone)}
+
+
+def measure(training: Training, out: Path, scratch: Path, count: int, repeats: int, peer: bool) -> None:
     """Measure all, and write it as it comes. The disk holds two copies of the state at a time."""
     device, rank = training.context.device, dist.get_rank()
     keep = Figures(training, out / "checkpoint.json").keep
 
     def clear(*names: str) -> None:
-        on_main(lambda: [shutil.rmtree(scratch / name, ignore_errors=True) for name in names] and None)
+        def remove() -> None:
+            for name in names:
+                shutil.rmtree(scratch / name, ignore_errors=True)
+            os.sync()  # the disk has done it before anything is timed
+
+        on_main(remove)
 
     def timed(run: Callable[[], object]) -> list[float]:
         return [seconds(run, device) for _ in range(repeats)]
 
+    def in_turns(folder: str, *runs: Callable[[], object]) -> list[list[float]]:
+        """Seconds of each of some calls, one after the other and all again; each finds the folder cleared."""
+        took: list[list[float]] = [[] for _ in runs]
+        for _ in range(repeats):
+            for run, found in zip(runs, took, strict=True):
+                clear(folder)
+                found.append(seconds(run, device))
+        return took
+
     training.steps(3)
-    keep("step_s", training.steps(count))
-    path = scratch / "ours/step-00000001"
-    keep("ours_save_s", timed(lambda: training.begin(scratch / "ours", None).finish()))
+    keep("step_s", statistics.median(training.steps(count)[0]))
+    copy, path = StagingBuffer(device), scratch / "ours/step-00000001"
+    keep("reserve_s", seconds(lambda: copy.reserve(most_bytes(training.model.module)), device))
+    keep("first_save_s", seconds(lambda: training.begin(scratch / "ours", copy).finish(), device))
     files = [file for file in sorted(path.iterdir()) if is_shard(file.name)]
     mine = files[rank :: dist.get_world_size()]
     keep("bytes", sum(file.stat().st_size for file in files))
-    keep("copy_s", timed(lambda: copy_files(mine, scratch / "copy")))
-    clear("copy")
-    keep("hash_s", seconds(lambda: [file_sum(file) for file in mine], device))
-    keep("read_s", timed(lambda: read_files(mine)))
-    keep("ours_load_s", timed(lambda: load_checkpoint(path, training.model.module, training.optimizer)))
-    copy = StagingBuffer(device)
-    for i in range(repeats):  # the first one gets its memory
-        keep(f"ours_beside_{i}", ours_beside(training, scratch / "ours", copy, count))
+    copied, saved = in_turns("again", lambda: copy_files(mine, scratch / "again"),
+                             lambda: training.begin(scratch / "again", copy).finish())  # fmt: skip
+    clear("again")
+    keep("copy_s", copied)
+    keep("ours_save_s", saved)
+    save_s = statistics.median(saved)
+    keep("speed_of_a_copy", statistics.median(copied) / save_s)
+    hashed = seconds(lambda: hash_tensors(copy.tensors), device)
+    keep("hash_s", hashed)
+    keep("hash_share_of_save", hashed / save_s)
+    keep("read_and_hash_s", seconds(lambda: [file_sum(file) for file in mine], device))
+    keep("read_s", (read := timed(lambda: read_files(mine))))
+
+    def load() -> None:
+        load_checkpoint(path, training.model.module, training.optimizer)
+
+    def resume() -> None:
+        training.build()
+        load()
+        training.step()
+
+    keep("ours_load_s", timed(load))
+    keep("resume_s", (resumed := timed(resume)))
+    keep("resume_beyond_reading_s", statistics.median(resumed) - statistics.median(read))
+    training.begin(scratch / "beside", copy).finish()  # a plan for the new model
+    clear("beside")
+    for i in range(repeats):
+        keep(f"ours_beside_{i}", between_steps_alone(
+            training, count, lambda: ours_beside(training, scratch / "beside", copy, count)))  # fmt: skip
+        clear("beside")
     copy.release()
     clear("ours")
-    keep("dcp_save_s", timed(lambda: dcp.save(training.state(), checkpoint_id=scratch / "dcp")))
+    if not peer:
+        return
+    keep("dcp_save_s", in_turns("dcp", lambda: dcp.save(training.state(), checkpoint_id=scratch / "dcp"))[0])
 
     def load_dcp() -> None:
         state = training.state()
@@ -201,9 +286,9 @@ def measure(training: Training, out: Path, scratch: Path, count: int, repeats: i
     keep("dcp_load_s", timed(load_dcp))
     clear("dcp")
     for i in range(repeats):
-        keep(f"dcp_beside_{i}", dcp_beside(training, scratch / "beside", count))
+        keep(f"dcp_beside_{i}", between_steps_alone(
+            training, count, lambda: dcp_beside(training, scratch / "beside", count)))  # fmt: skip
         clear("beside")
-    keep("step_again_s", training.steps(count))
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -241,10 +326,13 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, default=256, help="of a rank's row")
     parser.add_argument("--steps", type=int, default=20, help="that are timed, without a save and after one")
+    parser.add_argument("--alone", action="store_true", help="leave torch's own ways out")
     given = parser.parse_args()
-    run(
-        given, given.tokens, lambda training, scratch: measure(training, given.out, scratch, given.steps, given.repeats)
-    )
+
+    def measured(training: Training, scratch: Path) -> None:
+        measure(training, given.out, scratch, given.steps, given.repeats, not given.alone)
+
+    run(given, given.tokens, measured)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ exports, all ranks import, each its part of a model under FSDP. Figures are thos
 DIR/hugging_face.json as they come.
 
 The page cache holds what was written, so all of it reads from memory unless the bytes exceed it. A copy is brought to
-the disk, as an export is.
+the disk, as an export is; both are made in turns, and what was written before is removed from the disk before either
+begins.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,15 +38,14 @@ def measure(training: Training, out: Path, scratch: Path, repeats: int) -> None:
     keep = Figures(training, out / "hugging_face.json").keep
 
     def clear(folder: Path) -> None:
-        on_main(lambda: shutil.rmtree(folder, ignore_errors=True))
+        def remove() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.sync()
 
-    def timed(call: Callable[[], object], *folders: Path) -> list[float]:
-        took = []
-        for _ in range(repeats):
-            for folder in folders:
-                clear(folder)
-            took.append(seconds(call, device))
-        return took
+        on_main(remove)
+
+    def timed(call: Callable[[], object]) -> list[float]:
+        return [seconds(call, device) for _ in range(repeats)]
 
     training.step()
     training.begin(scratch / "ours", None).finish()
@@ -56,18 +58,26 @@ def measure(training: Training, out: Path, scratch: Path, repeats: int) -> None:
                 weights = CheckpointWeights(checkpoint)
                 on_main(lambda: export(model, weights, to, folder, DTYPES[dtype]) and None)
 
-            keep(f"export_{name}_{dtype}_s", timed(write, folder))
-            files = sorted(folder.glob("*.safetensors"))
-            keep(f"bytes_{name}_{dtype}", sum(file.stat().st_size for file in files))
-            mine = files if rank == 0 else []
-            keep(f"copy_{name}_{dtype}_s", timed(lambda mine=mine, copied=copied: copy_files(mine, copied), copied))
+            def copy(folder: Path = folder, copied: Path = copied) -> None:
+                copy_files(sorted(folder.glob("*.safetensors")) if rank == 0 else [], copied)
+
+            exports, copies = [], []
+            for _ in range(repeats):
+                clear(folder)
+                exports.append(seconds(write, device))
+                clear(copied)
+                copies.append(seconds(copy, device))
+            clear(copied)
+            keep(f"export_{name}_{dtype}_s", exports)
+            keep(f"bytes_{name}_{dtype}", sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+            keep(f"copy_{name}_{dtype}_s", copies)
+            keep(f"speed_of_a_copy_{name}_{dtype}", statistics.median(copies) / statistics.median(exports))
 
             def read(folder: Path = folder) -> None:
                 load_folder("folder", check_folder("folder", folder, model), training.model.module)
 
             keep(f"import_{name}_{dtype}_s", timed(read))
             clear(folder)
-            clear(copied)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import xxhash
@@ -109,13 +110,15 @@ class RankWriter(StorageWriter):
             return {}
         state, size = xxhash.xxh3_128(), 0
 
-        def wrote(part: memoryview) -> None:
+        def look(part: memoryview) -> None:
             nonlocal size
             state.update(part)
             size += len(part)
 
+        if tensors is None and any(tensor.is_cuda for tensor in self.tensors):
+            torch.cuda.synchronize()  # another thread copies them, whose work is in no order with this one's
         given = (tensor.cpu() for tensor in (self.tensors if tensors is None else tensors))  # one at a time
-        write_tensors(self._folder / self._file, self.planned, given, wrote)
+        write_tensors(self._folder / self._file, self.planned, given, look)
         return {self._file: FileSum(size, state.hexdigest())}
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:

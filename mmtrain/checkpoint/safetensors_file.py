@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmtrain.checkpoint.side_thread import SideThread
+
 MOST_HEADER = 16 << 20  # bytes; 100,000 tensors have less
 MOST_DIMENSIONS = 8
-_BLOCK = 4 << 20  # bytes written at a time
+BLOCK = 4 << 20  # bytes written at a time: small enough to be in the processor's cache still
+_SYNC = 64 << 20  # bytes that are brought to the disk while the next ones are written
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -176,36 +179,73 @@ def header_of(planned: Sequence[Planned]) -> bytes:
 def write_tensors(
     path: Path,
     planned: Sequence[Planned],
-    tensors: Iterable[Tensor],
-    wrote: Callable[[memoryview], None] = lambda part: None,
+    tensors: Iterable[Tensor | Iterator[Tensor]],
+    look: Callable[[memoryview], None] = lambda part: None,
+    wrote: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write a file whose tensors come one at a time, so that no more than one of them is in memory.
+    """Write a file whose tensors come one at a time, so that no more than two of them are in memory.
+
+    Three things go on at once: a part is made and looked at in a thread, the part before it is handed to the system,
+    and the parts before that one are brought to the disk in another thread. Where a copy of the same bytes has the disk
+    wait until all is written, this takes two thirds of its time (virtual disk of 4 GB/s, 2 cores).
 
     Args:
         path: of the file, which is on the disk when the call returns.
         planned: what it holds, in order.
-        tensors: of those dtypes and shapes, in this order, on the host.
-        wrote: is given every part that was written, from the file's beginning to its end.
+        tensors: of those dtypes and shapes, in this order, on the host. One may come in flat parts of BLOCK bytes at
+            most, each of which holds until the next but one is asked for. Asked for in another thread.
+        look: is given every part before it is written, from the file's beginning to its end, in another thread.
+        wrote: is told the bytes of every part that was written.
 
     Raises:
         OSError: it cannot be written.
     """
-    with path.open("wb", buffering=0) as file:
-        for part in _parts(planned, tensors):
+    parts = _parts(planned, tensors, look)
+    made: memoryview | None = None
+
+    def make() -> None:
+        nonlocal made
+        made = next(parts, None)
+
+    with path.open("wb", buffering=0) as file, SideThread("parts") as maker, SideThread("sync") as syncer:
+        behind = 0
+        maker.start(make)
+        while True:
+            maker.wait()
+            if (part := made) is None:
+                break
+            maker.start(make)
             left = part
             while left:
                 left = left[file.write(left) :]
-            wrote(part)
+            wrote(len(part))
+            behind += len(part)
+            if behind >= _SYNC and not syncer.is_busy:
+                syncer.start(lambda: os.fsync(file.fileno()))
+                behind = 0
+        syncer.wait()  # what it was told of an error, the call below is not told again
         os.fsync(file.fileno())
 
 
-def _parts(planned: Sequence[Planned], tensors: Iterable[Tensor]) -> Iterator[memoryview]:
-    yield memoryview(header_of(planned))
+def _parts(
+    planned: Sequence[Planned], tensors: Iterable[Tensor | Iterator[Tensor]], look: Callable[[memoryview], None]
+) -> Iterator[memoryview]:
+    header = memoryview(header_of(planned))
+    look(header)
+    yield header
     for one, tensor in zip(planned, tensors, strict=True):
-        assert tensor.dtype == one.dtype and tuple(tensor.shape) == one.shape, one.name
-        data = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()) if one.bytes else memoryview(b"")
-        for begin in range(0, len(data), _BLOCK):  # small enough to be in the processor's cache when it is looked at
-            yield data[begin : begin + _BLOCK]
+        left = one.bytes
+        if isinstance(tensor, Tensor):
+            assert tuple(tensor.shape) == one.shape, one.name
+            tensor = iter(tensor.contiguous().flatten().split(BLOCK // one.dtype.itemsize))
+        for flat in tensor:
+            assert flat.dtype == one.dtype and flat.nbytes <= min(left, BLOCK), one.name
+            left -= flat.nbytes
+            if flat.nbytes:
+                part = memoryview(flat.view(torch.uint8).numpy())
+                look(part)
+                yield part
+        assert left == 0, one.name
 
 
 def in_shards(planned: Sequence[Planned], most: int) -> Iterator[list[Planned]]:

@@ -28,8 +28,10 @@ from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.checkpoint.tensor_index import write_index
 from mmtrain.errors import brief
+from mmtrain.model.weights import local
 
 # The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
+_COUNT = 8  # bytes of a count of steps, at most
 BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -185,6 +187,12 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[s
     if not any(group["params"] for group in optimizer.param_groups):
         return get_model_state_dict(model), {}
     return get_state_dict(model, optimizer, options=BY_PARAMETER)
+
+
+def most_bytes(model: nn.Module) -> int:
+    """Return the bytes of a rank's tensors at most: weights, two moments and a count of steps of each, and buffers."""
+    weights = sum(3 * local(parameter).nbytes + _COUNT for parameter in model.parameters())  # moments are fp32 as they
+    return weights + sum(buffer.nbytes for buffer in model.buffers())
 
 
 def _scratch(final: Path) -> Path:

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.checkpoint.durable import sync_file, sync_folder
-from mmtrain.checkpoint.safetensors_file import Planned, in_shards, write_tensors
+from mmtrain.checkpoint.safetensors_file import BLOCK, Planned, in_shards, write_tensors
 from mmtrain.config import ModelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.hf.folder import CONFIG, INDEX, ONE_FILE
@@ -96,7 +98,8 @@ def export(
         raise _cannot_write(out, error) from error
     try:
         scratch.chmod(0o755)  # made for this user alone
-        made = _write_weights(scratch, model, source, target, dtype, shard_bytes, wrote)
+        with _cores_left(2):  # to the threads that write and bring to the disk
+            made = _write_weights(scratch, model, source, target, dtype, shard_bytes, wrote)
         eos = None if text is None else text.eos
         config = model_config_json(model, target.port, dtype, eos, longest, target.reorders(model))
         if text is not None:
@@ -129,6 +132,17 @@ def _cannot_write(out: Path, error: OSError) -> ConfigError:
     return ConfigError("output", out, f"cannot be written: {error.strerror} ({error.filename})", "give another folder")
 
 
+@contextmanager
+def _cores_left(count: int) -> Iterator[None]:
+    """Have torch's operations run in so many threads less: they spin for a core that they do not get."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _write_weights(
     folder: Path,
     model: ModelConfig,
@@ -144,8 +158,7 @@ def _write_weights(
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = ONE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(folder / name, shard, (makers[one.name]() for one in shard),
-                      lambda part: wrote(len(part)))  # fmt: skip
+        write_tensors(folder / name, shard, (makers[one.name]() for one in shard), wrote=wrote)
         weight_map |= {one.name: name for one in shard}
     total = sum(planned.bytes for planned, _ in every)
     if len(shards) > 1:
@@ -156,8 +169,8 @@ def _write_weights(
 
 def _tensors(
     model: ModelConfig, target: Target, dtype: torch.dtype, source: WeightSource | None
-) -> Iterator[tuple[Planned, Callable[[], Tensor]]]:
-    """Yield every tensor of a folder, and what makes it: it holds until the next one is made."""
+) -> Iterator[tuple[Planned, Callable[[], Tensor | Iterator[Tensor]]]]:
+    """Yield every tensor of a folder, and what makes it or its parts: each holds until the next but one is made."""
     names = FolderNames(model, target.stacked)
     shapes, last = names.parameter_shapes(), _Last(source)
     for name, tensors in plan_tensors(model, target, dtype).items():
@@ -175,27 +188,33 @@ class _Last:
 
     def __init__(self, source: WeightSource | None) -> None:
         self._source, self._name, self._value = source, "", torch.empty(0)
-        self._rounded = torch.empty(0)
+        self._blocks = deque(torch.empty(BLOCK, dtype=torch.uint8) for _ in range(2))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name != self._name:
             assert self._source is not None
             self._value = torch.empty(0)  # the one before goes first
             self._name, self._value = name, self._source.read(name, shape)
-            self._check_finite()
         return self._value
 
-    def rounded(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a value in another dtype, in memory that the next one gets too: fresh pages cost more."""
-        if value.dtype == dtype:
-            return value
-        if self._rounded.dtype != dtype or self._rounded.numel() < value.numel():
-            self._rounded = torch.empty(value.numel(), dtype=dtype)
-        return self._rounded[: value.numel()].view(value.shape).copy_(value)
+    def parts(self, value: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Yield a value flat, in parts and in another dtype, in memory that later ones get too: fresh pages cost more.
 
-    def _check_finite(self) -> None:
+        Raises:
+            ConfigError: it holds what is no finite bfloat16.
+        """
+        for part in value.flatten().split(BLOCK // dtype.itemsize):
+            if part.dtype != dtype:
+                self._blocks.rotate()
+                part = self._blocks[0].view(dtype)[: part.numel()].copy_(part)
+            self._check_finite(part)
+            yield part
+
+    def _check_finite(self, value: Tensor) -> None:
         """Refuse a weight that is no finite bfloat16; a NaN anywhere makes both extremes NaN."""
-        extremes = torch.stack(torch.aminmax(self._value)).bfloat16()
+        if value.dtype == torch.bfloat16 and value.sum().isfinite():
+            return  # one that is not finite makes the sum so, which takes less time
+        extremes = torch.stack(torch.aminmax(value)).bfloat16()
         if not torch.isfinite(extremes).all():
             problem = "holds weights that are not finite numbers"
             raise ConfigError("checkpoint", self._name, problem, "give an earlier checkpoint")
@@ -203,8 +222,8 @@ class _Last:
 
 def _made(
     last: _Last, name: str, shape: tuple[int, ...], piece: Piece, planned: Planned, model: ModelConfig, reorders: bool
-) -> Tensor:
+) -> Iterator[Tensor]:
     value = last.read(name, shape)[piece.at].reshape(piece.shape)
     if piece.is_rotated and reorders:
         value = value[row_order(shape[0] // model.head_dim, model.head_dim, model.rotary_dim)]
-    return last.rounded(value, planned.dtype)
+    return last.parts(value, planned.dtype)

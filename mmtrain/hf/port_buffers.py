@@ -46,5 +46,5 @@ def make_buffer(model: ModelConfig, name: str) -> Tensor:
     if kind == "key_decay":
         return torch.exp(-s_H11 * (BLOCK - i_B1)).float()
     kept_HB = torch.exp(-s_H11[:, 0] * torch.arange(BLOCK, dtype=torch.float64)).float()  # by how far j lies before i
-    apart_BB = (i_B1 - i_B1.T).long().clamp(min=0)
-    return kept_HB[:, apart_BB].tril()[None]
+    later_HB = torch.zeros(model.num_heads, BLOCK - 1)  # nothing, where j lies after i
+    return torch.cat([later_HB, kept_HB], dim=1).unfold(1, BLOCK, 1).flip(-1)[None]

@@ -16,10 +16,9 @@ from mmtrain.checkpoint.listing import remove_old
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
-from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save
+from mmtrain.checkpoint.save import PendingSave, SaveFailed, begin_save, most_bytes
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import PretrainConfig
-from mmtrain.model.weights import local
 from mmtrain.train.inputs import RunInputs
 from mmtrain.train.report import Report
 from mmtrain.train.session import Session
@@ -133,8 +132,7 @@ class Saver:
             return
         self._copy = StagingBuffer(session.context.device)
         if session.context.device.type == "cuda":
-            weights = sum(local(parameter).nbytes for parameter in session.model.module.parameters())
-            self._copy.reserve(3 * weights)  # moments are fp32 as weights are
+            self._copy.reserve(most_bytes(session.model.module))
 
     def release(self) -> None:
         """Give back the memory of copies and forget the plan, before another layout; nothing is being written."""

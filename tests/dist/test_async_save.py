@@ -17,7 +17,7 @@ from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.manifest import file_sum, read_manifest
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
-from mmtrain.checkpoint.save import PendingSave, begin_save
+from mmtrain.checkpoint.save import PendingSave, begin_save, most_bytes, state_of
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.checkpoint.tensors import StoredTensors
 from mmtrain.checkpoint.verify import damage_of_tensors
@@ -30,6 +30,7 @@ from tests.dist.layouts import MODEL
 from tests.dist.pool import Pool
 from tests.dist.runs import SMALL, pretrain, records, steps
 from tests.dist.test_sharding import batch, model_config
+from tests.model.small import small_model
 
 
 def trained(context: mesh.ParallelContext, parallel: ParallelConfig) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -74,7 +75,8 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
         model, optimizer = trained(context, parallel)
         begin_save(folder / "whole", model, optimizer, Progress(1, 64), {"model": {}}, 5e6).finish()
         copy, stepped = StagingBuffer(context.device), threading.Event()
-        write = RankWriter.write
+        copy.reserve(most_bytes(model))
+        reserved, write = copy._buffer, RankWriter.write
 
         def late(self: RankWriter, tensors: list[torch.Tensor]) -> object:
             assert stepped.wait(60)
@@ -85,6 +87,7 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
             mock.patch.object(RankWriter, "write", late),
         ):
             pending = begin(folder / "beside", model, optimizer, 1, copy)
+            assert copy._buffer is reserved  # the steps do not wait for any more memory
             model.fractions.zero_()  # as the step's end does it
             spoil(model)
             began = time.perf_counter()
@@ -171,6 +174,16 @@ def test_a_run_that_saves_beside_its_steps_is_the_run_that_waits(corpus: Path, t
     for mine, theirs in zip(steps(tmp_path / "beside"), steps(tmp_path / "waits"), strict=True):
         assert mine["loss"] == theirs["loss"] and mine["grad_norm"] == theirs["grad_norm"]
     assert records(tmp_path / "beside")[-1]["val_loss"] == records(tmp_path / "waits")[-1]["val_loss"]
+
+
+def test_memory_that_is_there_before_the_steps_is_enough_for_a_copy() -> None:
+    model = small_model(num_experts=4, top_k=2)
+    optimizer = build_optimizer(model, OptimConfig())
+    spoil(model)
+    step(model, optimizer)
+    copied = [value for one in state_of(model, optimizer) for value in one.values() if isinstance(value, torch.Tensor)]
+    needed = sum(tensor.nbytes for tensor in copied)
+    assert len(copied) > 4 * len(list(model.parameters())) - 1 and needed <= most_bytes(model) <= needed * 1.05
 
 
 class Reader:

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmtrain.build import build_model
+from mmtrain.checkpoint import safetensors_file
 from mmtrain.checkpoint.safetensors_file import TensorFile
 from mmtrain.errors import ConfigError
+from mmtrain.hf import export as export_module
 from mmtrain.hf import read_weights
 from mmtrain.hf.export import export
 from mmtrain.hf.folder import HFFolder, check_folder, open_folder
@@ -113,6 +115,32 @@ def test_one_file_is_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(read_weights, "TensorFile", Counted)
     load_into(folder, model)
     assert max(most) == 1 and 2 < len(most) <= len(list(folder.glob("*.safetensors")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_of_tensors_make_the_same_files(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, threads = made("hybrid, half of each head rotated"), torch.get_num_threads()
+    whole = write(model, tmp_path / "whole", dtype=dtype)
+    for module in (export_module, safetensors_file):
+        monkeypatch.setattr(module, "BLOCK", 256)
+    same(files(write(model, tmp_path / "parts", dtype=dtype)), files(whole))
+    assert torch.get_num_threads() == threads
+    with torch.no_grad():
+        model.lm_head.weight.fill_(3e38)  # whose sum is no number of any float type any more
+        write(model, tmp_path / "huge", dtype=dtype)
+        model.lm_head.weight[-1, -1] = -torch.inf
+    with pytest.raises(ConfigError, match=r"lm_head\.weight: holds weights that are not finite"):
+        write(model, tmp_path / "n", dtype=dtype)
+
+
+def test_a_rounded_part_holds_until_the_next_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "BLOCK", 256)
+    values, before = torch.randn(1000), None
+    for now in export_module._Last(None).parts(values, torch.bfloat16):
+        assert before is None or torch.equal(before[0], before[1])
+        before = (now, now.clone())
 
 
 def test_nothing_is_written_over_and_nothing_half_written_stays(tmp_path: Path) -> None:
