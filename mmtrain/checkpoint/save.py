@@ -30,8 +30,8 @@ from mmtrain.checkpoint.tensor_index import write_index
 from mmtrain.errors import brief
 from mmtrain.model.weights import local
 
-# The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
 _COUNT = 8  # bytes of a count of steps, at most
+# The optimizer's state is saved by parameter, not by group: ranks of a pipeline have groups of other parameters.
 BY_PARAMETER = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
