@@ -23,6 +23,7 @@ from mmtrain.checkpoint.device_memory import DeviceMemory, free_bytes, take
 
 _SMALL = 1 << 16  # bytes: the copy of such a tensor takes no longer than its start
 _ALIGNMENT = 16  # bytes
+_PART = 64 << 20  # bytes that a GPU's link is given at a time: about 1.2 ms
 
 
 class StagingBuffer:
@@ -38,8 +39,8 @@ class StagingBuffer:
         self._later: list[tuple[Tensor, Tensor]] = []
         self._sources: list[Tensor] = []
         self._held: DeviceMemory | None = None
-        self._unread: torch.cuda.Event | None = None  # until it, sources on the device may not change
-        self._event: torch.cuda.Event | None = None  # of the whole copy
+        self._held_later: list[tuple[Tensor, Tensor]] = []
+        self._event: torch.cuda.Event | None = None  # until it, sources on the device may not change
         self._host_done = threading.Event()
         self.tensors: list[Tensor] = []
 
@@ -57,7 +58,7 @@ class StagingBuffer:
             flat = self._buffer[begin : begin + tensor.nbytes].view(tensor.dtype)
             self.tensors.append(flat.view(tensor.shape))
             begin += tensor.nbytes
-        self._later, self._event, self._unread = [], None, None
+        self._later, self._event = [], None
         self._host_done.clear()
         on_device = []
         for source, copy, now in zip(tensors, self.tensors, at_once, strict=True):
@@ -77,19 +78,16 @@ class StagingBuffer:
         with torch.cuda.stream(self._stream):
             for source, copy in pairs[:first]:
                 copy.copy_(source, non_blocking=True)
-            self._unread = self._stream.record_event()
-            for source, copy in pairs[first:]:
-                copy.copy_(source, non_blocking=True)
             self._event = self._stream.record_event()
         self._sources = [source for source, _ in pairs]  # their memory is not given away before they are read
+        self._held_later = pairs[first:]
 
     def _hold(self, pairs: list[tuple[Tensor, Tensor]]) -> int:
         """Put copies on the device into the place of the last sources, as many as it has room for; where they begin."""
-        device = pairs[0][0].device
-        first = first_held([source.nbytes for source, _ in pairs], free_bytes(device))
-        self._held = (
-            take(device, sum(held_bytes(source.nbytes) for source, _ in pairs[first:])) if pairs[first:] else None
-        )
+        device, sizes = pairs[0][0].device, [source.nbytes for source, _ in pairs]
+        first = first_held(sizes, free_bytes(device))
+        size = sum(map(held_bytes, sizes[first:]))
+        self._held = take(device, size) if size else None
         if self._held is None:
             return len(pairs)
         begin = 0
@@ -108,12 +106,22 @@ class StagingBuffer:
             self._host_done.set()
         if self._event is not None:
             self._event.synchronize()
+            self._bring_over()
         self._let_go()
         return self.tensors
 
+    def _bring_over(self) -> None:
+        """Copy what is held to the host, a part at a time: a step's own copies, as of its loss, wait for one alone."""
+        with torch.cuda.stream(self._stream):
+            for source, copy in self._held_later:
+                step = _PART // source.itemsize
+                for part, to in zip(source.flatten().split(step), copy.flatten().split(step), strict=True):
+                    to.copy_(part, non_blocking=True)
+                    torch.cuda.current_stream().synchronize()
+
     def _let_go(self) -> None:
         """Forget the sources; nothing reads them any more."""
-        self._later, self._sources = [], []
+        self._later, self._held_later, self._sources = [], [], []
         if self._held is not None:
             self._held.free()
             self._held = None
@@ -121,8 +129,8 @@ class StagingBuffer:
     def wait(self) -> None:
         """Let the tensors change from here on: what changes them on the device comes after the copy, in order."""
         self._host_done.wait()
-        if self._unread is not None:
-            torch.cuda.current_stream().wait_event(self._unread)
+        if self._event is not None:
+            torch.cuda.current_stream().wait_event(self._event)
 
     def reserve(self, size: int) -> None:
         """Have memory for so many bytes, pinned for a GPU, which takes its time. No copy is in use."""
