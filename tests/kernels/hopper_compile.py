@@ -177,7 +177,7 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     with torch.no_grad():
         q, k, v = (tensor(2, heads, width) for _ in range(3))
         lightning_decode_step(q, k, v, slopes, states, **triton)
-        lightning_decode_step(q, k, v, slopes, states, inplace=True, slots_B=torch.arange(2), **triton)
+        lightning_decode_step(q, k, v, slopes, states, inplace=True, slots_B=torch.arange(2), silu=True, **triton)
     paged_decode(triton)
 
     for wide in (torch.bfloat16, torch.float32):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels import KernelArgumentError, lightning_decode_step
@@ -53,6 +54,18 @@ def test_step(batch: int, heads: int, d: int, e: int, dtype: torch.dtype, inplac
     o, new = lightning_decode_step(*tensors, inplace=inplace, backend=backend)
     assert (new is tensors[4]) if inplace else torch.equal(kept, tensors[4])
     assert_right([*tensors[:4], kept], o, new)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_activated_first(dtype: torch.dtype, backend: str) -> None:
+    q, k, v, slopes, state = make(2, 3, 12, 40, dtype)
+    state = 0.1 * state  # so that the new token weighs
+    o, new = lightning_decode_step(q, k, v, slopes, state, silu=True, backend=backend)
+    want, final = lightning_decode_step(*(F.silu(x.double()) for x in (q, k, v)), slopes, state.double())
+    bound = {torch.float32: 2e-6, torch.bfloat16: 1e-2}[dtype]
+    for got, expected in ((o, want), (new, final)):
+        assert (got.double() - expected).norm() <= bound * expected.norm()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -6,6 +6,7 @@ Shape letters: B sequences, H heads, D width of q and k, E width of v.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmkernels.common.errors import KernelArgumentError
@@ -25,6 +26,7 @@ def lightning_decode_step(
     *,
     inplace: bool = False,
     slots_B: Tensor | None = None,
+    silu: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Take the state one token further and read the output from it (MiniMax-01 paper 2.2.2).
@@ -38,6 +40,7 @@ def lightning_decode_step(
         inplace: write the new state over ``state_BHDE``; without it, that tensor is not written to.
         slots_B: int64, the place of each sequence's state among those of ``state_BHDE``, which may hold more than B; no
             two alike. A negative one stands for no sequence: it has no state, and its output is 0. With ``inplace``.
+        silu: take the SiLU of q, k and v first, rounded to their dtype (MiniMax-01 Fig. 3).
         backend: "triton" (one pass over the state, no gradient), "torch", or "auto": Triton on CUDA for D and E up to
             256 when no gradient is asked for and the inputs are not float64, else torch.
 
@@ -59,7 +62,9 @@ def lightning_decode_step(
         from mmkernels.lightning.triton.decode_kernel import triton_decode_step  # only this path needs Triton
 
         new_BHDE = state_BHDE if inplace else torch.empty_like(state_BHDE, memory_format=torch.contiguous_format)
-        return triton_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE, slots_B), new_BHDE
+        return triton_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, new_BHDE, slots_B, silu), new_BHDE
+    if silu:
+        q_BHD, k_BHD, v_BHE = (F.silu(x) for x in (q_BHD, k_BHD, v_BHE))
     if slots_B is not None:
         return _torch_step_of_slots(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, slots_B), state_BHDE
     return _torch_decode_step(q_BHD, k_BHD, v_BHE, slopes_H, state_BHDE, inplace)

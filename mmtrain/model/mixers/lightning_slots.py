@@ -60,11 +60,11 @@ class LightningBatch:
         Single tokens go through the decode step, longer pieces through the kernels of training, each document from its
         own state. A document alone is a row: that is cut into segments, which fill a GPU where its heads do not.
         """
-        q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
         slots_N = self.batch.slots_N
         if self.batch.single:  # each state is read and written where it lies
-            given = q_THK, k_THK, v_THK, slopes_H, self.states_SHKK
-            return lightning_decode_step(*given, inplace=True, slots_B=slots_N)[0]
+            given = *qkv_THX.chunk(3, dim=-1), slopes_H, self.states_SHKK
+            return lightning_decode_step(*given, inplace=True, slots_B=slots_N, silu=True)[0]
+        q_THK, k_THK, v_THK = F.silu(qkv_THX).chunk(3, dim=-1)
         cu_seqlens = None if len(self.batch.queries) == 1 else self.batch.packing.cu_seqlens
         o_1THK, state_NHKK = lightning_attention(
             q_THK[None], k_THK[None], v_THK[None], slopes_H, cu_seqlens=cu_seqlens,

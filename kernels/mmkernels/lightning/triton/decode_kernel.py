@@ -25,10 +25,12 @@ def lightning_decode_kernel(
     slopes_stride, h0_stride_b, h0_stride_h, h0_stride_k, h0_stride_v,
     ht_stride_b, ht_stride_h, ht_stride_k, ht_stride_v,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SLOTS: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     """Write the state ht = exp(-s) h0 + k^T v and the output o = q ht: o is contiguous, ht may be h0 itself.
 
-    With SLOTS the state of sequence b is `slots_ptr[b]`; where that is negative there is none, and o is 0.
+    With SLOTS the state of sequence b is `slots_ptr[b]`; where that is negative there is none, and o is 0. With SILU
+    that of q, k and v is taken first.
     """
     tiles: tl.constexpr = (V + BV - 1) // BV
     row = tl.program_id(0) // tiles
@@ -56,6 +58,8 @@ def lightning_decode_kernel(
     q = tl.load(q_ptr + b * q_stride_b + h * q_stride_h + o_k * q_stride_k, mask=in_k, other=0.0).to(tl.float32)
     k = tl.load(k_ptr + b * k_stride_b + h * k_stride_h + o_k * k_stride_k, mask=in_k, other=0.0).to(tl.float32)
     v = tl.load(v_ptr + b * v_stride_b + h * v_stride_h + o_v * v_stride_v, mask=in_v, other=0.0).to(tl.float32)
+    if SILU:
+        q, k, v = _silu(q, q_ptr), _silu(k, k_ptr), _silu(v, v_ptr)
     # The float32 exponential of a GPU is off by more than a rounding, step after step in the same direction.
     decay = tl.exp(-tl.load(slopes_ptr + h * slopes_stride).to(tl.float64)).to(tl.float32)
     new = state * decay + k[:, None] * v[None, :]
@@ -68,14 +72,21 @@ def lightning_decode_kernel(
     tl.store(o_ptr + row.to(tl.int64) * V + o_v, o.to(o_ptr.dtype.element_ty), mask=in_v)
 
 
+@triton.jit
+def _silu(x, ptr):
+    """SiLU of x, rounded to the dtype behind a pointer, as the prefill's kernels are given it."""
+    return (x * tl.sigmoid(x)).to(ptr.dtype.element_ty).to(tl.float32)
+
+
 def triton_decode_step(
     q_BHD: Tensor, k_BHD: Tensor, v_BHE: Tensor, slopes_H: Tensor, state_BHDE: Tensor, new_BHDE: Tensor,
-    slots_B: Tensor | None = None,
+    slots_B: Tensor | None = None, silu: bool = False,
 ) -> Tensor:  # fmt: skip
     """Write the next state to ``new_BHDE``, which may be ``state_BHDE``, and return o_BHE in the input dtype.
 
-    With ``slots_B`` both hold states at places of their own, as :func:`~mmkernels.lightning.lightning_decode_step`
-    says. Arguments are checked; inputs are float32, bfloat16 or float16, states float32, strides any.
+    With ``slots_B`` both hold states at places of their own, and ``silu`` activates the inputs, as
+    :func:`~mmkernels.lightning.lightning_decode_step` says. Arguments are checked; inputs are float32, bfloat16 or
+    float16, states float32, strides any.
     """
     (sequences, heads, depth), width = q_BHD.shape, v_BHE.shape[-1]
     o_BHE = torch.empty(sequences, heads, width, dtype=q_BHD.dtype, device=q_BHD.device)
@@ -87,7 +98,7 @@ def triton_decode_step(
                 q_BHD, k_BHD, v_BHE, slopes_H, slots_B, state_BHDE, new_BHDE, o_BHE, heads,
                 *q_BHD.stride(), *k_BHD.stride(), *v_BHE.stride(), *slopes_H.stride(),
                 *state_BHDE.stride(), *new_BHDE.stride(),
-                K=depth, V=width, BK=block_k, BV=block_v, SLOTS=slots_B is not None,
+                K=depth, V=width, BK=block_k, BV=block_v, SLOTS=slots_B is not None, SILU=silu,
                 num_warps=max(1, min(16, block_k * block_v // (32 * ELEMENTS_PER_THREAD))),
             )  # fmt: skip
     return o_BHE
