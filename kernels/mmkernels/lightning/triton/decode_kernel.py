@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmkernels.lightning.device.tile import silu
+
 BLOCK_V = 32
 """Columns of a tile: 128 bytes of each row of the state, 8 lanes with 16 bytes each."""
 ELEMENTS_PER_THREAD = 32
@@ -55,11 +57,12 @@ def lightning_decode_kernel(
         state = tl.load(h0 + offsets_in_h0)
     else:
         state = tl.load(h0 + offsets_in_h0, mask=in_tile, other=0.0)
-    q = tl.load(q_ptr + b * q_stride_b + h * q_stride_h + o_k * q_stride_k, mask=in_k, other=0.0).to(tl.float32)
-    k = tl.load(k_ptr + b * k_stride_b + h * k_stride_h + o_k * k_stride_k, mask=in_k, other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + b * v_stride_b + h * v_stride_h + o_v * v_stride_v, mask=in_v, other=0.0).to(tl.float32)
+    q = tl.load(q_ptr + b * q_stride_b + h * q_stride_h + o_k * q_stride_k, mask=in_k, other=0.0)
+    k = tl.load(k_ptr + b * k_stride_b + h * k_stride_h + o_k * k_stride_k, mask=in_k, other=0.0)
+    v = tl.load(v_ptr + b * v_stride_b + h * v_stride_h + o_v * v_stride_v, mask=in_v, other=0.0)
     if SILU:
-        q, k, v = _silu(q, q_ptr), _silu(k, k_ptr), _silu(v, v_ptr)
+        q, k, v = silu(q), silu(k), silu(v)
+    q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
     # The float32 exponential of a GPU is off by more than a rounding, step after step in the same direction.
     decay = tl.exp(-tl.load(slopes_ptr + h * slopes_stride).to(tl.float64)).to(tl.float32)
     new = state * decay + k[:, None] * v[None, :]
@@ -70,12 +73,6 @@ def lightning_decode_kernel(
     else:
         tl.store(ht + offsets_in_ht, new, mask=in_tile)
     tl.store(o_ptr + row.to(tl.int64) * V + o_v, o.to(o_ptr.dtype.element_ty), mask=in_v)
-
-
-@triton.jit
-def _silu(x, ptr):
-    """SiLU of x, rounded to the dtype behind a pointer, as the prefill's kernels are given it."""
-    return (x * tl.sigmoid(x)).to(ptr.dtype.element_ty).to(tl.float32)
 
 
 def triton_decode_step(
