@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.corpora import ENTRY
-from mmtrain.checkpoint.listing import remove_old
+from mmtrain.checkpoint.listing import remove_leftovers, remove_old
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.run_folder import TOKENIZER, RunFolder
@@ -48,6 +49,7 @@ class Saver:
         self._writer = RankWriter()
         self._pending: tuple[int, PendingSave] | None = None
         self._stalled = 0.0  # seconds that the pending one has held the steps up
+        self._has_failed = False  # since the last that was written: a disk that cannot be written keeps what was begun
 
     @property
     def is_writing(self) -> bool:
@@ -123,6 +125,10 @@ class Saver:
             return
         self._stalled += time.perf_counter() - began
         self._unconfirmed, self.newest = True, (step, path)
+        if self._has_failed and dist.get_rank() == 0:
+            with suppress(OSError):
+                remove_leftovers(self._folder.checkpoints)
+        self._has_failed = False
         size = f"{pending.bytes / 1e9:.3g} GB" if pending.bytes >= 1e9 else f"{pending.bytes / 1e6:.3g} MB"
         self._report.note(f"saved {path}: {size} in {pending.seconds:.2g} s, the steps waited {self._stalled:.2g} s")
 
@@ -152,6 +158,7 @@ class Saver:
     def _failed(self, step: int, error: SaveFailed, last: bool) -> None:
         if last:
             raise error
+        self._has_failed = True
         self._report.note(f"step {step}: {error}; the run goes on, the older checkpoints stay")
 
     def _attach(self, folder: Path) -> None:

@@ -131,6 +131,16 @@ def test_one_that_fails_beside_the_steps_is_told_and_the_last_one_is_an_error(sa
         saver.save(SESSION, Progress(13), 1e4, MARKS, last=True)
 
 
+def test_what_a_disk_kept_of_one_that_failed_goes_once_it_can_be_written_again(saver: Saver, tmp_path: Path) -> None:
+    kept = tmp_path / "r/checkpoints/step-00000013.writing"
+    saver.save(SESSION, Progress(13), 1e4, MARKS)
+    kept.mkdir(parents=True)  # it could not be removed either
+    saver.save(SESSION, Progress(13), 1e4, MARKS)
+    assert kept.exists()
+    saver.save(SESSION, Progress(14), 1e4, MARKS)
+    assert steps(tmp_path) == [14] and not kept.exists()
+
+
 @pytest.mark.parametrize("option", ["checkpoint.asynchronous=false", "checkpoint.interval=0"])
 def test_a_run_that_waits_has_no_memory_for_copies(saver: Saver, tmp_path: Path, option: str) -> None:
     saver._config = config(tmp_path, option)
