@@ -93,6 +93,11 @@ class _MemoryFormat(_Stub):
     __slots__ = ()
 
 
+class _Member(_Stub):
+    # What early releases of Python 3.11 write for a member of an enumeration, 3.11.2 for one: its class and name.
+    __slots__ = ()
+
+
 class _Index(_Stub):
     # A key of a dict: stubs are equal and hash alike only by identity, which is right as each is written once.
     __slots__ = ()
@@ -126,6 +131,7 @@ _ALLOWED: dict[tuple[str, str], type[_Stub]] = {
     (f"{_TORCH}.metadata", "ChunkStorageMetadata"): _Chunk,
     (f"{_TORCH}.metadata", "TensorProperties"): _Properties,
     (f"{_TORCH}.metadata", "_MEM_FORMAT_ENCODING"): _MemoryFormat,
+    ("builtins", "getattr"): _Member,  # looks nothing up, as all of these
     (f"{_TORCH}.metadata", "MetadataIndex"): _Index,
     (f"{_TORCH}.metadata", "StorageMeta"): _StorageMeta,
     (f"{_TORCH}.filesystem", "_StorageInfo"): _Storage,
@@ -175,9 +181,15 @@ def _entry(stub: Any) -> TensorStorageMetadata | BytesStorageMetadata:
 def _properties(stub: Any) -> TensorProperties:
     """Data type alone: torch ignores the layout and the rest when it loads, and all of ours are dense and strided."""
     dtype, layout, requires_grad, memory_format, pinned = _of(tuple, _of(_Properties, stub).state)
-    if _of(_Layout, layout).args != ("torch.strided",) or _of(_MemoryFormat, memory_format).args != (0,):
+    if _of(_Layout, layout).args != ("torch.strided",) or not _is_contiguous(memory_format):
         raise BadMetadata("holds a tensor that is not dense")
     return TensorProperties(_DTYPES[_text(dtype)], requires_grad=_of(bool, requires_grad), pin_memory=_of(bool, pinned))
+
+
+def _is_contiguous(stub: Any) -> bool:
+    if type(stub) is _Member:
+        return stub.args == (_MemoryFormat, "TORCH_CONTIGUOUS_FORMAT")
+    return _of(_MemoryFormat, stub).args == (0,)
 
 
 def _index(stub: Any) -> MetadataIndex:

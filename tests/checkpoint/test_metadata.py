@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import os
 import pickle
@@ -123,6 +124,30 @@ def test_a_file_changes_no_class(tmp_path: Path, kind: Any) -> None:
     assert not hasattr(kind, "marked") and (before is None or dict(vars(kind)) == before)
     whole = checkpoint(tmp_path / "checkpoints/step-00000003", {"model": {}})
     assert read_metadata(whole).state_dict_metadata == metadata().state_dict_metadata
+
+
+class ByName(pickle.Pickler):
+    """Writes members of enumerations by their names, as early releases of Python 3.11 do."""
+
+    def __init__(self, file: io.BytesIO, member: str | None = None) -> None:
+        super().__init__(file)
+        self.member = member
+
+    def reducer_override(self, one: Any) -> Any:
+        return (getattr, (type(one), self.member or one.name)) if isinstance(one, enum.Enum) else NotImplemented
+
+
+@pytest.mark.parametrize("member", [None, "TORCH_CHANNELS_LAST", "__class__"])
+def test_an_enumeration_s_member_by_its_name(tmp_path: Path, member: str | None) -> None:
+    out, made = io.BytesIO(), metadata()
+    ByName(out, member).dump(made)
+    assert b"getattr" in out.getvalue()
+    (tmp_path / ".metadata").write_bytes(out.getvalue())
+    if member is None:
+        assert read_metadata(tmp_path).state_dict_metadata == made.state_dict_metadata
+        return
+    with pytest.raises(BadMetadata, match="not dense"):
+        read_metadata(tmp_path)
 
 
 def change(**fields: Any) -> bytes:
