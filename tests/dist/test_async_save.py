@@ -161,6 +161,7 @@ def test_a_checkpoint_holds_what_was_there_when_it_began(pool: Pool, tmp_path: P
     assert moments and all(stored.whole(name).abs().min() > 0 for name in moments)
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_beside_its_steps_is_the_run_that_waits(corpus: Path, tmp_path: Path) -> None:
     """Every checkpoint to the last bit, and the records; the ends of writing fall where they may."""
     common = [*SMALL, f"data.path={corpus}", f"run.dir={tmp_path}", "checkpoint.interval=2", "checkpoint.keep=0"]

@@ -153,7 +153,7 @@ def test_no_thread_of_a_layout_outlives_it(pool: Pool) -> None:
         assert after < during / 5  # megatron-core keeps two groups: 6 of 66 threads (60 without stop)
 
 
-@pytest.mark.parametrize("slow", [0, 1, 2, 3])
+@pytest.mark.parametrize("slow", [0, 3, *(pytest.param(rank, marks=pytest.mark.slow) for rank in (1, 2))])
 def test_no_rank_leaves_before_all_have_met(pool: Pool, slow: int) -> None:
     """Else a slow one finds connections closed that it is about to use."""
     pool.run(laid_out_slowly_on, slow, world=4)
