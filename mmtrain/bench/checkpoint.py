@@ -183,6 +183,7 @@ def ours_beside(training: Training, folder: Path, copy: StagingBuffer, count: in
     took, waited = training.steps(count, pending)
     return {
         "stall_s": stall + waited,
+        "steps_s": took,
         "step_s": statistics.median(took),
         "sum_s": sum(took),
         "write_s": pending.seconds,
@@ -208,51 +209,83 @@ def between_steps_alone(training: Training, count: int, run: Callable[[], dict[s
     return {**found, "alone_sums_s": alone, "sum_percent": 100 * found["sum_s"] / statistics.median(alone)}
 
 
-def measure(training: Training, out: Path, scratch: Path, count: int, repeats: int, peer: bool) -> None:
-    """Measure all, and write it as it comes. The disk holds two copies of the state at a time."""
-    device, rank = training.context.device, dist.get_rank()
-    keep = Figures(training, out / "checkpoint.json").keep
+class Disk:
+    """What measures on a disk share: a folder there, repeats, and where figures go.
 
-    def clear(*names: str) -> None:
+    Attributes:
+        keep: takes a figure's name and value.
+    """
+
+    def __init__(self, training: Training, out: Path, scratch: Path, repeats: int) -> None:
+        self.training, self.scratch, self.repeats = training, scratch, repeats
+        self.keep = Figures(training, out / "checkpoint.json").keep
+
+    def clear(self, name: str) -> None:
+        """Remove a folder; the disk has done it when this returns."""
+
         def remove() -> None:
-            for name in names:
-                shutil.rmtree(scratch / name, ignore_errors=True)
-            os.sync()  # the disk has done it before anything is timed
+            shutil.rmtree(self.scratch / name, ignore_errors=True)
+            os.sync()
 
         on_main(remove)
 
-    def timed(run: Callable[[], object]) -> list[float]:
-        return [seconds(run, device) for _ in range(repeats)]
+    def timed(self, run: Callable[[], object]) -> list[float]:
+        """Seconds of each of some calls."""
+        return [seconds(run, self.training.context.device) for _ in range(self.repeats)]
 
-    def in_turns(folder: str, *runs: Callable[[], object]) -> list[list[float]]:
+    def in_turns(self, folder: str, *runs: Callable[[], object]) -> list[list[float]]:
         """Seconds of each of some calls, one after the other and all again; each finds the folder cleared."""
         took: list[list[float]] = [[] for _ in runs]
-        for _ in range(repeats):
+        for _ in range(self.repeats):
             for run, found in zip(runs, took, strict=True):
-                clear(folder)
-                found.append(seconds(run, device))
+                self.clear(folder)
+                found.append(seconds(run, self.training.context.device))
         return took
 
+    def beside(self, name: str, count: int, run: Callable[[Path], dict[str, Any]]) -> None:
+        """Keep what steps beside saves into a folder show, next to steps alone."""
+        for i in range(self.repeats):
+            self.keep(f"{name}_{i}", between_steps_alone(self.training, count, lambda: run(self.scratch / "beside")))
+            self.clear("beside")
+
+
+def measure(disk: Disk, count: int, peer: bool) -> None:
+    """Measure all, and write it as it comes. The disk holds two copies of the state at a time."""
+    training, device, keep = disk.training, disk.training.context.device, disk.keep
     training.steps(3)
     keep("step_s", statistics.median(training.steps(count)[0]))
-    copy, path = StagingBuffer(device), scratch / "ours/step-00000001"
+    copy = StagingBuffer(device)
     keep("reserve_s", seconds(lambda: copy.reserve(most_bytes(training.model.module)), device))
-    keep("first_save_s", seconds(lambda: training.begin(scratch / "ours", copy).finish(), device))
+    measure_files(disk, copy)
+    training.begin(disk.scratch / "beside", copy).finish()  # a plan for the new model
+    disk.clear("beside")
+    disk.beside("ours_beside", count, lambda folder: ours_beside(training, folder, copy, count))
+    copy.release()
+    disk.clear("ours")
+    if peer:
+        measure_dcp(disk, count)
+
+
+def measure_files(disk: Disk, copy: StagingBuffer) -> None:
+    """Measure saves, loads and a resume beside copying, hashing and reading the same bytes."""
+    training, keep, device = disk.training, disk.keep, disk.training.context.device
+    path, again = disk.scratch / "ours/step-00000001", disk.scratch / "again"
+    keep("first_save_s", seconds(lambda: training.begin(path.parent, copy).finish(), device))
     files = [file for file in sorted(path.iterdir()) if is_shard(file.name)]
-    mine = files[rank :: dist.get_world_size()]
+    mine = files[dist.get_rank() :: dist.get_world_size()]
     keep("bytes", sum(file.stat().st_size for file in files))
-    copied, saved = in_turns("again", lambda: copy_files(mine, scratch / "again"),
-                             lambda: training.begin(scratch / "again", copy).finish())  # fmt: skip
-    clear("again")
+    copied, saved = disk.in_turns(
+        again.name, lambda: copy_files(mine, again), lambda: training.begin(again, copy).finish()
+    )
+    disk.clear(again.name)
     keep("copy_s", copied)
     keep("ours_save_s", saved)
-    save_s = statistics.median(saved)
-    keep("speed_of_a_copy", statistics.median(copied) / save_s)
+    keep("speed_of_a_copy", statistics.median(copied) / statistics.median(saved))
     hashed = seconds(lambda: hash_tensors(copy.tensors), device)
     keep("hash_s", hashed)
-    keep("hash_share_of_save", hashed / save_s)
+    keep("hash_share_of_save", hashed / statistics.median(saved))
     keep("read_and_hash_s", seconds(lambda: [file_sum(file) for file in mine], device))
-    keep("read_s", (read := timed(lambda: read_files(mine))))
+    keep("read_s", (read := disk.timed(lambda: read_files(mine))))
 
     def load() -> None:
         load_checkpoint(path, training.model.module, training.optimizer)
@@ -262,33 +295,25 @@ def measure(training: Training, out: Path, scratch: Path, count: int, repeats: i
         load()
         training.step()
 
-    keep("ours_load_s", timed(load))
-    keep("resume_s", (resumed := timed(resume)))
+    keep("ours_load_s", disk.timed(load))
+    keep("resume_s", (resumed := disk.timed(resume)))
     keep("resume_beyond_reading_s", statistics.median(resumed) - statistics.median(read))
-    training.begin(scratch / "beside", copy).finish()  # a plan for the new model
-    clear("beside")
-    for i in range(repeats):
-        keep(f"ours_beside_{i}", between_steps_alone(
-            training, count, lambda: ours_beside(training, scratch / "beside", copy, count)))  # fmt: skip
-        clear("beside")
-    copy.release()
-    clear("ours")
-    if not peer:
-        return
-    keep("dcp_save_s", in_turns("dcp", lambda: dcp.save(training.state(), checkpoint_id=scratch / "dcp"))[0])
 
-    def load_dcp() -> None:
+
+def measure_dcp(disk: Disk, count: int) -> None:
+    """Measure torch's own ways."""
+    training, folder = disk.training, disk.scratch / "dcp"
+    disk.keep("dcp_save_s", disk.in_turns(folder.name, lambda: dcp.save(training.state(), checkpoint_id=folder))[0])
+
+    def load() -> None:
         state = training.state()
-        dcp.load(state, checkpoint_id=scratch / "dcp")
+        dcp.load(state, checkpoint_id=folder)
         set_state_dict(training.model.module, training.optimizer, model_state_dict=state["model"],
                        optim_state_dict=state["optimizer"], options=BY_PARAMETER)  # fmt: skip
 
-    keep("dcp_load_s", timed(load_dcp))
-    clear("dcp")
-    for i in range(repeats):
-        keep(f"dcp_beside_{i}", between_steps_alone(
-            training, count, lambda: dcp_beside(training, scratch / "beside", count)))  # fmt: skip
-        clear("beside")
+    disk.keep("dcp_load_s", disk.timed(load))
+    disk.clear(folder.name)
+    disk.beside("dcp_beside", count, lambda folder: dcp_beside(training, folder, count))
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -330,7 +355,7 @@ def main() -> None:
     given = parser.parse_args()
 
     def measured(training: Training, scratch: Path) -> None:
-        measure(training, given.out, scratch, given.steps, given.repeats, not given.alone)
+        measure(Disk(training, given.out, scratch, given.repeats), given.steps, not given.alone)
 
     run(given, given.tokens, measured)
 

@@ -186,8 +186,8 @@ def write_tensors(
     """Write a file whose tensors come one at a time, so that no more than two of them are in memory.
 
     Three things go on at once: a part is made and looked at in a thread, the part before it is handed to the system,
-    and the parts before that one are brought to the disk in another thread. Where a copy of the same bytes has the disk
-    wait until all is written, this takes two thirds of its time (virtual disk of 4 GB/s, 2 cores).
+    and the parts before that one are brought to the disk in another thread. A copy of the same bytes has the disk wait
+    until all is written: 22 GB took 11.1 s in this way and 20.8 s to copy, on one machine's virtual disk.
 
     Args:
         path: of the file, which is on the disk when the call returns.

@@ -4,9 +4,9 @@ Weights and moments change in the optimizer's step alone, so that their copy has
 pass: on a GPU it runs on a stream of its own into pinned memory, on a host in the thread that writes the checkpoint.
 Buffers, which a step changes sooner, and small tensors are copied at once.
 
-A GPU's link takes longer than a step for a large state: 22 GB of a model of 1.8B parameters take 0.4 s, its step 0.19.
-What fits into the GPU's free memory is copied there first, at a hundred times that speed, and goes to the host from
-there while the next steps run.
+A GPU's link takes longer than a step for a large state: 22 GB of a model of 1.8B parameters take 0.4 s at 55 GB/s, its
+step 0.16. What fits into the GPU's free memory is copied there first, in 11 ms at a copy's rate, and goes to the host
+from there while the next steps run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmtrain.checkpoint.device_memory import DeviceMemory, free_bytes, take
 
 _SMALL = 1 << 16  # bytes: the copy of such a tensor takes no longer than its start
 _ALIGNMENT = 16  # bytes
-_PART = 64 << 20  # bytes that a GPU's link is given at a time: about 1.2 ms
+_PART = 64 << 20  # bytes that a GPU's link is given at a time: 1.2 ms at 55 GB/s
 
 
 class StagingBuffer:

@@ -119,7 +119,7 @@ def _groups(images: PromptImages) -> Iterator[tuple[tuple, Tensor]]:
     yield tuple(layouts), torch.from_numpy(images.tiles_N3SS[first:last])
 
 
-def shows_image(chunk: Chunk) -> bool:
+def _shows_image(chunk: Chunk) -> bool:
     """Tell whether any token of a chunk is an image's."""
     document, count = chunk
     seen = document.images
@@ -128,7 +128,7 @@ def shows_image(chunk: Chunk) -> bool:
 
 def show_images(chunks: Iterable[Chunk]) -> bool:
     """Tell whether any token of any of the chunks is an image's."""
-    return any(chunk[0].images is not None and shows_image(chunk) for chunk in chunks)
+    return any(chunk[0].images is not None and _shows_image(chunk) for chunk in chunks)
 
 
 def given_of(
