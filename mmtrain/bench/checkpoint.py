@@ -6,7 +6,7 @@ those of the slowest rank and go to DIR/checkpoint.json as they come. Steps are 
 
 - *save*: as a run saves, through a copy on the host whose memory is there before, waited for. Plain copies of the same
   files are made in turns with saves, so that both find the disk in the same state; what was written before is removed,
-  and the removal on the disk, before either begins.
+  and the removal on the disk, before either begins. So are saves that hash nothing, for what hashing adds.
 - *stall*: what a save holds the steps up by: its start, the wait before the next update, and giving it its name.
 - *sum*: of the steps after its start without the stall, in percent of as many steps alone: the median of those right
   before and those right after.
@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -175,6 +176,26 @@ def hash_tensors(tensors: Sequence[Tensor]) -> None:
             state.update(part.numpy())
 
 
+class NoSum:
+    """Stands in for a hash, and takes no time."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        pass
+
+    def update(self, data: object) -> None:
+        """Take bytes."""
+
+    def hexdigest(self) -> str:
+        """Return a sum of the right length."""
+        return "0" * 32
+
+
+def save_unhashed(training: Training, folder: Path, copy: StagingBuffer) -> None:
+    """Save, waited for, without hashing."""
+    with mock.patch.object(xxhash, "xxh3_128", NoSum):
+        training.begin(folder, copy).finish()
+
+
 def ours_beside(training: Training, folder: Path, copy: StagingBuffer, count: int) -> dict[str, Any]:
     """Stall of a save beside the steps, and the steps after it began."""
     began = time.perf_counter()
@@ -242,15 +263,22 @@ class Disk:
                 found.append(seconds(run, self.training.context.device))
         return took
 
-    def beside(self, name: str, count: int, run: Callable[[Path], dict[str, Any]]) -> None:
+    def beside(self, name: str, count: int, run: Callable[[Path], dict[str, Any]], repeats: int) -> None:
         """Keep what steps beside saves into a folder show, next to steps alone."""
-        for i in range(self.repeats):
+        for i in range(repeats):
             self.keep(f"{name}_{i}", between_steps_alone(self.training, count, lambda: run(self.scratch / "beside")))
             self.clear("beside")
 
 
-def measure(disk: Disk, count: int, peer: bool) -> None:
-    """Measure all, and write it as it comes. The disk holds two copies of the state at a time."""
+def measure(disk: Disk, count: int, beside: int, peer: bool) -> None:
+    """Measure all, and write it as it comes. The disk holds two copies of the state at a time.
+
+    Args:
+        disk: what is measured on.
+        count: of steps that are timed, without a save and after one.
+        beside: how many saves steps are timed after.
+        peer: whether torch's own ways are measured too.
+    """
     training, device, keep = disk.training, disk.training.context.device, disk.keep
     training.steps(3)
     keep("step_s", statistics.median(training.steps(count)[0]))
@@ -259,11 +287,11 @@ def measure(disk: Disk, count: int, peer: bool) -> None:
     measure_files(disk, copy)
     training.begin(disk.scratch / "beside", copy).finish()  # a plan for the new model
     disk.clear("beside")
-    disk.beside("ours_beside", count, lambda folder: ours_beside(training, folder, copy, count))
+    disk.beside("ours_beside", count, lambda folder: ours_beside(training, folder, copy, count), beside)
     copy.release()
     disk.clear("ours")
     if peer:
-        measure_dcp(disk, count)
+        measure_dcp(disk, count, beside)
 
 
 def measure_files(disk: Disk, copy: StagingBuffer) -> None:
@@ -274,16 +302,18 @@ def measure_files(disk: Disk, copy: StagingBuffer) -> None:
     files = [file for file in sorted(path.iterdir()) if is_shard(file.name)]
     mine = files[dist.get_rank() :: dist.get_world_size()]
     keep("bytes", sum(file.stat().st_size for file in files))
-    copied, saved = disk.in_turns(
-        again.name, lambda: copy_files(mine, again), lambda: training.begin(again, copy).finish()
-    )
+    copied, saved, unhashed = disk.in_turns(
+        again.name, lambda: copy_files(mine, again), lambda: training.begin(again, copy).finish(),
+        lambda: save_unhashed(training, again, copy),
+    )  # fmt: skip
     disk.clear(again.name)
     keep("copy_s", copied)
     keep("ours_save_s", saved)
     keep("speed_of_a_copy", statistics.median(copied) / statistics.median(saved))
     hashed = seconds(lambda: hash_tensors(copy.tensors), device)
     keep("hash_s", hashed)
-    keep("hash_share_of_save", hashed / statistics.median(saved))
+    keep("save_unhashed_s", unhashed)
+    keep("hashing_adds", statistics.median(saved) / statistics.median(unhashed) - 1)
     keep("read_and_hash_s", seconds(lambda: [file_sum(file) for file in mine], device))
     keep("read_s", (read := disk.timed(lambda: read_files(mine))))
 
@@ -300,7 +330,7 @@ def measure_files(disk: Disk, copy: StagingBuffer) -> None:
     keep("resume_beyond_reading_s", statistics.median(resumed) - statistics.median(read))
 
 
-def measure_dcp(disk: Disk, count: int) -> None:
+def measure_dcp(disk: Disk, count: int, beside: int) -> None:
     """Measure torch's own ways."""
     training, folder = disk.training, disk.scratch / "dcp"
     disk.keep("dcp_save_s", disk.in_turns(folder.name, lambda: dcp.save(training.state(), checkpoint_id=folder))[0])
@@ -313,7 +343,7 @@ def measure_dcp(disk: Disk, count: int) -> None:
 
     disk.keep("dcp_load_s", disk.timed(load))
     disk.clear(folder.name)
-    disk.beside("dcp_beside", count, lambda folder: dcp_beside(training, folder, count))
+    disk.beside("dcp_beside", count, lambda folder: dcp_beside(training, folder, count), beside)
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -351,11 +381,13 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--tokens", type=int, default=256, help="of a rank's row")
     parser.add_argument("--steps", type=int, default=20, help="that are timed, without a save and after one")
+    parser.add_argument("--beside", type=int, help="saves that steps are timed after; as many as repeats if not given")
     parser.add_argument("--alone", action="store_true", help="leave torch's own ways out")
     given = parser.parse_args()
 
     def measured(training: Training, scratch: Path) -> None:
-        measure(Disk(training, given.out, scratch, given.repeats), given.steps, not given.alone)
+        disk = Disk(training, given.out, scratch, given.repeats)
+        measure(disk, given.steps, given.beside or given.repeats, not given.alone)
 
     run(given, given.tokens, measured)
 

@@ -27,9 +27,16 @@ from mmtrain.model.mixers.lightning import LightningAttention
 from mmtrain.model.packed_seq import Packing
 from mmtrain.parallel.collectives import start_gather_into
 from mmtrain.parallel.context.context_parallel import ContextAttention
+from mmtrain.parallel.context.state_exchange import StateExchange
 
 ALONE, PEER = "one GPU alone", "head all-to-all"
-WAYS = {"balanced, 8 chunks": ("balanced", 8), "contiguous, 1 chunk": ("contiguous", 1)}
+COPIES = ", copy engines"
+"""What fetches the states; NCCL's all-gather where a way is not called so."""
+WAYS = {
+    f"{name}{how}": table
+    for name, table in {"balanced, 8 chunks": ("balanced", 8), "contiguous, 1 chunk": ("contiguous", 1)}.items()
+    for how in (COPIES, "")
+}
 CHECKED = 2**15
 """Tokens of a row up to which the core's results are compared with those of one GPU."""
 
@@ -43,6 +50,7 @@ class Row:
 
     def __init__(self, bench: Bench, mixer: LightningAttention, tokens: int, documents: str) -> None:
         self.bench, self.mixer, self.tokens = bench, mixer, tokens
+        self.copies, self.gathers = StateExchange(bench.group), StateExchange(bench.group, "collectives")
         whole = tokens * bench.ranks
         self.lengths = short_documents(whole) if documents == "many" else (whole,)
         self.alone: dict[str, tuple[float, float]] = {}
@@ -59,7 +67,8 @@ class Row:
             index_S = torch.arange(self.tokens, device=bench.device) + bench.rank * self.tokens
             return HeadExchange(bench.group), Packing.from_lengths(list(self.lengths), bench.device), index_S
         packing = cut_row(self.lengths, bench.ranks, bench.rank, *WAYS[name], bench.device)
-        return ContextAttention(bench.group, "auto"), packing, packing.index_S
+        exchange = self.copies if name.endswith(COPIES) else self.gathers
+        return ContextAttention(bench.group, "auto", exchange), packing, packing.index_S
 
     def core(self, name: str) -> Figures:
         """The attention between the projections."""
@@ -127,7 +136,7 @@ class Row:
 
     def _gather(self, name: str) -> Figures:
         """Milliseconds that the all-gather of the states takes with nothing beside it."""
-        if name not in WAYS:
+        if name not in WAYS or name.endswith(COPIES):
             return {}
         chunks, width = WAYS[name][1], self.mixer.head_dim
         mine = torch.zeros(chunks, self.mixer.num_heads, width, width, device=self.bench.device)
@@ -166,6 +175,7 @@ def measure_lightning(
                 for name in (ALONE, *WAYS, PEER):
                     label = {"tokens": tokens, "what": what, "way": name, "documents": documents}
                     bench.case("lightning", label, partial(measure, name))
+            row.copies.close()
     if trace and bench.device.type == "cuda":
         _draw_timeline(Row(bench, mixer, trace, "many"))
 

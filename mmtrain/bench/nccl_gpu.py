@@ -25,8 +25,9 @@ from torch.distributed import ProcessGroup
 from mmtrain.bench.timing import timed
 from mmtrain.config import ClusterConfig
 from mmtrain.parallel import mesh
-from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.parallel.nccl import all_channels_group, with_channels
+from mmtrain.parallel.peers.mapping import Unreachable
 
 HIDDEN, FFN = 6144, 9216
 CHANNELS = (16, 32, 64)

@@ -55,6 +55,8 @@ class ParallelConfig:
         cp_softmax: how keys and values of a document get to its later queries: ``allgather``, by groups of heads;
             ``ring``, with the least memory; ``varlen``, all at once, copied to each piece of a document, which short
             chunks want; or ``auto``.
+        cp_states: how states of lightning layers get to later chunks: ``collectives``, an all-gather; or ``auto``, by
+            which copy engines fetch them out of the other GPUs' memory where all ranks of `cp` are on one host.
         ep: expert parallelism; ranks that share the experts of a layer.
         etp: tensor parallelism inside an expert; free to differ from `tp`.
         pp_schedule: order of a pipeline's work: ``1f1b``, ``interleaved`` or ``zero_bubble``, which keeps parameters
@@ -98,6 +100,7 @@ class ParallelConfig:
     cp_chunks: int = field(default=8, metadata={**LAYOUT, **at_least(1)})
     cp_table: str = field(default="balanced", metadata={**LAYOUT, **one_of("balanced", "zigzag", "contiguous")})
     cp_softmax: str = field(default="auto", metadata={**LAYOUT, **one_of("auto", "ring", "allgather", "varlen")})
+    cp_states: str = field(default="auto", metadata={**LAYOUT, **one_of("auto", "collectives")})
     ep: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
     etp: int = field(default=1, metadata={**LAYOUT, **at_least(1)})
     pp_schedule: str = field(default="1f1b", metadata={**LAYOUT, **one_of("1f1b", "interleaved", "zero_bubble")})

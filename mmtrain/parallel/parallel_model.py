@@ -15,6 +15,7 @@ from mmtrain.model.label_score import LabelScore
 from mmtrain.model.model import HybridLM, ModelInputs
 from mmtrain.model.preference import PairScore
 from mmtrain.parallel.context.cut import RowCutter, SequenceSlice
+from mmtrain.parallel.context.state_exchange import StateExchange
 from mmtrain.parallel.expert.autotune import tune_token_groups
 from mmtrain.parallel.expert.comm_streams import CommTimes
 from mmtrain.parallel.expert.exchange import ExpertExchange
@@ -47,11 +48,13 @@ class ParallelModel:
         config: ParallelConfig,
         schedule: Schedule,
         exchange: ExpertExchange | None,
+        states: StateExchange | None,
         compute_dtype: torch.dtype,
         host_parameters: bool = False,
     ) -> None:
         self.module, self.context = module, context
-        self._config, self._schedule, self._exchange, self._dtype = config, schedule, exchange, compute_dtype
+        self._config, self._schedule, self._dtype = config, schedule, compute_dtype
+        self._exchange, self._states = exchange, states
         slice_of_tp = SequenceSlice(context.layout.tp, context.dense["tp"].get_local_rank())
         self.cut = RowCutter(context.layout.cp, context.cp_rank, config, slice_of_tp)
         self._device = torch.device("cpu") if host_parameters else context.device
@@ -191,7 +194,7 @@ class ParallelModel:
 
     def take_notes(self) -> list[str]:
         """Lines for the log about the steps since the last call. Not collective."""
-        return self._schedule.take_notes()
+        return self._schedule.take_notes() + ([] if self._states is None else self._states.take_notes())
 
     def peak_bytes(self) -> int:
         """The most that this rank's device has held for tensors and recorded graphs; 0 on a CPU. Not collective."""
@@ -200,5 +203,6 @@ class ParallelModel:
     def close(self) -> None:
         """Let go of what the layout holds besides parameters: groups, streams and memory shared between processes."""
         self._schedule.close()
-        if self._exchange is not None:
-            self._exchange.close()
+        for exchange in (self._exchange, self._states):
+            if exchange is not None:
+                exchange.close()

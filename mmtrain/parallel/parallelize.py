@@ -57,8 +57,10 @@ def apply_parallel(
     exchange = _share_experts(model, context, config) if layout.ep * layout.etp > 1 else None
     apply_routing(model, context, config)
     share_pairs(model, context)
+    states = None
     if layout.cp > 1:
-        apply_context_parallel(model, context.dense["cp"].get_group(), config.cp_softmax)
+        group = context.dense["cp"].get_group()
+        states = apply_context_parallel(model, group, config.cp_softmax, config.cp_states)
     for block in model.layers:
         block.recompute = config.recomputes
         if config.ffn_chunk_tokens is not None:
@@ -88,7 +90,7 @@ def apply_parallel(
         most = None if config.cuda_graphs is True else MOST_GRAPH_TOKENS
         run = RecordedModel(model, most, compute_dtype, watch) if recorded else PlainModel(model)
         schedule = SingleStage(model, weights, run)
-    return ParallelModel(model, context, config, schedule, exchange, compute_dtype, host_parameters)
+    return ParallelModel(model, context, config, schedule, exchange, states, compute_dtype, host_parameters)
 
 
 def _offload_inputs(blocks: Iterable[Block], config: ParallelConfig) -> None:

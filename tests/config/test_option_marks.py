@@ -50,7 +50,7 @@ BOUND = {
 }  # fmt: skip
 LAID_OUT = {
     f"parallel.{name}"
-    for name in ("balance_images", "cp", "cp_chunks", "cp_softmax", "cp_table", "ep", "etp", "exchange",
+    for name in ("balance_images", "cp", "cp_chunks", "cp_softmax", "cp_states", "cp_table", "ep", "etp", "exchange",
                  "ffn_chunk_tokens", "fit", "lightning_head_groups", "pp", "pp_chunks", "pp_schedule",
                  "sync_every_micro_batch", "token_groups", "tp")
 }  # fmt: skip

@@ -12,6 +12,8 @@ from mmkernels.lightning.naive import naive_lightning_attention
 from mmtrain.config import ClusterConfig
 from mmtrain.parallel import mesh
 from mmtrain.parallel.context.lightning_cp import begin_context_lightning
+from mmtrain.parallel.context.peer_states import PeerStates
+from mmtrain.parallel.context.state_exchange import StateExchange
 from tests.dist.context_rows import ROWS, TOKENS, filled, packing_of, table_of
 from tests.dist.pool import Pool
 
@@ -38,18 +40,30 @@ def reference(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return o[0].detach(), grad
 
 
-def run(cases: list[tuple[tuple[int, ...], str]], dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
+class ReadDirectly(StateExchange):
+    """States out of the other processes' memory, on a CPU too."""
+
+    def _choose(self, device: torch.device) -> None:
+        self._peers, self._chosen = PeerStates(self.group, device), True
+
+
+WAYS = {"collectives": StateExchange, "peers": ReadDirectly}
+
+
+def run(cases: list[tuple[tuple[int, ...], str]], dtype: torch.dtype, way: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Run on every rank: output, gradient and places in the row of this rank's tokens, for each case."""
     mesh.start(ClusterConfig(device="cpu"))
     try:
         group, results = dist.group.WORLD, []
+        exchange = WAYS[way](group)
         for lengths, name in cases:
             packing = packing_of(lengths, table_of(name, lengths, group.size()), group.rank())
             qkv, do = (x.index_select(0, packing.index_S) for x in inputs(dtype))
             qkv.requires_grad_()
-            o = begin_context_lightning(qkv, SLOPES, packing, group)()
+            o = begin_context_lightning(qkv, SLOPES, packing, exchange)()
             (grad,) = torch.autograd.grad(o, qkv, do)
             results.append((o.detach(), grad, packing.index_S))
+        exchange.close()
         return results
     finally:
         mesh.stop()
@@ -57,9 +71,12 @@ def run(cases: list[tuple[tuple[int, ...], str]], dtype: torch.dtype) -> list[tu
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_ranks_that_share_a_row_compute_the_row(pool: Pool, ranks: int, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_ranks_that_share_a_row_compute_the_row(
+    pool: Pool, way: str, ranks: int, dtype: torch.dtype, tolerance: float
+) -> None:
     cases = [(filled(lengths), name) for lengths in ROWS.values() for name in TABLE_NAMES]
-    found = pool.run(run, cases, dtype, world=ranks)
+    found = pool.run(run, cases, dtype, way, world=ranks)
     for rank, results in enumerate(found):
         for (lengths, name), (o, grad, index_S) in zip(cases, results, strict=True):
             expected_o, expected_grad = (x[index_S] for x in reference(lengths))
@@ -72,7 +89,7 @@ def test_ranks_that_share_a_row_compute_the_row(pool: Pool, ranks: int, dtype: t
 def test_a_chunk_computes_the_same_on_any_rank(pool: Pool) -> None:
     """To the bit: its output, its gradients and those of others do not depend on who has which chunk."""
     lengths = filled(ROWS["span two ranks"])
-    found = pool.run(run, [(lengths, name) for name in TABLE_NAMES], torch.float32, world=4)
+    found = pool.run(run, [(lengths, name) for name in TABLE_NAMES], torch.float32, "collectives", world=4)
     rows = []
     for case in range(len(TABLE_NAMES)):
         parts = [results[case] for results in found]

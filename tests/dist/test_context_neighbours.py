@@ -20,6 +20,7 @@ from mmtrain.parallel import mesh
 from mmtrain.parallel.context.lightning_cp import begin_context_lightning
 from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.context.softmax_cp import context_softmax
+from mmtrain.parallel.context.state_exchange import StateExchange
 from tests.dist.context_rows import TOKENS, document_of, packing_of, table_of
 from tests.dist.pool import Pool
 
@@ -65,7 +66,7 @@ def inputs(row: Row) -> tuple[Tensor, Tensor, Tensor]:
 
 def attention(mixer: str, x_SHX: Tensor, packing: ContextPacking) -> Tensor:
     if mixer == "lightning":
-        return begin_context_lightning(x_SHX, SLOPES, packing, dist.group.WORLD)()
+        return begin_context_lightning(x_SHX, SLOPES, packing, StateExchange(dist.group.WORLD))()
     return context_softmax(*x_SHX.chunk(3, -1), packing, dist.group.WORLD, mixer)
 
 

@@ -16,6 +16,7 @@ from mmkernels.moe import route
 from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.model.moe.experts import Experts
 from mmtrain.parallel import mesh
+from mmtrain.parallel.context.state_exchange import StateExchange
 from mmtrain.parallel.expert.exchange import build_exchange
 from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.parallel.layout import plan_layout
@@ -65,6 +66,32 @@ def exchange_often(ranks: int) -> None:
         buffers.read(out, used_M=row_M.int())
         assert torch.equal(out, (at_M + 7 * peer_M + number)[:, None].expand(rows, width).float()), (number, rank)
     mesh.stop()
+
+
+def fetch_states_often(ranks: int) -> None:
+    """States of growing and shrinking size between GPUs, two exchanges at a time behind products; some come late."""
+    context = mesh.start(ClusterConfig(device="cuda"), plan_layout(ranks, ParallelConfig(cp=ranks), MODEL))
+    exchange, rank, late = StateExchange(context.dense["cp"].get_group()), context.rank, []
+    busy = torch.randn(4096, 4096, device=context.device, dtype=torch.bfloat16)
+    for number, chunks in enumerate([8, 8, 1, 3, 8, 16, 2, 16] * 25):
+        if number % ranks == rank:
+            torch.cuda._sleep(1_000_000 * (number % 3))
+        value = torch.arange(chunks * 4 * 128 * 128, device=context.device).float().view(chunks, 4, 128, 128)
+        arrive = exchange.start(value + 7.0 * rank + number)
+        busy @ busy
+        late.append((number, value, arrive))
+        if len(late) == 2:
+            check_states(*late.pop(0), ranks)
+    check_states(*late.pop(0), ranks)
+    assert exchange.take_notes() == []  # nothing went by collectives
+    exchange.close()
+    mesh.stop()
+
+
+def check_states(number: int, value: torch.Tensor, arrive: Callable[[], torch.Tensor], ranks: int) -> None:
+    """An exchange brought the states that every rank gave it."""
+    found = arrive()
+    assert torch.equal(found, torch.cat([value + 7.0 * peer + number for peer in range(ranks)])), number
 
 
 def exchange_again(ranks: int) -> None:
@@ -120,6 +147,13 @@ def free_memory(device: torch.device, at_least: int) -> int:
 @pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
 def test_rows_are_read_from_other_gpus(capfd: pytest.CaptureFixture[str]) -> None:
     _on_all(exchange_often)
+    assert "shared CUDA tensors" not in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
+def test_states_are_fetched_from_other_gpus(capfd: pytest.CaptureFixture[str]) -> None:
+    _on_all(fetch_states_often)
     assert "shared CUDA tensors" not in capfd.readouterr().err
 
 

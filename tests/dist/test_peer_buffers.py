@@ -15,10 +15,11 @@ from mmtrain.config import ClusterConfig, ParallelConfig
 from mmtrain.errors import ConfigError
 from mmtrain.parallel import mesh
 from mmtrain.parallel.expert.exchange import build_exchange
-from mmtrain.parallel.expert.ipc_memory import HostIpcMemory
-from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.parallel.layout import plan_layout
 from mmtrain.parallel.parallelize import apply_parallel
+from mmtrain.parallel.peers.ipc_memory import HostIpcMemory
+from mmtrain.parallel.peers.mapping import Unreachable
 from tests.dist.layouts import MODEL, Job
 from tests.dist.pool import Pool
 from tests.dist.test_layouts import check

@@ -21,18 +21,25 @@ from mmtrain.parallel.collectives import sum_alike
 from mmtrain.parallel.context.lightning_cp import begin_context_lightning
 from mmtrain.parallel.context.row_shard import ContextPacking
 from mmtrain.parallel.context.softmax_cp import context_softmax
+from mmtrain.parallel.context.state_exchange import StateExchange
 
 
-def apply_context_parallel(model: HybridLM, group: ProcessGroup, softmax: str) -> None:
+def apply_context_parallel(model: HybridLM, group: ProcessGroup, softmax: str, states: str) -> StateExchange:
     """Let every mixer of a (meta) model attend to the tokens of all ranks of a group that are in its documents.
 
     Args:
         softmax: how keys and values travel, see `parallel.cp_softmax`.
+        states: how states travel, see `parallel.cp_states`.
+
+    Returns:
+        What holds memory for the states, to be closed.
     """
-    call = ContextAttention(group, softmax)
+    exchange = StateExchange(group, states)
+    call = ContextAttention(group, softmax, exchange)
     for block in model.layers:
         block.mixer.attention = call
     model.document_score = SharedDocuments(model.document_score, group)
+    return exchange
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,12 @@ class ContextAttention:
 
     group: ProcessGroup
     softmax_way: str
+    exchange: StateExchange
 
     def begin_lightning(self, qkv_SHX: Tensor, slopes_H: Tensor, packing: Packing) -> Callable[[], Tensor]:
         """Send the states that this rank's chunks leave on their way; the attention waits for those of the others."""
         assert isinstance(packing, ContextPacking)
-        return begin_context_lightning(qkv_SHX, slopes_H, packing, self.group)
+        return begin_context_lightning(qkv_SHX, slopes_H, packing, self.exchange)
 
     def softmax(self, q_SHK: Tensor, k_SGK: Tensor, v_SGK: Tensor, packing: Packing) -> Tensor:
         """Return the attention of this rank's queries to all keys of their documents, [S, H, K]."""

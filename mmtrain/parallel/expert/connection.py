@@ -10,9 +10,10 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from mmtrain.errors import ConfigError
-from mmtrain.parallel.expert.peer_buffers import PeerBuffers, Unreachable
+from mmtrain.parallel.expert.peer_buffers import PeerBuffers
 from mmtrain.parallel.expert.process_groups import ExpertGroups
 from mmtrain.parallel.nccl import all_channels_group, one_host
+from mmtrain.parallel.peers.mapping import Unreachable
 
 
 class ExchangeChoice(NamedTuple):

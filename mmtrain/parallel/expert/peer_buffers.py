@@ -13,24 +13,13 @@ Legend: W ranks of the group, M rows of a rank, as many of them for each rank, D
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from mmkernels.peers import PeerMemory, meet, take_from_peers
-from mmtrain.errors import brief
-from mmtrain.parallel.expert.ipc_memory import allocate_ipc_memory
-
-ALIGNED = 512
-"""Buffers grow in steps of so many bytes."""
-
-
-class Unreachable(RuntimeError):
-    """Some rank of the group cannot map the others' memory. Raised on all of them, with the first one's reason."""
+from mmtrain.parallel.peers.mapping import ALIGNED, PeerMapping
 
 
 class PeerBuffers:
@@ -46,7 +35,8 @@ class PeerBuffers:
 
     def __init__(self, group: ProcessGroup, device: torch.device) -> None:
         self.group, self.device = group, device
-        self._signals: PeerMemory | None = self._map(8 * group.size())
+        self._mapping = PeerMapping(group, device)
+        self._signals: PeerMemory | None = self._mapping.map(8 * group.size())
         self._buffers: list[PeerMemory] = []
         self._size, self._exchanges = 0, 0
 
@@ -83,48 +73,15 @@ class PeerBuffers:
 
         No rank may wait for another in vain: after the loss of one, leave the memory to the end of the process.
         """
-        self._all_ranks(self._finish_reading)
-        own = [memory.parts[memory.rank] for memory in (self._signals, *self._buffers)]
+        held = [self._signals, *self._buffers]
         self._signals, self._buffers, self._size = None, [], 0
-        self._all_ranks(lambda: None)  # nobody maps this rank's memory any more
-        del own
+        self._mapping.unmap(held)
 
     @property
     def _next(self) -> PeerMemory:
         return self._buffers[self._exchanges % 2]
 
-    def _finish_reading(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def _grow(self, needed: int) -> None:
         self._size = -(-needed // ALIGNED) * ALIGNED
-        self._finish_reading()  # mapping waits for the others
-        self._buffers = [self._map(self._size) for _ in range(2)]
-
-    def _map(self, size: int) -> PeerMemory:
-        """Map `size` zeroed bytes of each rank."""
-        memory = allocate_ipc_memory(size, self.device)
-        parts: list[Tensor] = []
-        try:
-            handles = self._all_ranks(memory.export)
-            handles[self.group.rank()] = None
-            self._all_ranks(
-                lambda: parts.extend(memory.own if handle is None else memory.open(handle) for handle in handles)
-            )
-        finally:
-            memory.unlink()  # all have opened it by now, or never will
-        return PeerMemory(parts, self.group.rank())
-
-    def _all_ranks(self, act: Callable[[], Any]) -> list[Any]:
-        """Results of `act` on each rank; if it raises on one of them, all raise."""
-        result, error = None, None
-        try:
-            result = act()
-        except (RuntimeError, OSError) as caught:
-            error = f"rank {dist.get_rank()}: {brief(caught)}"
-        answers: list[Any] = [None] * self.group.size()
-        dist.all_gather_object(answers, (result, error), group=self.group)
-        if reason := next((error for _, error in answers if error is not None), None):
-            raise Unreachable(reason)
-        return [result for result, _ in answers]
+        self._mapping.unmap(self._buffers)
+        self._buffers = [self._mapping.map(self._size) for _ in range(2)]

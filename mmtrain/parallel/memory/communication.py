@@ -13,9 +13,14 @@ CONTEXT_BUDGET = 2**30
 
 
 def lasting_buffers(work: Workload) -> float:
-    """Bytes held for the whole run: two peer buffers for experts' rows that are read directly."""
+    """Bytes held for the whole run: two peer buffers for experts' rows that are read directly, and two for states."""
     rows = expert_rows(work)
-    return 2.0 * rows.sent * work.model.hidden_size * work.compute_bytes if rows.direct else 0.0
+    held = 2.0 * rows.sent * work.model.hidden_size * work.compute_bytes if rows.direct else 0.0
+    # Taken to be so wherever a host of 8 GPUs could.
+    if work.parallel.cp_states == "collectives" or not 1 < work.layout.cp * work.layout.tp <= 8:
+        return held
+    state = max(work.mixer_memory(letter).state for letter in set(work.model.layer_types))
+    return held + 2.0 * state * FP32 * work.parallel.cp_chunks
 
 
 def mixer_buffers(work: Workload, letter: str) -> float:
