@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Context parallelism on several GPUs: attention of both kinds, its planning, and whole steps, beside its peers.
+r"""Context parallelism on several GPUs: attention of both kinds, its planning, and whole steps, beside its peers.
 
     torchrun --standalone --nproc-per-node 4 -m mmtrain.bench.context_gpu --out FOLDER
     torchrun --standalone --nproc-per-node 2 -m mmtrain.bench.context_gpu --out FOLDER --only softmax --tables balanced
+    torchrun --standalone --nproc-per-node 2 -m mmtrain.bench.context_gpu --out FOLDER --only step \
+        --step-cases 131072:2:1,1048576:0:0
 
 All GPUs share each row. Medians, of the slowest rank. What fails, or finds no time left, is a row that says so.
 `context-N.json` and `.md` are written after each measurement; a later run with `--only` replaces the parts that it
-measures.
+measures. The part step measures the rates of kernels first, the part rates, and says what they make its steps expect.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from mmtrain.bench.context_cases import FORM, crossed, step_cases
 from mmtrain.bench.context_lightning import measure_lightning
 from mmtrain.bench.context_moving import measure_moving
 from mmtrain.bench.context_planning import measure_planning
@@ -57,10 +60,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--long-tokens", type=numbers, default="131072", help="tokens a GPU of softmax_long")
     parser.add_argument("--tables", default=",".join(TABLES), help="of the part softmax")
     parser.add_argument("--lightning-tokens", type=numbers, default="4096,16384,65536", help="tokens a GPU")
-    parser.add_argument("--step-tokens", type=numbers, default="131072,262144", help="tokens a row")
-    parser.add_argument("--step-rows", type=numbers, default="3", help="rows of documents; 0 for a single document")
+    parser.add_argument("--step-tokens", type=numbers, help="tokens a row (131072,262144)")
+    parser.add_argument("--step-rows", type=numbers, help="rows of documents (3); 0 for a single document")
     parser.add_argument("--step-first", type=int, default=0, help="number of the first row, which draws its documents")
-    parser.add_argument("--step-warm", type=numbers, default="1", help="1 or 0 for each: the same steps before, or not")
+    parser.add_argument("--step-warm", type=numbers, help="1 (as if not given) or 0 for each: the same steps before")
+    parser.add_argument("--step-cases", type=step_cases, metavar=f"{FORM},...", help="in place of these three")
     parser.add_argument("--step-tables", default="zigzag,balanced", help="of the part step")
     parser.add_argument("--model", default="hybrid_410m", help="of the part step: a file of configs/model")
     parser.add_argument(
@@ -73,8 +77,23 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.smoke:
         options.softmax_tokens, options.long_tokens, options.lightning_tokens = [64], [128], [64]
-        options.step_tokens, options.seconds = [128], 0.0
+        options.seconds = 0.0
+    _set_step_cases(parser, options)
     return options
+
+
+def _set_step_cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Fill in the cases of the part step: those that are given, or each length with each number of rows."""
+    lists = {"--step-tokens": options.step_tokens, "--step-rows": options.step_rows, "--step-warm": options.step_warm}
+    if options.step_cases is not None:
+        if both := [name for name, values in lists.items() if values is not None]:
+            parser.error(f"argument --step-cases: stands in place of {both[0]}: give one of them")
+        return
+    tokens = [128] if options.smoke else options.step_tokens or [131072, 262144]
+    try:
+        options.step_cases = crossed(tokens, options.step_rows or [3], options.step_warm or [1])
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def parts(
@@ -94,10 +113,8 @@ def parts(
             bench,
             model,
             parallel,
-            options.step_tokens,
-            options.step_rows,
+            options.step_cases,
             options.step_tables.split(","),
-            options.step_warm,
             options.step_first,
         ),
         "softmax_long": lambda: measure_softmax(bench, "softmax_long", heads, options.long_tokens, ["balanced"]),
@@ -115,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         given = [f"model={options.model}", f"parallel.cp={world}", "parallel.activation_checkpoint=true", *options.set]
         config = compose([*given, "run.name=bench", "data.path=none"], CONFIGS)
         model, parallel = config.model, config.parallel
-    layout = plan_layout(world, parallel, model, options.step_tokens)
+    layout = plan_layout(world, parallel, model, sorted({case.tokens for case in options.step_cases}))
     context = mesh.start(ClusterConfig(device="cpu" if options.smoke else "cuda", timeout_minutes=3), layout)
     try:
         dist.all_reduce(torch.zeros(1, device=context.device), group=context.dense["cp"].get_group())  # connects them

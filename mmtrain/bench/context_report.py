@@ -33,8 +33,14 @@ COLUMNS: dict[str, dict[str, str]] = {
                  "balance": "balance", "worst": "95th percentile", "note": "note"},
     "moving": {"tokens": "tokens a GPU", "table": "table", "chunks": "chunks a rank", "moved": "moved", **TIMES,
                "both_ms": "together ms", **REST},
+    "rates": {"tokens": "tokens a row", "documents": "documents", "products_tflops": "products TFLOP/s",
+              "experts_tflops": "experts TFLOP/s", "softmax_forward_tflops": "softmax forward TFLOP/s",
+              "softmax_backward_tflops": "backward TFLOP/s", "lightning_forward_ns": "lightning forward ns/token",
+              "lightning_backward_ns": "backward ns/token", "copy_tbs": "copy TB/s", **REST},
     "step": {"tokens": "tokens a row", "documents": "documents", "table": "table", "step_s": "step s",
              "gpu_s": "GPU-seconds", "tokens_s": "tokens/s a GPU", "balance": "balance", "of_zigzag": "x zigzag",
+             "expected_s": "expected s", "products_s": "of it products", "experts_s": "experts", "softmax_s": "softmax",
+             "lightning_s": "lightning", "optimizer_s": "optimizer", "of_expected": "x expected",
              "loss": "loss", "predicted_gib": "predicted GiB", "reserved_gib": "reserved GiB", **REST},
 }  # fmt: skip
 """Columns of each part's table, by the name of the figure; `softmax_long` has those of `softmax`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,6 +53,18 @@ def first_tokens(lengths: Sequence[int], tokens: int) -> tuple[int, ...]:
         if sum(kept) == tokens:
             break
     return tuple(kept)
+
+
+def heaviest(lengths: Sequence[int], tokens: int, most_pairs: float) -> tuple[int, ...]:
+    """The longest documents of a row, with at most so many tokens and about so many pairs; what does not fit is cut."""
+    kept: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        length = min(length, tokens, int(math.sqrt(2 * most_pairs)))
+        if length < 1:
+            break
+        kept.append(length)
+        tokens, most_pairs = tokens - length, most_pairs - length * length / 2
+    return tuple(kept) or (1,)
 
 
 def pairs(lengths: Sequence[int]) -> int:

@@ -1,10 +1,10 @@
-"""Whole training steps of rows that all GPUs share, with the same documents under two tables."""
+"""Whole training steps of rows that all GPUs share, the same documents under two tables, beside what is expected."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, product
@@ -12,13 +12,16 @@ from itertools import accumulate, product
 import torch
 
 from mmdata.rows.loader import PackedBatch
+from mmtrain.bench.context_cases import StepCase
+from mmtrain.bench.context_expected import PARTS, Rates, expected_seconds
+from mmtrain.bench.context_rates import measure_rates
 from mmtrain.bench.context_report import Bench, Figures
-from mmtrain.bench.context_rows import mixture
 from mmtrain.bench.timing import Clock, slowest
 from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig, OptimConfig, ParallelConfig
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel.context.cut import RowCutter
+from mmtrain.parallel.layout import keeps_whole_weights
 from mmtrain.parallel.memory.predict import predict
 from mmtrain.parallel.memory.workload import Workload
 from mmtrain.parallel.parallel_model import ParallelModel
@@ -29,8 +32,6 @@ from mmtrain.train.step import train_step
 
 TABLES = {"zigzag": 2, "balanced": 8}
 """Tables with their chunks a rank."""
-LONG = 2**19
-"""Tokens of a row from which on it has the mixture of 1M tokens, not that of 128K."""
 
 
 def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatch:
@@ -45,41 +46,69 @@ def packed_row(lengths: Sequence[int], vocabulary: int, seed: int) -> PackedBatc
 
 
 class Training:
-    """A model that all processes share, with its optimizer."""
+    """A model that all processes share, with its optimizer.
 
-    def __init__(self, bench: Bench, config: ModelConfig, parallel: ParallelConfig, first: int = 0) -> None:
-        self.bench, self.config, self.parallel, self.first = bench, config, parallel, first
+    Args:
+        first: number of the first row, which draws its documents.
+        rates: what steps are compared with, by tokens of a row and whether it is a single document.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        config: ModelConfig,
+        parallel: ParallelConfig,
+        first: int = 0,
+        rates: Mapping[tuple[int, bool], Rates] | None = None,
+    ) -> None:
+        self.bench, self.config, self.parallel, self.first, self.rates = bench, config, parallel, first, rates or {}
         dtype = compute_dtype("auto", bench.device)
         self.model: ParallelModel = apply_parallel(meta_model(config), bench.context, parallel, dtype)
         self.model.initialise(0)
         self.optimizer = build_optimizer(self.model.module, OptimConfig())
         self.zigzag: dict[tuple[int, int], float] = {}
 
-    def run(self, tokens: int, table: str, count: int, warm: bool) -> Figures:
-        """Steps of one row each: of `count` rows, or of a single document where that is 0; `warm`: after such steps."""
-        bench = self.bench
+    def run(self, case: StepCase, table: str) -> Figures:
+        """Steps of one row each."""
+        bench, tokens = self.bench, case.tokens
         options = replace(self.parallel, cp_table=table, cp_chunks=TABLES[table])
         self.model.cut = RowCutter(bench.ranks, bench.rank, options)
-        name = "1M" if tokens >= LONG else "128K"
-        seeds = range(self.first, self.first + count)
-        lengths = [mixture(tokens, name, seed) for seed in seeds] if count else [(tokens,)]
-        named = zip(seeds, lengths, strict=False)  # none of a single document
-        bench.documents |= {f"step, {tokens} tokens, row {seed}": list(one) for seed, one in named}
+        lengths = case.documents(self.first)
+        if case.rows:
+            named = enumerate(lengths, self.first)
+            bench.documents |= {f"step, {tokens} tokens, row {seed}": list(one) for seed, one in named}
         rows = [packed_row(one, self.config.vocab_size, seed) for seed, one in enumerate(lengths)]
-        for row in rows if warm else []:
+        for row in rows if case.warm else []:
             self._step(row)
         seconds, results = zip(*(self._step(row) for row in rows), strict=True)
         if any(result.skipped for result in results):
             raise FloatingPointError("loss or gradient is not finite")
         mean = slowest([statistics.mean(seconds)], bench.device)[0]
         if table == "zigzag":
-            self.zigzag[tokens, count] = mean
+            self.zigzag[tokens, case.rows] = mean
         found = {"step_s": round(mean, 4), "gpu_s": round(mean * bench.ranks, 1),
                  "tokens_s": round(tokens / mean / bench.ranks, 1),
                  "balance": round(statistics.mean(result.cp_balance or 1.0 for result in results), 4),
                  "loss": round(results[-1].loss, 4), **self._memory(tokens)}  # fmt: skip
-        alone = self.zigzag.get((tokens, count))
-        return found | ({} if alone is None else {"of_zigzag": round(alone / mean, 3)})
+        alone = self.zigzag.get((tokens, case.rows))
+        found |= {} if alone is None else {"of_zigzag": round(alone / mean, 3)}
+        return found | self._expected(case, lengths, results, mean)
+
+    def _expected(
+        self, case: StepCase, lengths: Sequence[Sequence[int]], results: Sequence[StepResult], mean: float
+    ) -> Figures:
+        """What operations and rates say of these rows: seconds, by part, and the measured ones over them."""
+        rates, model = self.rates.get((case.tokens, not case.rows)), self.config
+        if rates is None:
+            return {}
+        sums, parts = keeps_whole_weights(self.bench.context.layout, self.parallel), dict.fromkeys(PARTS, 0.0)
+        for one, result in zip(lengths, results, strict=True):
+            kept = case.tokens * model.top_k * sum(1 - rate for rate in result.drop_rate)
+            row = expected_seconds(model, self.parallel, one, rates, self.bench.ranks, sums, kept)
+            parts = {part: parts[part] + row[part] / len(lengths) for part in PARTS}
+        whole = sum(parts.values())
+        named = {f"{part}_s": float(f"{seconds:.4g}") for part, seconds in parts.items()}
+        return {"expected_s": float(f"{whole:.4g}"), **named, "of_expected": round(mean / whole, 3)}
 
     def _memory(self, tokens: int) -> Figures:
         """What was predicted of a GPU, and what its allocator took of it, in GiB."""
@@ -104,29 +133,26 @@ def measure_step(
     bench: Bench,
     config: ModelConfig,
     parallel: ParallelConfig,
-    lengths: Sequence[int],
-    rows: Sequence[int] = (3,),
+    cases: Sequence[StepCase],
     tables: Sequence[str] = tuple(TABLES),
-    warm: Sequence[int] = (1,),
     first: int = 0,
 ) -> None:
-    """Measure steps at each number of tokens a row.
+    """Measure the rates that steps are compared with, and then steps of each case under each table.
 
     Args:
-        rows: numbers of rows with documents of their own, measured in turn; 0 is one row of one document.
         tables: of `TABLES`.
-        warm: whether steps of the same rows go before, for each of `rows`.
         first: number of the first row, which draws its documents.
     """
     training: list[Training] = []
+    rates = measure_rates(bench, config, parallel, cases, first)  # as long as no model fills the GPU
 
     def build() -> Figures:
-        training.append(Training(bench, config, parallel, first))
+        training.append(Training(bench, config, parallel, first, rates))
         return {}
 
     if bench.case("step", {"table": f"{config.name}, built"}, build) is None:
         return
-    for tokens, (count, before), table in product(lengths, list(zip(rows, warm, strict=True)), tables):
-        label = {"tokens": tokens, "documents": "" if count else "one", "table": table}
-        bench.case("step", label, partial(training[0].run, tokens, table, count, bool(before)))
+    for case, table in product(cases, tables):
+        label = {"tokens": case.tokens, "documents": "" if case.rows else "one", "table": table}
+        bench.case("step", label, partial(training[0].run, case, table))
     training.pop().model.close()

@@ -12,6 +12,7 @@ from mmtrain.bench.context_rows import MIXTURES, first_tokens, mixture, short_do
 from tests.dist.pool import Pool
 
 PARTS = "planning,softmax,lightning,moving,step,softmax_long"
+WRITTEN = PARTS.replace("step", "rates,step").split(",")
 
 
 def measure(out: str, only: str) -> None:
@@ -25,7 +26,7 @@ def test_every_way_is_measured_and_agrees_with_one_process(pool: Pool, tmp_path:
     pool.run(measure, str(tmp_path), PARTS, world=2)
     found = json.loads((tmp_path / "context-2.json").read_text())
     rows = found["rows"]
-    assert list(dict.fromkeys(row["part"] for row in rows)) == PARTS.split(",")
+    assert list(dict.fromkeys(row["part"] for row in rows)) == WRITTEN
     assert not [row for row in rows if "note" in row]
     shared = [row for row in rows if row["part"].startswith("softmax") and "balance" in row]
     shared += [row for row in rows if row.get("what") == "core" and row["way"] != "one GPU alone"]
@@ -33,8 +34,41 @@ def test_every_way_is_measured_and_agrees_with_one_process(pool: Pool, tmp_path:
     others = {"plain all-gather", "Ulysses", "head all-to-all"}
     assert {row["way"] for row in shared} > {"allgather", "ring", "varlen"} | others
     lines = (tmp_path / "context-2.md").read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == len(rows) + len(PARTS.split(","))
+    assert sum(line.startswith("| ") for line in lines) == len(rows) + len(WRITTEN)
     assert found["documents"]["softmax, 64 tokens a GPU, 2 GPUs"] == list(short_documents(128))
+    steps = [row for row in rows if "step_s" in row]
+    assert len(steps) == 2 and len({row["expected_s"] for row in steps}) == 1  # whichever table
+    check_expected(rows)
+
+
+def check_expected(rows: list[dict]) -> None:
+    """Each measured step has what was expected of it, out of rates that were measured before any model was built."""
+    built = next(i for i, row in enumerate(rows) if "built" in row.get("table", ""))
+    assert all(row["part"] == "rates" for row in rows if "products_tflops" in row)
+    assert all(i < built for i, row in enumerate(rows) if row["part"] == "rates")
+    for row in (row for row in rows if "step_s" in row):
+        parts = [row[f"{part}_s"] for part in ("products", "experts", "softmax", "lightning", "optimizer")]
+        assert [part > 0 for part in parts] == [True, False, True, True, True]
+        assert row["expected_s"] == pytest.approx(sum(parts), rel=2e-3)
+        assert row["of_expected"] == pytest.approx(row["step_s"] / row["expected_s"], rel=2e-2)
+
+
+def measure_cases(out: str, cases: str) -> None:
+    from mmtrain.bench.context_gpu import main
+
+    main(["--smoke", "--out", out, "--only", "step", "--step-tables", "balanced", "--step-cases", cases])
+
+
+def test_steps_of_given_cases_beside_what_is_expected(pool: Pool, tmp_path: Path) -> None:
+    pool.run(measure_cases, str(tmp_path), "64:2:0,256:0:0,64:1:0", world=2)
+    rows = json.loads((tmp_path / "context-2.json").read_text())["rows"]
+    assert not [row for row in rows if "note" in row]
+    assert [(row["tokens"], row["documents"]) for row in rows if row["part"] == "rates"] == [(64, ""), (256, "one")]
+    measured = [(row["tokens"], row["documents"]) for row in rows if "step_s" in row]
+    assert measured == [(64, ""), (256, "one"), (64, "")]
+    check_expected(rows)
+    head = next(line for line in (tmp_path / "context-2.md").read_text().splitlines() if "x expected" in line)
+    assert "| expected s | of it products | experts | softmax | lightning | optimizer | x expected |" in head
 
 
 def fail_on_one(out: str) -> list[object]:
