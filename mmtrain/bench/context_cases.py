@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from mmtrain.bench.context_rows import mixture
 
-LONG = 2**19
-"""Tokens of a row from which on it has the mixture of 1M tokens, not that of 128K."""
+STAGES = {2**20: "1M", 2**19: "512K", 0: "128K"}
+"""Mixtures, by the tokens of a row from which on it has them."""
 FORM = "TOKENS:ROWS:WARM"
 
 
@@ -28,7 +28,7 @@ class StepCase(NamedTuple):
 
     def documents(self, first: int = 0) -> list[tuple[int, ...]]:
         """Lengths of the documents of each row; the first row is number `first`, which draws them."""
-        name = "1M" if self.tokens >= LONG else "128K"
+        name = next(name for least, name in STAGES.items() if self.tokens >= least)
         return [mixture(self.tokens, name, first + row) for row in range(self.rows)] or [(self.tokens,)]
 
 

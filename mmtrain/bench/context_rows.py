@@ -15,6 +15,7 @@ from mmtrain.parallel.context.row_shard import ContextPacking, RowShard
 # log-uniform, which is ours.
 MIXTURES = {
     "128K": ((0.3, 256, 2**15), (0.7, 2**15, 2**17)),
+    "512K": ((0.35, 256, 2**15), (0.35, 2**15, 2**17), (0.3, 2**17, 2**19)),
     "1M": ((0.3, 256, 2**15), (0.3, 2**15, 2**17), (0.4, 2**17, 2**20)),
 }
 PART = 4
