@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmkernels.softmax import Suffixes, dispatch, softmax_attention, softmax_suffix_backward, softmax_suffix_forward
 from mmkernels.softmax.backends import cpu, cudnn
@@ -124,6 +126,34 @@ def test_units_share_the_heads_of_a_group(monkeypatch: pytest.MonkeyPatch) -> No
     for enough in (0, 100):
         monkeypatch.setattr(launch, "ENOUGH_UNITS", enough)
         check((260, 7), heads=(8, 1))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.bytes = max([self.bytes, *(x.nbytes for x in tree_leaves(made) if isinstance(x, Tensor))])
+        return made
+
+
+@pytest.mark.parametrize("left_out", [{0}, {0, 1}])
+def test_a_few_short_documents_beside_a_long_one_take_no_memory_for_it(left_out: set[int]) -> None:
+    """Its gradients are computed elsewhere: float32 sums of the whole row, one a split, would be for nothing."""
+    lengths = (1920, 64)
+    q, k, v, do = (draw(sum(lengths), heads, 64, seed=s) for s, heads in enumerate((8, 1, 1, 8)))
+    o, lse = launch.forward(q, k, v, tiles.Documents(lengths, lengths, True, CPU), 0.125)
+    others = tiles.Documents(lengths, lengths, True, CPU, frozenset(left_out))
+    with LargestTensor() as made:
+        grads = launch.backward(do, q, k, v, o, lse, others, 0.125)
+    assert made.bytes == q.nbytes  # that of its gradient
+    if 1 not in left_out:
+        short = [x[1920:] for x in (q, k, v, do)]
+        wanted = exact(short, tiles.Documents((64,), (64,), True, CPU))[2:]
+        for found, exactly in zip(grads, wanted, strict=True):
+            assert (found[1920:].double() - exactly).norm() < BOUND * exactly.norm()
 
 
 def test_tensors_that_tiles_cannot_be_copied_from() -> None:

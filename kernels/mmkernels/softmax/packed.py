@@ -77,13 +77,12 @@ def _backward(piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float)
 def _hopper_backward(
     piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the row, whose longest documents go through cuDNN."""
-    alone = [(tokens, _backward(Piece(tokens, cudnn), tensors, lse_HT, scale)) for tokens in piece.alone]
-    if [tokens for tokens, _ in alone] == [piece.tokens]:
-        return alone[0][1]
+    """Gradients of the row, whose longest documents go through cuDNN, one after another: each takes memory of its own."""
+    if piece.alone == (piece.tokens,):
+        return _backward(Piece(piece.tokens, cudnn), tensors, lse_HT, scale)
     grads = hopper.backward_documents(*tensors, lse_HT, piece.others, scale)
-    for tokens, parts in alone:
-        for whole, part in zip(grads, parts, strict=True):
+    for tokens in piece.alone:
+        for whole, part in zip(grads, _backward(Piece(tokens, cudnn), tensors, lse_HT, scale), strict=True):
             whole[tokens] = part
     return grads
 

@@ -83,7 +83,9 @@ def _key_gradients(
     q_THD, _, k_SGD, v_SGD = inputs
     (keys, kv_heads, width), group = k_SGD.shape, q_THD.shape[1] // k_SGD.shape[1]
     tiles, processors = documents.key_tiles(), _processors(q_THD.device)
-    splits = splits_of(tiles.shape[0] * kv_heads, group, processors)
+    # Each split has a float32 row of its own: not for a few tiles of a long one (512K tokens: 16 GiB for none).
+    shared = 2 * BLOCK_KEYS * tiles.shape[0] >= keys
+    splits = splits_of(tiles.shape[0] * kv_heads, group, processors) if shared else 1
     units = tiles.shape[0] * kv_heads * splits
     number = torch.float32 if splits > 1 else k_SGD.dtype
     dkv_2XSGD = torch.empty(2, splits, keys, kv_heads, width, dtype=number, device=q_THD.device)
