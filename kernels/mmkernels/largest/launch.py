@@ -14,8 +14,8 @@ from mmkernels.largest.kernels import largest_join_kernel, largest_part_kernel
 BLOCK, WARPS, UNROLL = 1024, 4, 4
 """Columns that a program reads at once (16 bytes a thread in 16-bit types), its warps, and blocks under way."""
 PROGRAMS = 8
-"""Programs of a multiprocessor at a time, by their 59 registers a thread. 64 rows of 200,064 columns give each of 132 so
-many, with 13 blocks a program; one row gives them 196 programs in all. By reckoning; not tuned on a GPU."""
+"""Programs of a multiprocessor at a time, by their 59 registers a thread. 64 rows of 200,064 columns are 1,024
+programs, of 13 blocks, on 132 multiprocessors; one row is 196. By reckoning; not tuned on a GPU."""
 
 
 def triton_largest_logits(logits_NV: Tensor, known: int) -> Tensor:
