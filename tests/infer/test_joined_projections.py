@@ -227,7 +227,7 @@ def test_where_a_gradient_may_be_asked_for_both_weights_get_theirs() -> None:
 def test_matrices_that_are_not_end_to_end(second: str) -> None:
     memory = torch.zeros(40, 6)
     first, others = memory[10:20], {
-        "other storage": torch.zeros(5, 6), "gap": memory[21:25], "before": memory[5:10],
+        "other storage": torch.zeros(40, 6)[20:25], "gap": memory[21:25], "before": memory[5:10],
         "other dtype": memory[20:25].view(torch.int32), "other width": memory[20:26].view(12, 3),
         "columns": memory[20:, :3],
     }  # fmt: skip
