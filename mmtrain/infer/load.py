@@ -23,6 +23,7 @@ from mmtrain.hf.folder import HFFolder, is_hf_folder, open_folder
 from mmtrain.hf.read_weights import load_folder
 from mmtrain.infer.compute_dtype import INT8, cast_for_compute, compute_dtype
 from mmtrain.infer.device import choose_device
+from mmtrain.infer.joined_projections import join_projections
 from mmtrain.infer.memory import check_room
 from mmtrain.infer.quantised.reader import check_finite, weight_reader
 from mmtrain.infer.quantised.replace import quantise_model
@@ -158,6 +159,7 @@ def load_weights(
     if precision in INT8:
         quantise_model(model, INT8[precision])
     cast_for_compute(model, compute_dtype(precision, device))
+    join_projections(model)
     return model.eval()
 
 

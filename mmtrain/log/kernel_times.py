@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "norms": ("norm",),
     "SwiGLU": ("swiglu",),
     "RoPE": ("rope_",),
+    "choice of tokens": ("largest_", "argmax"),
 }
 """Parts of kernels' names, in lower case, by kind; the first kind that fits takes the kernel."""
 OTHER = "elementwise and the rest"

@@ -10,7 +10,7 @@ from mmtrain.log.figure import new_figure, save_figure
 from mmtrain.log.kernel_times import KINDS, OTHER, KernelTime, kind_of
 
 _COLOURS = ("tab:red", "tab:orange", "tab:blue", "tab:brown", "tab:olive", "tab:green", "tab:cyan", "tab:purple",
-            "tab:pink", "gold", "navy", "teal")  # fmt: skip
+            "tab:pink", "gold", "navy", "teal", "black")  # fmt: skip
 COLOURS: dict[str, str] = {**dict(zip(KINDS, _COLOURS, strict=True)), OTHER: "tab:gray"}
 """Colour of each kind of kernel."""
 

@@ -19,12 +19,14 @@ from mmtrain.checkpoint.save import begin_save
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
 from mmtrain.errors import OutOfDeviceMemory
 from mmtrain.infer.engine import Engine
+from mmtrain.infer.joined_projections import end_to_end, project_at_once
 from mmtrain.infer.layout import RankLayout
 from mmtrain.infer.load import load_for_decoding
 from mmtrain.infer.open import open_model
 from mmtrain.infer.serving import sampler
 from mmtrain.infer.serving.follow import LeadingEngine
 from mmtrain.infer.serving.options import EngineOptions
+from mmtrain.model.mixers.lightning import LightningAttention
 from mmtrain.model.model import HybridLM
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
@@ -117,6 +119,28 @@ def test_keys_over_ranks_give_what_one_process_gives(pool: Pool, tmp_path: Path)
     assert_as_alone(got, serve_alone(model, ways), model, layout)
     whole = sum(value.numel() for value in model.parameters())
     assert all(one.weights == whole for one in got)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_projections_of_own_heads_lie_together(pool: Pool, tmp_path: Path, precision: str) -> None:
+    save_run(tmp_path / "run", model_of("experts"))
+    for layout in (RankLayout(tp=2), RankLayout(ep=2)):
+        got = pool.run(joined_layers, tmp_path / "run", layout, precision, world=2, timeout=60)
+        alone = joined_layers(tmp_path / "run", RankLayout(), precision)
+        assert alone and None not in alone
+        assert got == [[(rows // layout.tp, width) for rows, width in alone]] * 2
+
+
+def joined_layers(path: Path, layout: RankLayout, precision: str) -> list[tuple[int, ...] | None]:
+    """Shape of both projections' weights of each lightning layer on this rank; None where they lie apart."""
+    found: list[tuple[int, ...] | None] = []
+    with open_model(path, layout, tokenizer="bytes", device="cpu", precision=precision, verify=False) as opened:
+        for module in opened.load().modules():
+            if isinstance(module, LightningAttention):
+                both_ED = end_to_end(module.qkv_proj.weight, module.output_gate.weight)
+                used = module.project is project_at_once
+                found.append(tuple(both_ED.shape) if used and both_ED is not None else None)
+    return found
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-g128", "bf16"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain.infer.engine import Engine
+from mmtrain.infer.joined_projections import join_projections
 from mmtrain.infer.serving.document import Document
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
@@ -29,8 +30,10 @@ SMALL = EngineOptions(max_running=8, page_tokens=4, prefill_tokens=64, prefix_sl
 
 
 def served_model(name: str = "hybrid with experts") -> nn.Module:
-    """A model of :data:`MODELS`."""
-    return small_model(**MODELS[name])
+    """A model of :data:`MODELS`, as it is loaded to be served."""
+    model = small_model(**MODELS[name])
+    join_projections(model)
+    return model
 
 
 def text_of(length: int, seed: int = 0) -> tuple[int, ...]:

@@ -159,6 +159,8 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     from mmkernels.cross_entropy import logits_to_gradient_, row_statistics
     from mmkernels.embedding import add_embedding_grad
     from mmkernels.int8_weights import empty_int8, grouped_int8_mlp, int8_linear, launch
+    from mmkernels.largest import largest_logits
+    from mmkernels.largest import launch as largest_launch
     from mmkernels.lightning import lightning_decode_step
     from mmkernels.moe import permute, route, sort_received, take_rows, to_slots, unpermute
     from mmkernels.norm import add_rms_norm, rms_norm
@@ -210,6 +212,9 @@ def rest() -> Iterator[Tensor | tuple[Tensor, ...]]:
     with torch.no_grad():
         logits, labels = tensor(rows, 200_064), torch.zeros(rows, dtype=torch.int64)
         logits_to_gradient_(logits, labels, *row_statistics(logits, labels, **triton), **triton)
+        largest_launch._processors = lambda x: 132
+        for many in (1, 64):
+            largest_logits(tensor(many, 200_064), 200_000, **triton)
         add_embedding_grad(torch.zeros(512, 2048), labels, tensor(rows, 2048), **triton)
     for dtype, experts in ((torch.bfloat16, 32), (torch.bfloat16, 200), (torch.float32, 64)):
         x, weight = tensor(tokens, 6144, dtype=dtype), tensor(experts, 6144, dtype=torch.float32)

@@ -29,6 +29,7 @@ STREAMING = [
     "int8_weights.kernels.int8_join_kernel",
     "int8_weights.kernels.int8_product_kernel",
     "int8_weights.kernels.int8_row_kernel",
+    "largest.kernels.largest_part_kernel",
     "lightning.triton.decode_kernel.lightning_decode_kernel",
     "moe.permute.kernels.unpermute_gather_kernel",
     "moe.permute.kernels.permute_kernel",

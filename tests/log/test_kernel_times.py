@@ -78,8 +78,9 @@ def test_only_what_the_device_ran_counts() -> None:
 
 KIND_OF_FOLDER = {
     "common": "norms", "cross_entropy": "loss", "embedding": "embedding", "int8_weights": "matrix products",
-    "lightning": "lightning attention", "moe": "routing", "norm": "norms", "norm_gate": "norms",
-    "peers": COMMUNICATION, "rope": "RoPE", "router": "routing", "softmax": "softmax attention", "swiglu": "SwiGLU",
+    "largest": "choice of tokens", "lightning": "lightning attention", "moe": "routing", "norm": "norms",
+    "norm_gate": "norms", "peers": COMMUNICATION, "rope": "RoPE", "router": "routing",
+    "softmax": "softmax attention", "swiglu": "SwiGLU",
 }  # fmt: skip
 
 

@@ -23,8 +23,9 @@ from mmtrain.infer.engine import Engine
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.log.kernel_times import profile
+from mmtrain.model.linear import Linear
 from mmtrain.model.mixers.batch_cache import CacheShape, DocumentBatch
-from mmtrain.model.mixers.lightning import LightningAttention
+from mmtrain.model.mixers.lightning import LightningAttention, Projections
 from mmtrain.model.mixers.lightning_slots import LightningSlots
 
 _CONTEXT = 2**13  # of the documents that get a token
@@ -126,7 +127,7 @@ def whole_steps(case: Mixed, served: ServedModel, steps: int, wait: Callable[[],
 
 
 def projection_rows(case: Mixed, served: ServedModel) -> list[int]:
-    """Rows of each call of a lightning layer's projection in one mixed step, with their padding.
+    """Rows of each call of a lightning layer's projections in one mixed step, with their padding.
 
     Raises:
         AssertionError: layers differ.
@@ -136,17 +137,24 @@ def projection_rows(case: Mixed, served: ServedModel) -> list[int]:
     engine.step()
     mixers = [layer.mixer for layer in served.model.layers if isinstance(layer.mixer, LightningAttention)]
     rows: list[list[int]] = [[] for _ in mixers]
-    hooks = [
-        mixer.qkv_proj.register_forward_hook(lambda _, given, __, seen=seen: seen.append(len(given[0])))
-        for mixer, seen in zip(mixers, rows, strict=True)
-    ]
+    before = [mixer.project for mixer in mixers]
+    for mixer, seen in zip(mixers, rows, strict=True):
+        mixer.project = _noting(mixer.project, seen)
     _submit(case, engine)
     engine.step()
-    for hook in hooks:
-        hook.remove()
+    for mixer, project in zip(mixers, before, strict=True):
+        mixer.project = project
     assert all(seen == rows[0] for seen in rows), f"layers differ: {rows}"
     recorded = served.model.embed_tokens.weight.device.type == "cuda"  # a row's first step is run, then recorded
     return rows[0][: len(rows[0]) // 2] if recorded else rows[0]
+
+
+def _noting(project: Projections, rows: list[int]) -> Projections:
+    def noted(qkv_proj: Linear, output_gate: Linear, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+        rows.append(len(x_TD))
+        return project(qkv_proj, output_gate, x_TD)
+
+    return noted
 
 
 def _engine(case: Mixed, served: ServedModel, graphs: bool | None) -> Engine:

@@ -13,6 +13,7 @@ from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.config.cli import compose
 from mmtrain.infer.compute_dtype import INT8, cast_for_compute, compute_dtype
+from mmtrain.infer.joined_projections import join_projections
 from mmtrain.infer.planning.weights import ServingLayout, weight_bytes_on
 from mmtrain.infer.quantised.replace import quantise_model
 from mmtrain.model.model import HybridLM
@@ -49,6 +50,7 @@ def served(config: ModelConfig, precision: str, device: torch.device) -> ServedM
             parameter.normal_(std=parameter.shape[-1] ** -0.5) if parameter.ndim > 1 else parameter.fill_(1.0)
     if precision in INT8:
         quantise_model(model, INT8[precision])
+    join_projections(model)
     planned = sum(weight_bytes_on(config, ServingLayout(), precision, device).values())
     gc.collect()
     taken = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else tensor_bytes(model)

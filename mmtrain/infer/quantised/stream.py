@@ -16,6 +16,7 @@ from torch import Tensor
 from mmtrain.build import meta_model
 from mmtrain.config import ModelConfig
 from mmtrain.infer.compute_dtype import INT8, cast_for_compute, compute_dtype
+from mmtrain.infer.joined_projections import join_projections
 from mmtrain.infer.memory import check_room
 from mmtrain.infer.quantised.modules import QuantisedModule
 from mmtrain.infer.quantised.replace import quantise_model
@@ -67,6 +68,7 @@ def stream_model(config: ModelConfig, read: WeightReader, precision: str, device
     on_host = max(map(math.prod, shapes.values())) * _FP32
     check_room(model, device, beside=on_host if device.type == "cpu" else 0)
     model = model.to_empty(device=device)
+    join_projections(model)  # while nothing is in them: beside the largest parameter there is room
     for name, shape in shapes.items():
         _take(model, name, read(name, shape))
     return model.eval()

@@ -5,11 +5,10 @@ Legend: N documents, V vocabulary.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from mmkernels.largest import largest_logits
 from mmtrain.infer.serving.ranks import ALONE, Ranks
 
 
@@ -28,20 +27,17 @@ class Largest:
     def find(self, logits_NV: Tensor) -> tuple[list[int], bool]:
         """Return the id of each row's largest logit, of equal ones the first, and whether all are finite numbers.
 
-        On a GPU these are two kernels and a copy, for which the host waits.
+        On a GPU these are two kernels, which read the logits once, and a copy, for which the host waits.
 
         Args:
-            logits_NV: any floating dtype, on any device.
+            logits_NV: any floating dtype, on any device; columns contiguous.
         """
-        count, dtype, device = logits_NV.shape[0], logits_NV.dtype, logits_NV.device
-        found = torch.empty(count + 2, dtype=torch.int64, device=device)
-        least, most = found[count:].view(dtype)[:2]
-        torch.aminmax(logits_NV, out=(least, most))  # a NaN anywhere is in both
-        torch.argmax(logits_NV[:, : self._vocab_size], 1, out=found[:count])
-        self._ranks.of_first(found[:count])
-        if self._here.shape[0] < count + 2:
-            self._here = torch.empty(count + 2, dtype=torch.int64, pin_memory=device.type == "cuda")
-        here = self._here[: count + 2]
-        ids, extremes = here[:count], here[count:].view(dtype)[:2]
-        here.copy_(found)  # the host waits here; what it does after, the device waits for
-        return ids.tolist(), all(map(math.isfinite, extremes.tolist()))
+        found_2N = largest_logits(logits_NV, self._vocab_size)
+        self._ranks.of_first(found_2N[0])
+        size = found_2N.numel()
+        if self._here.shape[0] < size:
+            self._here = torch.empty(size, dtype=torch.int64, pin_memory=found_2N.is_cuda)
+        here_2N = self._here[:size].view(2, -1)
+        here_2N.copy_(found_2N)  # the host waits here; what it does after, the device waits for
+        ids, finite = here_2N.tolist()
+        return ids, all(finite)

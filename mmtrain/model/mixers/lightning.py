@@ -1,6 +1,7 @@
 """Lightning (decayed linear) attention, the mixer of seven layers in eight.
 
-Legend: T tokens, C tokens of a chunk, D model width, H heads, J heads of a group, K head dimension, I = H * K.
+Legend: T tokens, C tokens of a chunk, D model width, H heads, J heads of a group, K head dimension, I = H * K, N = 3 I,
+X = 3 K.
 """
 
 from __future__ import annotations
@@ -43,6 +44,15 @@ def _head_slopes(num_heads: int) -> list[float]:
     return _head_slopes(below) + _head_slopes(2 * below)[0::2][: num_heads - below]
 
 
+Projections = Callable[[Linear, Linear, Tensor], tuple[Tensor, Tensor]]
+"""Takes W_qkv, W_gate and tokens [T, D]; returns both products, [T, N] and [T, I], rows at any distance."""
+
+
+def project_apart(qkv_proj: Linear, output_gate: Linear, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W_qkv x, [T, N], and W_gate x, [T, I]."""
+    return qkv_proj(x_TD), output_gate(x_TD)
+
+
 class LightningAttention(nn.Module):
     """out = W_o (sigmoid(W_gate x) * RMSNorm(o)), o_t = sum_{j<=t} exp(-s (t-j)) (q_t . k_j) v_j.
 
@@ -54,6 +64,7 @@ class LightningAttention(nn.Module):
         head_groups: groups of heads that are worked on one after the other, each computed again in backward, where
             memory must hold one group's projection in place of all heads'; they divide H.
         attention: the kernel, or a call that talks to other ranks.
+        project: both projections of tokens that continue a cache's documents. Serving may compute them as one product.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -68,6 +79,7 @@ class LightningAttention(nn.Module):
         self.norm = RMSNorm(inner, config.lightning_norm_eps)
         self._slopes_H: Tensor | None = None
         self.attention: AttentionCall = LocalAttention()
+        self.project: Projections = project_apart
         # Of `norm_gate`, where the heads lie on several ranks: columns of all of them, and what sums over ranks.
         self._norm_width: int | None = None
         self._norm_reduce: Callable[[Tensor], Tensor] | None = None
@@ -91,15 +103,20 @@ class LightningAttention(nn.Module):
         With a cache, the tokens continue its documents, and their states are brought up to date. The decay is all
         that tells positions apart: `rope` is not used.
         """
-        if cache is None and self.head_groups > 1:
+        if cache is not None:
+            return self._continue(x_TD, cache)
+        if self.head_groups > 1:
             return self._mix_in_groups(x_TD, packing)
         qkv_THX = self.qkv_proj(x_TD).unflatten(-1, (self.num_heads, 3 * self.head_dim))
-        slopes_H = self.slopes_on(x_TD.device)
-        if cache is None:
-            end_lightning = self.attention.begin_lightning(qkv_THX, slopes_H, packing)
+        end_lightning = self.attention.begin_lightning(qkv_THX, self.slopes_on(x_TD.device), packing)
         gate_TI = self.output_gate(x_TD)
-        o_THK = end_lightning() if cache is None else cache.attend(qkv_THX, slopes_H)
-        return self._finish(o_THK.flatten(-2), gate_TI)
+        return self._finish(end_lightning().flatten(-2), gate_TI)
+
+    def _continue(self, x_TD: Tensor, cache: LightningBatch) -> Tensor:
+        """Mix tokens that continue the documents of a cache."""
+        qkv_TN, gate_TI = self.project(self.qkv_proj, self.output_gate, x_TD)
+        qkv_THX = qkv_TN.unflatten(-1, (self.num_heads, 3 * self.head_dim))
+        return self._finish(cache.attend(qkv_THX, self.slopes_on(x_TD.device)).flatten(-2), gate_TI)
 
     def _finish(self, o_TI: Tensor, gate_TI: Tensor) -> Tensor:
         y_TI = norm_gate(
