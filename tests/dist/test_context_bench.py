@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,30 @@ def test_a_mixture_has_its_shares_of_tokens(name: str) -> None:
     assert sum(lengths) == 2**28
     for share, low, high in MIXTURES[name]:
         assert sum(n for n in lengths if low <= n < high) / 2**28 == pytest.approx(share, abs=0.05)
+
+
+def rates_of_experts(out: str) -> list[tuple[float, float]]:
+    from mmtrain.bench.context_cases import StepCase
+    from mmtrain.bench.context_gpu import SMOKE
+    from mmtrain.bench.context_rates import measure_rates
+    from mmtrain.bench.context_report import Bench
+    from mmtrain.config import ClusterConfig, ParallelConfig
+    from mmtrain.parallel import mesh
+    from mmtrain.parallel.layout import plan_layout
+
+    model = replace(SMOKE, num_experts=4, top_k=2, layer_pattern="L")
+    parallel = ParallelConfig(cp=2, lightning_head_groups=2, ffn_chunk_tokens=16)
+    bench = Bench(
+        mesh.start(ClusterConfig(device="cpu"), plan_layout(2, parallel, model, [64])), Path(out), "", 0.0, 60.0
+    )
+    try:
+        found = measure_rates(bench, model, parallel, [StepCase(64, 1)], 0)
+        assert not any("note" in row for row in bench.rows), bench.rows
+        return [(rates.experts, rates.softmax[0]) for rates in found.values()]
+    finally:
+        mesh.stop()
+
+
+def test_rates_of_a_model_of_experts_without_softmax_layers(pool: Pool, tmp_path: Path) -> None:
+    for ((experts, softmax),) in pool.run(rates_of_experts, str(tmp_path), world=2):
+        assert experts > 0 and softmax == 0
