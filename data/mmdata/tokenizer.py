@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,8 +164,10 @@ class FileTokenizer:
         Raises:
             SpeltSpecialToken: a text cannot be encoded without a special token.
         """
-        encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._without_special(text, encoding.ids) for text, encoding in zip(texts, encoded, strict=True)]
+        found = [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if self._special.isdisjoint(chain.from_iterable(found)):  # of all at once: texts may be short and many
+            return found
+        return [self._without_special(text, ids) for text, ids in zip(texts, found, strict=True)]
 
     def encode_documents(self, texts: list[str], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, an EOD after each text (dtype[total]), and lengths with EOD (int64[n]).

@@ -14,6 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.evals.haystack import Haystack, sentence_ends
 from mmtrain.evals.ruler.pieces import Pieces
 
+BATCH = 256  # short texts that are turned to tokens at once: of a hundred thousand, each takes a third longer
 SPARE = 2  # tokens of an answer that may be generated, over those of the answer as the text spells it
 
 
@@ -96,7 +97,8 @@ class Kit:
 
     def many(self, texts: Sequence[str]) -> Pieces:
         """Return texts, each turned to tokens on its own."""
-        return Pieces.of(self.tokenizer.encode_batch(list(texts)))
+        batches = (list(texts[first : first + BATCH]) for first in range(0, len(texts), BATCH))
+        return Pieces.of([]).then(*(Pieces.of(self.tokenizer.encode_batch(batch)) for batch in batches))
 
     def marks(self, count: int) -> Pieces:
         """Return the marks of a list, " 1." to " COUNT.", which are turned to tokens once for all samples."""

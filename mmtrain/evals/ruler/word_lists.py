@@ -23,6 +23,7 @@ RULER takes the second below 4,096 tokens; here it is for lengths that do not ho
 """
 COMMON_TOKENS, FREQUENT_TOKENS = 120, 50
 FREQUENT = 3
+_NEAR = 1000  # words whose tokens say what those after them have
 _SURELY = 0.85  # an entry of a long list has no fewer tokens than this share of one of the worked example
 _DOTS = " ..."
 _LIST = "A numbered list of words follows. Some stand in it more often than others. Remember those.\n"
@@ -54,24 +55,41 @@ def _common_words(
     answers = tuple(words[:COMMON])
     max_tokens = kit.answer_room(COMMON_TOKENS, answers)
     room = length - len(begin) - len(question) - max_tokens
-    spelt = _spelt(kit, words)
-    count = _fitting(kit, spelt, repeats, room, length)
+    spelt, count = _fitting(kit, words, repeats, room, length)
     listed = _entries(kit, spelt, repeats, count, rng)
     spare = np.resize(kit.ids(NOISE), room - len(listed))
     return Prompt(np.concatenate([begin, spare, listed, question]), answers, max_tokens)
 
 
-def _fitting(kit: Kit, spelt: Pieces, repeats: tuple[int, int], room: int, length: int) -> int:
-    """Number N of words whose list fits into `room`: its tokens do not depend on its order."""
+def _fitting(kit: Kit, words: Sequence[str], repeats: tuple[int, int], room: int, length: int) -> tuple[Pieces, int]:
+    """The first words as pieces, and the number N of them whose list fits into `room`.
+
+    The tokens of a list do not depend on its order. Turning words and numbers to tokens is what a sample takes its time
+    for, so it is done for a half of what may be there at first, and then for as many more as the rest has room for.
+    """
+    most = len(words) - COMMON
+    spelt, tried = _spelt(kit, words[:COMMON]), -(-most // 2)
+    while True:
+        spelt = spelt.then(_spelt(kit, words[len(spelt) : COMMON + tried]))
+        tokens_N = _list_tokens(kit, spelt, repeats)
+        if tokens_N[-1] > room or tried == most:
+            break
+        near = min(_NEAR, tried)  # entries are no shorter further on
+        each = int(tokens_N[-1] - tokens_N[-near]) / (near - 1) if near > 1 else 1.0
+        tried = min(most, tried + 1 + int((room - int(tokens_N[-1])) / max(each, 1.0)))
+    fitting = int(np.searchsorted(tokens_N, room, side="right"))
+    if not fitting:
+        raise ShortLength(length - room + int(tokens_N[0]))
+    return spelt, COMMON + fitting
+
+
+def _list_tokens(kit: Kit, spelt: Pieces, repeats: tuple[int, int]) -> np.ndarray:
+    """Tokens of the list of the common words and the first one of the others, the first two, and so on."""
     common, other = repeats
     word_tokens_N = spelt.lengths_N
     entries_N = COMMON * common + other * np.arange(1, len(spelt) - COMMON + 1)
     marks = np.cumsum(kit.marks(int(entries_N[-1])).lengths_N)
-    tokens_N = marks[entries_N - 1] + common * word_tokens_N[:COMMON].sum() + other * np.cumsum(word_tokens_N[COMMON:])
-    fitting = int(np.searchsorted(tokens_N, room, side="right"))
-    if not fitting:
-        raise ShortLength(length - room + int(tokens_N[0]))
-    return COMMON + fitting
+    return marks[entries_N - 1] + common * word_tokens_N[:COMMON].sum() + other * np.cumsum(word_tokens_N[COMMON:])
 
 
 def _spelt(kit: Kit, words: Sequence[str]) -> Pieces:
