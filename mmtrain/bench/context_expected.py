@@ -1,7 +1,8 @@
 """Seconds that a training step should take by its operations and by the rates that kernels reach on one GPU.
 
-Matrix products, attention of both kinds and the optimizer's update alone: norms, activations, copies, communication and
-waiting are not in it, so that what a step takes beyond it is theirs. Work is shared out evenly.
+Matrix products, attention of both kinds, the bytes of what lies between them (:mod:`mmtrain.bench.context_streams`)
+and the optimizer's update: copies, communication and waiting are not in it, so that what a step takes beyond it is
+theirs. Work is shared out evenly.
 
 How often a step computes a product, where a backward pass counts as two (`chunks`: parallel.ffn_chunk_tokens; `groups`:
 parallel.lightning_head_groups; recomputed: parallel.activation_checkpoint):
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mmtrain.bench.context_streams import streamed_elements
 from mmtrain.config import ModelConfig, ParallelConfig
 from mmtrain.model.flops import count_parameters, step_flops
 from mmtrain.model.mixers.registry import LIGHTNING, SOFTMAX
@@ -35,7 +37,7 @@ SOFTMAX_BACKWARD = 2.5
 """Operations of softmax attention's backward over those of its forward: its scores are computed again."""
 UPDATE_BYTES = 4 * 7
 """Bytes a parameter of AdamW's update in fp32: weight and both moments read and written, gradient read."""
-PARTS = ("products", "experts", "softmax", "lightning", "optimizer")
+PARTS = ("products", "experts", "softmax", "lightning", "streams", "optimizer")
 """Parts of a step's time, in the order of the table."""
 
 
@@ -107,25 +109,30 @@ def expected_seconds(
     ranks: int,
     sums: bool = False,
     kept_assignments: float | None = None,
+    element: int = 2,
 ) -> dict[str, float]:
     """Return seconds of a step of one row on each of the ranks that share it, by :data:`PARTS`.
 
     Args:
         rates: of one GPU.
         ranks: that share the row, and shards of parameters and moments.
+        element: bytes of an element that products compute with.
         others: as of :func:`product_operations`.
     """
+    tokens, assigned = sum(doc_lengths), sum(doc_lengths) * model.num_layers * model.top_k
+    kept = 1.0 if kept_assignments is None or not model.num_experts else kept_assignments / assigned
     products = product_operations(model, parallel, doc_lengths, sums, kept_assignments)
     forwards = 1 + (parallel.activation_checkpoint == "block")
     groups = int(parallel.lightning_head_groups > 1)
     layers = Counter(model.layer_types)
     softmax = layers[SOFTMAX.letter] * SOFTMAX.attention_flops(model, doc_lengths)
-    lightning = layers[LIGHTNING.letter] * sum(doc_lengths)
+    lightning = layers[LIGHTNING.letter] * tokens
     seconds = {
         "products": (sum(products.values()) - products["experts"]) / rates.products,
         "experts": products["experts"] / rates.experts if model.num_experts else 0.0,
         "softmax": softmax * (forwards / rates.softmax[0] + SOFTMAX_BACKWARD / rates.softmax[1]) if softmax else 0.0,
         "lightning": lightning * ((1 + parallel.recomputes + groups) * rates.lightning[0] + rates.lightning[1]),
+        "streams": element * tokens * streamed_elements(model, parallel, kept) / rates.copy,
         "optimizer": UPDATE_BYTES * count_parameters(model).total / rates.copy,
     }
     return {part: seconds[part] / ranks for part in PARTS}

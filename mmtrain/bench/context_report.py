@@ -40,8 +40,9 @@ COLUMNS: dict[str, dict[str, str]] = {
     "step": {"tokens": "tokens a row", "documents": "documents", "table": "table", "step_s": "step s",
              "gpu_s": "GPU-seconds", "tokens_s": "tokens/s a GPU", "balance": "balance", "of_zigzag": "x zigzag",
              "expected_s": "expected s", "products_s": "of it products", "experts_s": "experts", "softmax_s": "softmax",
-             "lightning_s": "lightning", "optimizer_s": "optimizer", "of_expected": "x expected",
-             "loss": "loss", "predicted_gib": "predicted GiB", "reserved_gib": "reserved GiB", **REST},
+             "lightning_s": "lightning", "streams_s": "streams", "optimizer_s": "optimizer",
+             "of_expected": "x expected", "loss": "loss", "predicted_gib": "predicted GiB",
+             "reserved_gib": "reserved GiB", **REST},
 }  # fmt: skip
 """Columns of each part's table, by the name of the figure; `softmax_long` has those of `softmax`."""
 

@@ -100,11 +100,16 @@ def test_a_dense_step_by_hand() -> None:
     elements = 2 * 4 * (QKV_GATE + OUTPUT) + 4 * SOFTMAX_MATRICES + 3 * (4 * FIRST + 3 * LAST) + 3 * HEAD
     parameters = 2 * 3200 + 2 * (5 * 1024 + 32) + 3072 + 3 * 6144 + 7 * 32  # norms: one of each lightning layer's heads
     ranks = 2
+    # Width 32 of the model and of the heads, 64 between: norms 6 and 8, SwiGLU 3 and 5, gradients of what two read 6
+    # and 2; of the two lightning layers norm and gate 3 and 5, a third reader 3. Then the last addition, norm and loss.
+    forward, backward = 3 * (6 * 32 + 3 * 64) + 2 * 3 * 32, 3 * (16 * 32 + 5 * 64) + 2 * 8 * 32
+    streamed = 2 * forward + backward + 3 * 3 * 32 + 5 * 32 + 3 * 100
     expected = {
         "products": 2 * 128 * elements / 2e9 / ranks,
         "experts": 0.0,
         "softmax": (2 * SOFTMAX_FORWARD / 4e8 + 2.5 * SOFTMAX_FORWARD / 5e8) / ranks,
         "lightning": 2 * 128 * (2 * 3e-6 + 7e-6) / ranks,
+        "streams": 2 * 128 * streamed / 8e9 / ranks,
         "optimizer": 28 * parameters / 8e9 / ranks,
     }
     found = expected_seconds(DENSE, ParallelConfig(activation_checkpoint="block"), DOCUMENTS, RATES, ranks)
@@ -131,11 +136,15 @@ def test_a_step_of_experts_by_hand() -> None:
     found = expected_seconds(model, ParallelConfig(activation_checkpoint="block"), (128,), RATES, 1, False, kept)
     elements = 2 * 4 * (QKV_GATE + OUTPUT + 4 * 32) + 3 * HEAD  # the router is 4 x 32
     parameters = 2 * 3200 + 2 * (5 * 1024 + 32 + 4 * 32 + 4 * 6144) + 5 * 32
+    # Of each token, and of each row that an expert has: SwiGLU, and to and from it.
+    streamed = 2 * 128 * (2 * (6 * 32 + 3 * 32 + 2 * 32) + 3 * 32 + 16 * 32 + 8 * 32 + 2 * 32) + 128 * (5 * 32 + 300)
+    streamed += kept * (2 * (3 * 64 + 2 * 32) + 5 * 64 + 2 * 32)
     expected = {
         "products": 2 * 128 * elements / 2e9,
         "experts": 2 * kept * 4 * (FIRST + LAST) / 1e9,
         "softmax": 0.0,
         "lightning": 2 * 128 * (2 * 3e-6 + 7e-6),
+        "streams": 2 * streamed / 8e9,
         "optimizer": 28 * parameters / 8e9,
     }
     assert found == pytest.approx(expected)

@@ -48,8 +48,8 @@ def check_expected(rows: list[dict]) -> None:
     assert all(row["part"] == "rates" for row in rows if "products_tflops" in row)
     assert all(i < built for i, row in enumerate(rows) if row["part"] == "rates")
     for row in (row for row in rows if "step_s" in row):
-        parts = [row[f"{part}_s"] for part in ("products", "experts", "softmax", "lightning", "optimizer")]
-        assert [part > 0 for part in parts] == [True, False, True, True, True]
+        parts = [row[f"{part}_s"] for part in ("products", "experts", "softmax", "lightning", "streams", "optimizer")]
+        assert [part > 0 for part in parts] == [True, False, True, True, True, True]
         assert row["expected_s"] == pytest.approx(sum(parts), rel=2e-3)
         assert row["of_expected"] == pytest.approx(row["step_s"] / row["expected_s"], rel=2e-2)
 
@@ -69,7 +69,7 @@ def test_steps_of_given_cases_beside_what_is_expected(pool: Pool, tmp_path: Path
     assert measured == [(64, ""), (256, "one"), (64, "")]
     check_expected(rows)
     head = next(line for line in (tmp_path / "context-2.md").read_text().splitlines() if "x expected" in line)
-    assert "| expected s | of it products | experts | softmax | lightning | optimizer | x expected |" in head
+    assert "| expected s | of it products | experts | softmax | lightning | streams | optimizer | x expected |" in head
 
 
 def fail_on_one(out: str) -> list[object]:
