@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_whole_forward_pass(dtype: torch.dtype, bound: f
 
 @pytest.mark.parametrize("layer_pattern", ["LLLS", "S"])
 @pytest.mark.parametrize("experts", [0, 4])
-def test_graphs_of_decode_steps_give_the_same_tokens_and_logits(layer_pattern: str, experts: int) -> None:
+def test_graphs_of_decode_steps_give_the_same_logits(layer_pattern: str, experts: int) -> None:
     model = small_model(num_layers=4, layer_pattern=layer_pattern, hidden_size=128, head_dim=32, num_experts=experts)
     model = model.eval().to("cuda")
     cast_for_compute(model, torch.bfloat16)
@@ -49,13 +49,12 @@ def test_graphs_of_decode_steps_give_the_same_tokens_and_logits(layer_pattern: s
     seen = []
     for graphs in (False, True):
         engine = Engine(model, options=replace(options, cuda_graphs=graphs))
-        with seen_logits() as logits:
+        with seen_logits(forced=True) as logits:
             engine.generate([request(text_of(length), 20 + length) for length in (3, 80, 1, 7, 1030)])
         seen.append(logits)
         assert_nothing_held(engine)
-    shared = seen[0].keys() & seen[1].keys()
-    assert len(shared) > 50
-    for tokens in shared:
+    assert seen[0].keys() == seen[1].keys()
+    for tokens in seen[0]:
         assert relative(seen[1][tokens], seen[0][tokens]) < 3e-2
 
 
@@ -69,7 +68,7 @@ def test_prompts_that_join_decode_steps_in_one_graph(layer_pattern: str, experts
     seen = []
     for graphs in (False, True):
         engine = Engine(model, options=replace(options, cuda_graphs=graphs))
-        with seen_logits() as logits, mock.patch.object(MixedGraphs, "run", autospec=True,
+        with seen_logits(forced=True) as logits, mock.patch.object(MixedGraphs, "run", autospec=True,
                                                         side_effect=MixedGraphs.run) as run:  # fmt: skip
             for length in (40, 3, 200, 77, 1, 30, 150):
                 engine.submit(request(text_of(length), 20))
@@ -79,15 +78,15 @@ def test_prompts_that_join_decode_steps_in_one_graph(layer_pattern: str, experts
         seen.append(logits)
         assert (len(run.call_args_list) > 5) == graphs
         assert_nothing_held(engine)
-    shared = seen[0].keys() & seen[1].keys()
-    assert len(shared) > 30
-    for tokens in shared:
+    assert seen[0].keys() == seen[1].keys()
+    for tokens in seen[0]:
         assert relative(seen[1][tokens], seen[0][tokens]) < 3e-2
 
 
-def test_memory_is_planned_from_what_is_free() -> None:
+def test_memory_is_planned_from_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(num_layers=4, layer_pattern="LLLS").to("cuda")
-    free = torch.cuda.mem_get_info()[0]
+    free, total = 20 << 30, torch.cuda.mem_get_info()[1]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, total))  # others come and go
     engine = Engine(model, options=EngineOptions(memory_share=0.1))
-    assert 0 < engine.plan.bytes <= 0.1 * free
+    assert 0 < engine.plan.bytes <= 0.1 * free + torch.cuda.memory_reserved()
     assert engine.plan.running == 64 and engine.plan.pages > 1000

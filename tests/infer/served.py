@@ -57,15 +57,24 @@ def greedy(model: nn.Module, tokens: tuple[int, ...], count: int) -> list[int]:
 
 
 @contextmanager
-def seen_logits() -> Iterator[dict[tuple[int, ...], Tensor]]:
-    """Collects the logits that an engine samples from, by all tokens before."""
+def seen_logits(forced: bool = False) -> Iterator[dict[tuple[int, ...], Tensor]]:
+    """Collects the logits that an engine samples from, by all tokens before.
+
+    Args:
+        forced: let tokens that follow from those before stand in for the chosen ones: two engines whose logits differ
+            by rounding may choose others, and then have no more texts in common.
+    """
     seen: dict[tuple[int, ...], Tensor] = {}
     choose = Sampler.choose
 
     def spy(self: Sampler, documents: list[Document], logits_NV: Tensor) -> Choices:
         for document, logits_V in zip(documents, logits_NV, strict=True):
             seen[tuple(document.tokens)] = logits_V.clone()
-        return choose(self, documents, logits_NV)
+        chosen = choose(self, documents, logits_NV)
+        if not forced:
+            return chosen
+        follow = [(7 * sum(document.tokens[-3:]) + len(document.tokens)) % 97 for document in documents]
+        return Choices(follow, chosen.logprobs, chosen.top)
 
     with mock.patch.object(Sampler, "choose", spy):
         yield seen
