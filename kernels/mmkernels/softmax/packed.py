@@ -77,7 +77,7 @@ def _backward(piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float)
 def _hopper_backward(
     piece: Piece, tensors: list[Tensor], lse_HT: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the row, whose longest documents go through cuDNN, one after another: each takes memory of its own."""
+    """Gradients of the row; its longest documents go through cuDNN, one after another, as each takes memory."""
     if piece.alone == (piece.tokens,):
         return _backward(Piece(piece.tokens, cudnn), tensors, lse_HT, scale)
     grads = hopper.backward_documents(*tensors, lse_HT, piece.others, scale)
