@@ -161,11 +161,11 @@ class StagingBuffer:
         """Return when the memory is there that :meth:`begin_reserve` began to have; at once where nothing is begun.
 
         Raises:
-            Exception: the system maps no more memory.
+            Exception: the system maps no more memory; again each time, until :meth:`release`.
         """
-        reserving, self._reserving = self._reserving, None
-        if reserving is not None:
-            reserving.wait()
+        if self._reserving is not None:
+            self._reserving.wait()
+            self._reserving = None  # only now: who is interrupted before, releases it
 
     def _reserve(self, size: int, call: ThreadCall) -> None:
         self._free()

@@ -183,6 +183,26 @@ def test_release_waits_for_what_is_begun(runtime: Runtime) -> None:
     assert "reserve" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_who_is_interrupted_while_waiting_still_releases_what_is_begun(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(call: object) -> None:
+        raise KeyboardInterrupt
+
+    copy = pinned_copy()
+    runtime.go.clear()
+    copy.begin_reserve(5000)
+    while not hasattr(runtime, "touched"):
+        pass
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(staging.ThreadCall, "wait", interrupt)
+        copy.wait_reserved()
+    threading.Timer(0.1, runtime.go.set).start()
+    copy.release()
+    assert runtime.pinned == {} and copy._buffer.numel() == 0
+    assert "reserve" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_what_is_released_before_its_pages_are_there_is_not_pinned(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
