@@ -7,19 +7,22 @@ Buffers, which a step changes sooner, and small tensors are copied at once.
 A GPU's link takes longer than a step for a large state: 22 GB of a model of 1.8B parameters take 0.4 s at 55 GB/s, its
 step 0.16. What fits into the GPU's free memory is copied there first, in 11 ms at a copy's rate, and goes to the host
 from there while the next steps run.
+
+Pinning the host's memory takes seconds. A thread can do it beside the loading of a checkpoint
+(:meth:`StagingBuffer.begin_reserve`).
 """
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
 
 from mmtrain.checkpoint.device_memory import DeviceMemory, free_bytes, take
+from mmtrain.checkpoint.host_pages import map_pages, pin, touch_pages, unpin
+from mmtrain.checkpoint.thread_call import ThreadCall
 
 _SMALL = 1 << 16  # bytes: the copy of such a tensor takes no longer than its start
 _ALIGNMENT = 16  # bytes
@@ -36,6 +39,7 @@ class StagingBuffer:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffer, self._pinned = torch.empty(0, dtype=torch.uint8), False
+        self._reserving: ThreadCall | None = None  # sets the buffer: nothing else looks at it meanwhile
         self._later: list[tuple[Tensor, Tensor]] = []
         self._sources: list[Tensor] = []
         self._held: DeviceMemory | None = None
@@ -132,20 +136,60 @@ class StagingBuffer:
         if self._event is not None:
             torch.cuda.current_stream().wait_event(self._event)
 
-    def reserve(self, size: int) -> None:
-        """Have memory for so many bytes, pinned for a GPU, which takes its time. No copy is in use."""
+    def begin_reserve(self, size: int) -> None:
+        """Begin to have memory for so many bytes, in a thread; no copy is in use before :meth:`wait_reserved` returns.
+
+        Until then no stream may record a graph: pinning is no call that a recording allows, on any thread.
+
+        Raises:
+            Exception: as :meth:`wait_reserved` raises it, of what was begun before.
+        """
+        self.wait_reserved()
         if self._buffer.numel() < size:
-            self.release()
-            self._buffer = _host_memory(size)
-            if self._stream is not None:  # torch's own pinned memory comes in powers of two
+            self._reserving = ThreadCall("reserve", lambda call: self._reserve(size, call))
+
+    def reserve(self, size: int) -> None:
+        """Have memory for so many bytes, pinned for a GPU, which takes its time. No copy is in use.
+
+        Raises:
+            Exception: as :meth:`wait_reserved` raises it.
+        """
+        self.begin_reserve(size)
+        self.wait_reserved()
+
+    def wait_reserved(self) -> None:
+        """Return when the memory is there that :meth:`begin_reserve` began to have; at once where nothing is begun.
+
+        Raises:
+            Exception: the system maps no more memory; again each time, until :meth:`release`.
+        """
+        if self._reserving is not None:
+            self._reserving.wait()
+            self._reserving = None  # only now: who is interrupted before, releases it
+
+    def _reserve(self, size: int, call: ThreadCall) -> None:
+        self._free()
+        memory_N = map_pages(size)
+        if self._stream is not None:
+            touch_pages(memory_N, lambda: call.is_stopped)
+            if call.is_stopped:
+                return
+            with torch.cuda.device(self._stream.device):  # of this thread
                 # Where the system pins no more, the copies are right all the same, and the steps wait for them.
-                self._pinned = int(torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), size, 0)) == 0
+                self._pinned = pin(memory_N)  # torch's own pinned memory comes in powers of two
+        self._buffer = memory_N
 
     def release(self) -> None:
-        """Give the memory back; no copy is in use."""
+        """Give the memory back, once a thread that reserves it has ended; no copy is in use."""
+        if self._reserving is not None:
+            self._reserving.give_up()
+            self._reserving = None
         self._let_go()
+        self._free()
+
+    def _free(self) -> None:
         if self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())
+            unpin(self._buffer)
         self._buffer, self._pinned, self.tensors = torch.empty(0, dtype=torch.uint8), False, []
 
 
@@ -160,12 +204,3 @@ def first_held(sizes: Sequence[int], room: int) -> int:
     while first and (room := room - held_bytes(sizes[first - 1])) >= 0:
         first -= 1
     return first
-
-
-def _host_memory(size: int) -> Tensor:
-    """Return bytes in large pages that forked processes do not get: the loaders' workers need none of them."""
-    memory = mmap.mmap(-1, size)
-    for advice in ("MADV_DONTFORK", "MADV_HUGEPAGE"):
-        with suppress(AttributeError, OSError):
-            memory.madvise(getattr(mmap, advice))
-    return torch.frombuffer(memory, dtype=torch.uint8)

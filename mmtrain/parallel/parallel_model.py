@@ -169,6 +169,11 @@ class ParallelModel:
             dist.all_reduce(x, group=self.context.dense["pp"].get_group())
         return x
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether :meth:`tune` measures."""
+        return self._exchange is not None and self._config.token_groups == "auto"
+
     def tune(self, tokens: int) -> list[str]:
         """Choose by measurement where options say `auto`; returns a line about each choice.
 
@@ -178,7 +183,7 @@ class ParallelModel:
         if self._exchange is None:
             return []
         lines = []
-        if self._config.token_groups == "auto":
+        if self.is_tuned:
             lines.append(str(tune_token_groups(self._exchange, self.module.config, self.context, tokens, self._dtype)))
         if self._config.exchange == "auto":
             lines.append(f"exchange=auto took {self._exchange.exchange_reason}")

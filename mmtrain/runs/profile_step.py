@@ -62,7 +62,8 @@ def _quiet(config: PretrainConfig) -> PretrainConfig:
     """Leave out what a run tells others, and what it does between steps."""
     log = replace(config.log, wandb="off", tensorboard=False, plot=False, gradient_fingerprints=False)
     evals = replace(config.evals, needles=replace(config.evals.needles, enabled=False))
-    return replace(config, log=log, evals=evals)
+    checkpoint = replace(config.checkpoint, interval=0)  # no memory for copies
+    return replace(config, log=log, evals=evals, checkpoint=checkpoint)
 
 
 def _check_steps(run: PreparedRun, options: ProfileOptions) -> None:

@@ -36,16 +36,24 @@ class Saver:
         config: every option of the run.
         inputs: the run's corpora and tokenizer; a checkpoint keeps a record of the former and the latter itself.
         report: where it is told.
+        copy: what :func:`begin_copy` returned of the first session, or of none yet.
 
     Attributes:
         newest: step and folder of the newest checkpoint that holds what the run has now, or had when it was saved.
     """
 
-    def __init__(self, folder: RunFolder, config: PretrainConfig, inputs: RunInputs, report: Report) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: PretrainConfig,
+        inputs: RunInputs,
+        report: Report,
+        copy: StagingBuffer | None = None,
+    ) -> None:
         self._folder, self._config, self._inputs, self._report = folder, config, inputs, report
         self.newest: tuple[int, Path] | None = None
         self._unconfirmed = True  # whether no step has used the weights of the newest checkpoint yet
-        self._copy: StagingBuffer | None = None
+        self._copy = copy
         self._writer = RankWriter()
         self._pending: tuple[int, PendingSave] | None = None
         self._stalled = 0.0  # seconds that the pending one has held the steps up
@@ -132,13 +140,22 @@ class Saver:
         size = f"{pending.bytes / 1e9:.3g} GB" if pending.bytes >= 1e9 else f"{pending.bytes / 1e6:.3g} MB"
         self._report.note(f"saved {path}: {size} in {pending.seconds:.2g} s, the steps waited {self._stalled:.2g} s")
 
+    def begin_reserve(self, session: Session) -> None:
+        """Begin to do what :meth:`reserve` waits for, beside the loading of weights; nothing where it has begun."""
+        if self._copy is None:
+            self._copy = begin_copy(self._config, session)
+
     def reserve(self, session: Session) -> None:
-        """Have host memory for a copy of what a rank saves, if this run saves beside its steps: before they begin."""
-        if not self._config.checkpoint.asynchronous or self._config.checkpoint.interval == 0:
-            return
-        self._copy = StagingBuffer(session.context.device)
-        if session.context.device.type == "cuda":
-            self._copy.reserve(most_bytes(session.model.module))
+        """Have host memory for a copy of what a rank saves, if this run saves beside its steps.
+
+        It has to return before a step begins: a step may record graphs, which forbids to pin memory meanwhile.
+
+        Raises:
+            Exception: the system maps no more memory.
+        """
+        self.begin_reserve(session)
+        if self._copy is not None:
+            self._copy.wait_reserved()
 
     def release(self) -> None:
         """Give back the memory of copies and forget the plan, before another layout; nothing is being written."""
@@ -163,3 +180,19 @@ class Saver:
 
     def _attach(self, folder: Path) -> None:
         self._inputs.save_tokenizer(folder / TOKENIZER)
+
+
+def begin_copy(config: PretrainConfig, session: Session) -> StagingBuffer | None:
+    """Begin to have host memory for a copy of what a rank saves; its size follows from the shapes of the model alone.
+
+    On a GPU it is pinned, by a thread; on a CPU the first save maps it.
+
+    Returns:
+        The memory; None where a run does not save beside its steps.
+    """
+    if not config.checkpoint.asynchronous or config.checkpoint.interval == 0:
+        return None
+    copy = StagingBuffer(session.context.device)
+    if session.context.device.type == "cuda":
+        copy.begin_reserve(most_bytes(session.model.module))
+    return copy

@@ -41,7 +41,7 @@ from mmtrain.train.reference_weights import Reference
 from mmtrain.train.report import Report
 from mmtrain.train.resume import start_position
 from mmtrain.train.rollback import choose_checkpoint, rows_since
-from mmtrain.train.saving import Saver
+from mmtrain.train.saving import Saver, begin_copy
 from mmtrain.train.session import Session
 from mmtrain.train.spike_guard import NO_LIMITS, Limits, SpikeGuard
 from mmtrain.train.statistics import StepResult
@@ -87,7 +87,12 @@ class Trainer(BetweenSteps):
         self.reference = None if reference is None else reference.fingerprint
         self.stragglers = Stragglers(config.guard.pace_interval, context.device, self.session.dtype)
         self.origin = "initial weights"
-        self.progress = self._load()
+        self.copy = begin_copy(config, self.session)  # until a saver takes it
+        try:
+            self.progress = self._load()
+        except BaseException:
+            self._give_up_copy()
+            raise
         self.skipped_in_row = 0
         self.waited_for_rows = 0.0
         self.validated: tuple[int, float] | None = None  # step and held-out loss of the last validation
@@ -134,6 +139,14 @@ class Trainer(BetweenSteps):
             if dist.is_initialized():
                 dist.barrier()  # before the main process has told, none leaves: a launcher ends the others then
             raise
+        finally:
+            self._give_up_copy()
+
+    def _give_up_copy(self) -> None:
+        """Give back the memory for copies that no saver has taken: a thread may be at work on it."""
+        copy, self.copy = self.copy, None
+        if copy is not None:
+            copy.release()
 
     def _run(self, watchdog: Watchdog) -> list[str]:
         notes = [*self.start.notes, *self.folder.claim(self.start, self._record_inputs)]
@@ -147,12 +160,13 @@ class Trainer(BetweenSteps):
             )
             report.launch(environment(self.config, self.session.context, self.session.dtype, self.origin))
             predicted = self.memory.lines() if self.memory else []
-            for line in [*header, *predicted, *report.places(), *notes, *self.session.prepare(self.plans)]:
+            for line in [*header, *predicted, *report.places(), *notes]:
                 report.note(line)
-            saver = Saver(self.folder, self.config, self.inputs, report)
+            saver = Saver(self.folder, self.config, self.inputs, report, self.copy)
             if self.start.resume is not None:
                 saver.newest = self.progress.step, self.start.resume
-            saver.reserve(self.session)
+            self._prepare(report, saver)
+            self.copy = None
             self._know_reference(report, saver)
             stopped = self._train(watchdog, report, saver, signals)
             saver.settle()
@@ -160,6 +174,14 @@ class Trainer(BetweenSteps):
             if stopped is not None:
                 raise stopped
             return report.close()
+
+    def _prepare(self, report: Report, saver: Saver) -> None:
+        """Choose and build what steps would wait for, and wait for the memory of saves."""
+        if self.session.model.is_tuned:  # pinning memory beside would count into the times
+            saver.reserve(self.session)
+        for line in self.session.prepare(self.plans):
+            report.note(line)
+        saver.reserve(self.session)
 
     def _know_reference(self, report: Report, saver: Saver) -> None:
         """Have the reference's log-probabilities of every pair: what is not on disk is computed now."""
@@ -220,10 +242,13 @@ class Trainer(BetweenSteps):
         held = self.session.close()
         context = self.session.context
         self.session = Session(self.config, context, self.plan, phase_index, self.inputs, self.lines.append)
-        self.session.load(checkpoint, with_optimizer=True)
-        for line in self.session.prepare(self.plans):
-            report.note(line)
-        saver.reserve(self.session)
+        saver.begin_reserve(self.session)
+        try:
+            self.session.load(checkpoint, with_optimizer=True)
+            self._prepare(report, saver)
+        except BaseException:
+            saver.release()
+            raise
         return held
 
     def _roll_back(self, report: Report, saver: Saver) -> None:

@@ -16,9 +16,10 @@ from mmtrain.checkpoint.run_folder import RunFolder
 from mmtrain.checkpoint.save import SaveFailed
 from mmtrain.config import ParallelConfig
 from mmtrain.parallel.layout import Layout
+from mmtrain.runs.profile_step import _quiet
 from mmtrain.train import saving
 from mmtrain.train.phase_layouts import PhaseLayout
-from mmtrain.train.saving import Saver
+from mmtrain.train.saving import Saver, begin_copy
 from tests.checkpoint.fake import checkpoint, config
 
 LAYOUT = Layout(pp=1, dp=2, cp=1, tp=1, edp=1, ep=2, etp=1)
@@ -26,6 +27,9 @@ MARKS = {"phase_end": False}
 CONTEXT = SimpleNamespace(device=torch.device("cpu"))
 SESSION = SimpleNamespace(
     context=CONTEXT, model=SimpleNamespace(module=None), optimizer=None, laid=PhaseLayout(ParallelConfig(), LAYOUT)
+)
+GPU_SESSION = SimpleNamespace(
+    context=SimpleNamespace(device=torch.device("cuda", 1)), model=SimpleNamespace(module="model")
 )
 
 
@@ -144,5 +148,57 @@ def test_what_a_disk_kept_of_one_that_failed_goes_once_it_can_be_written_again(s
 @pytest.mark.parametrize("option", ["checkpoint.asynchronous=false", "checkpoint.interval=0"])
 def test_a_run_that_waits_has_no_memory_for_copies(saver: Saver, tmp_path: Path, option: str) -> None:
     saver._config = config(tmp_path, option)
+    saver.begin_reserve(SESSION)
     saver.reserve(SESSION)
-    assert saver._copy is None
+    assert saver._copy is None and begin_copy(saver._config, GPU_SESSION) is None
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is asked of memory for copies, in order."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Copy:
+        def __init__(self, device: torch.device) -> None:
+            asked.append(("make", str(device)))
+
+        def begin_reserve(self, size: int) -> None:
+            asked.append(("begin", size))
+
+        def wait_reserved(self) -> None:
+            asked.append(("wait",))
+
+        def release(self) -> None:
+            asked.append(("release",))
+
+    monkeypatch.setattr(saving, "StagingBuffer", Copy)
+    monkeypatch.setattr(saving, "most_bytes", lambda module: {"model": 1000}[module])
+    return asked
+
+
+def test_memory_that_is_begun_is_waited_for_and_not_begun_anew(saver: Saver, copies: list[tuple[Any, ...]]) -> None:
+    saver.begin_reserve(GPU_SESSION)
+    saver.begin_reserve(GPU_SESSION)
+    assert copies == [("make", "cuda:1"), ("begin", 1000)]
+    saver.reserve(GPU_SESSION)
+    assert copies[2:] == [("wait",)]
+    saver.release()
+    saver.reserve(GPU_SESSION)
+    assert copies[3:] == [("release",), ("make", "cuda:1"), ("begin", 1000), ("wait",)]
+
+
+def test_a_saver_takes_memory_that_was_begun_before_it_was_made(
+    saver: Saver, copies: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    made = Saver(saver._folder, saver._config, Reader(), Reader(), begin_copy(saver._config, GPU_SESSION))
+    made.reserve(GPU_SESSION)
+    assert copies == [("make", "cuda:1"), ("begin", 1000), ("wait",)]
+
+
+def test_on_a_cpu_nothing_is_reserved_before_the_first_save(saver: Saver, copies: list[tuple[Any, ...]]) -> None:
+    saver.reserve(SESSION)
+    assert copies == [("make", "cpu"), ("wait",)]
+
+
+def test_a_profile_has_no_memory_for_copies(saver: Saver) -> None:
+    assert begin_copy(_quiet(saver._config), GPU_SESSION) is None

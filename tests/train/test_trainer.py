@@ -245,8 +245,10 @@ def test_an_error_within_a_boundary_between_layouts_is_told_as_it_is(
     assert saver.newest == (4, tmp_path) and closed == [True]
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
 def test_the_old_layout_is_given_back_before_the_new_one_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned: bool, fails: bool
 ) -> None:
     """Both at once would not fit; the new one starts from the checkpoint of the very step before, with its moments."""
     run, done = loop(tmp_path), []
@@ -254,29 +256,136 @@ def test_the_old_layout_is_given_back_before_the_new_one_is_made(
     model = SimpleNamespace(weights_are_finite=lambda: True, odd_copies=lambda: [])
     run.session = SimpleNamespace(laid="a", context="groups", close=lambda: done.append("close") or 1.5, model=model)
 
+    def load(path: Path, with_optimizer: bool) -> None:
+        done.append(("load", path.name, with_optimizer))
+        if fails:
+            raise ConfigError("checkpoint", path, "is damaged", "take another")
+
     def make(
         config: object, context: object, plan: object, phase_index: int, inputs: object, log: object
     ) -> SimpleNamespace:
         done.append(("make", context, phase_index))
         return SimpleNamespace(
-            laid="b", load=lambda path, with_optimizer: done.append(("load", path.name, with_optimizer)),
+            laid="b", load=load, model=SimpleNamespace(is_tuned=tuned),
             prepare=lambda plans: ["chosen"] if plans is run.plans else [],
         )  # fmt: skip
 
     monkeypatch.setattr(module, "Session", make)
     saver = SimpleNamespace(newest=(3, tmp_path / "step-3"), settle=lambda: done.append("settle"))
-    saver.release, saver.reserve = (
-        lambda: done.append("release"),
-        lambda session: done.append(("reserve", session.laid)),
-    )
+    saver.release = lambda: done.append("release")
+    saver.begin_reserve = lambda session: done.append(("begin", session.laid))
+    saver.reserve = lambda session: done.append(("reserve", session.laid))
     saver.save = lambda session, progress, base, marks, last: (
         done.append(("save", progress.step, last)),
         setattr(saver, "newest", (progress.step, tmp_path / "step-4")),
     )
     report = SimpleNamespace(note=done.append, new_layout=lambda step, before, after, seconds, held: done.append(held))
+    begun = ["settle", ("save", 4, True), "release", "close", ("make", "groups", 1), ("begin", "b"),
+             ("load", "step-4", True)]  # fmt: skip
+    if fails:
+        with pytest.raises(ConfigError, match="is damaged"):
+            run._cross(SimpleNamespace(phase_index=1), report, saver)
+        assert done == [*begun, "release"]
+        return
     run._cross(SimpleNamespace(phase_index=1), report, saver)
-    assert done == ["settle", ("save", 4, True), "release", "close", ("make", "groups", 1), ("load", "step-4", True),
-                    "chosen", ("reserve", "b"), 1.5]  # fmt: skip
+    measured = [("reserve", "b")] if tuned else []  # nothing is measured beside the pinning
+    assert done == [*begun, *measured, "chosen", ("reserve", "b"), 1.5]
+
+
+class Copy:
+    """Stands for the memory of copies."""
+
+    def __init__(self, done: list[Any], fails: bool = False) -> None:
+        self.done, self.fails = done, fails
+
+    def wait_reserved(self) -> None:
+        self.done.append("reserved")
+        if self.fails:
+            raise OSError(12, "Cannot allocate memory")
+
+    def release(self) -> None:
+        self.done.append("released")
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A whole trainer whose session, report and steps are made up; `done` lists what it did, `fails` what cannot be."""
+    made = SimpleNamespace(done=[], fails="", tuned=False)
+
+    def does(name: str, found: Any = None) -> Any:
+        def do(*given: object, **named: object) -> Any:
+            made.done.append(name)
+            if made.fails == name:
+                raise ConfigError(name, "x", "cannot be", "give another")
+            return found
+
+        return do
+
+    class Told:
+        note = launch = step = places = close = lambda *given: []
+
+        def __enter__(self) -> Told:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+    context = SimpleNamespace(device=torch.device("cpu"), is_main=True)
+
+    def begin_session(*given: object) -> SimpleNamespace:
+        made.done.append("session")
+        return SimpleNamespace(
+            context=context, dtype=torch.float32, load=does("load"), prepare=does("prepare", []), close=does("close"),
+            model=SimpleNamespace(is_tuned=made.tuned),
+        )  # fmt: skip
+
+    monkeypatch.setattr(module, "Session", begin_session)
+    monkeypatch.setattr(
+        module, "begin_copy", lambda *given: does("begin")() or Copy(made.done, made.fails == "reserved")
+    )
+    monkeypatch.setattr(module, "Report", lambda *given: Told())
+    monkeypatch.setattr(module, "StopSignals", lambda **given: Told())
+    for name in ("header_lines", "environment"):
+        monkeypatch.setattr(module, name, lambda *given: [])
+    monkeypatch.setattr(module, "peak_rate", lambda *given: 1.0)
+    monkeypatch.setattr(module.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(Trainer, "_go_on_from", lambda self, path: Progress(1, 32, 0, 2, 32))
+    monkeypatch.setattr(Trainer, "_train", does("train"))
+    monkeypatch.setattr(module, "start_position", lambda start: Progress())
+    options = config(tmp_path, PHASES)
+    folder = SimpleNamespace(claim=does("claim", []), path=tmp_path)
+    start = SimpleNamespace(resume=tmp_path / "step-1", notes=(), weights=None, eyes=None)
+
+    def run() -> None:
+        plan = RunPlan(scaled_phases(options.stage), 1, 1)
+        Trainer(options, context, plan, None, folder, start).run(SimpleNamespace())
+
+    made.run = run
+    return made
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_memory_for_saves_is_begun_before_weights_are_read_and_there_before_the_first_step(
+    launch: SimpleNamespace, tuned: bool
+) -> None:
+    launch.tuned = tuned
+    launch.run()
+    prepared = ["reserved", "prepare", "reserved"] if tuned else ["prepare", "reserved"]
+    assert launch.done == ["session", "begin", "load", "claim", *prepared, "train", "close"]
+
+
+@pytest.mark.parametrize("at", ["load", "claim", "prepare"])
+def test_a_run_that_ends_before_its_first_step_gives_the_memory_back(launch: SimpleNamespace, at: str) -> None:
+    launch.fails = at
+    with pytest.raises(ConfigError, match="cannot be"):
+        launch.run()
+    assert launch.done[-2:] == [at, "released"] and launch.done.count("released") == 1
+
+
+def test_memory_that_there_is_not_ends_a_run_before_its_first_step(launch: SimpleNamespace) -> None:
+    launch.fails = "reserved"
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        launch.run()
+    assert launch.done[-2:] == ["reserved", "released"] and "train" not in launch.done
 
 
 def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(
