@@ -31,7 +31,7 @@ def test_every_way_is_measured_and_agrees_with_one_process(pool: Pool, tmp_path:
     assert not [row for row in rows if "note" in row]
     shared = [row for row in rows if row["part"].startswith("softmax") and "balance" in row]
     shared += [row for row in rows if row.get("what") == "core" and row["way"] != "one GPU alone"]
-    assert len(shared) == 11 + 5 + 2 * 3 and all(row["error"] < 2e-5 for row in shared)
+    assert len(shared) == 11 + 5 + 2 * 5 and all(row["error"] < 2e-5 for row in shared)
     others = {"plain all-gather", "Ulysses", "head all-to-all"}
     assert {row["way"] for row in shared} > {"allgather", "ring", "varlen"} | others
     lines = (tmp_path / "context-2.md").read_text().splitlines()
