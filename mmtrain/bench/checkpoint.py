@@ -23,7 +23,7 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,10 +32,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import xxhash
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from mmtrain.bench.context_step import packed_row
+from mmtrain.bench.plain_files import NoSum, copy_files, hash_tensors, read_files
 from mmtrain.bench.timing import slowest
 from mmtrain.build import meta_model
 from mmtrain.checkpoint.agreement import on_main
@@ -43,7 +43,6 @@ from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.manifest import file_sum, is_shard
 from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
-from mmtrain.checkpoint.safetensors_file import BLOCK
 from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save, most_bytes
 from mmtrain.checkpoint.staging import StagingBuffer
 from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
@@ -148,46 +147,6 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     began = time.perf_counter()
     run()
     return slowest([time.perf_counter() - began], device)[0]
-
-
-def copy_files(files: list[Path], out: Path) -> None:
-    """Copy files in large blocks, and bring the copies to the disk."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        with file.open("rb", buffering=0) as source, (out / file.name).open("wb", buffering=0) as target:
-            shutil.copyfileobj(source, target, 16 << 20)
-            os.fsync(target.fileno())
-
-
-def read_files(files: list[Path]) -> None:
-    """Read files in large blocks."""
-    block = bytearray(16 << 20)
-    for file in files:
-        with file.open("rb", buffering=0) as source:
-            while source.readinto(block):
-                pass
-
-
-def hash_tensors(tensors: Sequence[Tensor]) -> None:
-    """Hash tensors on the host as a save hashes them."""
-    state = xxhash.xxh3_128()
-    for tensor in tensors:
-        for part in tensor.flatten().view(torch.uint8).split(BLOCK):
-            state.update(part.numpy())
-
-
-class NoSum:
-    """Stands in for a hash, and takes no time."""
-
-    def __init__(self, data: bytes = b"") -> None:
-        pass
-
-    def update(self, data: object) -> None:
-        """Take bytes."""
-
-    def hexdigest(self) -> str:
-        """Return a sum of the right length."""
-        return "0" * 32
 
 
 def save_unhashed(training: Training, folder: Path, copy: StagingBuffer) -> None:
