@@ -16,8 +16,9 @@ def lasting_buffers(work: Workload) -> float:
     """Bytes held for the whole run: two peer buffers for experts' rows that are read directly, and two for states."""
     rows = expert_rows(work)
     held = 2.0 * rows.sent * work.model.hidden_size * work.compute_bytes if rows.direct else 0.0
-    # Taken to be so wherever a host of 8 GPUs could.
-    if work.parallel.cp_states == "collectives" or not 1 < work.layout.cp * work.layout.tp <= 8:
+    layout = work.layout
+    # Ranks of cp lie tp apart; taken to read states directly wherever a host of 8 GPUs could.
+    if layout.cp == 1 or layout.cp * layout.tp > 8 or work.parallel.cp_states == "collectives":
         return held
     state = max(work.mixer_memory(letter).state for letter in set(work.model.layer_types))
     return held + 2.0 * state * FP32 * work.parallel.cp_chunks

@@ -10,6 +10,7 @@ import pytest
 from mmtrain.config.cli import compose
 from mmtrain.model.flops import count_parameters
 from mmtrain.parallel.layout import plan_layout
+from mmtrain.parallel.memory.communication import lasting_buffers
 from mmtrain.parallel.memory.predict import GIB, PARTS, margin_bytes, predict
 from mmtrain.parallel.memory.workload import Workload, layer_parameters, root_parameters
 
@@ -196,3 +197,17 @@ def test_groups_of_heads_bring_a_million_tokens_on_4_gpus_under_72_gib() -> None
     one, two, four = (predict(workload(*given, f"parallel.lightning_head_groups={groups}", world=4, seq_len=2**20)).gib
                       for groups in (1, 2, 4))  # fmt: skip
     assert one > 72 > 64 > two >= four
+
+
+def test_buffers_for_states_last_where_gpus_of_one_host_share_rows() -> None:
+    """Two of 8 states of 8 chunks' heads; none where a row is not shared, or its ranks are on several hosts."""
+    config = workload().model
+    states = 2.0 * 8 * config.num_heads * config.head_dim**2 * 4
+    for options, world, bytes_held in (
+        (["parallel.cp=2"], 2, states),
+        (["parallel.cp=4", "parallel.tp=2"], 8, states / 2),  # a rank of tp has half of the heads
+        (["parallel.tp=2"], 2, 0.0),
+        (["parallel.cp=8", "parallel.tp=2"], 16, 0.0),
+        (["parallel.cp=2", "parallel.cp_states=collectives"], 2, 0.0),
+    ):
+        assert lasting_buffers(workload(*options, world=world)) == bytes_held, options
