@@ -72,6 +72,8 @@ class StagingBuffer:
                 copy.copy_(source)
             else:
                 self._later.append((source, copy))
+        if not self._later:  # no thread of the host copies anything that may not change
+            self._host_done.set()
         if on_device:
             self._start_on_device(on_device)
 

@@ -86,6 +86,21 @@ def test_what_is_held_may_change_at_once(monkeypatch: pytest.MonkeyPatch, room: 
     assert len(taken) == (room > 0) and all(one.bytes_N is None for one in taken)
 
 
+def test_the_steps_wait_for_the_thread_that_writes_only_where_it_copies() -> None:
+    given = [torch.randn(5), torch.randn(1 << 15)]
+    for source, now, waits in ((given[0], False, False), (given[1], True, False), (given[1], False, True)):
+        copy = staging.StagingBuffer(torch.device("cpu"))
+        for _ in range(2):  # what the first copy ended does not count for the second
+            copy.start([source], [now])
+            changes = threading.Thread(target=copy.wait, daemon=True)
+            changes.start()
+            changes.join(0.2 if waits else 60)
+            assert changes.is_alive() == waits
+            assert torch.equal(copy.finish()[0], source)
+            changes.join(60)
+            assert not changes.is_alive()
+
+
 class Runtime:
     """Stands for CUDA's runtime: what is pinned, on which device and thread, and how many pages it found there."""
 
