@@ -8,6 +8,7 @@ they come, then a picture to DIR/infer.png and a table to the terminal; cheap ca
 - *device_ms*: median of the passes through the model alone;
 - *floor_ms*: bytes of the weights once, of states read and written, of keys read, over the measured rate of a copy;
 - *weights_of_plan*: weights as the allocator counts them over what `mmtrain.infer.planning` reckons;
+- *step_of_plan*: memory that a step of a prefill takes at most beside weights, keys and states, over what it reckons;
 - *mfu*: useful operations of a prefill (the head for one token) over the dense bf16 peak.
 
 `--draw` makes the picture and the table anew from DIR/infer.json, without a GPU.

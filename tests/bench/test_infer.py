@@ -13,12 +13,13 @@ from mmtrain.bench.infer.decode import at_work, decode, floor_bytes
 from mmtrain.bench.infer.mixed import mixed
 from mmtrain.bench.infer.models import ServedModel, model_config, read_bytes, served
 from mmtrain.bench.infer.peer import peer
-from mmtrain.bench.infer.prefill import prefill, prefill_flops
+from mmtrain.bench.infer.prefill import StepMemory, prefill, prefill_flops, step_memory_planned
 from mmtrain.bench.infer.report import table, with_predictions
 from mmtrain.bench.infer.shares import cut_down, shares, shares_of
 from mmtrain.bench.infer_gpu import main
 from mmtrain.errors import ConfigError
 from mmtrain.infer.engine import Engine
+from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.model.flops import step_flops
 from tests.infer.served import SMALL
 from tests.model.small import small_config
@@ -71,6 +72,21 @@ def test_prefill(small: ServedModel) -> None:
     config = small.model.config
     head = 2 * config.hidden_size * config.vocab_size
     assert prefill_flops(config, 50) == pytest.approx(step_flops(config, [50]).forward - 49 * head)
+
+
+def test_memory_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was held before does not count; the plan has a copy of a layer's keys, which longer prompts make larger."""
+    held = iter([700])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: next(held))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000)
+    found = StepMemory(torch.device("cuda")).of_plan(400)
+    assert found == {"step_bytes": 300, "step_bytes_planned": 400, "step_of_plan": 0.75}
+    assert StepMemory(CPU).of_plan(400) == {}
+    config, options = small_config(num_layers=4, layer_pattern="LLLS"), EngineOptions(max_running=1, prefix_slots=0)
+    planned = [step_memory_planned(config, Prefill("small", tokens=64 * pages - 1), options) for pages in (1, 3)]
+    keys = 2 * config.num_kv_heads * config.head_dim * 2
+    assert planned[1] - planned[0] == 2 * 64 * keys
 
 
 def test_a_long_prefill_tells_how_far_it_is(small: ServedModel) -> None:

@@ -1,4 +1,4 @@
-"""Prefill of one prompt: its rate beside the training forward pass, and its share of the device's peak."""
+"""Prefill of one prompt: its rate beside the training forward pass, its share of the device's peak, and its memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from mmtrain.bench.infer.cases import Prefill
 from mmtrain.bench.infer.models import ServedModel
 from mmtrain.config import ModelConfig
 from mmtrain.infer.engine import Engine
+from mmtrain.infer.planning.plan import plan_serving
+from mmtrain.infer.planning.weights import ServingLayout
 from mmtrain.infer.serving.generation import GenerationRequest
 from mmtrain.infer.serving.options import EngineOptions
 from mmtrain.model.flops import peak_flops, step_flops
@@ -37,10 +39,12 @@ def prefill(
         max_running=1, prefix_slots=0, prefill_tokens=case.piece, longest=case.tokens + 64)  # fmt: skip
     engine, tokens = Engine(model, options=options), random_tokens(model.config, case.tokens)
     read_prompt(engine, tokens[: 2 * case.piece + 1] if case.once else tokens, wait)
+    beside = StepMemory(model.embed_tokens.weight.device)
     marks = read_prompt(engine, tokens, wait, say if case.once else None)
+    memory = beside.of_plan(step_memory_planned(model.config, case, options))
     seconds = marks[-1][1]
     found: dict[str, Any] = {"context": case.tokens, "piece": case.piece, "seconds": seconds,
-                             "tokens_s": case.tokens / seconds}  # fmt: skip
+                             "tokens_s": case.tokens / seconds, **memory}  # fmt: skip
     flops = prefill_flops(model.config, case.tokens)
     found["tflop_s"] = flops / seconds / 1e12
     if peak := _peak(model):
@@ -55,6 +59,29 @@ def prefill(
     except torch.OutOfMemoryError:
         found["forward_tokens_s"] = "does not fit"
     return found
+
+
+class StepMemory:
+    """What steps take of a GPU from here on, beside what is held now."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._on_gpu, self._held = device, device.type == "cuda", 0
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+            self._held = torch.cuda.memory_allocated(device)
+
+    def of_plan(self, planned: int) -> dict[str, float]:
+        """Bytes at most, bytes planned and their ratio; nothing on a CPU, which counts no memory."""
+        if not self._on_gpu:
+            return {}
+        taken = torch.cuda.max_memory_allocated(self._device) - self._held
+        return {"step_bytes": taken, "step_bytes_planned": planned, "step_of_plan": taken / planned}
+
+
+def step_memory_planned(config: ModelConfig, case: Prefill, options: EngineOptions) -> int:
+    """Bytes that `mmtrain.infer.planning` reckons for a step of a prompt, with the copy of a layer's keys."""
+    plan = plan_serving(config, ServingLayout(), case.precision, case.tokens + 1, 1 << 40, options)
+    return plan.step_bytes + plan.copies_bytes
 
 
 def random_tokens(config: ModelConfig, count: int) -> tuple[int, ...]:

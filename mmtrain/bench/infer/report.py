@@ -14,7 +14,7 @@ COLUMNS = {
     "tokens_s": ("tokens/s", "{:,.0f}"), "of_floor": ("of the bytes' floor", "{:.1%}"),
     "of_floor_device": ("device alone", "{:.1%}"), "of_predicted": ("x predicted", "{:.3f}"),
     "mfu": ("MFU", "{:.1%}"), "of_forward": ("of the forward pass", "{:.1%}"),
-    "weights_of_plan": ("weights / plan", "{:.4f}"),
+    "weights_of_plan": ("weights / plan", "{:.4f}"), "step_of_plan": ("a step's memory / plan", "{:.3f}"),
 }  # fmt: skip
 """Columns of the table, by the name of the figure."""
 
