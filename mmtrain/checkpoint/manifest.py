@@ -17,12 +17,12 @@ import xxhash
 
 from mmtrain.checkpoint.durable import sync_file, sync_folder, write_text
 from mmtrain.checkpoint.progress import RECORD
+from mmtrain.checkpoint.read_ahead import blocks_of
 from mmtrain.checkpoint.tensor_index import INDEX, RANK_FILE
 
 MANIFEST = "manifest.json"
 ALGORITHM = "xxh3_128"
 OLD_SUFFIX = ".distcp"  # of torch's files of tensors, before format 3
-_BLOCK = 8 << 20  # bytes hashed at a time
 _LARGEST = 256 << 20  # bytes of a manifest: a million files take about 130 each
 _CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
@@ -58,7 +58,7 @@ class Manifest:
 
 
 def file_sum(path: Path, told: Callable[[int], None] | None = None) -> FileSum:
-    """Return size and checksum of a file; one of any size is read in blocks.
+    """Return size and checksum of a file of any size, of which some blocks are in memory at once.
 
     Args:
         path: of the file.
@@ -67,14 +67,12 @@ def file_sum(path: Path, told: Callable[[int], None] | None = None) -> FileSum:
     Raises:
         OSError: it cannot be read.
     """
-    size, state, block = 0, xxhash.xxh3_128(), bytearray(_BLOCK)
-    view = memoryview(block)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(block):
-            state.update(view[:count])
-            size += count
-            if told is not None:
-                told(count)
+    size, state = 0, xxhash.xxh3_128()
+    for block in blocks_of(path):
+        state.update(block)
+        size += len(block)
+        if told is not None:
+            told(len(block))
     return FileSum(size, state.hexdigest())
 
 
