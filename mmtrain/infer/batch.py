@@ -40,16 +40,16 @@ class AskedLines(NamedTuple):
         return max(len(one.tokens) + one.max_tokens for one in self.requests)
 
     def with_images(self, place: int) -> GenerationRequest:
-        """Return a request with its images, decoded.
+        """Return a request with its images, decoded; its text is made once.
 
         Raises:
             ConfigError: one cannot be decoded; the message names the line.
         """
-        seen = self.seen[place]
+        request, seen = replace(self.requests[place], stream_text=False), self.seen[place]
         if seen is None:
-            return self.requests[place]
+            return request
         try:
-            return replace(self.requests[place], images=seen.images())
+            return replace(request, images=seen.images())
         except ConfigError as error:
             raise _of_line(self.lines[place], error) from None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -35,7 +36,7 @@ from mmtrain.infer.serving.runner import PathResult, Runner
 from mmtrain.infer.serving.sampler import Sampler
 from mmtrain.infer.serving.scheduler import Scheduler, Step
 from mmtrain.infer.serving.scoring import note_scores
-from mmtrain.infer.serving.stop import StopText
+from mmtrain.infer.serving.stop import text_of
 from mmtrain.model.model import HybridLM
 from mmtrain.vision.prompt_images import PromptImages
 
@@ -141,7 +142,7 @@ class Engine:
             self.metrics.refused += 1
             raise
         self.metrics.image_tiles += 0 if request.images is None else len(request.images.tiles_N3SS)
-        text = None if self._tokenizer is None else StopText(self._tokenizer, request.tokens, request.stop)
+        text = None if self._tokenizer is None else text_of(self._tokenizer, request)
         document = Document(next(self._ids), request, list(request.tokens), text, images=seen)
         document.reason = "has not been looked at yet"
         self._documents[document.id] = document
@@ -172,12 +173,15 @@ class Engine:
         results = self._runner.run(step)
         self.metrics.steps += 1
         self.metrics.prefill_tokens += sum(chunk.count for chunk in step.prefill)
-        self.metrics.decode_tokens += sum(chunk.count for chunk in step.decode)
-        for document, tokens in (*step.prefill, *step.decode):
+        self.metrics.decode_tokens += len(step.decode)
+        chunks = [*step.prefill, *step.decode]
+        for document, tokens in chunks:
             document.computed += tokens
-            self._scheduler.keep_prefix(document)
-        if self._scheduler.prefixes is not None and (line := self.metrics.prefix_warning(self._options.warn_after)):
-            self._warn(line)
+        if self._scheduler.prefixes is not None:
+            for document, _ in chunks:
+                self._scheduler.keep_prefix(document)
+            if line := self.metrics.prefix_warning(self._options.warn_after):
+                self._warn(line)
         return [news for result in results for news in self._take(result)]
 
     def stream(
@@ -220,7 +224,8 @@ class Engine:
         Raises:
             RequestRefused, ConfigError: as :meth:`stream`.
         """
-        done = {news.id: news.generation for news in self.stream(requests) if news.generation is not None}
+        asked = (replace(request, stream_text=False) for request in requests)
+        done = {news.id: news.generation for news in self.stream(asked) if news.generation is not None}
         return [done[number] for number in sorted(done)]
 
     def score(self, tokens: Sequence[int], start: int = 1) -> list[float]:
@@ -262,6 +267,7 @@ class Engine:
         """
         document = self._find(number)
         self.metrics.cancelled += 1
+        document.break_off()
         return self._end(document, Finish.CANCELLED)
 
     def pause(self, number: int) -> None:

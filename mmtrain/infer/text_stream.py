@@ -52,3 +52,17 @@ class TextStream:
             if kept and text.endswith(kept):
                 self._ids, self._written = self._ids[first:], len(kept)
                 return
+
+
+def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
+    """Return the text of ids that follow others: what a :class:`TextStream` gives of them, in less time.
+
+    Where bytes make no character, some tokenizers take those beside them for broken too, which a stream has handed out
+    by then: such ids go through a stream.
+    """
+    before = list(context[-_CONTEXT:])
+    text = tokenizer.decode([*before, *ids])
+    if "\ufffd" not in text:
+        return text[len(tokenizer.decode(before)) :]
+    stream = TextStream(tokenizer, context)
+    return "".join(map(stream.push, ids)) + stream.finish()

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
-from mmdata.tokenizer import load_tokenizer
+from mmdata.tokenizer import ByteTokenizer, load_tokenizer
 from mmtrain.errors import ConfigError
 from mmtrain.infer.engine import Engine
 from mmtrain.infer.sampling import Sampling
@@ -100,6 +100,38 @@ def test_streamed_text_never_holds_the_beginning_of_a_stop() -> None:
     assert "".join(one.text for one in news) == TEXT[1:]
     assert [one.text for one in news if one.text] == ["é", "€😀!"]
     assert [one.token for one in news][-1] is None and news[-1].generation is not None
+
+
+@pytest.mark.parametrize("most", [1, 2, 4, 9, 20])
+def test_text_that_is_made_once_is_that_which_comes(most: int) -> None:
+    engine, made = chain_engine(), []
+    for streams in (True, False):
+        news = list(engine.stream([GenerationRequest((N,), most, stream_text=streams)]))
+        assert news[-1].generation is not None
+        assert "".join(one.text for one in news) == news[-1].generation.text
+        assert streams or not any(one.text for one in news[:-1])
+        made.append(news[-1].generation)
+    assert made[0] == made[1] and made[0].text
+    assert engine.generate([GenerationRequest((N,), most)]) == made[:1]
+
+
+def test_nobody_reads_the_text_of_what_is_generated_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, calls = chain_engine(), []
+    decode = ByteTokenizer.decode
+    monkeypatch.setattr(ByteTokenizer, "decode", lambda self, ids: calls.append(len(ids)) or decode(self, ids))
+    (made,) = engine.generate([GenerationRequest((N,), 20)])
+    assert made.text == TEXT[1:] and len(made.tokens) == 10 and len(calls) <= 2
+
+
+def test_text_of_a_request_that_is_cancelled_is_what_was_certain() -> None:
+    made = []
+    for streams in (True, False):
+        engine = chain_engine()
+        number = engine.submit(GenerationRequest((N,), 20, stream_text=streams))
+        for _ in range(4):
+            engine.step()
+        made.append(engine.cancel(number))
+    assert made[0] == made[1] and made[0].text == "é" and len(made[0].tokens) == 4
 
 
 def test_repetition_is_penalised_as_transformers_does() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from mmdata.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from mmtrain.infer.serving.generation import GenerationRequest
+from mmtrain.infer.serving.stop import StopText, WholeText, text_of
 from mmtrain.infer.text_stream import TextStream
 from tests.infer.chain import file_tokenizer
 
@@ -60,3 +63,28 @@ def test_broken_characters_wait_for_the_end_and_are_replaced() -> None:
     assert [stream.push(byte) for byte in "\u20ac".encode()[:2]] == ["", ""]
     assert stream.finish() == "\ufffd"
     assert stream.finish() == ""
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 9])
+@pytest.mark.parametrize("broken", [False, True])
+def test_text_at_the_end_is_that_of_a_stream(tokenizer: Tokenizer, start: int, broken: bool) -> None:
+    """Also where the prompt ends within a character, and where ids make none."""
+    ids = tokenizer.encode(TEXT)
+    if broken:
+        random.Random(start).shuffle(ids)
+    streamed, whole = StopText(tokenizer, ids[:start]), WholeText(tokenizer, ids[:start])
+    text = "".join(streamed.push(token) for token in ids[start:-1])
+    assert [whole.push(token) for token in ids[start:-1]] == [""] * (len(ids) - start - 1)
+    assert whole.broken_off() == text.rstrip("\ufffd") and streamed.broken_off() == ""
+    text += streamed.push(ids[-1]) + streamed.finish()
+    whole.push(ids[-1])
+    assert whole.finish() == text and not whole.stopped
+
+
+def test_stop_texts_are_looked_for_as_tokens_come() -> None:
+    made = {
+        (stream, stop): type(text_of(ByteTokenizer(), GenerationRequest((1,), stop=stop, stream_text=stream)))
+        for stream in (False, True)
+        for stop in ((), ("x",))
+    }
+    assert made.pop((False, ())) is WholeText and set(made.values()) == {StopText}

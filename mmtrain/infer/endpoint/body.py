@@ -75,7 +75,9 @@ def completion(fields: Fields, served: Served) -> Asked:
     for _, ids in prompts:
         _check_length(served, len(ids), most, "prompt", "max_tokens")
     scored = echo and logprobs is not None
-    requests = [common.request(ids, most, choice, logprobs, scored) for _, ids in prompts for choice in range(common.n)]
+    requests = [
+        common.request(ids, most, choice, stream, logprobs, scored) for _, ids in prompts for choice in range(common.n)
+    ]
     texts = [text for text, _ in prompts for _ in range(common.n)]
     return Asked(tuple(requests), tuple(texts), False, echo, logprobs, stream, usage, common.n)
 
@@ -104,7 +106,7 @@ def chat(fields: Fields, served: Served) -> Asked:
     fields.finish()
     _check_length(served, len(ids), 1 if most is None else most, "messages", "max_tokens")
     most = min(MAX_CHAT_TOKENS, served.length - len(ids)) if most is None else most
-    requests = tuple(common.request(ids, most, choice, None, False) for choice in range(common.n))
+    requests = tuple(common.request(ids, most, choice, stream) for choice in range(common.n))
     return Asked(requests, (None,) * common.n, True, False, None, stream, usage, common.n)
 
 
@@ -120,12 +122,13 @@ class _Common:
     ignore_eod: bool
 
     def request(
-        self, ids: tuple[int, ...], most: int, choice: int, logprobs: int | None, scored: bool
-    ) -> GenerationRequest:
+        self, ids: tuple[int, ...], most: int, choice: int, stream: bool, logprobs: int | None = None,
+        scored: bool = False,
+    ) -> GenerationRequest:  # fmt: skip
         """Return what a choice asks of the engine; its seed is the request's and its number among the prompt's."""
         return GenerationRequest(
             ids, most, self.sampling, self.seed + choice, self.stop, self.stop_ids, self.ignore_eod,
-            logprobs=logprobs is not None, prompt_logprobs=scored, top_logprobs=logprobs or 0,
+            logprobs=logprobs is not None, prompt_logprobs=scored, top_logprobs=logprobs or 0, stream_text=stream,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmtrain.infer.serving.document_images import DocumentImages
 from mmtrain.infer.serving.generation import Finish, Generation, GenerationRequest, TopTokens
-from mmtrain.infer.serving.stop import StopText
+from mmtrain.infer.serving.stop import StopText, WholeText
 from mmtrain.vision.prompt_images import PromptImages
 
 
@@ -47,7 +47,7 @@ class Document:
     id: int
     request: GenerationRequest
     tokens: list[int]
-    text: StopText | None
+    text: StopText | WholeText | None
     made: Generation = field(default_factory=Generation)
     generator: torch.Generator | None = None
     computed: int = 0
@@ -129,6 +129,11 @@ class Document:
         if full:
             text += self._last_text()
         return True, text, self._stopped_or(finish)
+
+    def break_off(self) -> None:
+        """Give what was made the text that it has so far: the continuation ends before its end."""
+        if self.text is not None:
+            self.made.text += self.text.broken_off()
 
     def _last_text(self) -> str:
         rest = "" if self.text is None else self.text.finish()

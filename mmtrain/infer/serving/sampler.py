@@ -60,7 +60,7 @@ class Sampler:
             ConfigError: they are not finite numbers.
         """
         nothing = [None] * len(documents)
-        if all(map(self._takes_largest, documents)):
+        if all(document.request.takes_largest for document in documents) and not self._is_endless(documents):
             tokens, are_finite = self._largest.find(logits_NV)
             _check(are_finite)
             return Choices(tokens, nothing, nothing)
@@ -73,16 +73,9 @@ class Sampler:
         top = max(document.request.top_logprobs for document in documents)
         return Choices(tokens, logprobs, top_tokens(logits_NV, top, self._vocab_size) or nothing)
 
-    def _takes_largest(self, document: Document) -> bool:
-        """Whether a document is followed by the id of its largest logit as the model gives it, and nothing else."""
-        request = document.request
-        rule = request.sampling
-        return (
-            rule.temperature == 0
-            and rule.repetition_penalty == 1
-            and not request.logprobs
-            and not (request.ignore_eod and self._eod_id is not None)
-        )
+    def _is_endless(self, documents: list[Document]) -> bool:
+        """Whether the end of a document must not follow one of them."""
+        return self._eod_id is not None and any(document.request.ignore_eod for document in documents)
 
     def _draw(self, documents: list[Document], logits_NV: Tensor) -> Tensor:
         """The ids that follow by each document's own rule, int64 [N]."""
@@ -90,8 +83,8 @@ class Sampler:
         for n, document in enumerate(documents):
             if document.request.sampling.repetition_penalty != 1:
                 _penalise(document, ready_NV[n])
-        endless = [n for n, document in enumerate(documents) if document.request.ignore_eod]
-        if endless and self._eod_id is not None:
+        if self._is_endless(documents):
+            endless = [n for n, document in enumerate(documents) if document.request.ignore_eod]
             ready_NV[to_device(torch.tensor(endless), ready_NV.device), self._eod_id] = -torch.inf
         ready_NV[:, self._vocab_size :] = -torch.inf
         uniform_N = [document.next_uniform() for document in documents]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mmdata.tokenizer import ByteTokenizer
-from mmtrain.infer.endpoint.body import completion
+from mmtrain.infer.endpoint.body import chat, completion
 from mmtrain.infer.endpoint.fields import parse_body
 from mmtrain.infer.endpoint.refusal import Refusal
 from mmtrain.infer.endpoint.served import Served
@@ -136,6 +138,14 @@ def test_wrong_fields_are_answered_400_and_the_server_still_serves(server: Runni
 
 def asked(**fields: Any) -> Any:
     return completion(parse_body(json.dumps({"prompt": "a", **fields}).encode()), SERVED)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_text_is_made_as_it_comes_only_for_a_stream(stream: bool) -> None:
+    messages = {"messages": [{"role": "user", "content": "a"}], "stream": stream}
+    served = replace(SERVED, chat=SimpleNamespace(encode=lambda messages: [97]))
+    talk = chat(parse_body(json.dumps(messages).encode()), served)
+    assert [one.stream_text for one in (*asked(stream=stream, n=2).requests, *talk.requests)] == [stream] * 3
 
 
 def test_fields_without_an_effect_are_taken() -> None:
