@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mmtrain.build import meta_model
+from mmtrain.checkpoint import staging
 from mmtrain.checkpoint.damage import damage_of
 from mmtrain.checkpoint.manifest import file_sum, read_manifest
 from mmtrain.checkpoint.progress import Progress
@@ -83,6 +84,7 @@ def save_beside_a_step(folder: Path, parallel: ParallelConfig) -> tuple[float, b
             return write(self, tensors)
 
         with (
+            mock.patch.object(staging, "_SMALL", 0),  # these parameters would be copied at once
             mock.patch.object(StagingBuffer, "finish", slow(StagingBuffer.finish, 0.3)),
             mock.patch.object(RankWriter, "write", late),
         ):
