@@ -23,7 +23,7 @@ import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,7 +45,7 @@ from mmtrain.checkpoint.progress import Progress
 from mmtrain.checkpoint.rank_writer import RankWriter
 from mmtrain.checkpoint.save import BY_PARAMETER, PendingSave, begin_save, most_bytes
 from mmtrain.checkpoint.staging import StagingBuffer
-from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig
+from mmtrain.config import ClusterConfig, OptimConfig, ParallelConfig, PretrainConfig
 from mmtrain.config.cli import compose
 from mmtrain.optim.optimizer import build_optimizer
 from mmtrain.parallel import mesh
@@ -56,12 +56,19 @@ from mmtrain.train.step import train_step
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-class Training:
-    """A model under FSDP over all processes, its optimizer, and steps of it."""
+def options_of(model: str, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Return the options of a run with a model of configs/model."""
+    return compose(["stage=quickstart", f"model={model}", "data.path=none", "run.name=bench", *overrides], CONFIGS)
 
-    def __init__(self, context: mesh.ParallelContext, model: str, tokens: int) -> None:
-        given = ["stage=quickstart", f"model={model}", "data.path=none", "run.name=bench"]
-        self.context, self.config = context, compose(given, CONFIGS).model
+
+class Training:
+    """A model over all processes, under FSDP if no layout is given, its optimizer, and steps of it."""
+
+    def __init__(
+        self, context: mesh.ParallelContext, model: str, tokens: int, parallel: ParallelConfig | None = None
+    ) -> None:
+        self.context, self.config = context, options_of(model).model
+        self.parallel = ParallelConfig() if parallel is None else parallel
         self.row = packed_row([tokens], self.config.vocab_size, context.rank)
         self.build()
 
@@ -69,7 +76,7 @@ class Training:
         """Begin anew: the first weights, and an optimizer without moments."""
         self.model = self.optimizer = None  # the memory of the ones before goes first
         dtype = compute_dtype("auto", self.context.device)
-        self.model = apply_parallel(meta_model(self.config), self.context, ParallelConfig(), dtype)
+        self.model = apply_parallel(meta_model(self.config), self.context, self.parallel, dtype)
         self.model.initialise(0)
         self.optimizer = build_optimizer(self.model.module, OptimConfig())
         self.writer = RankWriter()
@@ -112,6 +119,13 @@ class Training:
         """Weights and moments as torch's checkpoint takes them."""
         weights, moments = get_state_dict(self.model.module, self.optimizer, options=BY_PARAMETER)
         return {"model": weights, "optimizer": moments}
+
+    def load_state(self, folder: Path) -> None:
+        """Load it by `dcp.load`."""
+        state = self.state()
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(self.model.module, self.optimizer, model_state_dict=state["model"],
+                       optim_state_dict=state["optimizer"], options=BY_PARAMETER)  # fmt: skip
 
     def begin(self, folder: Path, copy: StagingBuffer | None) -> PendingSave:
         """Begin to save it our way."""
@@ -294,13 +308,7 @@ def measure_dcp(disk: Disk, count: int, beside: int) -> None:
     training, folder = disk.training, disk.scratch / "dcp"
     disk.keep("dcp_save_s", disk.in_turns(folder.name, lambda: dcp.save(training.state(), checkpoint_id=folder))[0])
 
-    def load() -> None:
-        state = training.state()
-        dcp.load(state, checkpoint_id=folder)
-        set_state_dict(training.model.module, training.optimizer, model_state_dict=state["model"],
-                       optim_state_dict=state["optimizer"], options=BY_PARAMETER)  # fmt: skip
-
-    disk.keep("dcp_load_s", disk.timed(load))
+    disk.keep("dcp_load_s", disk.timed(lambda: training.load_state(folder)))
     disk.clear(folder.name)
     disk.beside("dcp_beside", count, lambda folder: dcp_beside(training, folder, count), beside)
 
