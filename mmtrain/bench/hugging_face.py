@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mmtrain.bench.checkpoint import Figures, Training, parser_of, run, seconds
+from mmtrain.bench.checkpoint import run
 from mmtrain.bench.plain_files import copy_files
+from mmtrain.bench.saved_training import Figures, Training, parser_of, seconds
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.hf.export import export
 from mmtrain.hf.folder import check_folder

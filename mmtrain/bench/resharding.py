@@ -18,8 +18,8 @@ from shutil import rmtree
 
 import torch.distributed.checkpoint as dcp
 
-from mmtrain.bench.checkpoint import Figures, Training, options_of, parser_of, seconds
 from mmtrain.bench.plain_files import read_files
+from mmtrain.bench.saved_training import Figures, Training, options_of, parser_of, seconds
 from mmtrain.checkpoint.agreement import on_main
 from mmtrain.checkpoint.load import load_checkpoint
 from mmtrain.checkpoint.manifest import read_manifest

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _BLOCK = 4 << 20  # bytes: those under way stay in a processor's cache until they are looked at
@@ -14,7 +13,7 @@ _READERS = 3  # reads under way at once: file systems over a network, and disks,
 
 
 def blocks_of(path: Path) -> Iterator[memoryview]:
-    """Give the bytes of a file, block by block; each is overwritten when the next but a few is asked for.
+    """Give the bytes of a file, block by block; each may be overwritten once the next is asked for.
 
     A file that grows meanwhile is read as far as it went; one that is cut short, to its new end.
 
@@ -23,23 +22,20 @@ def blocks_of(path: Path) -> Iterator[memoryview]:
     """
     with path.open("rb", buffering=0) as file:
         number, size = file.fileno(), os.fstat(file.fileno()).st_size
-        begins = iter(range(0, size, _BLOCK))
+        count = -(-size // _BLOCK)
+        buffers = [memoryview(bytearray(min(_BLOCK, size))) for _ in range(_READERS + 1)]  # one is looked at
+
+        def read(i: int) -> memoryview:
+            view = buffers[i % len(buffers)][: size - i * _BLOCK]
+            return view[: _fill(number, view, i * _BLOCK)]
+
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read-ahead") as pool:
-            under_way: deque[tuple[Future[int], memoryview]] = deque()
-
-            def begin(view: memoryview) -> None:
-                for start in islice(begins, 1):
-                    under_way.append((pool.submit(_fill, number, view[: size - start], start), view))
-
-            for _ in range(min(_READERS, -(-size // _BLOCK))):
-                begin(memoryview(bytearray(min(_BLOCK, size))))
-            spare = memoryview(bytearray(min(_BLOCK, size)))
-            while under_way:
-                read, view = under_way.popleft()
-                count = read.result()
-                begin(spare)  # so that as many are under way while this one is looked at
-                yield view[:count]
-                spare = view
+            under_way = deque(pool.submit(read, i) for i in range(min(_READERS, count)))
+            for i in range(count):
+                block = under_way.popleft().result()
+                if i + _READERS < count:
+                    under_way.append(pool.submit(read, i + _READERS))
+                yield block
 
 
 def _fill(file: int, view: memoryview, start: int) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +16,7 @@ class LocalAdamW(torch.optim.AdamW):
     The same bits as torch's own class, which sends lists of DTensors through their dispatcher: of 170 parameters, 4 ms
     a step in which the device waits. An update is left out where the attribute `found_inf`, a scalar, is not zero; the
     device reads it, as with torch's own.
-
-    torch keeps its compiler away from two methods by a wrapper that imports the compiler: 1 s of every start. They are
-    called here without it.
     """
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, as torch's own class does."""
-        inspect.unwrap(torch.optim.AdamW.add_param_group)(self, param_group)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, as torch's own class does."""
-        inspect.unwrap(torch.optim.AdamW.zero_grad)(self, set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor, _redistribute
+from torch.distributed.tensor import _redistribute
+from torch.distributed.tensor import debug as _debug
 
 from mmtrain.config import ClusterConfig
 from mmtrain.config.process_env import join_launcher, read_processes
@@ -190,12 +191,7 @@ def stop() -> None:
     if (megatron := sys.modules.get("megatron.core.parallel_state")) is not None:
         megatron.destroy_model_parallel()  # it would hold the groups, and gloo's threads are theirs
     # DTensor's caches take a mesh of destroyed groups for an equal new one, and would use its groups.
-    # What clears them lies in `torch.distributed.tensor.debug`, whose import takes 1 s: torch's compiler comes with it.
-    DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache_clear()  # type: ignore[attr-defined]
-    for owner, name in (
-        (torch._C, "_clear_DTensor_sharding_propagator_cache"),
-        (_redistribute, "clear_redistribute_planner_cache"),
-    ):
+    for owner, name in ((_debug, "_clear_sharding_prop_cache"), (_redistribute, "clear_redistribute_planner_cache")):
         getattr(owner, name, lambda: None)()
     if (infos := getattr(_redistribute, "_gen_transform_infos", None)) is not None:
         infos.cache_clear()

@@ -7,7 +7,6 @@ import importlib.machinery
 import importlib.util
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -336,26 +335,3 @@ def test_host_adam_continues_from_its_state() -> None:
 def test_host_adam_takes_no_closure() -> None:
     with pytest.raises(NotImplementedError, match="closure"):
         host_adam(Weights()).step(lambda: 0.0)
-
-
-START = """
-import sys
-import torch
-import mmtrain.parallel.mesh
-from mmtrain.config import OptimConfig
-from mmtrain.optim.optimizer import build_optimizer, update
-
-model = torch.nn.Linear(3, 3)
-optimizer = build_optimizer(model, OptimConfig())
-model(torch.ones(1, 3)).sum().backward()
-update(optimizer, 0.1, torch.tensor(False))
-assert model.weight.grad is None and "exp_avg" in optimizer.state[model.weight]
-mmtrain.parallel.mesh.stop()
-print(sorted({name for name in sys.modules if name in ("torch._dynamo", "torch._inductor")}))
-"""
-
-
-def test_no_start_imports_the_compiler() -> None:
-    """It takes a second, and nothing here is compiled by it."""
-    found = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines()[-1] == "[]", found.stdout
